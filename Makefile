@@ -1,0 +1,91 @@
+# Lighter's build. Everything is found by its name and place, so that adding a file is enough:
+#
+#   src/ROOM/**/*.c          part of the library, but for
+#     *_test.c               a program of cmocka tests            -> $(B)/tests/
+#     *_fuzz.c               a fuzz target (libFuzzer or a corpus)-> $(B)/fuzz/
+#     *_avx2.c               compiled for AVX2, FMA and F16C (x86-64 only)
+#   src/cli/main.c           the program                          -> $(B)/lighter
+#
+#   make                     release, in build/
+#   make VARIANT=debug       debug | asan | tsan | fuzz (needs clang), in build-VARIANT/
+#   make CC=clang B=build-clang
+#   make tests               the test programs; scripts/test runs them
+
+VARIANT ?= release
+ifeq ($(origin CC),default)
+CC      := gcc
+endif
+B       ?= $(if $(filter release,$(VARIANT)),build,build-$(VARIANT))
+ifeq ($(VARIANT),fuzz)
+CC      := clang
+endif
+
+PACKAGES = jansson libmicrohttpd oniguruma libutf8proc
+WARN     = -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes \
+           -Wpointer-arith -Wvla -Wwrite-strings
+CFLAGS_release = -O3 -g
+CFLAGS_debug   = -O1 -g -DLIGHTER_DEBUG
+CFLAGS_asan    = -O1 -g -DLIGHTER_DEBUG -fsanitize=address,undefined -fno-sanitize-recover=all \
+                 -fno-omit-frame-pointer
+CFLAGS_tsan    = -O1 -g -DLIGHTER_DEBUG -fsanitize=thread
+CFLAGS_fuzz    = -O1 -g -DLIGHTER_DEBUG -fsanitize=address,undefined,fuzzer-no-link \
+                 -fno-sanitize-recover=all
+# -ffp-contract=off: a * b + c is fused only where the code says fma, so that every compiler and
+# every instruction set rounds the same way.
+ALL_CFLAGS  = -std=c17 $(WARN) $(CFLAGS_$(VARIANT)) -ffp-contract=off -fno-math-errno -pthread \
+              -D_GNU_SOURCE -Isrc -Iinclude -MMD -MP \
+              $(shell pkg-config --cflags $(PACKAGES)) $(CFLAGS)
+ALL_LDFLAGS = $(CFLAGS_$(VARIANT)) -pthread $(LDFLAGS)
+LIBS        = $(shell pkg-config --libs $(PACKAGES)) -lm -ldl
+ARCH        = $(shell $(CC) -dumpmachine | cut -d- -f1)
+
+SOURCES  = $(sort $(shell find src -name '*.c'))
+TESTS    = $(filter %_test.c,$(SOURCES))
+FUZZ     = $(filter %_fuzz.c,$(SOURCES))
+LIBRARY  = $(filter-out %_test.c %_fuzz.c src/cli/main.c src/base/fuzz_main.c,$(SOURCES))
+ifneq ($(ARCH),x86_64)
+LIBRARY := $(filter-out %_avx2.c,$(LIBRARY))
+TESTS   := $(filter-out %_avx2_test.c,$(TESTS))
+endif
+OBJECTS  = $(LIBRARY:src/%.c=$(B)/obj/%.o)
+PROGRAMS = $(TESTS:src/%.c=$(B)/tests/%)
+FUZZERS  = $(FUZZ:src/%.c=$(B)/fuzz/%)
+
+all: $(B)/lighter $(B)/liblighter.a
+tests: $(PROGRAMS)
+fuzz: $(FUZZERS)
+
+$(B)/obj/%_avx2.o: ALL_CFLAGS += -mavx2 -mfma -mf16c
+
+$(B)/obj/%.o: src/%.c Makefile
+	@mkdir -p $(@D)
+	@echo "CC $@"
+	@$(CC) $(ALL_CFLAGS) -c -o $@ $<
+
+$(B)/liblighter.a: $(OBJECTS)
+	@echo "AR $@"
+	@rm -f $@
+	@ar rcs $@ $^
+
+$(B)/lighter: $(B)/obj/cli/main.o $(B)/liblighter.a
+	@echo "LD $@"
+	@$(CC) $(ALL_LDFLAGS) -o $@ $^ $(LIBS)
+
+$(B)/tests/%: $(B)/obj/%.o $(B)/liblighter.a
+	@mkdir -p $(@D)
+	@echo "LD $@"
+	@$(CC) $(ALL_LDFLAGS) -o $@ $^ $(LIBS) -lcmocka
+
+# In the fuzz variant libFuzzer drives the target; elsewhere src/base/fuzz_main.c feeds it files.
+FUZZ_MAIN = $(if $(filter fuzz,$(VARIANT)),,$(B)/obj/base/fuzz_main.o)
+$(B)/fuzz/%: $(B)/obj/%.o $(FUZZ_MAIN) $(B)/liblighter.a
+	@mkdir -p $(@D)
+	@echo "LD $@"
+	@$(CC) $(ALL_LDFLAGS) $(if $(filter fuzz,$(VARIANT)),-fsanitize=fuzzer) -o $@ $^ $(LIBS)
+
+clean:
+	rm -rf build build-*
+
+.PHONY: all tests fuzz clean
+.SECONDARY:
+-include $(shell find $(B) -name '*.d' 2>/dev/null)

@@ -1,0 +1,56 @@
+/* checkpoint/checkpoint.h - a model on disk becomes named tensors.
+ *
+ * A checkpoint is opened, which reads and checks everything but the tensors' data: names, dtypes,
+ * shapes, and that every byte range lies inside its file and overlaps no other. After that a read can
+ * fail only because the disk does, or because the file was changed underneath.
+ *
+ * A format is a row in the table of checkpoint.c: to add one is to add a file and that row. The
+ * configuration is handed on as a Hugging Face config.json, whatever the format writes.
+ *
+ * Threads: an open checkpoint does not change; any thread may find and read. */
+#ifndef LIGHTER_CHECKPOINT_CHECKPOINT_H
+#define LIGHTER_CHECKPOINT_CHECKPOINT_H
+
+#include <jansson.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/status.h"
+#include "tensor/tensor.h"
+
+#define CKPT_TENSORS_MAX 1000000
+#define CKPT_CONFIG_BYTES_MAX (16u << 20)
+
+struct ckpt;
+
+struct ckpt_tensor {
+    const char *name;       /* owned by the checkpoint */
+    enum dtype dtype;
+    uint32_t rank;          /* 0 to TENSOR_RANK_MAX; a scalar has rank 0 */
+    uint64_t shape[TENSOR_RANK_MAX];
+    uint32_t file_index;
+    uint64_t offset_bytes;  /* in the file */
+    uint64_t size_bytes;
+};
+
+/* Opens a Hugging Face folder (config.json and *.safetensors, with model.safetensors.index.json when
+ * there are several). The caller owns *ckpt_out. */
+enum status ckpt_open(const char *path, struct ckpt **ckpt_out, struct err *err);
+void ckpt_close(struct ckpt *ckpt);
+
+const char *ckpt_path(const struct ckpt *ckpt);          /* as given to ckpt_open */
+const char *ckpt_format_name(const struct ckpt *ckpt);   /* "safetensors" */
+const json_t *ckpt_config(const struct ckpt *ckpt);      /* borrowed; an object */
+
+size_t ckpt_tensor_count(const struct ckpt *ckpt);
+const struct ckpt_tensor *ckpt_tensor_at(const struct ckpt *ckpt, size_t index); /* in file order */
+const struct ckpt_tensor *ckpt_find(const struct ckpt *ckpt, const char *name);  /* NULL: not there */
+const char *ckpt_file_path(const struct ckpt *ckpt, uint32_t file_index);
+
+/* Reads size_bytes of the tensor's data, from offset_bytes in it. */
+enum status ckpt_read(const struct ckpt *ckpt, const struct ckpt_tensor *tensor,
+                      uint64_t offset_bytes, void *dst, uint64_t size_bytes, struct err *err);
+/* Tells the kernel that the tensor will be read soon. Best effort. */
+void ckpt_read_ahead(const struct ckpt *ckpt, const struct ckpt_tensor *tensor);
+
+#endif

@@ -1,0 +1,60 @@
+/* device/backend.h - what a device fills in; only for files inside device/.
+ *
+ * A back end puts `struct device`, `struct stream` and `struct event` first in its own structs and
+ * exports one `const struct device_ops`, which device.c lists. Each entry is a primitive and is never
+ * NULL; device.c has checked arguments, budget and sizes before it calls. Semantics are those of the
+ * functions of the same name in device.h. */
+#ifndef LIGHTER_DEVICE_BACKEND_H
+#define LIGHTER_DEVICE_BACKEND_H
+
+#include "device/device.h"
+
+struct device_ops {
+    const char *name;  /* what stands before the ':' of --device */
+    const char *help;  /* one line: the settings it takes */
+    enum status (*open)(const char *settings, const struct device_options *options,
+                        struct device **device_out, struct err *err);
+    void (*close)(struct device *device);
+    enum status (*alloc)(struct device *device, uint64_t size_bytes, void **memory_out,
+                         struct err *err);
+    void (*free)(struct device *device, void *memory, uint64_t size_bytes);
+    enum status (*host_alloc)(struct device *device, uint64_t size_bytes, void **memory_out,
+                              struct err *err);
+    void (*host_free)(struct device *device, void *memory, uint64_t size_bytes);
+    enum status (*stream_create)(struct device *device, enum stream_kind kind,
+                                 struct stream **stream_out, struct err *err);
+    void (*stream_destroy)(struct stream *stream);
+    enum status (*stream_sync)(struct stream *stream, struct err *err);
+    enum status (*event_create)(struct device *device, struct event **event_out, struct err *err);
+    void (*event_destroy)(struct event *event);
+    enum status (*event_record)(struct stream *stream, struct event *event, struct err *err);
+    enum status (*stream_wait)(struct stream *stream, struct event *event, struct err *err);
+    enum status (*event_sync)(struct event *event, struct err *err);
+    bool (*event_is_done)(const struct event *event);
+    uint64_t (*event_time_ns)(const struct event *event);
+    enum status (*copy_in)(struct stream *stream, void *dst, const void *src, uint64_t size_bytes,
+                           struct err *err);
+    enum status (*copy_out)(struct stream *stream, void *dst, const void *src,
+                            uint64_t size_bytes, struct err *err);
+    enum status (*fill)(struct stream *stream, void *dst, uint8_t value, uint64_t size_bytes,
+                        struct err *err);
+    enum status (*launch)(struct stream *stream, const struct op *op, struct err *err);
+};
+
+struct device {
+    const struct device_ops *ops;
+    struct device_info info;               /* filled by open */
+    struct device_memory_report memory;    /* kept by device.c, guarded by its own lock there */
+    void *accounting;                      /* device.c's */
+};
+struct stream {
+    struct device *device;
+};
+struct event {
+    struct device *device;
+};
+
+extern const struct device_ops device_cpu_ops;
+extern const struct device_ops device_sim_ops;
+
+#endif

@@ -1,0 +1,115 @@
+/* device/device.h - an accelerator, or something that behaves like one.
+ *
+ * A device has memory, streams that run what is queued on them in order and beside each other, events
+ * that order streams, a link over which copies come, and operators (op.h). Nothing outside device/
+ * knows a device by name: what differs is said in `device_info`.
+ *
+ * Memory is accounted here, in one place: every byte is taken under a use, the sum never passes the
+ * budget, and the peak is kept (charter, invariant 2).
+ *
+ * Threads: one thread at a time calls functions of one device, but for device_memory_report,
+ * event_is_done and device_info, which any thread may call. */
+#ifndef LIGHTER_DEVICE_DEVICE_H
+#define LIGHTER_DEVICE_DEVICE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/status.h"
+#include "device/op.h"
+
+struct device;
+struct stream;
+struct event;
+
+#define DEVICE_ALIGNMENT 256 /* of every allocation, and of parameters inside a record */
+
+enum device_use { /* what memory is taken for, in reports and refusals */
+    DEVICE_USE_WEIGHTS,
+    DEVICE_USE_SLOTS,
+    DEVICE_USE_KV,
+    DEVICE_USE_SCRATCH,
+    DEVICE_USE_COUNT
+};
+const char *device_use_name(enum device_use use);
+
+struct device_options {
+    uint32_t thread_count;        /* for computing on the host; 0: all processors */
+    uint64_t memory_budget_bytes; /* 0: all the device has */
+    uint64_t host_budget_bytes;   /* bound on host memory taken here; 0: none */
+    bool force_scalar;            /* the CPU's reference kernels, for tests */
+};
+
+struct device_info {
+    char name[64];               /* "cpu", "sim" */
+    char description[160];       /* for people: "AVX2, 2 threads" */
+    uint64_t memory_bytes;       /* the device's own; the budget is at most this */
+    bool memory_is_host;         /* host memory is its memory: units at home on the host are used in
+                                    place, and host pointers are valid operands */
+    uint64_t link_bytes_per_s;   /* as set or measured; 0: unknown or no link */
+    uint64_t link_latency_ns;
+};
+
+/* Opens "cpu", "sim", "sim:memory=2GiB,link=16GB/s,latency=10us", ... The caller owns *device_out.
+ * An unknown name or setting is STATUS_BAD_INPUT and names the nearest that exists; a device that is
+ * not in this machine is STATUS_UNAVAILABLE. */
+enum status device_open(const char *spec, const struct device_options *options,
+                        struct device **device_out, struct err *err);
+/* Everything taken from the device must have been given back. */
+void device_close(struct device *device);
+const struct device_info *device_info(const struct device *device);
+/* One line per device this build has, for --help; ends with a NULL. */
+const char *const *device_help(void);
+
+/* Memory. The address is the device's: only ops and copies may follow it, unless memory_is_host.
+ * Fails with STATUS_NO_MEMORY and the numbers when the budget would be passed; size_bytes > 0. */
+enum status device_alloc(struct device *device, enum device_use use, uint64_t size_bytes,
+                         void **memory_out, struct err *err);
+/* NULL is fine. `use` and size_bytes as they were taken. */
+void device_free(struct device *device, enum device_use use, void *memory, uint64_t size_bytes);
+/* Host memory that the device can copy from at full speed (pinned where there is such a thing),
+ * zeroed, aligned to a page. Counted against host_budget_bytes. */
+enum status device_host_alloc(struct device *device, uint64_t size_bytes, void **memory_out,
+                              struct err *err);
+void device_host_free(struct device *device, void *memory, uint64_t size_bytes);
+
+struct device_memory_report {
+    uint64_t budget_bytes, used_bytes, peak_bytes;
+    uint64_t used_by[DEVICE_USE_COUNT];
+    uint64_t host_budget_bytes, host_used_bytes, host_peak_bytes;
+};
+void device_memory_report(const struct device *device, struct device_memory_report *report_out);
+
+/* Streams and events. A stream runs its queue in order; two streams run beside each other. */
+enum stream_kind { STREAM_COMPUTE, STREAM_COPY };
+enum status stream_create(struct device *device, enum stream_kind kind, struct stream **stream_out,
+                          struct err *err);
+void stream_destroy(struct stream *stream); /* waits for its queue; NULL is fine */
+/* Waits until everything queued so far is done; returns the first error of the stream, which stays. */
+enum status stream_sync(struct stream *stream, struct err *err);
+
+enum status event_create(struct device *device, struct event **event_out, struct err *err);
+void event_destroy(struct event *event);
+/* Queues a mark; the event is done when the stream reaches it. Recording again makes it undone. */
+enum status event_record(struct stream *stream, struct event *event, struct err *err);
+/* Makes what is queued on `stream` after this wait for the event as last recorded; returns at once.
+ * An event never recorded counts as done. */
+enum status stream_wait(struct stream *stream, struct event *event, struct err *err);
+enum status event_sync(struct event *event, struct err *err);
+bool event_is_done(const struct event *event);
+/* When the stream reached it, on clock_now_ns's clock; the event must be done. */
+uint64_t event_time_ns(const struct event *event);
+
+/* Copies and fills, queued on a stream. Host memory must stay put until the stream has passed.
+ * copy_in: host to device (over the link); copy_out: device to host. */
+enum status device_copy_in(struct stream *stream, void *dst, const void *src, uint64_t size_bytes,
+                           struct err *err);
+enum status device_copy_out(struct stream *stream, void *dst, const void *src, uint64_t size_bytes,
+                            struct err *err);
+enum status device_fill(struct stream *stream, void *dst, uint8_t value, uint64_t size_bytes,
+                        struct err *err);
+
+/* Queues an op. STATUS_UNAVAILABLE when the device has no kernel for its dtype. */
+enum status device_launch(struct stream *stream, const struct op *op, struct err *err);
+
+#endif

@@ -1,0 +1,212 @@
+/* device/op.h - the operators a transformer needs, each a plain description that a device runs.
+ *
+ * An op is queued on a stream (device_launch) and copied there, so the struct itself may die at once;
+ * what its pointers name must stay until the stream has passed it. All pointers are device memory.
+ * Activations are F32, row major, with strides counted in elements; integers are int32_t.
+ *
+ * Exactness (charter, invariant 1): what an op writes for one row depends on that row's inputs alone,
+ * bit for bit: not on how many rows there are, which rows they are, how threads share them, or where
+ * in a buffer they lie. Every reduction therefore has one fixed order per device.
+ *
+ * Safety: ids, slots and positions are made by the engine and are right. Activations may hold any
+ * bits, NaN and infinity included (weights can be garbage in the meta mode): no op may read or write
+ * outside its operands because of them.
+ *
+ * To add an operator: a kind and a struct here, a kernel in each device, a case in the conformance
+ * test. */
+#ifndef LIGHTER_DEVICE_OP_H
+#define LIGHTER_DEVICE_OP_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "tensor/dtype.h"
+
+enum op_kind {
+    OP_EMBED,
+    OP_RMS_NORM,
+    OP_MATMUL,
+    OP_ROPE_TABLE,
+    OP_ROPE,
+    OP_KV_WRITE,
+    OP_ATTENTION,
+    OP_SILU_MUL,
+    OP_ROUTE,
+    OP_MOE,
+    OP_GATHER_ROWS,
+    OP_KIND_COUNT
+};
+
+/* out[row_count][width] = table[ids[row]][width]; ids in [0, table_row_count). */
+struct op_embed {
+    float *out;
+    const void *table;
+    enum dtype table_dtype; /* F32, F16, BF16 */
+    const int32_t *ids;
+    uint32_t row_count, width;
+    uint64_t out_row_stride;
+};
+
+/* For each row and each of group_count groups of `width` adjacent elements:
+ * out = x / sqrt(mean(x^2) + epsilon) * weight[width]. out may be x.
+ * Zhang and Sennrich 2019, "Root Mean Square Layer Normalization", equation 4. */
+struct op_rms_norm {
+    float *out;
+    const float *x;
+    const float *weight;
+    uint32_t row_count, group_count, width;
+    uint64_t out_row_stride, x_row_stride; /* groups are adjacent: group g starts at g * width */
+    float epsilon;
+};
+
+/* For each batch b (heads, usually 1) and row t:
+ * out[t][b][n] = sum over k of x[t][b][k] * weight[b][n][k]   (+ bias[n])   (+ out[t][b][n])
+ * weight is [batch_count][n_count][k_count], packed. bias is F32[n_count] or NULL, batch_count 1 only.
+ * out must not overlap x. */
+struct op_matmul {
+    float *out;
+    const float *x;
+    const void *weight;
+    const float *bias;
+    enum dtype weight_dtype; /* F32, F16, BF16 */
+    uint32_t row_count, n_count, k_count, batch_count;
+    uint64_t out_row_stride, x_row_stride;
+    uint64_t out_batch_stride, x_batch_stride; /* ignored when batch_count is 1 */
+    bool accumulate;                           /* add to what out holds */
+};
+
+/* table[row][i] = { cos(a) * scale, sin(a) * scale }, a = (float)positions[row] * frequencies[i].
+ * Made once per step and used by every layer. */
+struct op_rope_table {
+    float *table;              /* [row_count][pair_count][2] */
+    const int32_t *positions;  /* [row_count] */
+    const float *frequencies;  /* [pair_count], radians per position */
+    uint32_t row_count, pair_count;
+    float scale;               /* YaRN's attention factor; 1 elsewhere */
+};
+
+/* Rotates in place the pairs of each head's 2 * pair_count elements at x + head * head_stride:
+ * elements (2i, 2i + 1) when interleaved, else (i, i + pair_count).
+ * Su et al. 2021, "RoFormer", equation 34. */
+struct op_rope {
+    float *x;
+    const float *table; /* of op_rope_table */
+    uint32_t row_count, head_count, pair_count;
+    uint64_t row_stride, head_stride;
+    bool interleaved;
+};
+
+/* cache[slots[row]][0 .. width) = x[row]; slots are distinct. */
+struct op_kv_write {
+    float *cache;           /* rows of `cache_row_stride` elements */
+    const float *x;
+    const int32_t *slots;   /* [row_count] token slots of the cache */
+    uint32_t row_count, width;
+    uint64_t cache_row_stride, x_row_stride;
+};
+
+/* Causal attention over a paged cache. Row t is a query of sequence s = sequences[t] at position
+ * p = positions[t]; it sees that sequence's keys at positions 0..p. The key at position j lies in
+ * token slot pages[s * page_count_max + j / page_size] * page_size + j % page_size.
+ * Query head h uses kv head h / (head_count / kv_head_count):
+ * out[t][h][v_width] = sum_j softmax_j(scale * q[t][h] . k[j][kv]) v[j][kv].
+ * Multi-head latent attention in its absorbed form (DeepSeek-V2, arXiv 2405.04434, section 2.1) is
+ * this with one kv head, k_width = latent + rope width and v_cache = k_cache, v_width = latent. */
+struct op_attention {
+    float *out;
+    const float *q;
+    const float *k_cache, *v_cache;
+    const int32_t *pages;       /* [sequence_count][page_count_max] */
+    const int32_t *sequences;   /* [row_count] */
+    const int32_t *positions;   /* [row_count] */
+    uint32_t row_count, head_count, kv_head_count;
+    uint32_t k_width, v_width;  /* per head */
+    uint32_t page_size, page_count_max;
+    uint64_t out_row_stride, q_row_stride;             /* heads are adjacent: h * width */
+    uint64_t k_cache_row_stride, v_cache_row_stride;   /* one token slot, all kv heads */
+    float scale;
+};
+
+/* out[row][i] = silu(x[row][i]) * x[row][width + i]; silu(a) = a / (1 + exp(-a)). */
+struct op_silu_mul {
+    float *out;
+    const float *x;
+    uint32_t row_count, width;
+    uint64_t out_row_stride, x_row_stride;
+};
+
+enum route_scoring { ROUTE_SOFTMAX, ROUTE_SIGMOID };
+enum route_groups { ROUTE_GROUP_MAX, ROUTE_GROUP_TOP2_SUM };
+
+/* Chooses top_k experts for each row. score = softmax or sigmoid of the logits; choice = score +
+ * correction_bias. With group_count > 1 the experts fall into group_count equal runs, a run is rated by
+ * its best choice (V2) or the sum of its best two (V3), and only the best kept_group_count runs are
+ * eligible. The top_k eligible experts by choice are taken, best first, ties to the lower index;
+ * weight = score, divided by (the sum of the taken + 1e-20) when normalise, times scale. NaN ranks last. ids are
+ * always distinct and in range. DeepSeek-V2 section 2.2; DeepSeek-V3 (arXiv 2412.19437) section 2.1.2. */
+struct op_route {
+    int32_t *ids;                  /* [row_count][top_k] */
+    float *weights;                /* [row_count][top_k] */
+    const float *logits;           /* [row_count][expert_count] */
+    const float *correction_bias;  /* [expert_count] or NULL */
+    uint32_t row_count, expert_count, top_k;
+    uint32_t group_count, kept_group_count;
+    enum route_scoring scoring;
+    enum route_groups groups;
+    bool normalise;
+    float scale;
+};
+
+/* out[t] += sum over j, in order, of weights[t][j] * w2[e] . (silu(g) * u), where e = ids[t][j] and
+ * g, u are the first and second half of w13[e] . x[t].
+ * w13 [expert_count][2 * ffn_width][width], w2 [expert_count][width][ffn_width], packed.
+ * Each expert that is hit is read once for all its rows. */
+struct op_moe {
+    float *out;
+    const float *x;
+    const int32_t *ids;      /* [row_count][top_k], distinct within a row */
+    const float *weights;    /* [row_count][top_k] */
+    const void *w13, *w2;
+    enum dtype weight_dtype; /* F32, F16, BF16 */
+    void *scratch;           /* op_moe_scratch_bytes of it, 64-byte aligned */
+    uint32_t row_count, top_k, expert_count, width, ffn_width;
+    uint64_t out_row_stride, x_row_stride;
+};
+
+/* What op_moe needs, the same on every device. */
+static inline uint64_t op_moe_scratch_bytes(uint64_t row_count, uint64_t top_k,
+                                            uint64_t expert_count, uint64_t width,
+                                            uint64_t ffn_width)
+{
+    /* per routed row: gate and up, their product, the expert's output, two indices; per expert two
+     * counters; and 64 bytes of alignment for each of the parts */
+    return row_count * top_k * (4 * (3 * ffn_width + width) + 8) + expert_count * 8 + 8 * 64;
+}
+
+/* out[row] = x[rows[row]]. */
+struct op_gather_rows {
+    float *out;
+    const float *x;
+    const int32_t *rows; /* [row_count] */
+    uint32_t row_count, width;
+    uint64_t out_row_stride, x_row_stride;
+};
+
+struct op {
+    enum op_kind kind;
+    union {
+        struct op_embed embed;
+        struct op_rms_norm rms_norm;
+        struct op_matmul matmul;
+        struct op_rope_table rope_table;
+        struct op_rope rope;
+        struct op_kv_write kv_write;
+        struct op_attention attention;
+        struct op_silu_mul silu_mul;
+        struct op_route route;
+        struct op_moe moe;
+        struct op_gather_rows gather_rows;
+    };
+};
+
+#endif

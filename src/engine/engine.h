@@ -1,0 +1,132 @@
+/* engine/engine.h - serves requests on one model: batches, pages, samples.
+ *
+ * The engine owns the model and one thread that runs it step by step. A step is made of every running
+ * request's next token and chunks of prompts, up to a limit of rows (continuous batching, Orca, OSDI
+ * 2022; chunked prefill, Sarathi-Serve, arXiv 2403.02310). Keys and values lie in pages (vLLM, arXiv
+ * 2309.06180). A request is admitted when pages for its prompt and all it may generate are free, so
+ * what was started can always be finished.
+ *
+ * Answers do not depend on what else is in the batch or how a prompt was cut (charter, invariant 1):
+ * logits are the device's promise, and each request samples from a random stream of its own that
+ * depends on its seed and the position alone.
+ *
+ * Threads: any thread may call these functions. Callbacks come from the engine's thread, one at a time,
+ * must not block and must not call the engine, but for engine_cancel. */
+#ifndef LIGHTER_ENGINE_ENGINE_H
+#define LIGHTER_ENGINE_ENGINE_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/log.h"
+#include "base/status.h"
+#include "model/model.h"
+#include "text/tokenizer.h"
+
+struct engine;
+
+#define ENGINE_STOP_STRINGS_MAX 16
+#define ENGINE_STOP_IDS_MAX 64
+#define ENGINE_STOP_STRING_BYTES_MAX 1024
+
+/* SGLang's names and defaults. */
+struct sampling_params {
+    int64_t max_new_tokens;      /* 128; 0 to context length */
+    double temperature;          /* 1.0; 0: greedy */
+    double top_p;                /* 1.0; (0, 1] */
+    int64_t top_k;               /* -1: all */
+    double min_p;                /* 0.0; [0, 1] */
+    double frequency_penalty;    /* 0.0; [-2, 2] */
+    double presence_penalty;     /* 0.0; [-2, 2] */
+    double repetition_penalty;   /* 1.0; (0, 2] */
+    bool ignore_eos;
+    bool skip_special_tokens;    /* true */
+    bool no_stop_trim;           /* keep the stop string in the text */
+    bool has_seed;
+    uint64_t seed;
+    const char *stop[ENGINE_STOP_STRINGS_MAX]; /* borrowed during submit, then copied */
+    size_t stop_count;
+    int32_t stop_ids[ENGINE_STOP_IDS_MAX];
+    size_t stop_id_count;
+};
+void sampling_params_init(struct sampling_params *params);
+/* Reads SGLang's "sampling_params" object over what is there: unknown keys and wrong types are refused
+ * by name. json may be NULL. Strings in params are borrowed from json. */
+enum status sampling_params_read(struct sampling_params *params, const json_t *json,
+                                 struct err *err);
+/* Checks ranges; names the field, the number and what it may be. */
+enum status sampling_params_check(const struct sampling_params *params, struct err *err);
+
+enum finish_reason {
+    FINISH_NONE,     /* still running */
+    FINISH_LENGTH,   /* max_new_tokens or the context's end */
+    FINISH_EOS,      /* a stop token id; matched_id says which */
+    FINISH_STOP,     /* a stop string; matched_text says which */
+    FINISH_ABORT,    /* canceled, or the engine failed: `message` says why */
+};
+const char *finish_reason_name(enum finish_reason reason); /* SGLang's: "length", "stop", "abort" */
+
+/* One piece of an answer. Everything is borrowed during the callback. */
+struct engine_output {
+    const char *text;            /* new text since the last piece, never a part of a character */
+    size_t text_size;
+    const int32_t *ids;          /* new ids since the last piece */
+    size_t id_count;
+    uint64_t prompt_token_count, completion_token_count;
+    enum finish_reason finish;   /* not FINISH_NONE: this is the last piece */
+    enum status status;          /* of an abort: STATUS_CANCELED, STATUS_DEVICE, ... */
+    const char *message;         /* of an abort; "" elsewhere */
+    int32_t matched_id;          /* of FINISH_EOS; -1 elsewhere */
+    const char *matched_text;    /* of FINISH_STOP; NULL elsewhere */
+    double queue_s, e2e_s;       /* waited before the first step; since submit */
+    bool garbage;                /* the weights have no contents (meta mode) */
+};
+
+struct engine_request {
+    const int32_t *prompt_ids;   /* copied by submit; 1 or more */
+    size_t prompt_count;
+    const struct sampling_params *params; /* copied */
+    void (*on_output)(void *user, const struct engine_output *output);
+    void *user;
+    bool token_by_token;         /* a callback per token; else only the last, with everything */
+};
+
+struct engine_options {
+    uint32_t step_row_count_max;     /* rows in one step */
+    uint32_t prefill_chunk;          /* prompt tokens of one request in one step; <= step_row_count_max */
+    uint32_t running_count_max;      /* requests in one step */
+    uint32_t queue_count_max;        /* requests waiting; more are STATUS_BUSY */
+};
+void engine_options_init(struct engine_options *options);
+
+/* Starts the engine's thread. tokenizer may be NULL (no text, no stop strings). model and tokenizer are
+ * borrowed until engine_destroy. */
+enum status engine_create(struct model *model, const struct tokenizer *tokenizer,
+                          const struct engine_options *options, const struct log *log,
+                          struct engine **engine_out, struct err *err);
+/* Cancels what runs, then stops the thread. */
+void engine_destroy(struct engine *engine);
+
+/* Queues a request. On STATUS_OK on_output will be called, the last time with a finish reason, also when
+ * it is canceled or fails. Prompt and max_new_tokens longer than the context, ids outside the vocabulary
+ * and bad params are STATUS_BAD_INPUT; a full queue STATUS_BUSY. *id_out names it for engine_cancel. */
+enum status engine_submit(struct engine *engine, const struct engine_request *request,
+                          uint64_t *id_out, struct err *err);
+/* Ends a request soon, with FINISH_ABORT; nothing when it has ended. */
+void engine_cancel(struct engine *engine, uint64_t id);
+/* Refuses new requests from now on, waits until those that run or wait are done. */
+void engine_drain(struct engine *engine);
+
+/* Logits of one prompt: F32[prompt_count][vocab_size] into logits_out, through the same steps as serving,
+ * in chunks of `chunk` rows (0: the engine's). Blocks. */
+enum status engine_logits(struct engine *engine, const int32_t *ids, size_t count, uint32_t chunk,
+                          float *logits_out, struct err *err);
+
+/* running, waiting, steps, tokens, kv pages, and the offloader's report and manifest. The caller owns it. */
+json_t *engine_report_json(struct engine *engine);
+void engine_report_reset(struct engine *engine);
+const struct model_info *engine_model_info(const struct engine *engine);
+
+#endif

@@ -1,0 +1,96 @@
+/* model/model.h - a loaded model: an architecture's parameters and its forward pass on one device.
+ *
+ * A model turns a step's tokens into logits. It owns the weights (through the offloader), the KV cache's
+ * memory and the scratch; who sits in which page of the cache is the engine's business. A step is a
+ * ragged batch: rows are tokens of any sequences, prompt chunks and single decodes alike, and each row
+ * says which sequence it belongs to, at which position, and where its keys and values go.
+ *
+ * A new architecture is one file with a `struct model_arch` and one line in the table of arch.c.
+ *
+ * Threads: one at a time, but for model_info and model_report_json. */
+#ifndef LIGHTER_MODEL_MODEL_H
+#define LIGHTER_MODEL_MODEL_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/log.h"
+#include "base/progress.h"
+#include "base/status.h"
+#include "checkpoint/checkpoint.h"
+#include "device/device.h"
+#include "offload/offload.h"
+
+struct model;
+
+#define MODEL_EOS_MAX 16
+
+struct model_options {
+    struct offload_options offload;
+    uint32_t step_row_count_max;    /* rows in one step: bounds scratch (the prefill chunk) */
+    uint32_t step_sequence_count_max;
+    uint32_t kv_page_size;          /* token slots in a page */
+    uint64_t kv_token_count;        /* token slots wanted; 0: as many as the budget allows, at most
+                                       step_sequence_count_max contexts */
+    uint32_t context_length;        /* 0: the model's own; a longer one is refused */
+    const char *dtype;              /* NULL or "auto": as the checkpoint; "float32", "bfloat16", "float16" */
+};
+void model_options_init(struct model_options *options);
+
+struct model_info {
+    char architecture[64];          /* "DeepseekV3ForCausalLM" */
+    char model_type[32];            /* "deepseek_v3" */
+    uint32_t layer_count, vocab_size, hidden_size;
+    uint32_t context_length;        /* positions 0 .. context_length - 1 are valid */
+    enum dtype weight_dtype;
+    int32_t bos_id;                 /* -1: none */
+    int32_t eos_ids[MODEL_EOS_MAX]; /* from generation_config.json, else config.json */
+    uint32_t eos_count;
+    uint64_t parameter_count, weight_bytes;
+    uint64_t kv_bytes_per_token;
+    uint64_t scratch_bytes;
+    uint32_t kv_page_size, kv_page_count; /* as given or chosen */
+    uint32_t step_row_count_max, step_sequence_count_max;
+};
+
+/* Reads the configuration, describes the parameters, plans, checks that weights, slots, scratch and a KV
+ * cache of at least one sequence of one page fit the device's budget (else STATUS_NO_MEMORY with what
+ * each takes and the smallest budget that would do), prints the plan and the manifest to the log, then
+ * loads. Tensors that the architecture does not know are refused; so are missing ones. ckpt is borrowed
+ * until model_destroy. The caller owns *model_out. */
+enum status model_create(struct device *device, const struct ckpt *ckpt,
+                         const struct model_options *options, const struct log *log,
+                         const struct progress *progress, struct model **model_out,
+                         struct err *err);
+void model_destroy(struct model *model);
+const struct model_info *model_info(const struct model *model);
+struct offload *model_offload(struct model *model);
+
+/* What a checkpoint holds and whether it would run, for `inspect`: fills info as far as it can without
+ * a device and returns the first reason why it would not run. */
+enum status model_inspect(const struct ckpt *ckpt, struct model_info *info_out, struct err *err);
+/* Names of the architectures that run ("DeepseekV3ForCausalLM", ...), ended by NULL. */
+const char *const *model_architectures(void);
+
+struct model_step {
+    uint32_t row_count;             /* 1 to step_row_count_max */
+    uint32_t sequence_count;        /* 1 to step_sequence_count_max */
+    uint32_t page_count_max;        /* width of `pages` */
+    const int32_t *token_ids;       /* [row_count], in [0, vocab_size) */
+    const int32_t *positions;       /* [row_count], below context_length */
+    const int32_t *sequences;       /* [row_count], in [0, sequence_count) */
+    const int32_t *slots;           /* [row_count], where the row's keys and values go, distinct */
+    const int32_t *pages;           /* [sequence_count][page_count_max], page indices */
+    uint32_t logits_row_count;      /* rows whose logits are wanted; may be 0 */
+    const int32_t *logits_rows;     /* [logits_row_count], row indices */
+};
+
+/* Runs one step and waits for it. logits_out: host memory, F32[logits_row_count][vocab_size]. All rows'
+ * keys and values are in the cache afterwards. Rows of one sequence must be in ascending positions,
+ * and all earlier positions must be in the cache or in this step. */
+enum status model_forward(struct model *model, const struct model_step *step, float *logits_out,
+                          struct err *err);
+
+#endif
