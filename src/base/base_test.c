@@ -1,4 +1,5 @@
-/* base/base_test.c - the small parts of base/: sizes, buffers, tables, UTF-8, JSON getters, threads. */
+/* base/base_test.c - the small parts of base/: sizes, buffers, tables, UTF-8, JSON getters,
+ * threads. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -21,8 +22,14 @@ static void sizes_are_read_as_people_write_them(void **state)
         const char *text;
         uint64_t bytes;
     } good[] = {
-        { "0", 0 },          { "1024", 1024 },       { "2GiB", 2 * GIB },      { "16GB", 16000000000 },
-        { "1.5 MiB", 3 * MIB / 2 }, { "3G", 3 * GIB }, { "512k", 512 * KIB }, { ".5K", 512 },
+        { "0", 0 },
+        { "1024", 1024 },
+        { "2GiB", 2 * GIB },
+        { "16GB", 16000000000 },
+        { "1.5 MiB", 3 * MIB / 2 },
+        { "3G", 3 * GIB },
+        { "512k", 512 * KIB },
+        { ".5K", 512 },
     };
     static const char *const bad[] = { "", "G", "-1", "12XB", "1e300G", "nan", "1 2" };
     uint64_t bytes;
@@ -130,7 +137,8 @@ static void utf8_follows_the_standard(void **state)
 
 static void json_getters_say_what_was_wrong(void **state)
 {
-    const char *text = "{\"n\": 5, \"f\": 2.5, \"w\": 4.0, \"s\": \"x\", \"z\": null, \"nul\": \"a\\u0000b\"}";
+    const char *text = "{\"n\": 5, \"f\": 2.5, \"w\": 4.0, \"s\": \"x\", \"z\": null,"
+                       " \"nul\": \"a\\u0000b\"}";
     json_t *json;
     struct err err;
     int64_t n = -7;

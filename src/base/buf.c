@@ -52,8 +52,8 @@ enum status buf_append(struct buf *buf, const void *bytes, size_t size, struct e
     enum status st;
 
     if (size > buf->size_limit || buf->size > buf->size_limit - size)
-        return err_set(err, STATUS_NO_MEMORY, "%zu more bytes than the %zu here pass the limit of %zu",
-                       size, buf->size, buf->size_limit);
+        return err_set(err, STATUS_NO_MEMORY, "%zu more bytes than %zu pass the limit of %zu", size,
+                       buf->size, buf->size_limit);
     st = buf_reserve(buf, buf->size + size, err);
     if (st != STATUS_OK)
         return st;

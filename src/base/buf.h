@@ -1,4 +1,4 @@
-/* base/buf.h - a growing run of bytes with a limit; always followed by a NUL that is not counted. */
+/* base/buf.h - a growing run of bytes with a limit; always followed by a NUL, not counted. */
 #ifndef LIGHTER_BASE_BUF_H
 #define LIGHTER_BASE_BUF_H
 

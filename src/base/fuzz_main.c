@@ -1,7 +1,7 @@
 /* base/fuzz_main.c - runs a fuzz target over files, where libFuzzer is not linked in.
  *
- * Every argument is a file, or a folder whose files are taken; each is handed to the target once. So the
- * corpus that fuzzing has gathered is run by every build, with every compiler. */
+ * Every argument is a file, or a folder whose files are taken; each is handed to the target once.
+ * So the corpus that fuzzing has gathered is run by every build, with every compiler. */
 #include <dirent.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -39,7 +39,8 @@ static int run_path(const char *path)
         fprintf(stderr, "%s\n", err.message);
         exit(1);
     }
-    (void)LLVMFuzzerTestOneInput((const uint8_t *)(bytes.data != NULL ? bytes.data : ""), bytes.size);
+    (void)LLVMFuzzerTestOneInput((const uint8_t *)(bytes.data != NULL ? bytes.data : ""),
+                                 bytes.size);
     buf_deinit(&bytes);
     return 1;
 }

@@ -1,9 +1,9 @@
 /* base/json.h - JSON from outside, read with limits and with errors that say where.
  *
- * Parsing, values and writing are Jansson's (json_t, json_loadb, json_dumps): see docs/design.md for
- * why. This adds what every reader of outside JSON needs: duplicate keys refused, the line and column
- * of a syntax error, and typed getters whose messages name the file, the key, what stood there and
- * what was wanted.
+ * Parsing, values and writing are Jansson's (json_t, json_loadb, json_dumps): see docs/design.md
+ * for why. This adds what every reader of outside JSON needs: duplicate keys refused, the line and
+ * column of a syntax error, and typed getters whose messages name the file, the key, what stood
+ * there and what was wanted.
  *
  * A getter leaves *out as it was when the key is missing or null, so that a default is what the
  * caller wrote there before; the _required kinds refuse that. `what` names the object for messages:

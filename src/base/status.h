@@ -1,17 +1,17 @@
 /* base/status.h - how a function says that the world did not do what was asked.
  *
- * A function that can fail for reasons outside the program returns an `enum status` and, when that is
- * not STATUS_OK, has written one sentence into the caller's `struct err`: the object, the number seen,
- * the number wanted, and where it helps what to do. Whoever first knows which error it is writes the
- * sentence; callers pass it on, or put a place before it with err_prefix. Outputs are written on
- * success only. Our own mistakes are asserted, never returned. */
+ * A function that can fail for reasons outside the program returns an `enum status` and, when that
+ * is not STATUS_OK, has written one sentence into the caller's `struct err`: the object, the
+ * number seen, the number wanted, and where it helps what to do. Whoever first knows which error
+ * it is writes the sentence; callers pass it on, or put a place before it with err_prefix. Outputs
+ * are written on success only. Our own mistakes are asserted, never returned. */
 #ifndef LIGHTER_BASE_STATUS_H
 #define LIGHTER_BASE_STATUS_H
 
 enum status {
     STATUS_OK = 0,
     STATUS_BAD_INPUT,   /* a file, flag or request says something that cannot be; ask differently */
-    STATUS_NO_MEMORY,   /* a budget or the machine has too little memory; free some or ask for less */
+    STATUS_NO_MEMORY,   /* a budget or the machine has too little memory; ask for less */
     STATUS_UNAVAILABLE, /* a device, file or feature is not here; go on without it */
     STATUS_IO,          /* reading or writing failed */
     STATUS_DEVICE,      /* an accelerator reported an error */

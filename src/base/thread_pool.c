@@ -1,9 +1,9 @@
 /* base/thread_pool.c - see thread_pool.h.
  *
- * A job is published by raising `generation` (release); a worker that sees a new generation (acquire)
- * takes task indices from `next` until they run out, then counts itself out of `busy`. The caller
- * does the same and waits for busy == 0, so no worker can still hold an old job when the next one is
- * written. Workers spin SPIN_COUNT times before they sleep on `wake`. */
+ * A job is published by raising `generation` (release); a worker that sees a new generation
+ * (acquire) takes task indices from `next` until they run out, then counts itself out of `busy`.
+ * The caller does the same and waits for busy == 0, so no worker can still hold an old job when
+ * the next one is written. Workers spin SPIN_COUNT times before they sleep on `wake`. */
 #include "base/thread_pool.h"
 
 #include <assert.h>
@@ -176,5 +176,7 @@ uint32_t thread_count_available(void)
     if (sched_getaffinity(0, sizeof(set), &set) != 0)
         return 1;
     count = CPU_COUNT(&set);
-    return count < 1 ? 1 : count > THREAD_POOL_THREADS_MAX ? THREAD_POOL_THREADS_MAX : (uint32_t)count;
+    if (count < 1)
+        return 1;
+    return count > THREAD_POOL_THREADS_MAX ? THREAD_POOL_THREADS_MAX : (uint32_t)count;
 }

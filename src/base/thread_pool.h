@@ -21,9 +21,9 @@ enum status thread_pool_create(uint32_t thread_count, struct thread_pool **pool_
 void thread_pool_destroy(struct thread_pool *pool);
 uint32_t thread_pool_thread_count(const struct thread_pool *pool);
 
-/* Calls task(context, index, thread_index) once for each index below task_count and returns when all
- * have returned. thread_index < thread_count tells the thread apart, for scratch. Only one thread may
- * run jobs on a pool at a time, and tasks may not run jobs on the same pool. */
+/* Calls task(context, index, thread_index) once for each index below task_count and returns when
+ * all have returned. thread_index < thread_count tells the thread apart, for scratch. Only one
+ * thread may run jobs on a pool at a time, and tasks may not run jobs on the same pool. */
 void thread_pool_run(struct thread_pool *pool, size_t task_count,
                      void (*task)(void *context, size_t index, uint32_t thread_index),
                      void *context);

@@ -1,4 +1,5 @@
-/* base/utf8.h - UTF-8 (RFC 3629), strictly: no overlong forms, no surrogates, nothing past U+10FFFF. */
+/* base/utf8.h - UTF-8 (RFC 3629), strictly: no overlong forms, no surrogates, nothing past
+ * U+10FFFF. */
 #ifndef LIGHTER_BASE_UTF8_H
 #define LIGHTER_BASE_UTF8_H
 

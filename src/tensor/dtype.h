@@ -1,7 +1,7 @@
 /* tensor/dtype.h - element types, and what one block of each takes.
  *
- * A block is the smallest run of elements that has bytes of its own: one element for the plain types,
- * 32 and more for quantised ones. Rows hold whole blocks. */
+ * A block is the smallest run of elements that has bytes of its own: one element for the plain
+ * types, 32 and more for quantised ones. Rows hold whole blocks. */
 #ifndef LIGHTER_TENSOR_DTYPE_H
 #define LIGHTER_TENSOR_DTYPE_H
 

@@ -1,7 +1,7 @@
 /* tensor/tensor.h - what a tensor is, apart from where its bytes come from.
  *
- * Shapes are row major, the outermost dimension first, as checkpoints write them. `data` is an address
- * in the memory of whichever device holds the bytes; only that device may follow it. */
+ * Shapes are row major, the outermost dimension first, as checkpoints write them. `data` is an
+ * address in the memory of whichever device holds the bytes; only that device may follow it. */
 #ifndef LIGHTER_TENSOR_TENSOR_H
 #define LIGHTER_TENSOR_TENSOR_H
 
