@@ -19,13 +19,17 @@
 #include "tensor/tensor.h"
 
 #define CKPT_TENSORS_MAX 1000000
+#define CKPT_FILES_MAX 4096
+#define CKPT_NAME_BYTES_MAX 256
 #define CKPT_CONFIG_BYTES_MAX (16u << 20)
 
 struct ckpt;
 
 struct ckpt_tensor {
-    const char *name;       /* owned by the checkpoint */
-    enum dtype dtype;
+    const char *name;       /* owned by the checkpoint; no control characters */
+    enum dtype dtype;       /* DTYPE_COUNT: a type that nothing here computes with; it is listed and can
+                               be read as bytes, but loader_check refuses it */
+    const char *dtype_name; /* as the format spells it: "BF16", "F8_E4M3"; static */
     uint32_t rank;          /* 0 to TENSOR_RANK_MAX; a scalar has rank 0 */
     uint64_t shape[TENSOR_RANK_MAX];
     uint32_t file_index;
@@ -33,8 +37,9 @@ struct ckpt_tensor {
     uint64_t size_bytes;
 };
 
-/* Opens a Hugging Face folder (config.json and *.safetensors, with model.safetensors.index.json when
- * there are several). The caller owns *ckpt_out. */
+/* Opens a Hugging Face folder: config.json and either model.safetensors, or the files that
+ * model.safetensors.index.json lists, or else the only *.safetensors file there. The caller owns
+ * *ckpt_out. */
 enum status ckpt_open(const char *path, struct ckpt **ckpt_out, struct err *err);
 void ckpt_close(struct ckpt *ckpt);
 
