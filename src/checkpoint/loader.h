@@ -61,15 +61,19 @@ const struct loader_part *loader_part_at(const struct loader *loader, size_t ind
 enum status loader_check(const struct loader *loader, const struct ckpt *ckpt,
                          const char *param_name, struct err *err);
 
+/* What loader_load reads of the checkpoint: the elements of all parts, in the tensors' dtypes.
+ * loader_check must have passed. Sums of it are total_bytes. */
+uint64_t loader_source_bytes(const struct loader *loader, const struct ckpt *ckpt);
+
 /* Memory for loading, made once and used for every parameter: bounded, and apart from it a load takes
  * none. It reads ahead on a thread of its own, so that the disk and the conversion work at once. */
 struct loader_staging;
 enum status loader_staging_create(struct loader_staging **staging_out, struct err *err);
 void loader_staging_destroy(struct loader_staging *staging);
 
-/* Fills dst[loader_size_bytes] (host memory). loader_check must have passed for this checkpoint.
- * *done_bytes (may be NULL) is raised by the checkpoint bytes read, and progress is told, out of
- * total_bytes. On failure dst's contents are undefined. */
+/* Fills dst[loader_size_bytes] (host memory, aligned for its dtype). loader_check must have passed for
+ * this checkpoint. *done_bytes (may be NULL) is raised as loading goes on, by loader_source_bytes in
+ * all, and progress is told of it, out of total_bytes. On failure dst's contents are undefined. */
 enum status loader_load(const struct loader *loader, const struct ckpt *ckpt, void *dst,
                         struct loader_staging *staging, const struct progress *progress,
                         uint64_t *done_bytes, uint64_t total_bytes, struct err *err);
