@@ -12,6 +12,7 @@
 #include "base/clock.h"
 #include "base/json.h"
 #include "base/map.h"
+#include "base/nearest.h"
 #include "base/size.h"
 #include "base/thread_pool.h"
 #include "base/utf8.h"
@@ -60,6 +61,25 @@ static void buffers_stop_at_their_limit(void **state)
     assert_int_equal(buf_append(&buf, "x", SIZE_MAX, &err), STATUS_NO_MEMORY);
     assert_string_equal(buf.data, "1234567890");
     buf_deinit(&buf);
+}
+
+static void unknown_names_find_the_nearest(void **state)
+{
+    static const char *const names[] = { "temperature", "top_p", "top_k", "stop", "max_new_tokens" };
+    static const struct {
+        const char *name, *nearest;
+    } cases[] = {
+        { "temprature", "temperature" }, { "TOP-P", "top_p" }, { "max", "max_new_tokens" },
+        { "tpo_k", "top_k" },            { "stops", "stop" },  { "", "stop" },
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
+        assert_string_equal(nearest_name(cases[i].name, names, 5), cases[i].nearest);
+    assert_null(nearest_name("x", names, 0));
+    assert_int_equal(nearest_distance("kitten", "sitting"), 3);
+    assert_int_equal(nearest_distance("ab", "ba"), 1);
+    assert_int_equal(nearest_distance("", "abc"), 3);
 }
 
 static void tables_keep_every_key(void **state)
@@ -212,6 +232,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sizes_are_read_as_people_write_them),
         cmocka_unit_test(buffers_stop_at_their_limit),
+        cmocka_unit_test(unknown_names_find_the_nearest),
         cmocka_unit_test(tables_keep_every_key),
         cmocka_unit_test(utf8_follows_the_standard),
         cmocka_unit_test(json_getters_say_what_was_wrong),
