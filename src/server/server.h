@@ -7,13 +7,13 @@
  *     GET  /get_server_info    how it was started, and the engine's report
  *     GET  /                   these lines
  *
- * docs/design.md says what a request may hold. What is wrong with one is answered with 4xx and
+ * parse.c says what a request may hold. What is wrong with one is answered with 4xx and
  *
  *     {"error": {"message": "one sentence", "type": "bad input", "code": 400}}
  *
- * HTTP itself is GNU libmicrohttpd's: one thread for all connections. A connection whose answer is not
- * there yet is suspended; the engine's callback stores its piece and resumes it. A client that goes
- * away cancels what it asked for, also while it waits.
+ * HTTP itself is GNU libmicrohttpd's: two threads for all connections. A connection whose answer is
+ * not there yet is suspended; the engine's callback stores its piece and resumes it. A client that
+ * goes away cancels what it asked for, also while it waits.
  *
  * Threads: any one may call these functions, one at a time. */
 #ifndef LIGHTER_SERVER_SERVER_H
@@ -43,13 +43,13 @@ struct server_options {
     uint32_t prompt_count_max;      /* 256; prompts in one request */
     uint32_t idle_s_max;            /* 30; a client that neither sends nor takes a byte for so long,
                                        while it is its turn, is cut off */
-    uint32_t request_s_max;         /* 60; a request that has not arrived whole by then is cut off */
+    uint32_t request_s_max;         /* 60; past idle_s_max, for a request to arrive whole */
 };
 void server_options_init(struct server_options *options);
 
-/* Listens, logs "listening on http://HOST:PORT", and serves. STATUS_UNAVAILABLE when the address can't
- * be had. engine and tokenizer are borrowed until server_destroy; tokenizer may be NULL: then only
- * input_ids are taken and answers have no text. The caller owns *server_out. */
+/* Listens, logs "listening on http://HOST:PORT", and serves. STATUS_UNAVAILABLE when the address
+ * can't be had. engine and tokenizer are borrowed until server_destroy; tokenizer may be NULL: then
+ * only input_ids are taken and answers have no text. The caller owns *server_out. */
 enum status server_create(struct engine *engine, const struct tokenizer *tokenizer,
                           const struct server_options *options, const struct log *log,
                           struct server **server_out, struct err *err);
@@ -59,8 +59,8 @@ void server_destroy(struct server *server);
 /* The port listened on. */
 uint16_t server_port(const struct server *server);
 
-/* Takes no new connections and no new requests, and returns when the running ones have been answered
- * and their answers sent. server_destroy comes next. */
+/* Takes no new connections and no new requests, and returns when the running ones have been
+ * answered and their answers sent. server_destroy comes next. */
 void server_drain(struct server *server);
 
 #endif

@@ -1,0 +1,227 @@
+/* server/internal.h - what the server's files share.
+ *
+ *     bytes of a body --parse.c--> struct generate_request --call.c--> engine
+ *                                                                        | on_output, its thread
+ *     connection <--http.c-- reply.c <------------- struct call <--------+
+ *
+ *     http.c    libmicrohttpd's callbacks: routes, bodies, suspended connections
+ *     watch.c   a thread that notices clients that have gone and those that dawdle
+ *     server.c  the socket listened on, start and stop
+ *
+ * Threads: HTTP threads (libmicrohttpd's) own a connection and what hangs from it; the engine's
+ * thread writes into a call's answers under the call's lock; the watcher reads the list of
+ * connections under the server's. Locks: server, then call; libmicrohttpd's own after these. The
+ * engine is never called with one held, because it calls back. */
+#ifndef LIGHTER_SERVER_INTERNAL_H
+#define LIGHTER_SERVER_INTERNAL_H
+
+#include <microhttpd.h>
+#include <pthread.h>
+#include <stdbool.h>
+
+#include "base/buf.h"
+#include "base/size.h"
+#include "server/server.h"
+
+#define SERVER_THREADS 2                    /* while one tokenizes a long prompt, one is free */
+#define SERVER_HEADER_BYTES_MAX (32 * KIB)  /* libmicrohttpd's memory for one connection */
+#define SERVER_BODIES_BYTES_MAX (64 * MIB)  /* of all bodies that are being received */
+#define SERVER_REFUSAL_CONNECTIONS 16       /* past connection_count_max, to say 503 on */
+#define SERVER_ANSWER_BYTES_MAX (256 * MIB) /* the JSON of one answer, or of a list of them */
+#define SERVER_STREAM_BLOCK_BYTES (16 * KIB)
+#define SERVER_WATCH_MS 200                 /* how late a client that left may be noticed */
+#define SERVER_RID_BYTES_MAX 128
+#define SERVER_RETRY_AFTER_S "1"
+
+/* ---- parse.c: a body becomes a request ---- */
+
+struct generate_limits {
+    size_t prompt_count_max;
+    size_t prompt_token_count_max;  /* of one prompt */
+};
+
+struct generate_prompt {
+    const char *text;               /* borrowed from the request's json; NULL: there are ids */
+    size_t text_size;
+    int32_t *ids;                   /* owned; NULL: there is text */
+    size_t id_count;
+    struct sampling_params params;  /* its strings are borrowed from the request's json */
+    char rid[SERVER_RID_BYTES_MAX + 24];
+};
+
+struct generate_request {
+    json_t *json;                   /* owned; keeps the strings alive */
+    bool is_list;                   /* answer with a list */
+    bool stream;
+    size_t prompt_count;
+    struct generate_prompt *prompts; /* owned */
+};
+
+/* Reads the body of POST /generate. What is wrong with it is STATUS_BAD_INPUT, with the field's
+ * name. *request_out is filled on success only: generate_request_deinit. */
+enum status server__generate_parse(const char *body, size_t size,
+                                   const struct generate_limits *limits,
+                                   struct generate_request *request_out, struct err *err);
+void server__generate_request_deinit(struct generate_request *request);
+
+/* ---- reply.c: what is answered, as JSON text ---- */
+
+/* What has been generated for one prompt so far. */
+struct answer {
+    struct call *call;              /* set once */
+    size_t index;                   /* set once: the prompt's place in the list */
+    char rid[SERVER_RID_BYTES_MAX + 24]; /* set once */
+    /* The rest is guarded by call->lock. */
+    uint64_t engine_id;
+    bool submitted;                 /* engine_id is known */
+    bool ended;                     /* the last piece is here */
+    bool news;                      /* there is something that was not sent yet */
+    struct buf text_json;           /* all the text so far, escaped for JSON */
+    struct buf ids_json;            /* all the ids so far: "1, 2, 3" */
+    uint64_t prompt_token_count, completion_token_count;
+    enum finish_reason finish;
+    enum status status;             /* of an abort */
+    struct buf detail;              /* an abort's message, or the stop string that matched */
+    int32_t matched_id;
+    double queue_s, e2e_s;
+    bool garbage;
+};
+
+struct answer_style {
+    bool has_text;                  /* there is a tokenizer */
+    bool has_index;                 /* SGLang numbers the events of a list, not its final answers */
+};
+
+/* Adds a piece. */
+enum status server__answer_append(struct answer *answer, const struct engine_output *output,
+                                  struct err *err);
+/* Appends {"text": ..., "output_ids": ..., "meta_info": ...} to out. */
+enum status server__answer_write(const struct answer *answer, const struct answer_style *style,
+                                 struct buf *out, struct err *err);
+/* Appends the characters of text, as they stand between quotes in JSON; what is not UTF-8 becomes
+ * U+FFFD. */
+enum status server__json_escape(struct buf *out, const char *text, size_t size, struct err *err);
+/* Appends {"error": {"message": ..., "type": ..., "code": ...}} to out. */
+enum status server__error_write(unsigned code, const char *type, const char *message,
+                                struct buf *out, struct err *err);
+/* 400, 503 or 500. */
+unsigned server__status_code(enum status status);
+
+/* ---- call.c: prompts on their way through the engine ---- */
+
+enum call_kind { CALL_GENERATE, CALL_HEALTH };
+
+struct call {
+    pthread_mutex_t lock;
+    struct engine *engine;          /* borrowed; used by HTTP threads only */
+    enum call_kind kind;            /* the next five are set once */
+    bool stream, is_list;
+    struct answer_style style;
+    size_t answer_count;
+    struct answer *answers;
+    /* Guarded by lock. */
+    size_t ref_count;               /* the connection, and each prompt that the engine still has */
+    size_t ended_count;
+    struct MHD_Connection *connection; /* NULL once it has let go */
+    bool suspended;                 /* the connection waits for call_wake */
+    bool gone;                      /* nobody wants the answer */
+    enum status failure;            /* not OK: the answer could not be stored */
+    /* The connection's HTTP thread's: the event being sent. */
+    struct buf out;
+    size_t out_sent;
+    size_t next_answer;             /* where to look for news first, so that none starves */
+    bool done_written;
+};
+
+/* Tokenizes and submits all prompts of a request, whose strings are copied; `connection` waits for
+ * them. The call may end before this returns. On failure what was submitted is canceled. The caller
+ * (the connection) owns one reference: server__call_release. */
+enum status server__call_create(struct engine *engine, const struct tokenizer *tokenizer,
+                                enum call_kind kind, struct generate_request *request,
+                                struct MHD_Connection *connection, struct call **call_out,
+                                struct err *err);
+/* Cancels what has not ended and gives the reference back. NULL is fine. */
+void server__call_release(struct call *call);
+/* Tells whether all answers are there (or one has failed); if not, and not gone, suspends the
+ * connection until they are. */
+enum call_wait { CALL_SUSPENDED, CALL_READY, CALL_GONE };
+enum call_wait server__call_wait(struct call *call);
+/* From any thread: nobody wants the answer any more; a suspended connection is resumed. */
+void server__call_abandon(struct call *call);
+void server__call_ref(struct call *call);
+void server__call_unref(struct call *call);
+/* What went wrong with a call that is CALL_READY: the first answer that was aborted. */
+enum status server__call_failure(struct call *call, struct err *err);
+/* All answers of a call that is CALL_READY, as one JSON value, appended to out. */
+enum status server__call_write(struct call *call, struct buf *out, struct err *err);
+/* The next bytes of the event stream into dst: how many, or 0 when the connection was suspended,
+ * MHD_CONTENT_READER_END_OF_STREAM or MHD_CONTENT_READER_END_WITH_ERROR. */
+ssize_t server__call_read(struct call *call, char *dst, size_t size);
+
+/* ---- http.c, watch.c ---- */
+
+enum conn_phase {
+    CONN_RECEIVING, /* the client's turn; also between requests */
+    CONN_WAITING,   /* the engine's turn: a call is under way, streams included */
+    CONN_SENDING,   /* the client's turn to take the answer */
+};
+
+/* One TCP connection. Lives from libmicrohttpd's "started" to its "closed". */
+struct conn {
+    struct server *server;
+    struct conn *next, *prev;       /* guarded by server->lock, as are the next six */
+    int fd;
+    uint64_t serial;                /* tells it from a later one at the same address */
+    enum conn_phase phase;
+    uint64_t deadline_ns;           /* RECEIVING and SENDING end by then */
+    struct call *call;
+    bool hung_up;                   /* noticed already */
+    /* The connection's HTTP thread's. */
+    struct buf body;
+    size_t body_accounted_bytes;    /* of server->bodies_bytes */
+    uint64_t body_seen_bytes;       /* kept or not */
+    unsigned refusal;               /* an HTTP code, decided on while the body came in; 0: none */
+};
+
+struct server {
+    struct engine *engine;          /* these five are set once */
+    const struct tokenizer *tokenizer;
+    const struct log *log;
+    struct server_options options;  /* strings and json are copies */
+    uint16_t port;
+    struct MHD_Daemon *daemon;
+    int listen_fd;                  /* -1: none */
+    pthread_t watcher;
+    bool watcher_started;
+    int wake_fd;                    /* an eventfd: the watcher looks again */
+    pthread_mutex_t lock;
+    pthread_cond_t idle;            /* signaled when answering_count becomes 0 */
+    /* Guarded by lock. */
+    struct conn *conns;
+    uint64_t next_serial;
+    uint32_t conn_count;
+    uint32_t answering_count;       /* connections WAITING or SENDING */
+    uint64_t bodies_bytes;
+    bool draining;                  /* refuse new requests */
+    bool stopping;
+};
+
+/* Starts libmicrohttpd on server->listen_fd, or, when that is -1, without a thread, to be driven by
+ * server__http_run: for tests that feed bytes in. */
+enum status server__http_start(struct server *server, struct err *err);
+void server__http_stop(struct server *server);
+/* Hands a connected socket over (closed by the server). */
+enum status server__http_add(struct server *server, int fd, struct err *err);
+void server__http_run(struct server *server);
+/* Moves a connection to a phase: sets its deadline and counts who is being answered. */
+void server__conn_phase(struct conn *conn, enum conn_phase phase);
+
+enum status server__watch_start(struct server *server, struct err *err);
+void server__watch_stop(struct server *server);
+
+/* server.c: everything but the listening socket and the threads. */
+enum status server__create(struct engine *engine, const struct tokenizer *tokenizer,
+                           const struct server_options *options, const struct log *log,
+                           struct server **server_out, struct err *err);
+
+#endif
