@@ -1,17 +1,17 @@
 /* engine/engine.h - serves requests on one model: batches, pages, samples.
  *
- * The engine owns the model and one thread that runs it step by step. A step is made of every running
- * request's next token and chunks of prompts, up to a limit of rows (continuous batching, Orca, OSDI
- * 2022; chunked prefill, Sarathi-Serve, arXiv 2403.02310). Keys and values lie in pages (vLLM, arXiv
- * 2309.06180). A request is admitted when pages for its prompt and all it may generate are free, so
- * what was started can always be finished.
+ * The engine owns the model and one thread that runs it step by step. A step is made of every
+ * running request's next token and chunks of prompts, up to a limit of rows (continuous batching,
+ * Orca, OSDI 2022; chunked prefill, Sarathi-Serve, arXiv 2403.02310). Keys and values lie in pages
+ * (vLLM, arXiv 2309.06180). A request is admitted when pages for its prompt and all it may
+ * generate are free, so what was started can always be finished.
  *
- * Answers do not depend on what else is in the batch or how a prompt was cut (charter, invariant 1):
- * logits are the device's promise, and each request samples from a random stream of its own that
- * depends on its seed and the position alone.
+ * Answers do not depend on what else is in the batch or how a prompt was cut (charter, invariant
+ * 1): logits are the device's promise, and each request samples from a random stream of its own
+ * that depends on its seed and the position alone.
  *
- * Threads: any thread may call these functions. Callbacks come from the engine's thread, one at a time,
- * must not block and must not call the engine, but for engine_cancel. */
+ * Threads: any thread may call these functions. Callbacks come from the engine's thread, one at a
+ * time, must not block and must not call the engine, but for engine_cancel. */
 #ifndef LIGHTER_ENGINE_ENGINE_H
 #define LIGHTER_ENGINE_ENGINE_H
 
@@ -30,10 +30,12 @@ struct engine;
 #define ENGINE_STOP_STRINGS_MAX 16
 #define ENGINE_STOP_IDS_MAX 64
 #define ENGINE_STOP_STRING_BYTES_MAX 1024
+#define SAMPLING_NEW_TOKENS_ALL INT64_MAX /* as many as the context and the KV cache allow */
 
 /* SGLang's names and defaults. */
 struct sampling_params {
-    int64_t max_new_tokens;      /* 128; 0 to context length */
+    int64_t max_new_tokens;      /* 128; >= 0; clamped to what the context has left */
+    int64_t min_new_tokens;      /* 0; no stop id is chosen before; at most max_new_tokens */
     double temperature;          /* 1.0; 0: greedy */
     double top_p;                /* 1.0; (0, 1] */
     int64_t top_k;               /* -1: all */
@@ -52,8 +54,8 @@ struct sampling_params {
     size_t stop_id_count;
 };
 void sampling_params_init(struct sampling_params *params);
-/* Reads SGLang's "sampling_params" object over what is there: unknown keys and wrong types are refused
- * by name. json may be NULL. Strings in params are borrowed from json. */
+/* Reads SGLang's "sampling_params" object over what is there: unknown keys and wrong types are
+ * refused by name. json may be NULL. Strings in params are borrowed from json. */
 enum status sampling_params_read(struct sampling_params *params, const json_t *json,
                                  struct err *err);
 /* Checks ranges; names the field, the number and what it may be. */
@@ -94,24 +96,27 @@ struct engine_request {
 };
 
 struct engine_options {
-    uint32_t step_row_count_max;     /* rows in one step */
-    uint32_t prefill_chunk;          /* prompt tokens of one request in one step; <= step_row_count_max */
-    uint32_t running_count_max;      /* requests in one step */
-    uint32_t queue_count_max;        /* requests waiting; more are STATUS_BUSY */
+    uint32_t step_row_count_max;     /* rows in one step; 0: as many as the model takes */
+    uint32_t prefill_chunk;          /* prompt tokens of one request in one step; 0: no other limit
+                                        than the step's rows */
+    uint32_t running_count_max;      /* requests in one step, at most its rows; 0: as many as the
+                                        model takes */
+    uint32_t queue_count_max;        /* 1024; requests waiting; more are STATUS_BUSY */
 };
 void engine_options_init(struct engine_options *options);
 
-/* Starts the engine's thread. tokenizer may be NULL (no text, no stop strings). model and tokenizer are
- * borrowed until engine_destroy. */
+/* Starts the engine's thread. tokenizer may be NULL (no text, no stop strings). model and
+ * tokenizer are borrowed until engine_destroy. */
 enum status engine_create(struct model *model, const struct tokenizer *tokenizer,
                           const struct engine_options *options, const struct log *log,
                           struct engine **engine_out, struct err *err);
 /* Cancels what runs, then stops the thread. */
 void engine_destroy(struct engine *engine);
 
-/* Queues a request. On STATUS_OK on_output will be called, the last time with a finish reason, also when
- * it is canceled or fails. Prompt and max_new_tokens longer than the context, ids outside the vocabulary
- * and bad params are STATUS_BAD_INPUT; a full queue STATUS_BUSY. *id_out names it for engine_cancel. */
+/* Queues a request. On STATUS_OK on_output will be called, the last time with a finish reason,
+ * also when it is canceled or fails. Prompt and max_new_tokens longer than the context, ids
+ * outside the vocabulary and bad params are STATUS_BAD_INPUT; a full queue STATUS_BUSY. *id_out
+ * names it for engine_cancel. */
 enum status engine_submit(struct engine *engine, const struct engine_request *request,
                           uint64_t *id_out, struct err *err);
 /* Ends a request soon, with FINISH_ABORT; nothing when it has ended. */
@@ -119,12 +124,13 @@ void engine_cancel(struct engine *engine, uint64_t id);
 /* Refuses new requests from now on, waits until those that run or wait are done. */
 void engine_drain(struct engine *engine);
 
-/* Logits of one prompt: F32[prompt_count][vocab_size] into logits_out, through the same steps as serving,
- * in chunks of `chunk` rows (0: the engine's). Blocks. */
+/* Logits of one prompt: F32[prompt_count][vocab_size] into logits_out, through the same steps as
+ * serving, in chunks of `chunk` rows (0: the engine's). Blocks. */
 enum status engine_logits(struct engine *engine, const int32_t *ids, size_t count, uint32_t chunk,
                           float *logits_out, struct err *err);
 
-/* running, waiting, steps, tokens, kv pages, and the offloader's report and manifest. The caller owns it. */
+/* running, waiting, steps, tokens, kv pages, and the offloader's report and manifest. The caller
+ * owns it. */
 json_t *engine_report_json(struct engine *engine);
 void engine_report_reset(struct engine *engine);
 const struct model_info *engine_model_info(const struct engine *engine);

@@ -1,0 +1,334 @@
+/* engine/engine.c - the engine's functions: start and stop, submit, cancel, drain, report.
+ *
+ * They only look at what is set once or guarded by the lock; the work is the thread's,
+ * in loop.c. */
+#include "engine/internal.h"
+
+#include <assert.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "base/size.h"
+
+#define QUEUE_COUNT_MAX (1u << 20)
+
+void engine_options_init(struct engine_options *options)
+{
+    *options = (struct engine_options){ .queue_count_max = 1024 };
+}
+
+/* -- start and stop ---------------------------------------------------------------------------- */
+
+static enum status settle_one(const char *name, uint32_t wanted, uint32_t max, uint32_t *out,
+                              struct err *err)
+{
+    if (wanted > max)
+        return err_set(err, STATUS_BAD_INPUT, "engine: %s is %u, this model takes at most %u",
+                       name, wanted, max);
+    *out = wanted == 0 ? max : wanted;
+    return STATUS_OK;
+}
+
+/* Checks the options against the model and fills in what they leave open. */
+static enum status settle_options(const struct engine_options *options,
+                                  const struct model_info *info,
+                                  struct engine_options *settled_out, struct err *err)
+{
+    struct engine_options settled = *options;
+    enum status st = settle_one("step_row_count_max", options->step_row_count_max,
+                                info->step_row_count_max, &settled.step_row_count_max, err);
+
+    if (st == STATUS_OK)
+        st = settle_one("running_count_max", options->running_count_max,
+                        info->step_sequence_count_max, &settled.running_count_max, err);
+    if (st != STATUS_OK)
+        return st;
+    if (settled.running_count_max > settled.step_row_count_max)
+        settled.running_count_max = settled.step_row_count_max; /* schedule.c says why */
+    if (settled.prefill_chunk == 0 || settled.prefill_chunk > settled.step_row_count_max)
+        settled.prefill_chunk = settled.step_row_count_max;
+    if (settled.queue_count_max == 0 || settled.queue_count_max > QUEUE_COUNT_MAX)
+        return err_set(err, STATUS_BAD_INPUT,
+                       "engine: queue_count_max is %u, it must be from 1 to %u",
+                       settled.queue_count_max, QUEUE_COUNT_MAX);
+    *settled_out = settled;
+    return STATUS_OK;
+}
+
+static enum status take_memory(struct engine *engine, struct err *err)
+{
+    const struct model_info *info = engine->info;
+    const uint32_t running_max = engine->options.running_count_max;
+    uint32_t pages = info->context_length / info->kv_page_size +
+                     (info->context_length % info->kv_page_size != 0);
+    uint64_t logits_count;
+    enum status st;
+
+    if (pages > info->kv_page_count)
+        pages = info->kv_page_count;
+    st = engine__pages_init(&engine->pages, info->kv_page_count, err);
+    if (st == STATUS_OK)
+        st = engine__sampler_init(&engine->sampler, info->vocab_size, err);
+    if (st == STATUS_OK)
+        st = engine__batch_init(&engine->batch, engine->options.step_row_count_max, running_max,
+                                pages, info->kv_page_size, err);
+    if (st != STATUS_OK)
+        return st;
+    engine->turns = calloc(running_max, sizeof(*engine->turns));
+    engine->running = calloc(running_max, sizeof(*engine->running));
+    if (size_mul(running_max, info->vocab_size, &logits_count) && logits_count <= SIZE_MAX / 4)
+        engine->logits = calloc(logits_count, sizeof(*engine->logits));
+    if (engine->turns == NULL || engine->running == NULL || engine->logits == NULL)
+        return err_set(err, STATUS_NO_MEMORY,
+                       "no memory for the logits of %u requests at a time, %u each", running_max,
+                       info->vocab_size);
+    engine->pages_free = engine->pages.free_count;
+    return STATUS_OK;
+}
+
+enum status engine_create(struct model *model, const struct tokenizer *tokenizer,
+                          const struct engine_options *options, const struct log *log,
+                          struct engine **engine_out, struct err *err)
+{
+    const struct model_info *info = model_info(model);
+    struct engine *engine = calloc(1, sizeof(*engine));
+    enum status st;
+
+    if (engine == NULL)
+        return err_set(err, STATUS_NO_MEMORY, "no memory for an engine");
+    pthread_mutex_init(&engine->lock, NULL);
+    pthread_cond_init(&engine->wake, NULL);
+    pthread_cond_init(&engine->changed, NULL);
+    engine->model = model;
+    engine->info = info;
+    engine->tokenizer = tokenizer;
+    engine->log = log;
+    engine->limits = (struct engine__limits){
+        .context_length = info->context_length,
+        .vocab_size = info->vocab_size,
+        .page_size = info->kv_page_size,
+        .page_count = info->kv_page_count,
+        .eos_ids = info->eos_ids,
+        .eos_count = info->eos_count,
+    };
+    engine->manifest = offload_manifest_json(model_offload(model));
+    st = settle_options(options, info, &engine->options, err);
+    if (st == STATUS_OK)
+        st = take_memory(engine, err);
+    if (st == STATUS_OK && pthread_create(&engine->thread, NULL, engine__loop, engine) != 0)
+        st = err_set(err, STATUS_NO_MEMORY, "the engine's thread could not be started");
+    if (st != STATUS_OK) {
+        engine_destroy(engine);
+        return st;
+    }
+    engine->has_thread = true;
+    *engine_out = engine;
+    return STATUS_OK;
+}
+
+void engine_destroy(struct engine *engine)
+{
+    if (engine == NULL)
+        return;
+    if (engine->has_thread) {
+        pthread_mutex_lock(&engine->lock);
+        engine->stopping = true;
+        pthread_cond_signal(&engine->wake);
+        pthread_mutex_unlock(&engine->lock);
+        pthread_join(engine->thread, NULL);
+    }
+    assert(engine->live_count == 0);
+    json_decref(engine->manifest);
+    free(engine->logits);
+    free(engine->running);
+    free(engine->turns);
+    engine__batch_deinit(&engine->batch);
+    engine__sampler_deinit(&engine->sampler);
+    engine__pages_deinit(&engine->pages);
+    pthread_cond_destroy(&engine->changed);
+    pthread_cond_destroy(&engine->wake);
+    pthread_mutex_destroy(&engine->lock);
+    free(engine);
+}
+
+const struct model_info *engine_model_info(const struct engine *engine)
+{
+    return engine->info;
+}
+
+/* -- requests ---------------------------------------------------------------------------------- */
+
+/* Why nothing new is taken; the lock is held. */
+static enum status check_open(struct engine *engine, struct err *err)
+{
+    if (engine->draining || engine->stopping)
+        return err_set(err, STATUS_UNAVAILABLE, "the engine is stopping and takes nothing new");
+    return STATUS_OK;
+}
+
+static enum status enqueue(struct engine *engine, struct engine__request *request,
+                           uint64_t *id_out, struct err *err)
+{
+    enum status st;
+
+    pthread_mutex_lock(&engine->lock);
+    st = check_open(engine, err);
+    if (st == STATUS_OK && engine->waiting_count >= engine->options.queue_count_max) {
+        st = err_set(err, STATUS_BUSY, "%u requests are waiting already; try again later",
+                     engine->waiting_count);
+        engine->counters.refused_busy++;
+    }
+    if (st == STATUS_OK) {
+        request->id = *id_out = ++engine->last_id;
+        if (engine->queue_tail == NULL)
+            engine->queue_head = request;
+        else
+            engine->queue_tail->next = request;
+        engine->queue_tail = request;
+        engine->waiting_count++;
+        engine->live_count++;
+        engine->counters.submitted++;
+        engine->counters.prompt_tokens += request->prompt_count;
+        pthread_cond_signal(&engine->wake);
+    }
+    pthread_mutex_unlock(&engine->lock);
+    return st;
+}
+
+enum status engine_submit(struct engine *engine, const struct engine_request *desc,
+                          uint64_t *id_out, struct err *err)
+{
+    struct engine__request *request;
+    enum status st = engine__request_create(desc, &engine->limits, engine->tokenizer, &request,
+                                            err);
+
+    if (st != STATUS_OK)
+        return st;
+    st = enqueue(engine, request, id_out, err);
+    if (st != STATUS_OK)
+        engine__request_destroy(request);
+    return st;
+}
+
+void engine_cancel(struct engine *engine, uint64_t id)
+{
+    pthread_mutex_lock(&engine->lock);
+    for (uint32_t i = 0; i < engine->running_count; i++)
+        if (engine->running[i]->id == id)
+            engine->running[i]->canceled = true;
+    for (struct engine__request *request = engine->queue_head; request != NULL;
+         request = request->next)
+        if (request->id == id)
+            request->canceled = true;
+    pthread_mutex_unlock(&engine->lock);
+}
+
+void engine_drain(struct engine *engine)
+{
+    pthread_mutex_lock(&engine->lock);
+    engine->draining = true;
+    while (engine->live_count > 0)
+        pthread_cond_wait(&engine->changed, &engine->lock);
+    pthread_mutex_unlock(&engine->lock);
+}
+
+/* -- jobs and reports -------------------------------------------------------------------------- */
+
+/* Has the engine's thread run the job, and waits for it. */
+static enum status do_job(struct engine *engine, struct engine__job *job, struct err *err)
+{
+    enum status st;
+
+    pthread_mutex_lock(&engine->lock);
+    st = check_open(engine, err);
+    if (st == STATUS_OK) {
+        if (engine->job_tail == NULL)
+            engine->job_head = job;
+        else
+            engine->job_tail->next = job;
+        engine->job_tail = job;
+        pthread_cond_signal(&engine->wake);
+        while (!job->is_done)
+            pthread_cond_wait(&engine->changed, &engine->lock);
+        st = job->status;
+        if (st != STATUS_OK && err != NULL)
+            *err = job->err;
+    }
+    pthread_mutex_unlock(&engine->lock);
+    return st;
+}
+
+enum status engine_logits(struct engine *engine, const int32_t *ids, size_t count, uint32_t chunk,
+                          float *logits_out, struct err *err)
+{
+    const struct engine__limits *limits = &engine->limits;
+    struct engine__job job = { .run = engine__run_logits, .ids = ids, .logits_out = logits_out };
+
+    if (count == 0 || count > limits->context_length)
+        return err_set(err, STATUS_BAD_INPUT,
+                       "the prompt has %zu tokens, it must have 1 to the context's %u", count,
+                       limits->context_length);
+    for (size_t i = 0; i < count; i++)
+        if (ids[i] < 0 || (uint32_t)ids[i] >= limits->vocab_size)
+            return err_set(err, STATUS_BAD_INPUT,
+                           "token %zu of the prompt is id %" PRId32 ", the vocabulary has ids 0 "
+                           "to %u", i, ids[i], limits->vocab_size - 1);
+    job.count = (uint32_t)count;
+    job.chunk = chunk == 0 ? engine->options.prefill_chunk : chunk;
+    if (job.chunk > engine->options.step_row_count_max)
+        return err_set(err, STATUS_BAD_INPUT, "a chunk of %u rows; a step has at most %u",
+                       job.chunk, engine->options.step_row_count_max);
+    job.page_count = job.count / limits->page_size + (job.count % limits->page_size != 0);
+    if (job.page_count > limits->page_count)
+        return err_set(err, STATUS_BAD_INPUT,
+                       "a prompt of %u tokens needs %u pages of %u tokens in the KV cache, which "
+                       "has %u", job.count, job.page_count, limits->page_size,
+                       limits->page_count);
+    return do_job(engine, &job, err);
+}
+
+json_t *engine_report_json(struct engine *engine)
+{
+    struct engine__counters c;
+    uint32_t running, waiting, pages_free;
+
+    pthread_mutex_lock(&engine->lock);
+    c = engine->counters;
+    running = engine->running_count;
+    waiting = engine->waiting_count;
+    pages_free = engine->pages_free;
+    pthread_mutex_unlock(&engine->lock);
+    return json_pack(
+        "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:{s:I, s:I, s:I, s:I},"
+        " s:o*, s:o*}",
+        "running", (json_int_t)running, "running_max",
+        (json_int_t)engine->options.running_count_max, "waiting", (json_int_t)waiting,
+        "waiting_max", (json_int_t)engine->options.queue_count_max, "submitted",
+        (json_int_t)c.submitted, "finished", (json_int_t)c.finished, "aborted",
+        (json_int_t)c.aborted, "steps", (json_int_t)c.steps, "rows", (json_int_t)c.rows,
+        "failed_steps", (json_int_t)c.failed_steps, "prompt_tokens", (json_int_t)c.prompt_tokens,
+        "completion_tokens", (json_int_t)c.completion_tokens, "step_s", (double)c.step_ns * 1e-9,
+        "kv", "page_size", (json_int_t)engine->limits.page_size, "pages",
+        (json_int_t)engine->limits.page_count, "pages_free", (json_int_t)pages_free,
+        "bytes_per_token", (json_int_t)engine->info->kv_bytes_per_token, "offload",
+        offload_report_json(model_offload(engine->model)), "manifest",
+        json_deep_copy(engine->manifest));
+}
+
+static enum status run_reset(struct engine *engine, struct engine__job *job, struct err *err)
+{
+    (void)job;
+    (void)err;
+    offload_report_reset(model_offload(engine->model));
+    pthread_mutex_lock(&engine->lock);
+    engine->counters = (struct engine__counters){ 0 };
+    pthread_mutex_unlock(&engine->lock);
+    return STATUS_OK;
+}
+
+void engine_report_reset(struct engine *engine)
+{
+    struct engine__job job = { .run = run_reset };
+
+    (void)do_job(engine, &job, NULL); /* fails only when the engine is stopping: nothing to reset */
+}
