@@ -7,7 +7,7 @@
  *
  * A new architecture is one file with a `struct model_arch` and one line in the table of arch.c.
  *
- * Threads: one at a time, but for model_info and model_report_json. */
+ * Threads: one at a time, but for model_info. */
 #ifndef LIGHTER_MODEL_MODEL_H
 #define LIGHTER_MODEL_MODEL_H
 

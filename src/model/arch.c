@@ -1,0 +1,37 @@
+/* model/arch.c - the architectures that this build runs: one line each. */
+#include <string.h>
+
+#include "model/internal.h"
+
+static const struct model_arch *const arches[] = {
+    &model_arch_llama,
+    &model_arch_mistral,
+    &model_arch_qwen2,
+    &model_arch_qwen3,
+    &model_arch_deepseek_v2,
+    &model_arch_deepseek_v3,
+};
+
+#define ARCH_COUNT (sizeof(arches) / sizeof(arches[0]))
+
+const struct model_arch *model__arch_find(const char *architecture, const char *model_type)
+{
+    for (size_t i = 0; i < ARCH_COUNT; i++) {
+        if (architecture != NULL ? strcmp(arches[i]->architecture, architecture) == 0
+                                 : model_type != NULL &&
+                                       strcmp(arches[i]->model_type, model_type) == 0)
+            return arches[i];
+    }
+    return NULL;
+}
+
+const char *const *model_architectures(void)
+{
+    /* Spelled out, as the table above holds addresses and not constants; a test compares the two. */
+    static const char *const names[] = {
+        "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM",
+        "DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", NULL,
+    };
+
+    return names;
+}

@@ -1,0 +1,114 @@
+/* model/config.h - what a config.json says about a model, read once and checked.
+ *
+ * Every number is range-checked against a limit below and the numbers against each other (heads against
+ * kv heads, experts against groups), so that nothing computed from a model_config later overflows: the
+ * largest product, experts x 2 x expert width x hidden size, stays below 2^51 elements. What a key
+ * means, and what stands for a missing one, is what transformers 5.23 says; where the model's authors
+ * say otherwise the reader of that architecture tells.
+ *
+ * Only for files inside model/. */
+#ifndef LIGHTER_MODEL_CONFIG_H
+#define LIGHTER_MODEL_CONFIG_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/status.h"
+#include "device/op.h"
+#include "model/model.h"
+
+#define CONFIG_LAYERS_MAX 1024u
+#define CONFIG_HIDDEN_MAX (1u << 17)
+#define CONFIG_VOCAB_MAX (1u << 22)
+#define CONFIG_HEADS_MAX 4096u
+#define CONFIG_HEAD_DIM_MAX 1024u
+#define CONFIG_LORA_RANK_MAX (1u << 14)
+#define CONFIG_FFN_MAX (1u << 20)
+#define CONFIG_EXPERTS_MAX 4096u
+#define CONFIG_TOP_K_MAX 128u
+#define CONFIG_CONTEXT_MAX (1u << 24) /* positions are turned into F32, which is exact up to here */
+#define CONFIG_ROPE_PAIRS_MAX (CONFIG_HEAD_DIM_MAX / 2)
+#define CONFIG_WARNING_BYTES 256
+
+struct model_arch;
+
+struct model_config {
+    const struct model_arch *arch;
+    char architecture[64], model_type[32];
+    uint32_t layer_count, vocab_size, hidden_size, context_length;
+    uint32_t head_count, kv_head_count, head_dim;
+    uint32_t ffn_width;              /* of a dense layer */
+    float norm_epsilon;
+    bool tied_embeddings;            /* lm_head is embed_tokens */
+    bool qkv_bias, o_bias, mlp_bias, qk_norm;
+    uint32_t sliding_window;         /* of those layers that have one; 0: none has */
+    float attention_scale;           /* on q . k, YaRN's factor included */
+
+    uint32_t rope_pair_count;
+    float rope_frequencies[CONFIG_ROPE_PAIRS_MAX];
+    float rope_scale;                /* on cos and sin */
+    bool rope_interleaved;
+
+    /* Multi-head latent attention; kv_lora_rank 0: none. */
+    uint32_t q_lora_rank;            /* 0: q_proj is one matrix */
+    uint32_t kv_lora_rank, qk_nope_dim, qk_rope_dim, v_dim;
+    float latent_norm_epsilon;
+    bool latent_bias;                /* q_a_proj and kv_a_proj_with_mqa have biases */
+
+    /* Mixture of experts; expert_count 0: none. */
+    uint32_t expert_count, expert_top_k, expert_ffn_width, shared_expert_count;
+    uint32_t dense_layer_count;      /* the first ones */
+    uint32_t moe_layer_period;       /* of the others, every so-manyth has experts */
+    uint32_t group_count, kept_group_count;
+    enum route_scoring scoring;
+    enum route_groups groups;
+    bool route_bias, route_normalise;
+    float route_scale;
+    uint32_t predict_layer_count;    /* multi-token prediction: in the checkpoint, not used */
+
+    int32_t bos_id;
+    int32_t eos_ids[MODEL_EOS_MAX];
+    uint32_t eos_count;
+    char warning[CONFIG_WARNING_BYTES]; /* "": none; else something a user should know */
+};
+
+/* Reads a config.json. `what` names it in messages. */
+enum status model__config_read(const json_t *json, const char *what,
+                               struct model_config *config_out, struct err *err);
+/* Takes bos and eos ids from a generation_config.json, where it has them. */
+enum status model__config_read_generation(const json_t *json, const char *what,
+                                          struct model_config *config, struct err *err);
+bool model__config_layer_has_experts(const struct model_config *config, uint32_t layer);
+
+/* Reads fields one after the other; after the first failure the rest are skipped. */
+struct config_reader {
+    const json_t *json;
+    const char *what;
+    struct err *err;
+    enum status status;
+};
+/* An integer in [1, max] that must be there. */
+uint32_t model__read_count(struct config_reader *reader, const char *key, uint32_t max);
+/* An integer in [min, max]; fallback when missing or null. */
+uint32_t model__read_count_or(struct config_reader *reader, const char *key, uint32_t min,
+                              uint32_t max, uint32_t fallback);
+bool model__read_bool(struct config_reader *reader, const char *key, bool fallback);
+double model__read_double(struct config_reader *reader, const char *key, double min, double max,
+                          double fallback);
+/* Borrowed from the JSON. */
+const char *model__read_string(struct config_reader *reader, const char *key, const char *fallback);
+/* True when the key is there and not null. */
+bool model__read_has(const struct config_reader *reader, const char *key);
+/* True when the key is there and null: in some fields that says something else than a missing key. */
+bool model__read_is_null(const struct config_reader *reader, const char *key);
+/* Fails the reading with a sentence behind "WHAT: ", unless it has failed before. */
+void model__read_refuse(struct config_reader *reader, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+
+/* rope.c: fills the rope_ fields for heads of 2 * pair_count rotated elements. *scaling_out: what
+ * DeepSeek's YaRN multiplies the softmax's scale with; 1 for everything else. May be NULL. */
+void model__read_rope(struct config_reader *reader, uint32_t pair_count,
+                      struct model_config *config, double *scaling_out);
+
+#endif

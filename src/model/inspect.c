@@ -1,0 +1,129 @@
+/* model/inspect.c - from an open checkpoint to a checked description of a model, without a device. */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/file.h"
+#include "base/json.h"
+#include "model/internal.h"
+
+#define GENERATION_CONFIG_BYTES_MAX (1u << 20)
+
+static enum status read_generation(const struct ckpt *ckpt, struct model_config *config,
+                                   struct err *err)
+{
+    json_t *json = NULL;
+    char path[4096];
+    enum status st;
+    const int size = snprintf(path, sizeof(path), "%s/generation_config.json", ckpt_path(ckpt));
+
+    if (size < 0 || (size_t)size >= sizeof(path) || !file_exists(path))
+        return STATUS_OK;
+    st = json_read_file(path, GENERATION_CONFIG_BYTES_MAX, &json, err);
+    if (st == STATUS_OK)
+        st = model__config_read_generation(json, path, config, err);
+    json_decref(json);
+    return st;
+}
+
+static enum status read_config(const struct ckpt *ckpt, struct model_config *config_out,
+                               struct err *err)
+{
+    char what[512];
+    enum status st;
+
+    (void)snprintf(what, sizeof(what), "%s/config.json", ckpt_path(ckpt));
+    st = model__config_read(ckpt_config(ckpt), what, config_out, err);
+    return st == STATUS_OK ? read_generation(ckpt, config_out, err) : st;
+}
+
+static void fill_info(const struct model_config *config, struct model_info *info)
+{
+    const struct kv_widths widths = config->arch->kv_widths(config);
+
+    memcpy(info->architecture, config->architecture, sizeof(info->architecture));
+    memcpy(info->model_type, config->model_type, sizeof(info->model_type));
+    info->layer_count = config->layer_count;
+    info->vocab_size = config->vocab_size;
+    info->hidden_size = config->hidden_size;
+    info->context_length = config->context_length;
+    info->bos_id = config->bos_id;
+    memcpy(info->eos_ids, config->eos_ids, sizeof(info->eos_ids));
+    info->eos_count = config->eos_count;
+    info->kv_bytes_per_token = (uint64_t)config->layer_count * (widths.k + widths.v) *
+                               sizeof(float);
+}
+
+/* The model's own context, or a shorter one that was asked for; not past a sliding window. */
+static enum status choose_context(const struct ckpt *ckpt, uint32_t wanted,
+                                  struct model_config *config, struct err *err)
+{
+    const uint32_t own = config->context_length;
+
+    if (wanted > own)
+        return err_set(err, STATUS_BAD_INPUT,
+                       "%s: a context of %u positions was asked for, the model's own "
+                       "(\"max_position_embeddings\") is %u", ckpt_path(ckpt), wanted, own);
+    config->context_length = wanted == 0 ? own : wanted;
+    if (config->sliding_window != 0 && config->context_length > config->sliding_window)
+        return err_set(err, STATUS_BAD_INPUT,
+                       "%s: a context of %u positions needs a sliding attention window of %u, "
+                       "which is not built; a context length of at most %u runs",
+                       ckpt_path(ckpt), config->context_length, config->sliding_window,
+                       config->sliding_window);
+    return STATUS_OK;
+}
+
+static void log_what_is_odd(const struct model_config *config,
+                            const struct params_skipped *skipped, const struct log *log)
+{
+    if (config->warning[0] != '\0')
+        log_line(log, LOG_WARN, "config.json: %s", config->warning);
+    if (skipped->predict_count > 0)
+        log_line(log, LOG_INFO,
+                 "%zu tensors of layers %u and above are skipped: multi-token prediction is not "
+                 "used", skipped->predict_count, config->layer_count);
+    if (skipped->tied_count > 0)
+        log_line(log, LOG_INFO, "lm_head.weight is skipped: \"tie_word_embeddings\" is true");
+    if (skipped->inv_freq_count > 0)
+        log_line(log, LOG_INFO, "%zu rotary_emb.inv_freq tensors are skipped: config.json says "
+                 "the same", skipped->inv_freq_count);
+}
+
+enum status model__read(const struct ckpt *ckpt, const struct model_options *options,
+                        const struct log *log, struct model_config *config_out,
+                        struct params **params_out, struct model_info *info_out, struct err *err)
+{
+    struct params_skipped skipped;
+    enum status st = read_config(ckpt, config_out, err);
+
+    if (st != STATUS_OK)
+        return st;
+    fill_info(config_out, info_out);
+    st = choose_context(ckpt, options->context_length, config_out, err);
+    if (st != STATUS_OK)
+        return st;
+    info_out->context_length = config_out->context_length;
+    st = model__params_create(ckpt, config_out, options->dtype, params_out, err);
+    if (st != STATUS_OK)
+        return st;
+    model__params_describe(*params_out, info_out);
+    st = model__params_check(*params_out, &skipped, err);
+    if (st == STATUS_OK)
+        log_what_is_odd(config_out, &skipped, log);
+    return st;
+}
+
+enum status model_inspect(const struct ckpt *ckpt, struct model_info *info_out, struct err *err)
+{
+    struct model_options options;
+    struct model_config config;
+    struct params *params = NULL;
+    enum status st;
+
+    model_options_init(&options);
+    memset(info_out, 0, sizeof(*info_out));
+    info_out->bos_id = -1;
+    st = model__read(ckpt, &options, NULL, &config, &params, info_out, err);
+    model__params_destroy(params);
+    return st;
+}

@@ -1,0 +1,237 @@
+/* model/internal.h - what the files of model/ share: parameters by role, buffers, and a pass. */
+#ifndef LIGHTER_MODEL_INTERNAL_H
+#define LIGHTER_MODEL_INTERNAL_H
+
+#include "base/map.h"
+#include "model/config.h"
+#include "model/model.h"
+
+/* What a parameter is for, within its layer. */
+enum model_role {
+    ROLE_INPUT_NORM, ROLE_QKV, ROLE_QKV_BIAS, ROLE_Q_NORM, ROLE_K_NORM, ROLE_O, ROLE_O_BIAS,
+    ROLE_Q, ROLE_Q_A, ROLE_Q_A_BIAS, ROLE_Q_A_NORM, ROLE_Q_B,
+    ROLE_KV_A, ROLE_KV_A_BIAS, ROLE_KV_A_NORM, ROLE_W_KC, ROLE_W_VC,
+    ROLE_POST_NORM, ROLE_GATE_UP, ROLE_GATE_UP_BIAS, ROLE_DOWN, ROLE_DOWN_BIAS,
+    ROLE_ROUTER, ROLE_ROUTER_BIAS, ROLE_W13, ROLE_W2,
+    ROLE_COUNT,
+    /* Outside the layers. */
+    ROLE_EMBED = 0, ROLE_NORM, ROLE_LM_HEAD
+};
+
+/* params.c: builds the list of parameters, each with its loader. A parameter is begun, given sources,
+ * and ended; after the first failure the rest does nothing, and params_take reports it. */
+struct params;
+
+struct param_spec {
+    const char *name;            /* within the layer: "mlp.down_proj.weight" */
+    int32_t layer;               /* OFFLOAD_NO_LAYER: `name` is the whole name */
+    enum model_role role;
+    enum offload_part part;
+    bool moves;                  /* of what V2 moves by default */
+    uint32_t rank;               /* 1: a vector, kept in F32; else in the checkpoint's dtype */
+    uint64_t shape[TENSOR_RANK_MAX];
+};
+
+/* dtype: NULL or a name; of matrices. ckpt is borrowed. */
+enum status model__params_create(const struct ckpt *ckpt, const struct model_config *config,
+                                 const char *dtype, struct params **params_out, struct err *err);
+void model__params_destroy(struct params *params);
+void model__param_begin(struct params *params, const struct param_spec *spec);
+/* A whole checkpoint tensor of that shape, next after what has been added so far. A tensor's name is
+ * "model.layers.N." and the formatted name, or the formatted name alone outside the layers. */
+void model__param_add(struct params *params, uint32_t rank, const uint64_t *shape,
+                      const char *name_format, ...) __attribute__((format(printf, 4, 5)));
+/* A view of one: `part` but for its tensor's name. */
+void model__param_add_view(struct params *params, const struct loader_part *part,
+                           const char *name);
+void model__param_end(struct params *params);
+/* The commonest: begin, one source of the parameter's own name and shape, end. */
+void model__param_same(struct params *params, const struct param_spec *spec);
+/* Rows of several matrices (or vectors, cols 0) on top of each other. */
+struct param_rows {
+    const char *name;
+    uint64_t rows;
+};
+void model__param_stack(struct params *params, const struct param_spec *spec, uint64_t cols,
+                        const struct param_rows *sources, size_t source_count);
+
+/* Checks everything against the checkpoint: all loaders, and that no tensor is left that nobody
+ * asked for. Tensors that are known to be of no use are counted. */
+struct params_skipped {
+    size_t inv_freq_count, tied_count, predict_count;
+};
+enum status model__params_check(struct params *params, struct params_skipped *skipped_out,
+                                struct err *err);
+/* Fills what info says about weights. */
+void model__params_describe(const struct params *params, struct model_info *info);
+size_t model__params_count(const struct params *params);
+/* For offload_create, which takes the loaders. */
+const struct offload_param_desc *model__params_descs(const struct params *params);
+/* To be called after offload_create: the loaders are no longer ours. */
+void model__params_forget_loaders(struct params *params);
+#define PARAM_NONE UINT32_MAX
+/* Index by role, or PARAM_NONE. */
+uint32_t model__params_index(const struct params *params, int32_t layer, enum model_role role);
+
+/* Hands out consecutive aligned pieces of a block; from address 0 it only measures. */
+struct slicer {
+    uintptr_t base;
+    uint64_t used_bytes;
+};
+void *model__slice(struct slicer *slicer, uint64_t size_bytes);
+
+/* Scratch on the device. Attention's and the FFN's buffers share memory, as they are never alive
+ * together. */
+struct model_buffers {
+    int32_t *metadata;      /* the step's ids, positions, ..., as uploaded */
+    int32_t *iota;          /* 0, 1, 2, ...: rows x heads of it, where the architecture asks for it */
+    float *frequencies;     /* [rope_pair_count] */
+    float *rope_table;      /* [rows][rope_pair_count][2] */
+    float *x;               /* [rows][hidden]: the residual stream */
+    float *normed;          /* [rows][hidden] */
+    float *gathered;        /* [logits rows][hidden] */
+    float *logits;          /* [logits rows][vocab] */
+    /* attention */
+    float *qkv;             /* Llama: [rows][(heads + 2 kv heads) x head_dim] */
+    float *q_a;             /* MLA: [rows][q_lora_rank] */
+    float *q;               /* MLA: [rows][heads][nope + rope] */
+    float *q_latent;        /* MLA: [rows][heads][latent + rope] */
+    float *kv_a;            /* MLA: [rows][latent + rope] */
+    float *attended;        /* [rows][heads][width of a value, or of the latent] */
+    float *values;          /* MLA: [rows][heads][v_dim] */
+    /* FFN */
+    float *gate_up;         /* [rows][2 x width] */
+    float *product;         /* [rows][width] */
+    float *route_logits;    /* [rows][experts] */
+    float *route_weights;   /* [rows][top_k] */
+    int32_t *route_ids;     /* [rows][top_k] */
+    void *moe;              /* op_moe's */
+};
+
+/* Widths of a token slot in the cache of one layer, in elements. v 0: values are a part of keys. */
+struct kv_widths {
+    uint32_t k, v;
+};
+
+struct model_pass;
+
+/* An architecture: a file that defines one, and a line in arch.c. */
+struct model_arch {
+    const char *architecture, *model_type;
+    /* Reads what is the architecture's own, rope included. */
+    void (*read_config)(struct config_reader *reader, struct model_config *config);
+    struct kv_widths (*kv_widths)(const struct model_config *config);
+    /* Adds the parameters of one layer, in the order in which a pass uses them. */
+    void (*describe_layer)(struct params *params, const struct model_config *config,
+                           uint32_t layer);
+    void (*slice_attention)(struct slicer *slicer, const struct model_config *config,
+                            uint64_t row_count, struct model_buffers *buffers);
+    void (*slice_ffn)(struct slicer *slicer, const struct model_config *config,
+                      uint64_t row_count, struct model_buffers *buffers);
+    /* Rows of iota that attention needs for each row of a step. */
+    uint32_t (*iota_per_row)(const struct model_config *config);
+    /* From normed, added to x. */
+    void (*attention)(struct model_pass *pass, uint32_t layer);
+    void (*ffn)(struct model_pass *pass, uint32_t layer);
+};
+extern const struct model_arch model_arch_llama, model_arch_mistral, model_arch_qwen2,
+    model_arch_qwen3, model_arch_deepseek_v2, model_arch_deepseek_v3;
+/* By architecture, or by model_type when that is NULL; NULL: not known. */
+const struct model_arch *model__arch_find(const char *architecture, const char *model_type);
+
+/* size.c: what a model takes on the device. */
+struct model_sizes {
+    uint64_t scratch_bytes;      /* without the page tables, whose width is the cache's */
+    uint64_t row_count, sequence_count;
+    uint64_t page_size, page_count, page_table_width;
+    uint64_t metadata_bytes;     /* of a step at most, page tables included */
+    uint64_t kv_layer_k_bytes, kv_layer_v_bytes;
+    uint64_t kv_bytes;
+};
+/* Chooses the cache's size. STATUS_NO_MEMORY with each item when it does not fit. */
+enum status model__sizes_plan(const struct model_config *config,
+                              const struct model_options *options,
+                              const struct offload_sizes *weights, struct device *device,
+                              struct model_sizes *sizes_out, struct err *err);
+/* Lays scratch out from base; returns its size. */
+uint64_t model__slice_scratch(const struct model_config *config, const struct model_sizes *sizes,
+                              uintptr_t base, struct model_buffers *buffers);
+/* Rows of logits that are computed at once. */
+#define LOGITS_ROWS_AT_ONCE 32u
+
+struct model {
+    struct device *device;
+    struct stream *stream;
+    struct offload *offload;
+    struct params *params;
+    struct model_config config;
+    struct model_info info;
+    struct model_sizes sizes;
+    struct model_buffers buffers;
+    void *scratch;
+    uint64_t scratch_bytes;
+    void *kv;                    /* for each layer the keys, then the values, of all token slots */
+    void *staging;               /* host: the metadata of a step */
+    uint64_t staging_bytes;
+};
+
+/* One step while it is queued: the operators' shorthand, in pass.c. After the first failure the rest
+ * is skipped. */
+struct model_pass {
+    struct model *model;
+    const struct model_config *config;
+    const struct model_buffers *buffers;
+    enum status status;
+    struct err *err;
+    uint32_t row_count, page_count_max;
+    const int32_t *token_ids, *positions, *sequences, *slots, *logits_rows, *pages; /* device's */
+};
+
+/* NULL where the layer has none. */
+const struct tensor *model__pass_param(const struct model_pass *pass, int32_t layer,
+                                       enum model_role role);
+void model__pass_launch(struct model_pass *pass, const struct op *op);
+/* out[rows][n] (+)= x[rows][k] . W^T (+ bias), all packed; a layer without that bias has none. */
+struct pass_linear {
+    float *out;
+    const float *x;
+    int32_t layer;
+    enum model_role weight, bias;          /* bias ROLE_COUNT: none */
+    bool accumulate;
+};
+void model__pass_linear(struct model_pass *pass, const struct pass_linear *linear);
+struct pass_norm {
+    float *out;
+    const float *x;
+    uint64_t row_stride;                   /* of both */
+    uint32_t group_count;
+    float epsilon;
+    int32_t layer;
+    enum model_role weight;
+};
+void model__pass_norm(struct model_pass *pass, const struct pass_norm *norm);
+void model__pass_rope(struct model_pass *pass, float *x, uint32_t head_count, uint64_t row_stride,
+                      uint64_t head_stride);
+void model__pass_kv_write(struct model_pass *pass, float *cache, const float *x, uint32_t width,
+                          uint64_t x_row_stride);
+/* The layer's cache. */
+float *model__kv_keys(const struct model *model, uint32_t layer);
+float *model__kv_values(const struct model *model, uint32_t layer);
+
+/* Building blocks that architectures share (layers.c). */
+void model__describe_mlp(struct params *params, const struct model_config *config, uint32_t layer,
+                         const char *prefix, uint64_t width);
+void model__slice_mlp(struct slicer *slicer, uint64_t row_count, uint64_t width,
+                      struct model_buffers *buffers);
+void model__pass_mlp(struct model_pass *pass, uint32_t layer);
+/* A norm's weight: spec but for what follows from role and width. */
+void model__describe_norm(struct params *params, uint32_t layer, enum model_role role,
+                          enum offload_part part, const char *name, uint64_t width);
+
+/* The configuration, the parameters, and info, for create and inspect. On failure info holds what was
+ * known by then. The caller destroys *params_out, which may be set on failure too. */
+enum status model__read(const struct ckpt *ckpt, const struct model_options *options,
+                        const struct log *log, struct model_config *config_out,
+                        struct params **params_out, struct model_info *info_out, struct err *err);
+
+#endif

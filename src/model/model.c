@@ -1,0 +1,189 @@
+/* model/model.c - making a model: read, plan, take memory, load; and unmaking it.
+ *
+ * Nothing is loaded before it is known that everything fits, and nothing is taken before every tensor
+ * of the checkpoint is accounted for. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/size.h"
+#include "model/internal.h"
+
+#define STAGING_BYTES_MIN (64 * KIB) /* also holds every table of frequencies */
+
+void model_options_init(struct model_options *options)
+{
+    memset(options, 0, sizeof(*options));
+    offload_options_init(&options->offload);
+    options->step_row_count_max = 512;
+    options->step_sequence_count_max = 16;
+    options->kv_page_size = 16;
+}
+
+const struct model_info *model_info(const struct model *model)
+{
+    return &model->info;
+}
+
+struct offload *model_offload(struct model *model)
+{
+    return model->offload;
+}
+
+/* Copies what lies in the staging memory to the device and waits. */
+static enum status upload_staged(struct model *model, void *dst, uint64_t size_bytes,
+                                 struct err *err)
+{
+    const enum status st = device_copy_in(model->stream, dst, model->staging, size_bytes, err);
+
+    return st == STATUS_OK ? stream_sync(model->stream, err) : st;
+}
+
+static enum status upload_constants(struct model *model, struct err *err)
+{
+    const struct model_config *config = &model->config;
+    const uint64_t count = model->sizes.row_count * config->arch->iota_per_row(config);
+    const uint64_t piece_max = model->staging_bytes / sizeof(int32_t);
+    int32_t *staged = model->staging;
+    enum status st;
+
+    memcpy(staged, config->rope_frequencies, config->rope_pair_count * sizeof(float));
+    st = upload_staged(model, model->buffers.frequencies,
+                       config->rope_pair_count * sizeof(float), err);
+    for (uint64_t done = 0; st == STATUS_OK && done < count;) {
+        const uint64_t piece = count - done < piece_max ? count - done : piece_max;
+
+        for (uint64_t i = 0; i < piece; i++)
+            staged[i] = (int32_t)(done + i);
+        st = upload_staged(model, model->buffers.iota + done, piece * sizeof(int32_t), err);
+        done += piece;
+    }
+    return st;
+}
+
+static enum status take_memory(struct model *model, struct err *err)
+{
+    const struct model_sizes *sizes = &model->sizes;
+    struct device *device = model->device;
+    const uint64_t staging_bytes = sizes->metadata_bytes > STAGING_BYTES_MIN
+                                       ? sizes->metadata_bytes : STAGING_BYTES_MIN;
+    enum status st = device_alloc(device, DEVICE_USE_SCRATCH, sizes->scratch_bytes,
+                                  &model->scratch, err);
+
+    if (st != STATUS_OK)
+        return st;
+    (void)model__slice_scratch(&model->config, sizes, (uintptr_t)model->scratch, &model->buffers);
+    st = device_alloc(device, DEVICE_USE_KV, sizes->kv_bytes, &model->kv, err);
+    if (st != STATUS_OK)
+        return st;
+    st = device_host_alloc(device, staging_bytes, &model->staging, err);
+    if (st != STATUS_OK)
+        return st;
+    model->staging_bytes = staging_bytes;
+#ifdef LIGHTER_DEBUG
+    /* all ones is a NaN: a token slot that is read before it is written shows */
+    st = device_fill(model->stream, model->kv, 0xff, sizes->kv_bytes, err);
+    if (st != STATUS_OK)
+        return st;
+#endif
+    return upload_constants(model, err);
+}
+
+static void fill_info(struct model *model)
+{
+    const struct model_sizes *sizes = &model->sizes;
+    struct model_info *info = &model->info;
+
+    info->scratch_bytes = sizes->scratch_bytes;
+    info->kv_page_size = (uint32_t)sizes->page_size;
+    info->kv_page_count = (uint32_t)sizes->page_count;
+    info->step_row_count_max = (uint32_t)sizes->row_count;
+    info->step_sequence_count_max = (uint32_t)sizes->sequence_count;
+}
+
+static void log_plan(const struct model *model, const struct offload_sizes *weights,
+                     const struct log *log)
+{
+    const struct model_sizes *sizes = &model->sizes;
+    const uint64_t tokens = sizes->page_count * sizes->page_size;
+    struct device_memory_report memory;
+    char text[7][32];
+
+    device_memory_report(model->device, &memory);
+    log_line(log, LOG_INFO,
+             "weights %s: %s on the device, %s away from it in %" PRIu64 " units; slots %" PRIu64
+             " x %s; KV cache %" PRIu64 " tokens %s; scratch %s; budget %s",
+             size_format(model->info.weight_bytes, text[0], sizeof(text[0])),
+             size_format(weights->resident_bytes, text[1], sizeof(text[1])),
+             size_format(weights->moving_bytes, text[2], sizeof(text[2])), weights->unit_count,
+             weights->slot_count, size_format(weights->slot_bytes, text[3], sizeof(text[3])),
+             tokens, size_format(sizes->kv_bytes, text[4], sizeof(text[4])),
+             size_format(sizes->scratch_bytes, text[5], sizeof(text[5])),
+             size_format(memory.budget_bytes, text[6], sizeof(text[6])));
+}
+
+/* Plans on the described parameters, then takes memory and loads. */
+static enum status plan_and_load(struct model *model, const struct ckpt *ckpt,
+                                 const struct model_options *options, const struct log *log,
+                                 const struct progress *progress, struct err *err)
+{
+    struct offload_sizes weights;
+    enum status st = offload_create(model->device, model__params_descs(model->params),
+                                    model__params_count(model->params),
+                                    model->config.layer_count, &options->offload, log,
+                                    &model->offload, err);
+
+    model__params_forget_loaders(model->params);
+    if (st != STATUS_OK)
+        return st;
+    offload_sizes(model->offload, &weights);
+    st = model__sizes_plan(&model->config, options, &weights, model->device, &model->sizes, err);
+    if (st != STATUS_OK)
+        return err_prefix(err, st, "%s", ckpt_path(ckpt));
+    fill_info(model);
+    log_plan(model, &weights, log);
+    st = offload_manifest_log(model->offload, log, err);
+    if (st == STATUS_OK)
+        st = stream_create(model->device, STREAM_COMPUTE, &model->stream, err);
+    if (st == STATUS_OK)
+        st = take_memory(model, err);
+    if (st == STATUS_OK)
+        st = offload_load(model->offload, model->stream, ckpt, progress, err);
+    return st;
+}
+
+enum status model_create(struct device *device, const struct ckpt *ckpt,
+                         const struct model_options *options, const struct log *log,
+                         const struct progress *progress, struct model **model_out,
+                         struct err *err)
+{
+    struct model *model = calloc(1, sizeof(*model));
+    enum status st;
+
+    if (model == NULL)
+        return err_set(err, STATUS_NO_MEMORY, "%s: no memory for a model", ckpt_path(ckpt));
+    model->device = device;
+    st = model__read(ckpt, options, log, &model->config, &model->params, &model->info, err);
+    if (st == STATUS_OK)
+        st = plan_and_load(model, ckpt, options, log, progress, err);
+    if (st != STATUS_OK) {
+        model_destroy(model);
+        return st;
+    }
+    *model_out = model;
+    return STATUS_OK;
+}
+
+void model_destroy(struct model *model)
+{
+    if (model == NULL)
+        return;
+    offload_destroy(model->offload);
+    stream_destroy(model->stream);
+    device_host_free(model->device, model->staging, model->staging_bytes);
+    device_free(model->device, DEVICE_USE_KV, model->kv, model->sizes.kv_bytes);
+    device_free(model->device, DEVICE_USE_SCRATCH, model->scratch, model->sizes.scratch_bytes);
+    model__params_destroy(model->params);
+    free(model);
+}

@@ -1,0 +1,478 @@
+/* model/params.c - the list of a model's parameters, each with the loader that fills it.
+ *
+ * Architectures write it down layer by layer; here names are made, dtypes chosen, tensors looked up,
+ * and everything that can be wrong with a checkpoint is found before memory is taken. The memory of
+ * the list itself is bounded by the checkpoint's: a parameter that names a tensor which is not there
+ * stops the building at once, so a config.json that promises a million layers costs nothing. */
+#include <assert.h>
+#include <fnmatch.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/size.h"
+#include "model/internal.h"
+
+#define NAME_BYTES_MAX 192
+
+struct param_source {
+    char *name;
+    struct loader_part part; /* .tensor is `name` */
+};
+
+struct params {
+    const struct ckpt *ckpt;
+    const struct model_config *config;
+    enum status status;
+    struct err *err;            /* of the call that builds; valid during model__params_create only */
+    bool has_dtype;
+    enum dtype dtype;           /* of matrices, when has_dtype */
+    struct offload_param_desc *descs;
+    size_t count, capacity;     /* the descs' names are owned here */
+    uint32_t (*layers)[ROLE_COUNT]; /* [layer_count + 1]: the last is outside the layers */
+    struct map *used;           /* names of the checkpoint tensors that are asked for */
+    /* The parameter between begin and end. */
+    struct param_spec open;
+    char open_name[NAME_BYTES_MAX];
+    uint64_t open_elements, open_offset;
+    struct param_source *sources;
+    size_t source_count, source_capacity;
+};
+
+static void fail_memory(struct params *params)
+{
+    if (params->status == STATUS_OK)
+        params->status = err_set(params->err, STATUS_NO_MEMORY,
+                                 "%s: no memory for the list of parameters",
+                                 ckpt_path(params->ckpt));
+}
+
+/* Room for one more than count: the array, perhaps moved, or NULL when there is no memory. */
+static void *grow(void *array, size_t count, size_t *capacity, size_t element_size)
+{
+    const size_t wanted = *capacity == 0 ? 64 : 2 * *capacity;
+    void *grown;
+
+    if (count < *capacity)
+        return array;
+    grown = reallocarray(array, wanted, element_size);
+    if (grown != NULL)
+        *capacity = wanted;
+    return grown;
+}
+
+static uint32_t *role_slot(const struct params *params, int32_t layer, enum model_role role)
+{
+    const uint32_t row =
+        layer == OFFLOAD_NO_LAYER ? params->config->layer_count : (uint32_t)layer;
+
+    assert(row <= params->config->layer_count);
+    assert(role < ROLE_COUNT);
+    return &params->layers[row][role];
+}
+
+static void format_name(const struct params *params, int32_t layer, char *out, size_t out_size,
+                        const char *name)
+{
+    (void)params;
+    if (layer == OFFLOAD_NO_LAYER)
+        (void)snprintf(out, out_size, "%s", name);
+    else
+        (void)snprintf(out, out_size, "model.layers.%" PRId32 ".%s", layer, name);
+}
+
+void model__param_begin(struct params *params, const struct param_spec *spec)
+{
+    if (params->status != STATUS_OK)
+        return;
+    assert(params->source_count == 0);
+    params->open = *spec;
+    params->open_offset = 0;
+    format_name(params, spec->layer, params->open_name, sizeof(params->open_name), spec->name);
+    if (!tensor_element_count(spec->rank, spec->shape, &params->open_elements))
+        params->status = err_set(params->err, STATUS_BAD_INPUT,
+                                 "%s: the size of parameter %s overflows 64 bits",
+                                 ckpt_path(params->ckpt), params->open_name);
+}
+
+void model__param_add_view(struct params *params, const struct loader_part *part,
+                           const char *name)
+{
+    char full[NAME_BYTES_MAX];
+    struct param_source *sources, *source;
+    char *copy;
+
+    if (params->status != STATUS_OK)
+        return;
+    format_name(params, params->open.layer, full, sizeof(full), name);
+    if (ckpt_find(params->ckpt, full) == NULL) {
+        params->status = err_set(params->err, STATUS_BAD_INPUT,
+                                 "%s: the tensor %s is missing; the parameter %s is made of it",
+                                 ckpt_path(params->ckpt), full, params->open_name);
+        return;
+    }
+    sources = grow(params->sources, params->source_count, &params->source_capacity,
+                   sizeof(sources[0]));
+    params->sources = sources != NULL ? sources : params->sources;
+    copy = strdup(full);
+    if (sources == NULL || copy == NULL) {
+        free(copy);
+        fail_memory(params);
+        return;
+    }
+    source = &sources[params->source_count];
+    source->part = *part;
+    source->name = copy;
+    source->part.tensor = source->name;
+    params->source_count++;
+    params->status = map_set(params->used, full, strlen(full), 1, params->err);
+}
+
+void model__param_add(struct params *params, uint32_t rank, const uint64_t *shape,
+                      const char *name_format, ...)
+{
+    struct loader_part part = { .rank = rank, .dst_offset = params->open_offset };
+    char name[NAME_BYTES_MAX];
+    uint64_t count = 1;
+    va_list args;
+
+    if (params->status != STATUS_OK)
+        return;
+    va_start(args, name_format);
+    (void)vsnprintf(name, sizeof(name), name_format, args);
+    va_end(args);
+    for (uint32_t i = 0; i < rank; i++) {
+        part.shape[i] = shape[i];
+        count *= shape[i]; /* a part of the parameter, whose product was checked */
+    }
+    part.dims[0] = (struct loader_dim){ 1, 0, 0 };
+    part.dims[1] = (struct loader_dim){ 1, 0, 0 };
+    part.dims[2] = (struct loader_dim){ count, 1, 1 };
+    params->open_offset += count;
+    model__param_add_view(params, &part, name);
+}
+
+/* Vectors are F32: they are small, and what they scale or shift is F32. A matrix keeps the dtype of its
+ * tensors; where they differ, F32 holds them all exactly. */
+static enum dtype choose_dtype(const struct params *params)
+{
+    enum dtype dtype = DTYPE_F32;
+
+    if (params->open.rank == 1)
+        return DTYPE_F32;
+    if (params->has_dtype)
+        return params->dtype;
+    for (size_t i = 0; i < params->source_count; i++) {
+        const struct ckpt_tensor *tensor = ckpt_find(params->ckpt, params->sources[i].name);
+
+        if (i > 0 && tensor->dtype != dtype)
+            return DTYPE_F32;
+        dtype = tensor->dtype;
+    }
+    /* Integers are refused by loader_check, with the tensor's name. */
+    return dtype == DTYPE_F16 || dtype == DTYPE_BF16 ? dtype : DTYPE_F32;
+}
+
+static enum status make_loader(struct params *params, enum dtype dtype,
+                               struct loader **loader_out)
+{
+    struct loader *loader = NULL;
+    enum status st = loader_create(dtype, params->open_elements, &loader, params->err);
+
+    for (size_t i = 0; st == STATUS_OK && i < params->source_count; i++)
+        st = loader_add(loader, &params->sources[i].part, params->err);
+    if (st != STATUS_OK) {
+        loader_destroy(loader);
+        return st;
+    }
+    *loader_out = loader;
+    return STATUS_OK;
+}
+
+static void clear_sources(struct params *params)
+{
+    for (size_t i = 0; i < params->source_count; i++)
+        free(params->sources[i].name);
+    params->source_count = 0;
+}
+
+void model__param_end(struct params *params)
+{
+    const struct param_spec *spec = &params->open;
+    struct offload_param_desc desc = { .rank = spec->rank, .layer = spec->layer,
+                                       .part = spec->part, .default_selected = spec->moves };
+    struct offload_param_desc *descs;
+    char *name;
+
+    if (params->status != STATUS_OK)
+        return;
+    descs = grow(params->descs, params->count, &params->capacity, sizeof(descs[0]));
+    params->descs = descs != NULL ? descs : params->descs;
+    name = strdup(params->open_name);
+    if (descs == NULL || name == NULL) {
+        free(name);
+        fail_memory(params);
+        return;
+    }
+    desc.name = name;
+    desc.dtype = choose_dtype(params);
+    for (uint32_t i = 0; i < TENSOR_RANK_MAX; i++)
+        desc.shape[i] = i < spec->rank ? spec->shape[i] : 1;
+    params->status = make_loader(params, desc.dtype, &desc.loader);
+    if (params->status != STATUS_OK) {
+        free(name);
+        return;
+    }
+    *role_slot(params, spec->layer, spec->role) = (uint32_t)params->count;
+    params->descs[params->count++] = desc;
+    clear_sources(params);
+}
+
+void model__param_same(struct params *params, const struct param_spec *spec)
+{
+    model__param_begin(params, spec);
+    model__param_add(params, spec->rank, spec->shape, "%s", spec->name);
+    model__param_end(params);
+}
+
+void model__param_stack(struct params *params, const struct param_spec *spec, uint64_t cols,
+                        const struct param_rows *sources, size_t source_count)
+{
+    struct param_spec full = *spec;
+
+    full.rank = cols == 0 ? 1 : 2;
+    full.shape[0] = 0;
+    full.shape[1] = cols;
+    for (size_t i = 0; i < source_count; i++)
+        full.shape[0] += sources[i].rows;
+    model__param_begin(params, &full);
+    for (size_t i = 0; i < source_count; i++) {
+        const uint64_t shape[2] = { sources[i].rows, cols };
+
+        model__param_add(params, full.rank, shape, "%s", sources[i].name);
+    }
+    model__param_end(params);
+}
+
+static void describe_all(struct params *params)
+{
+    const struct model_config *config = params->config;
+    const struct param_spec embed = {
+        .name = "model.embed_tokens.weight", .layer = OFFLOAD_NO_LAYER, .role = ROLE_EMBED,
+        .rank = 2, .shape = { config->vocab_size, config->hidden_size },
+    };
+    const struct param_spec norm = {
+        .name = "model.norm.weight", .layer = OFFLOAD_NO_LAYER, .role = ROLE_NORM,
+        .rank = 1, .shape = { config->hidden_size },
+    };
+    const struct param_spec head = {
+        .name = "lm_head.weight", .layer = OFFLOAD_NO_LAYER, .role = ROLE_LM_HEAD,
+        .rank = 2, .shape = { config->vocab_size, config->hidden_size },
+    };
+
+    model__param_same(params, &embed);
+    for (uint32_t layer = 0; params->status == STATUS_OK && layer < config->layer_count; layer++)
+        config->arch->describe_layer(params, config, layer);
+    model__param_same(params, &norm);
+    if (config->tied_embeddings) {
+        if (params->status == STATUS_OK)
+            *role_slot(params, OFFLOAD_NO_LAYER, ROLE_LM_HEAD) =
+                *role_slot(params, OFFLOAD_NO_LAYER, ROLE_EMBED);
+    } else {
+        model__param_same(params, &head);
+    }
+}
+
+static enum status read_dtype(struct params *params, const char *dtype, struct err *err)
+{
+    if (dtype == NULL || strcmp(dtype, "auto") == 0)
+        return STATUS_OK;
+    if (!dtype_parse(dtype, &params->dtype) || params->dtype == DTYPE_I32)
+        return err_set(err, STATUS_BAD_INPUT,
+                       "--dtype \"%.32s\" is not known; auto, float32, bfloat16 and float16 are",
+                       dtype);
+    params->has_dtype = true;
+    return STATUS_OK;
+}
+
+enum status model__params_create(const struct ckpt *ckpt, const struct model_config *config,
+                                 const char *dtype, struct params **params_out, struct err *err)
+{
+    struct params *params = calloc(1, sizeof(*params));
+    enum status st;
+
+    if (params == NULL)
+        return err_set(err, STATUS_NO_MEMORY, "%s: no memory for the list of parameters",
+                       ckpt_path(ckpt));
+    params->ckpt = ckpt;
+    params->config = config;
+    params->err = err;
+    st = read_dtype(params, dtype, err);
+    if (st == STATUS_OK)
+        st = map_create(ckpt_tensor_count(ckpt), &params->used, err);
+    if (st != STATUS_OK)
+        goto fail;
+    params->layers = malloc((config->layer_count + 1) * sizeof(params->layers[0]));
+    if (params->layers == NULL)
+        fail_memory(params);
+    else
+        memset(params->layers, 0xff, (config->layer_count + 1) * sizeof(params->layers[0]));
+    describe_all(params);
+    st = params->status;
+    if (st != STATUS_OK)
+        goto fail;
+    params->err = NULL;
+    *params_out = params;
+    return STATUS_OK;
+fail:
+    model__params_destroy(params);
+    return st;
+}
+
+void model__params_destroy(struct params *params)
+{
+    if (params == NULL)
+        return;
+    clear_sources(params);
+    free(params->sources);
+    for (size_t i = 0; i < params->count; i++) {
+        loader_destroy(params->descs[i].loader);
+        free((char *)params->descs[i].name);
+    }
+    free(params->descs);
+    free(params->layers);
+    map_destroy(params->used);
+    free(params);
+}
+
+/* True for a tensor that a right checkpoint may hold although nothing here reads it. */
+static bool is_of_no_use(const struct params *params, const char *name,
+                         struct params_skipped *skipped)
+{
+    const struct model_config *config = params->config;
+    static const char layers[] = "model.layers.";
+    unsigned long layer;
+
+    /* Old Llama conversions wrote the frequencies, which follow from config.json. */
+    if (fnmatch("*.rotary_emb.inv_freq", name, 0) == 0) {
+        skipped->inv_freq_count++;
+        return true;
+    }
+    if (config->tied_embeddings && strcmp(name, "lm_head.weight") == 0) {
+        skipped->tied_count++;
+        return true;
+    }
+    if (strncmp(name, layers, sizeof(layers) - 1) != 0)
+        return false;
+    layer = strtoul(name + sizeof(layers) - 1, NULL, 10);
+    if (layer < config->layer_count ||
+        layer - config->layer_count >= config->predict_layer_count)
+        return false;
+    skipped->predict_count++;
+    return true;
+}
+
+static enum status check_nothing_left(const struct params *params,
+                                      struct params_skipped *skipped, struct err *err)
+{
+    const struct ckpt_tensor *first = NULL;
+    char shape[96];
+    size_t left = 0;
+
+    for (size_t i = 0; i < ckpt_tensor_count(params->ckpt); i++) {
+        const struct ckpt_tensor *tensor = ckpt_tensor_at(params->ckpt, i);
+
+        if (map_get(params->used, tensor->name, strlen(tensor->name), NULL) ||
+            is_of_no_use(params, tensor->name, skipped))
+            continue;
+        first = first == NULL ? tensor : first;
+        left++;
+    }
+    if (left == 0)
+        return STATUS_OK;
+    return err_set(err, STATUS_BAD_INPUT,
+                   "%s: the tensor %.200s %s is unexpected: %s has no use for it (%zu such tensors)",
+                   ckpt_file_path(params->ckpt, first->file_index), first->name,
+                   tensor_shape_format(first->rank, first->shape, shape, sizeof(shape)),
+                   params->config->architecture, left);
+}
+
+/* One operator reads both of a layer's stacks, so they need one dtype. */
+static enum status check_experts(const struct params *params, struct err *err)
+{
+    for (uint32_t layer = 0; layer < params->config->layer_count; layer++) {
+        const uint32_t w13 = *role_slot(params, (int32_t)layer, ROLE_W13);
+        const uint32_t w2 = *role_slot(params, (int32_t)layer, ROLE_W2);
+
+        if (w13 != PARAM_NONE && params->descs[w13].dtype != params->descs[w2].dtype)
+            return err_set(err, STATUS_BAD_INPUT,
+                           "%s: %s is %s and %s is %s; give one --dtype for both",
+                           ckpt_path(params->ckpt), params->descs[w13].name,
+                           dtype_info(params->descs[w13].dtype)->name, params->descs[w2].name,
+                           dtype_info(params->descs[w2].dtype)->name);
+    }
+    return STATUS_OK;
+}
+
+enum status model__params_check(struct params *params, struct params_skipped *skipped_out,
+                                struct err *err)
+{
+    struct params_skipped skipped = { 0, 0, 0 };
+    enum status st = STATUS_OK;
+
+    for (size_t i = 0; st == STATUS_OK && i < params->count; i++)
+        st = loader_check(params->descs[i].loader, params->ckpt, params->descs[i].name, err);
+    if (st == STATUS_OK)
+        st = check_experts(params, err);
+    if (st == STATUS_OK)
+        st = check_nothing_left(params, &skipped, err);
+    if (st == STATUS_OK)
+        *skipped_out = skipped;
+    return st;
+}
+
+void model__params_describe(const struct params *params, struct model_info *info)
+{
+    uint64_t elements_of[DTYPE_COUNT] = { 0 };
+
+    info->parameter_count = 0;
+    info->weight_bytes = 0;
+    info->weight_dtype = DTYPE_F32;
+    for (size_t i = 0; i < params->count; i++) {
+        const struct offload_param_desc *desc = &params->descs[i];
+        uint64_t elements = 0;
+        uint64_t bytes = 0;
+
+        /* The checkpoint's files hold them all, so the sums do not overflow. */
+        (void)tensor_element_count(desc->rank, desc->shape, &elements);
+        (void)dtype_bytes(desc->dtype, elements, &bytes);
+        info->parameter_count += elements;
+        info->weight_bytes += bytes;
+        elements_of[desc->dtype] += elements;
+        if (elements_of[desc->dtype] > elements_of[info->weight_dtype])
+            info->weight_dtype = desc->dtype;
+    }
+}
+
+size_t model__params_count(const struct params *params)
+{
+    return params->count;
+}
+
+const struct offload_param_desc *model__params_descs(const struct params *params)
+{
+    return params->descs;
+}
+
+void model__params_forget_loaders(struct params *params)
+{
+    for (size_t i = 0; i < params->count; i++)
+        params->descs[i].loader = NULL;
+}
+
+uint32_t model__params_index(const struct params *params, int32_t layer, enum model_role role)
+{
+    return *role_slot(params, layer, role);
+}

@@ -1,0 +1,75 @@
+/* model/pass.c - a step's operators in the shorthand that architectures use.
+ *
+ * Everything here only queues. After the first failure the pass's status is kept and the rest is
+ * skipped, so an architecture reads as the formula it is. */
+#include <assert.h>
+
+#include "model/internal.h"
+
+const struct tensor *model__pass_param(const struct model_pass *pass, int32_t layer,
+                                       enum model_role role)
+{
+    const uint32_t index = model__params_index(pass->model->params, layer, role);
+
+    return index == PARAM_NONE ? NULL : offload_tensor(pass->model->offload, index);
+}
+
+void model__pass_launch(struct model_pass *pass, const struct op *op)
+{
+    if (pass->status == STATUS_OK)
+        pass->status = device_launch(pass->model->stream, op, pass->err);
+}
+
+void model__pass_linear(struct model_pass *pass, const struct pass_linear *linear)
+{
+    const struct tensor *weight = model__pass_param(pass, linear->layer, linear->weight);
+    const struct tensor *bias = linear->bias == ROLE_COUNT
+                                    ? NULL
+                                    : model__pass_param(pass, linear->layer, linear->bias);
+    const uint32_t n_count = (uint32_t)weight->shape[0], k_count = (uint32_t)weight->shape[1];
+    const struct op op = { .kind = OP_MATMUL, .matmul = {
+        .out = linear->out, .x = linear->x, .weight = weight->data,
+        .bias = bias != NULL ? bias->data : NULL, .weight_dtype = weight->dtype,
+        .row_count = pass->row_count, .n_count = n_count, .k_count = k_count, .batch_count = 1,
+        .out_row_stride = n_count, .x_row_stride = k_count, .accumulate = linear->accumulate,
+    } };
+
+    model__pass_launch(pass, &op);
+}
+
+void model__pass_norm(struct model_pass *pass, const struct pass_norm *norm)
+{
+    const struct tensor *weight = model__pass_param(pass, norm->layer, norm->weight);
+    const struct op op = { .kind = OP_RMS_NORM, .rms_norm = {
+        .out = norm->out, .x = norm->x, .weight = weight->data, .row_count = pass->row_count,
+        .group_count = norm->group_count, .width = (uint32_t)weight->shape[0],
+        .out_row_stride = norm->row_stride, .x_row_stride = norm->row_stride,
+        .epsilon = norm->epsilon,
+    } };
+
+    model__pass_launch(pass, &op);
+}
+
+void model__pass_rope(struct model_pass *pass, float *x, uint32_t head_count, uint64_t row_stride,
+                      uint64_t head_stride)
+{
+    const struct op op = { .kind = OP_ROPE, .rope = {
+        .x = x, .table = pass->buffers->rope_table, .row_count = pass->row_count,
+        .head_count = head_count, .pair_count = pass->config->rope_pair_count,
+        .row_stride = row_stride, .head_stride = head_stride,
+        .interleaved = pass->config->rope_interleaved,
+    } };
+
+    model__pass_launch(pass, &op);
+}
+
+void model__pass_kv_write(struct model_pass *pass, float *cache, const float *x, uint32_t width,
+                          uint64_t x_row_stride)
+{
+    const struct op op = { .kind = OP_KV_WRITE, .kv_write = {
+        .cache = cache, .x = x, .slots = pass->slots, .row_count = pass->row_count,
+        .width = width, .cache_row_stride = width, .x_row_stride = x_row_stride,
+    } };
+
+    model__pass_launch(pass, &op);
+}

@@ -1,0 +1,229 @@
+/* model/rope.c - the frequencies of rotary position embedding, from both styles of configuration.
+ *
+ * Old files say "rope_theta" beside a "rope_scaling" object, newer ones (transformers 5) one
+ * "rope_parameters" object that holds both. The kinds and their arithmetic are those of transformers
+ * 5.23, modeling_rope_utils.py, step by step in float, because a frequency that differs in its last
+ * bit is seen after some thousand positions:
+ *
+ *   default  Su et al. 2021, RoFormer: theta^(-2i/d)
+ *   linear   the same divided by `factor`
+ *   dynamic  NTK-aware, which changes theta only past max_position_embeddings; as no longer context
+ *            is served, it is the default here
+ *   yarn     Peng et al. 2023, arXiv 2309.00071, section 3: low frequencies are divided by `factor`,
+ *            high ones kept, a ramp between
+ *   llama3   Llama 3.1: the same idea with bounds given as wavelengths
+ *
+ * "longrope" switches its frequencies with the length of each request and is refused, as is anything
+ * that is not in this list. */
+#include <math.h>
+#include <string.h>
+
+#include "base/json.h"
+#include "model/config.h"
+
+#define PI 3.14159265358979323846
+
+/* What an object says, before its kind's own settings. */
+struct rope_kind {
+    const char *name;
+    double theta, factor;
+    bool has_factor;
+    double context; /* positions that the model was trained on, before scaling */
+};
+
+static float angular_step(double theta, uint32_t i, uint32_t pair_count)
+{
+    return powf((float)theta, (float)(2 * i) / (float)(2 * pair_count));
+}
+
+static void fill_default(double theta, double factor, struct model_config *config)
+{
+    for (uint32_t i = 0; i < config->rope_pair_count; i++)
+        config->rope_frequencies[i] =
+            1.0f / angular_step(theta, i, config->rope_pair_count) / (float)factor;
+}
+
+static void fill_llama3(struct config_reader *rope, const struct rope_kind *kind,
+                        struct model_config *config)
+{
+    const double low = model__read_double(rope, "low_freq_factor", 1e-6, 1e6, 0.0);
+    const double high = model__read_double(rope, "high_freq_factor", 1e-6, 1e6, 0.0);
+
+    if (low == 0.0 || high <= low) {
+        model__read_refuse(rope, "rope kind \"llama3\" needs \"low_freq_factor\" below "
+                           "\"high_freq_factor\", found %g and %g", low, high);
+        return;
+    }
+    fill_default(kind->theta, 1.0, config);
+    for (uint32_t i = 0; i < config->rope_pair_count; i++) {
+        const float frequency = config->rope_frequencies[i];
+        const float wavelength = (float)(2 * PI) / frequency;
+        const float turns = (float)kind->context / wavelength;
+        const float smooth = (turns - (float)low) / (float)(high - low);
+
+        if (wavelength > (float)(kind->context / low))
+            config->rope_frequencies[i] = frequency / (float)kind->factor;
+        else if (wavelength >= (float)(kind->context / high))
+            config->rope_frequencies[i] =
+                (1.0f - smooth) * frequency / (float)kind->factor + smooth * frequency;
+    }
+}
+
+/* 0.1 m ln(s) + 1: arXiv 2309.00071, equation 22, with DeepSeek's weight m. */
+static double yarn_mscale(double scale, double mscale)
+{
+    return scale <= 1.0 ? 1.0 : 0.1 * mscale * log(scale) + 1.0;
+}
+
+/* The pair whose wavelength makes `rotations` turns within the context. */
+static double yarn_pair_of(double rotations, double dim, double theta, double context)
+{
+    return dim * log(context / (rotations * 2 * PI)) / (2 * log(theta));
+}
+
+static void fill_yarn(struct config_reader *rope, const struct rope_kind *kind,
+                      struct model_config *config)
+{
+    const double factor = kind->factor;
+    const double dim = 2.0 * config->rope_pair_count;
+    const double mscale = model__read_double(rope, "mscale", -1e3, 1e3, 0.0);
+    const double mscale_all_dim = model__read_double(rope, "mscale_all_dim", -1e3, 1e3, 0.0);
+    const bool has_factor = model__read_has(rope, "attention_factor");
+    const bool truncate = model__read_bool(rope, "truncate", true);
+    double scale = model__read_double(rope, "attention_factor", 0.0, 1e3, 1.0);
+    double beta_fast = model__read_double(rope, "beta_fast", 0.0, 1e6, 32.0);
+    double beta_slow = model__read_double(rope, "beta_slow", 0.0, 1e6, 1.0);
+    double low, high;
+
+    /* As transformers has it, 0 counts as not given. */
+    beta_fast = beta_fast == 0.0 ? 32.0 : beta_fast;
+    beta_slow = beta_slow == 0.0 ? 1.0 : beta_slow;
+    if (!has_factor)
+        scale = mscale != 0.0 && mscale_all_dim != 0.0
+                    ? yarn_mscale(factor, mscale) / yarn_mscale(factor, mscale_all_dim)
+                    : yarn_mscale(factor, 1.0);
+    if (!isfinite(scale) || kind->theta <= 1.0) {
+        model__read_refuse(rope, "rope kind \"yarn\" needs a theta above 1 and a finite attention "
+                           "factor, found %g and %g", kind->theta, scale);
+        return;
+    }
+    low = yarn_pair_of(beta_fast, dim, kind->theta, kind->context);
+    high = yarn_pair_of(beta_slow, dim, kind->theta, kind->context);
+    low = fmax(truncate ? floor(low) : low, 0.0);
+    high = fmin(truncate ? ceil(high) : high, dim - 1.0);
+    if (low == high)
+        high += 0.001; /* a ramp of no width would divide by zero */
+    for (uint32_t i = 0; i < config->rope_pair_count; i++) {
+        const float step = angular_step(kind->theta, i, config->rope_pair_count);
+        const float ramp = fminf(fmaxf(((float)i - (float)low) / (float)(high - low), 0.0f), 1.0f);
+        const float kept = 1.0f - ramp;
+
+        config->rope_frequencies[i] =
+            1.0f / ((float)factor * step) * (1.0f - kept) + 1.0f / step * kept;
+    }
+    config->rope_scale = (float)scale;
+}
+
+/* "rope_parameters" or "rope_scaling", or an empty reader when there is neither. */
+static const json_t *rope_object(struct config_reader *reader)
+{
+    const json_t *object = NULL;
+
+    if (reader->status == STATUS_OK)
+        reader->status = json_get_object(reader->json, "rope_scaling", reader->what, &object,
+                                         reader->err);
+    /* transformers lets a "rope_scaling" that says anything override "rope_parameters" */
+    if (reader->status == STATUS_OK && json_object_size(object) == 0)
+        reader->status = json_get_object(reader->json, "rope_parameters", reader->what, &object,
+                                         reader->err);
+    return object;
+}
+
+static void fill_kind(struct config_reader *rope, const struct rope_kind *kind,
+                      struct model_config *config)
+{
+    const bool is_linear = strcmp(kind->name, "linear") == 0;
+    const bool is_llama3 = strcmp(kind->name, "llama3") == 0;
+
+    if (strcmp(kind->name, "default") == 0 || strcmp(kind->name, "dynamic") == 0)
+        fill_default(kind->theta, 1.0, config);
+    else if (strcmp(kind->name, "yarn") == 0)
+        fill_yarn(rope, kind, config);
+    else if (!is_linear && !is_llama3)
+        model__read_refuse(rope, "rope kind \"%.32s\" is not built; default, linear, dynamic, "
+                           "yarn and llama3 are", kind->name);
+    else if (!kind->has_factor)
+        model__read_refuse(rope, "rope kind \"%s\" needs a \"factor\"", kind->name);
+    else if (is_linear)
+        fill_default(kind->theta, kind->factor, config);
+    else
+        fill_llama3(rope, kind, config);
+}
+
+/* Read from the object, with what stands beside it in the configuration for what it does not say. */
+static void read_kind(struct config_reader *reader, struct config_reader *rope,
+                      const struct model_config *config, struct rope_kind *kind)
+{
+    double partial;
+    uint32_t context;
+
+    /* Old files call the kind "type"; transformers prefers "rope_type" when both are there. */
+    kind->name = model__read_string(rope, "type", "default");
+    kind->name = model__read_string(rope, "rope_type", kind->name);
+    kind->theta = model__read_double(reader, "rope_theta", 1e-3, 1e15, 10000.0);
+    kind->theta = model__read_double(rope, "rope_theta", 1e-3, 1e15, kind->theta);
+    kind->has_factor = model__read_has(rope, "factor");
+    kind->factor = model__read_double(rope, "factor", 1e-6, 1e6, 1.0);
+    /* Here what stands beside the object has the last word, in transformers as well. */
+    context = model__read_count_or(rope, "original_max_position_embeddings", 1,
+                                   CONFIG_CONTEXT_MAX, config->context_length);
+    context = model__read_count_or(reader, "original_max_position_embeddings", 1,
+                                   CONFIG_CONTEXT_MAX, context);
+    kind->context = context;
+    if (!kind->has_factor && strcmp(kind->name, "yarn") == 0)
+        kind->factor = config->context_length / kind->context;
+    partial = model__read_double(reader, "partial_rotary_factor", 0.0, 1.0, 1.0);
+    partial = model__read_double(rope, "partial_rotary_factor", 0.0, 1.0, partial);
+    if (partial != 1.0)
+        model__read_refuse(rope, "\"partial_rotary_factor\" is %g, only 1 is built", partial);
+    if (json_is_object(json_object_get(rope->json, "full_attention")) ||
+        json_is_object(json_object_get(rope->json, "sliding_attention")))
+        model__read_refuse(rope, "rope parameters that differ by layer are not built");
+    if (rope->status == STATUS_OK)
+        rope->status = reader->status;
+}
+
+static void check_frequencies(struct config_reader *rope, const struct model_config *config)
+{
+    for (uint32_t i = 0; i < config->rope_pair_count; i++)
+        if (!isfinite(config->rope_frequencies[i]))
+            model__read_refuse(rope, "frequency %u of the rope is not finite", (unsigned)i);
+}
+
+void model__read_rope(struct config_reader *reader, uint32_t pair_count,
+                      struct model_config *config, double *scaling_out)
+{
+    const json_t *object = rope_object(reader);
+    json_t *empty = object == NULL ? json_object() : NULL;
+    struct config_reader rope = { object != NULL ? object : empty, reader->what, reader->err,
+                                  reader->status };
+    struct rope_kind kind = { .name = "default" };
+    double mscale;
+
+    config->rope_pair_count = pair_count;
+    config->rope_scale = 1.0f;
+    read_kind(reader, &rope, config, &kind);
+    if (rope.status == STATUS_OK)
+        fill_kind(&rope, &kind, config);
+    if (rope.status == STATUS_OK)
+        check_frequencies(&rope, config);
+    if (rope.status == STATUS_OK && scaling_out != NULL) {
+        mscale = model__read_double(&rope, "mscale_all_dim", -1e3, 1e3, 0.0);
+        mscale = mscale != 0.0 && strcmp(kind.name, "default") != 0
+                     ? yarn_mscale(kind.factor, mscale) : 1.0;
+        *scaling_out = mscale * mscale;
+    }
+    if (reader->status == STATUS_OK)
+        reader->status = rope.status;
+    json_decref(empty);
+}

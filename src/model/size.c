@@ -1,0 +1,164 @@
+/* model/size.c - what a model takes on its device, and how large a cache the budget allows.
+ *
+ *     weights that stay | slots of what moves | scratch | page tables | keys and values
+ *
+ * The first three follow from the model and the options. A page of the cache costs its keys and values
+ * in every layer, and a column in each sequence's page table until a context's worth of pages exists.
+ * The cache gets what was asked for, or as many pages as fit. */
+#include <inttypes.h>
+#include <stdio.h>
+
+#include "base/size.h"
+#include "model/internal.h"
+
+#define ROWS_MAX (1u << 16)
+#define SEQUENCES_MAX (1u << 16)
+#define PAGE_SIZE_MAX (1u << 16)
+#define IMPOSSIBLE_BYTES (UINT64_C(1) << 60)
+
+uint64_t model__slice_scratch(const struct model_config *config, const struct model_sizes *sizes,
+                              uintptr_t base, struct model_buffers *buffers)
+{
+    const uint64_t rows = sizes->row_count;
+    const uint64_t logits_rows = rows < LOGITS_ROWS_AT_ONCE ? rows : LOGITS_ROWS_AT_ONCE;
+    struct slicer common = { base, 0 }, attention, ffn;
+
+    buffers->iota = model__slice(&common,
+                                 rows * config->arch->iota_per_row(config) * sizeof(int32_t));
+    buffers->frequencies = model__slice(&common, config->rope_pair_count * sizeof(float));
+    buffers->rope_table = model__slice(&common,
+                                       rows * config->rope_pair_count * 2 * sizeof(float));
+    buffers->x = model__slice(&common, rows * config->hidden_size * sizeof(float));
+    buffers->normed = model__slice(&common, rows * config->hidden_size * sizeof(float));
+    buffers->gathered = model__slice(&common, logits_rows * config->hidden_size * sizeof(float));
+    buffers->logits = model__slice(&common, logits_rows * config->vocab_size * sizeof(float));
+    attention = (struct slicer){ base + common.used_bytes, 0 };
+    ffn = attention;
+    config->arch->slice_attention(&attention, config, rows, buffers);
+    config->arch->slice_ffn(&ffn, config, rows, buffers);
+    common.used_bytes += attention.used_bytes > ffn.used_bytes ? attention.used_bytes
+                                                               : ffn.used_bytes;
+    buffers->metadata = model__slice(&common, sizes->metadata_bytes);
+    return common.used_bytes;
+}
+
+static uint64_t pages_for(uint64_t token_count, uint64_t page_size)
+{
+    return (token_count + page_size - 1) / page_size;
+}
+
+/* Fills what depends on the number of pages; returns the bytes that scratch and cache take then, or
+ * IMPOSSIBLE_BYTES when that is more than 64 bits hold. */
+static uint64_t with_pages(const struct model_config *config, uint64_t page_count,
+                           struct model_sizes *sizes)
+{
+    const struct kv_widths widths = config->arch->kv_widths(config);
+    const uint64_t slots = page_count * sizes->page_size;
+    const uint64_t context_pages = pages_for(config->context_length, sizes->page_size);
+    struct model_buffers buffers;
+
+    sizes->page_count = page_count;
+    sizes->page_table_width = page_count < context_pages ? page_count : context_pages;
+    sizes->metadata_bytes = (5 * sizes->row_count +
+                             sizes->sequence_count * sizes->page_table_width) * sizeof(int32_t);
+    sizes->kv_layer_k_bytes = size_align_up(slots * widths.k * sizeof(float), DEVICE_ALIGNMENT);
+    sizes->kv_layer_v_bytes = size_align_up(slots * widths.v * sizeof(float), DEVICE_ALIGNMENT);
+    /* slots and widths are below 2^31 and 2^23, layers can be 2^10 */
+    if (!size_mul(sizes->kv_layer_k_bytes + sizes->kv_layer_v_bytes, config->layer_count,
+                  &sizes->kv_bytes) || sizes->kv_bytes > IMPOSSIBLE_BYTES)
+        sizes->kv_bytes = IMPOSSIBLE_BYTES;
+    sizes->scratch_bytes = model__slice_scratch(config, sizes, 0, &buffers);
+    return sizes->scratch_bytes + sizes->kv_bytes;
+}
+
+static enum status check_options(const struct model_options *options, struct err *err)
+{
+    const struct {
+        const char *name;
+        uint32_t value, max;
+    } all[] = {
+        { "rows in one step", options->step_row_count_max, ROWS_MAX },
+        { "sequences in one step", options->step_sequence_count_max, SEQUENCES_MAX },
+        { "tokens in a page of the cache", options->kv_page_size, PAGE_SIZE_MAX },
+    };
+
+    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
+        if (all[i].value < 1 || all[i].value > all[i].max)
+            return err_set(err, STATUS_BAD_INPUT, "%s: %u, it must be from 1 to %u", all[i].name,
+                           all[i].value, all[i].max);
+    if (options->kv_token_count > INT32_MAX)
+        return err_set(err, STATUS_BAD_INPUT,
+                       "token slots in the cache: %" PRIu64 ", it must be at most %d",
+                       options->kv_token_count, INT32_MAX);
+    return STATUS_OK;
+}
+
+static enum status refuse(const struct offload_sizes *weights, const struct model_sizes *sizes,
+                          const struct device_memory_report *memory, uint64_t needed_bytes,
+                          struct err *err)
+{
+    char text[6][32];
+    const uint64_t smallest_bytes = memory->used_bytes + needed_bytes;
+
+    return err_set(err, STATUS_NO_MEMORY,
+                   "the device's memory budget of %s is too small: weights that stay take %s, "
+                   "slots %" PRIu64 " x %s, scratch %s, the smallest KV cache (%" PRIu64
+                   " tokens) %s; the smallest budget that would do is %" PRIu64 " bytes (%s)",
+                   size_format(memory->budget_bytes, text[0], sizeof(text[0])),
+                   size_format(weights->resident_bytes, text[1], sizeof(text[1])),
+                   weights->slot_count,
+                   size_format(weights->slot_bytes, text[2], sizeof(text[2])),
+                   size_format(sizes->scratch_bytes, text[3], sizeof(text[3])),
+                   sizes->page_count * sizes->page_size,
+                   size_format(sizes->kv_bytes, text[4], sizeof(text[4])), smallest_bytes,
+                   size_format(smallest_bytes, text[5], sizeof(text[5])));
+}
+
+/* The most pages whose cost is at most `bytes`, from fits (known to fit) to at_most. */
+static uint64_t most_pages(const struct model_config *config, struct model_sizes *sizes,
+                           uint64_t fits, uint64_t at_most, uint64_t bytes)
+{
+    uint64_t too_many = at_most + 1;
+
+    while (too_many - fits > 1) {
+        const uint64_t middle = fits + (too_many - fits) / 2;
+
+        if (with_pages(config, middle, sizes) <= bytes)
+            fits = middle;
+        else
+            too_many = middle;
+    }
+    return fits;
+}
+
+enum status model__sizes_plan(const struct model_config *config,
+                              const struct model_options *options,
+                              const struct offload_sizes *weights, struct device *device,
+                              struct model_sizes *sizes_out, struct err *err)
+{
+    struct model_sizes sizes = { .row_count = options->step_row_count_max,
+                                 .sequence_count = options->step_sequence_count_max,
+                                 .page_size = options->kv_page_size };
+    struct device_memory_report memory;
+    uint64_t weight_bytes, free_bytes, wanted, at_most;
+    enum status st = check_options(options, err);
+
+    if (st != STATUS_OK)
+        return st;
+    device_memory_report(device, &memory);
+    weight_bytes = weights->resident_bytes + weights->slot_count * weights->slot_bytes;
+    free_bytes = memory.budget_bytes - memory.used_bytes;
+    wanted = options->kv_token_count == 0 ? 1 : pages_for(options->kv_token_count,
+                                                          sizes.page_size);
+    at_most = sizes.sequence_count * pages_for(config->context_length, sizes.page_size);
+    if (at_most > INT32_MAX / sizes.page_size) /* slots are counted in int32_t */
+        at_most = INT32_MAX / sizes.page_size;
+    at_most = options->kv_token_count != 0 || at_most < wanted ? wanted : at_most;
+    if (weight_bytes + with_pages(config, wanted, &sizes) > free_bytes)
+        return refuse(weights, &sizes, &memory,
+                      weight_bytes + sizes.scratch_bytes + sizes.kv_bytes, err);
+    wanted = most_pages(config, &sizes, wanted, at_most, free_bytes - weight_bytes);
+    (void)with_pages(config, wanted, &sizes);
+    *sizes_out = sizes;
+    return STATUS_OK;
+}

@@ -1,0 +1,186 @@
+/* model/step.c - one step: tokens in, keys and values into the cache, logits out.
+ *
+ *     upload ids, positions, sequences, slots, logits rows, page tables     one copy
+ *     x = embed(ids);  rope table
+ *     for each layer:  begin attention, x += attention(rms_norm(x)), end
+ *                      begin ffn,       x += ffn(rms_norm(x)),       end
+ *     for some rows at a time: gather, rms_norm, lm_head, copy out
+ *     sync
+ *
+ * Per step: no allocation, no lock of ours; the one system call is the device's wait at the end. Every
+ * operator's row depends on that row alone, so neither the rows beside it nor the chunk a prompt was
+ * cut into change an answer. */
+#include <assert.h>
+#include <string.h>
+
+#include "model/internal.h"
+
+/* Copies count numbers to *next, moves it on, and returns where they will lie on the device. */
+static const int32_t *put(struct model *model, int32_t **next, const int32_t *numbers,
+                          uint64_t count)
+{
+    const uint64_t offset = (uint64_t)(*next - (int32_t *)model->staging);
+
+    if (count > 0)
+        memcpy(*next, numbers, count * sizeof(int32_t));
+    *next += count;
+    return model->buffers.metadata + offset;
+}
+
+/* Pages that the furthest position needs. What lies beyond in the tables is never looked at. */
+static uint32_t pages_needed(const struct model *model, const struct model_step *step)
+{
+    int32_t last = 0;
+
+    for (uint32_t i = 0; i < step->row_count; i++)
+        last = step->positions[i] > last ? step->positions[i] : last;
+    return (uint32_t)last / (uint32_t)model->sizes.page_size + 1;
+}
+
+static void check_step(const struct model *model, const struct model_step *step)
+{
+    const struct model_sizes *sizes = &model->sizes;
+
+    assert(step->row_count >= 1 && step->row_count <= sizes->row_count);
+    assert(step->sequence_count >= 1 && step->sequence_count <= sizes->sequence_count);
+    assert(step->logits_row_count <= step->row_count);
+    for (uint32_t i = 0; i < step->row_count; i++) {
+        assert(step->token_ids[i] >= 0 && (uint32_t)step->token_ids[i] < model->info.vocab_size);
+        assert(step->positions[i] >= 0 &&
+               (uint32_t)step->positions[i] < model->info.context_length);
+        assert(step->sequences[i] >= 0 && (uint32_t)step->sequences[i] < step->sequence_count);
+        assert(step->slots[i] >= 0 &&
+               (uint64_t)step->slots[i] < sizes->page_count * sizes->page_size);
+    }
+    for (uint32_t i = 0; i < step->logits_row_count; i++)
+        assert(step->logits_rows[i] >= 0 && (uint32_t)step->logits_rows[i] < step->row_count);
+}
+
+static void upload(struct model_pass *pass, const struct model_step *step)
+{
+    struct model *model = pass->model;
+    int32_t *next = model->staging;
+    uint64_t size_bytes;
+
+    pass->row_count = step->row_count;
+    pass->page_count_max = pages_needed(model, step);
+    assert(pass->page_count_max <= step->page_count_max);
+    assert(pass->page_count_max <= model->sizes.page_table_width);
+    pass->token_ids = put(model, &next, step->token_ids, step->row_count);
+    pass->positions = put(model, &next, step->positions, step->row_count);
+    pass->sequences = put(model, &next, step->sequences, step->row_count);
+    pass->slots = put(model, &next, step->slots, step->row_count);
+    pass->logits_rows = put(model, &next, step->logits_rows, step->logits_row_count);
+    pass->pages = model->buffers.metadata + (next - (int32_t *)model->staging);
+    for (uint32_t i = 0; i < step->sequence_count; i++)
+        (void)put(model, &next, step->pages + (uint64_t)i * step->page_count_max,
+                  pass->page_count_max);
+    size_bytes = (uint64_t)((char *)next - (char *)model->staging);
+    assert(size_bytes <= model->sizes.metadata_bytes);
+    pass->status = device_copy_in(model->stream, model->buffers.metadata, model->staging,
+                                  size_bytes, pass->err);
+}
+
+static void embed(struct model_pass *pass)
+{
+    const struct model_config *config = pass->config;
+    const struct tensor *table = model__pass_param(pass, OFFLOAD_NO_LAYER, ROLE_EMBED);
+    const struct op rows = { .kind = OP_EMBED, .embed = {
+        .out = pass->buffers->x, .table = table->data, .table_dtype = table->dtype,
+        .ids = pass->token_ids, .row_count = pass->row_count, .width = config->hidden_size,
+        .out_row_stride = config->hidden_size,
+    } };
+    const struct op rope = { .kind = OP_ROPE_TABLE, .rope_table = {
+        .table = pass->buffers->rope_table, .positions = pass->positions,
+        .frequencies = pass->buffers->frequencies, .row_count = pass->row_count,
+        .pair_count = config->rope_pair_count, .scale = config->rope_scale,
+    } };
+
+    model__pass_launch(pass, &rows);
+    model__pass_launch(pass, &rope);
+}
+
+static void run_part(struct model_pass *pass, uint32_t layer, enum offload_part part)
+{
+    const struct model_config *config = pass->config;
+    const struct pass_norm norm = {
+        .out = pass->buffers->normed, .x = pass->buffers->x, .row_stride = config->hidden_size,
+        .group_count = 1, .epsilon = config->norm_epsilon, .layer = (int32_t)layer,
+        .weight = part == OFFLOAD_PART_ATTENTION ? ROLE_INPUT_NORM : ROLE_POST_NORM,
+    };
+
+    if (pass->status == STATUS_OK)
+        pass->status = offload_begin(pass->model->offload, layer, part, pass->err);
+    if (pass->status != STATUS_OK)
+        return;
+    model__pass_norm(pass, &norm);
+    if (part == OFFLOAD_PART_ATTENTION)
+        config->arch->attention(pass, layer);
+    else
+        config->arch->ffn(pass, layer);
+    if (pass->status == STATUS_OK)
+        pass->status = offload_end(pass->model->offload, layer, part, pass->err);
+}
+
+/* Logits of `count` wanted rows from `first` on, into out. */
+static void some_logits(struct model_pass *pass, uint32_t first, uint32_t count, float *out)
+{
+    const struct model_config *config = pass->config;
+    const struct model_buffers *buffers = pass->buffers;
+    const uint32_t row_count = pass->row_count;
+    const struct op gather = { .kind = OP_GATHER_ROWS, .gather_rows = {
+        .out = buffers->gathered, .x = buffers->x, .rows = pass->logits_rows + first,
+        .row_count = count, .width = config->hidden_size, .out_row_stride = config->hidden_size,
+        .x_row_stride = config->hidden_size,
+    } };
+    const struct pass_norm norm = {
+        .out = buffers->gathered, .x = buffers->gathered, .row_stride = config->hidden_size,
+        .group_count = 1, .epsilon = config->norm_epsilon, .layer = OFFLOAD_NO_LAYER,
+        .weight = ROLE_NORM,
+    };
+    const struct pass_linear head = {
+        .out = buffers->logits, .x = buffers->gathered, .layer = OFFLOAD_NO_LAYER,
+        .weight = ROLE_LM_HEAD, .bias = ROLE_COUNT,
+    };
+
+    model__pass_launch(pass, &gather);
+    pass->row_count = count;
+    model__pass_norm(pass, &norm);
+    model__pass_linear(pass, &head);
+    pass->row_count = row_count;
+    if (pass->status == STATUS_OK)
+        pass->status = device_copy_out(pass->model->stream, out, buffers->logits,
+                                       (uint64_t)count * config->vocab_size * sizeof(float),
+                                       pass->err);
+}
+
+enum status model_forward(struct model *model, const struct model_step *step, float *logits_out,
+                          struct err *err)
+{
+    struct model_pass pass = { .model = model, .config = &model->config,
+                               .buffers = &model->buffers, .status = STATUS_OK, .err = err };
+    struct err ignored;
+
+    check_step(model, step);
+    upload(&pass, step);
+    embed(&pass);
+    for (uint32_t layer = 0; pass.status == STATUS_OK && layer < model->config.layer_count;
+         layer++) {
+        run_part(&pass, layer, OFFLOAD_PART_ATTENTION);
+        run_part(&pass, layer, OFFLOAD_PART_FFN);
+    }
+    for (uint32_t first = 0; pass.status == STATUS_OK && first < step->logits_row_count;
+         first += LOGITS_ROWS_AT_ONCE) {
+        const uint32_t left = step->logits_row_count - first;
+
+        some_logits(&pass, first, left < LOGITS_ROWS_AT_ONCE ? left : LOGITS_ROWS_AT_ONCE,
+                    logits_out + (uint64_t)first * model->config.vocab_size);
+    }
+    if (pass.status == STATUS_OK)
+        pass.status = stream_sync(model->stream, err);
+    if (pass.status == STATUS_OK)
+        offload_pass_done(model->offload);
+    else
+        (void)offload_pass_abort(model->offload, &ignored); /* the first failure is the answer */
+    return pass.status;
+}
