@@ -11,7 +11,6 @@
 
 struct device_ops {
     const char *name;  /* what stands before the ':' of --device */
-    const char *help;  /* one line: the settings it takes */
     enum status (*open)(const char *settings, const struct device_options *options,
                         struct device **device_out, struct err *err);
     void (*close)(struct device *device);
@@ -44,8 +43,7 @@ struct device_ops {
 struct device {
     const struct device_ops *ops;
     struct device_info info;               /* filled by open */
-    struct device_memory_report memory;    /* kept by device.c, guarded by its own lock there */
-    void *accounting;                      /* device.c's */
+    struct device_memory *memory;          /* device.c's: the accounts */
 };
 struct stream {
     struct device *device;
@@ -53,6 +51,13 @@ struct stream {
 struct event {
     struct device *device;
 };
+
+/* One line each for --help: the spec, its settings, what it is. */
+#define DEVICE_CPU_HELP "cpu: this machine's processors; host memory is its memory"
+#define DEVICE_SIM_HELP \
+    "sim[:memory=4GiB,link=16GB/s,latency=10us]: a software accelerator with memory and a link of " \
+    "its own; without link copies run at memcpy's speed (for tests: fail_alloc=N, " \
+    "fail_host_alloc=N, fail_copy=N, fail_launch=N fail the N-th)"
 
 extern const struct device_ops device_cpu_ops;
 extern const struct device_ops device_sim_ops;

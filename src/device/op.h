@@ -135,6 +135,8 @@ struct op_silu_mul {
     uint64_t out_row_stride, x_row_stride;
 };
 
+#define OP_ROUTE_EXPERTS_MAX 1024 /* of one layer */
+
 enum route_scoring { ROUTE_SOFTMAX, ROUTE_SIGMOID };
 enum route_groups { ROUTE_GROUP_MAX, ROUTE_GROUP_TOP2_SUM };
 
@@ -149,7 +151,7 @@ struct op_route {
     float *weights;                /* [row_count][top_k] */
     const float *logits;           /* [row_count][expert_count] */
     const float *correction_bias;  /* [expert_count] or NULL */
-    uint32_t row_count, expert_count, top_k;
+    uint32_t row_count, expert_count, top_k; /* expert_count <= OP_ROUTE_EXPERTS_MAX */
     uint32_t group_count, kept_group_count;
     enum route_scoring scoring;
     enum route_groups groups;
@@ -208,5 +210,10 @@ struct op {
         struct op_gather_rows gather_rows;
     };
 };
+
+/* "matmul", "moe", ...: for messages and traces. */
+const char *op_kind_name(enum op_kind kind);
+/* The op's row_count. An op without rows is legal and does nothing. */
+uint32_t op_row_count(const struct op *op);
 
 #endif

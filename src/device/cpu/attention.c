@@ -1,0 +1,248 @@
+/* device/cpu/attention.c - OP_ATTENTION: softmax over a paged cache, a tile of keys at a time.
+ *
+ * Keys are visited in tiles of CPU_ATTENTION_TILE positions, counted from position 0, so that a row's
+ * tiles are the same however its prompt was cut (Milakov and Gimelshein 2018, arXiv 1805.02867,
+ * algorithm 3, by tiles). For a query with maximum m, sum l and output o so far:
+ *
+ *     m' = max(m, the tile's scores)      p_j = exp(score_j - m')      f = exp(m - m')
+ *     l' = l * f + sum p_j                o' = o * f + sum p_j v_j, j ascending
+ *
+ * A task is a few rows of one kv head, so that a key is used for several queries while it is in the
+ * cache. Where the tile's keys lie (pages) decides how many calls the kernels are asked in, not their
+ * results: dot products don't depend on their neighbours, and the sum over j goes on from call to
+ * call through `out`, which holds o. Nothing is read past a row's own position. */
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+#include "device/cpu/internal.h"
+
+#define CPU_ATTENTION_TILE 64   /* key positions */
+#define CPU_ATTENTION_QUERIES 32 /* (row, head) pairs that one task does together */
+
+struct attention_job {
+    const struct cpu_executor *executor;
+    const struct op_attention *op;
+    uint32_t heads_per_task;     /* of the heads that share a kv head */
+    uint32_t head_parts;         /* tasks that a kv head's heads fall into */
+    uint32_t rows_per_task;
+};
+
+/* The queries of one sequence that a task does at once. */
+struct block {
+    const struct attention_job *job;
+    void *scratch;               /* for kernels->matmul */
+    const int32_t *pages;        /* of the sequence */
+    uint32_t kv_head;
+    uint32_t row_count, head_count, query_count; /* query = row * head_count + head */
+    const int32_t *positions;    /* [row_count] */
+    const float *q[CPU_ATTENTION_QUERIES];
+    float *out[CPU_ATTENTION_QUERIES];
+    float max[CPU_ATTENTION_QUERIES];
+    float sum[CPU_ATTENTION_QUERIES];
+    float scores[CPU_ATTENTION_QUERIES][CPU_ATTENTION_TILE];
+};
+
+/* Positions [first, first + count) of a block's sequence that lie side by side in the cache. */
+struct run {
+    uint64_t slot;
+    uint32_t first, count;
+};
+
+static struct run run_at(const struct block *block, uint32_t first, uint32_t end)
+{
+    const struct op_attention *op = block->job->op;
+    uint32_t page = first / op->page_size;
+    struct run run = {
+        .slot = (uint64_t)block->pages[page] * op->page_size + first % op->page_size,
+        .first = first,
+        .count = op->page_size - first % op->page_size,
+    };
+
+    while (first + run.count < end && block->pages[page + 1] == block->pages[page] + 1) {
+        run.count += op->page_size;
+        page++;
+    }
+    if (run.count > end - first)
+        run.count = end - first;
+    return run;
+}
+
+static uint32_t position_max(const struct block *block)
+{
+    int32_t max = block->positions[0];
+
+    for (uint32_t r = 1; r < block->row_count; r++)
+        max = block->positions[r] > max ? block->positions[r] : max;
+    return (uint32_t)max;
+}
+
+/* How many keys of the tile the row sees. */
+static uint32_t keys_seen(const struct block *block, uint32_t row, uint32_t tile)
+{
+    const int64_t count = (int64_t)block->positions[row] + 1 - tile;
+
+    return count < 0 ? 0 : count > CPU_ATTENTION_TILE ? CPU_ATTENTION_TILE : (uint32_t)count;
+}
+
+/* scores[query][j] = q . key(tile + j) for all queries, also for keys that a row must not see: they are
+ * left out later. */
+static void score_tile(struct block *block, uint32_t tile, uint32_t end)
+{
+    const struct op_attention *op = block->job->op;
+
+    for (uint32_t at = tile; at < end;) {
+        const struct run run = run_at(block, at, end);
+        const struct cpu_strip strip = {
+            .out = &block->scores[0][at - tile],
+            .x_rows = block->q,
+            .weight = op->k_cache + run.slot * op->k_cache_row_stride +
+                      (uint64_t)block->kv_head * op->k_width,
+            .weight_dtype = DTYPE_F32,
+            .row_count = block->query_count,
+            .n_count = run.count,
+            .k_count = op->k_width,
+            .out_row_stride = CPU_ATTENTION_TILE,
+            .weight_row_stride = op->k_cache_row_stride,
+        };
+        block->job->executor->kernels->matmul(&strip, block->scratch);
+        at += run.count;
+    }
+}
+
+/* Turns one query's scores of `count` keys into weights and makes room for them in its sums. */
+static void soften(struct block *block, uint32_t query, uint32_t count)
+{
+    const struct op_attention *op = block->job->op;
+    float *scores = block->scores[query];
+    float *out = block->out[query];
+    float max = block->max[query];
+    float keep;
+
+    for (uint32_t j = 0; j < count; j++) {
+        scores[j] *= op->scale;
+        max = scores[j] > max ? scores[j] : max;
+    }
+    (void)block->job->executor->kernels->exp_minus(&keep, &block->max[query], 1, max);
+    block->sum[query] = block->sum[query] * keep +
+                        block->job->executor->kernels->exp_minus(scores, scores, count, max);
+    if (max != block->max[query]) {
+        for (uint32_t i = 0; i < op->v_width; i++)
+            out[i] *= keep;
+    }
+    block->max[query] = max;
+}
+
+/* out[query] += the weights of its first `count` keys times their values. */
+static void add_values(struct block *block, uint32_t query, uint32_t query_count, uint32_t tile,
+                       uint32_t count)
+{
+    const struct op_attention *op = block->job->op;
+
+    for (uint32_t at = tile; at < tile + count;) {
+        const struct run run = run_at(block, at, tile + count);
+        block->job->executor->kernels->add_weighted_rows(
+            &block->out[query], query_count, &block->scores[query][at - tile], CPU_ATTENTION_TILE,
+            op->v_cache + run.slot * op->v_cache_row_stride +
+                (uint64_t)block->kv_head * op->v_width,
+            op->v_cache_row_stride, run.count, op->v_width);
+        at += run.count;
+    }
+}
+
+static void attend_tile(struct block *block, uint32_t tile, uint32_t end)
+{
+    bool all_see_all = true;
+
+    score_tile(block, tile, end);
+    for (uint32_t row = 0; row < block->row_count; row++) {
+        const uint32_t count = keys_seen(block, row, tile);
+        all_see_all = all_see_all && count == end - tile;
+        for (uint32_t h = 0; count > 0 && h < block->head_count; h++)
+            soften(block, row * block->head_count + h, count);
+    }
+    if (all_see_all) {
+        add_values(block, 0, block->query_count, tile, end - tile);
+        return;
+    }
+    for (uint32_t row = 0; row < block->row_count; row++) {
+        const uint32_t count = keys_seen(block, row, tile);
+        if (count > 0)
+            add_values(block, row * block->head_count, block->head_count, tile, count);
+    }
+}
+
+/* Rows [first, first + count) are of one sequence. */
+static void attend(struct block *block, uint32_t head, uint32_t first, uint32_t count)
+{
+    const struct op_attention *op = block->job->op;
+    uint32_t end;
+
+    block->pages = op->pages + (uint64_t)op->sequences[first] * op->page_count_max;
+    block->positions = op->positions + first;
+    block->row_count = count;
+    block->query_count = count * block->head_count;
+    for (uint32_t i = 0; i < block->query_count; i++) {
+        const uint64_t row = first + i / block->head_count;
+        const uint64_t h = head + i % block->head_count;
+        block->q[i] = op->q + row * op->q_row_stride + h * op->k_width;
+        block->out[i] = op->out + row * op->out_row_stride + h * op->v_width;
+        block->max[i] = -INFINITY;
+        block->sum[i] = 0;
+        memset(block->out[i], 0, op->v_width * sizeof(float));
+    }
+    end = position_max(block) + 1;
+    for (uint32_t tile = 0; tile < end; tile += CPU_ATTENTION_TILE)
+        attend_tile(block, tile, end - tile < CPU_ATTENTION_TILE ? end : tile + CPU_ATTENTION_TILE);
+    for (uint32_t i = 0; i < block->query_count; i++) {
+        for (uint32_t v = 0; v < op->v_width; v++)
+            block->out[i][v] /= block->sum[i];
+    }
+}
+
+static void attention_task(void *context, size_t index, uint32_t thread_index)
+{
+    const struct attention_job *job = context;
+    const struct op_attention *op = job->op;
+    const uint32_t group = op->head_count / op->kv_head_count;
+    const uint32_t parts = op->kv_head_count * job->head_parts;
+    const uint32_t part = (uint32_t)(index % parts);
+    const uint32_t first_in_group = part % job->head_parts * job->heads_per_task;
+    uint32_t row = (uint32_t)(index / parts) * job->rows_per_task;
+    const uint32_t left = op->row_count - row;
+    const uint32_t end = row + (left < job->rows_per_task ? left : job->rows_per_task);
+    struct block block = {
+        .job = job,
+        .scratch = cpu__scratch(job->executor, thread_index),
+        .kv_head = part / job->head_parts,
+        .head_count = group - first_in_group < job->heads_per_task ? group - first_in_group
+                                                                   : job->heads_per_task,
+    };
+
+    while (row < end) {
+        uint32_t count = 1;
+        while (row + count < end && op->sequences[row + count] == op->sequences[row])
+            count++;
+        attend(&block, block.kv_head * group + first_in_group, row, count);
+        row += count;
+    }
+}
+
+void cpu__attention(struct cpu_executor *executor, const struct op_attention *op)
+{
+    const uint32_t group = op->head_count / op->kv_head_count;
+    struct attention_job job = { .executor = executor, .op = op };
+    uint64_t tasks;
+
+    job.heads_per_task = group < CPU_ATTENTION_QUERIES ? group : CPU_ATTENTION_QUERIES;
+    job.rows_per_task = CPU_ATTENTION_QUERIES / job.heads_per_task;
+    for (;;) { /* few rows and few kv heads: share out the heads, so that no thread is idle */
+        const uint64_t blocks = (op->row_count - 1) / job.rows_per_task + 1;
+        job.head_parts = (group - 1) / job.heads_per_task + 1;
+        tasks = blocks * op->kv_head_count * job.head_parts;
+        if (tasks >= executor->thread_count || job.heads_per_task <= 4)
+            break;
+        job.heads_per_task = (job.heads_per_task + 1) / 2;
+    }
+    thread_pool_run(executor->pool, (size_t)tasks, attention_task, &job);
+}

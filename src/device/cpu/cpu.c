@@ -1,0 +1,202 @@
+/* device/cpu/cpu.c - this machine's processors as a device.
+ *
+ * Host memory is its memory, so units at home there are used in place. Everything is done before the
+ * call returns: a stream has nothing to wait for, and an event is done when it is recorded. */
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/size.h"
+#include "device/backend.h"
+#include "device/cpu/execute.h"
+#include "device/host_memory.h"
+#include "device/settings.h"
+
+struct cpu_device {
+    struct device base;
+    struct cpu_executor *executor;
+};
+
+struct cpu_event {
+    struct event base;
+    uint64_t time_ns; /* when it was last recorded, or created; atomic, for event_is_done's callers */
+};
+
+static void cpu_close(struct device *device)
+{
+    struct cpu_device *cpu = (struct cpu_device *)device;
+
+    cpu_executor_destroy(cpu->executor);
+    free(cpu);
+}
+
+static enum status cpu_open(const char *settings, const struct device_options *options,
+                            struct device **device_out, struct err *err)
+{
+    struct cpu_device *cpu;
+    enum status st;
+
+    st = device__settings_read("cpu", settings, NULL, 0, err);
+    if (st != STATUS_OK)
+        return st;
+    cpu = calloc(1, sizeof(*cpu));
+    if (cpu == NULL)
+        return err_set(err, STATUS_NO_MEMORY, "cpu: no memory for a device");
+    cpu->base.ops = &device_cpu_ops;
+    cpu->base.info.memory_is_host = true;
+    cpu->base.info.memory_bytes =
+        (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+    memcpy(cpu->base.info.name, "cpu", sizeof("cpu"));
+    st = cpu_executor_create(options, &cpu->executor, err);
+    if (st != STATUS_OK) {
+        cpu_close(&cpu->base);
+        return st;
+    }
+    cpu_executor_describe(cpu->executor, cpu->base.info.description,
+                          sizeof(cpu->base.info.description));
+    *device_out = &cpu->base;
+    return STATUS_OK;
+}
+
+static enum status cpu_alloc(struct device *device, uint64_t size_bytes, void **memory_out,
+                             struct err *err)
+{
+    (void)device;
+    return host_memory_map("cpu", size_bytes, memory_out, err);
+}
+
+static void cpu_free(struct device *device, void *memory, uint64_t size_bytes)
+{
+    (void)device;
+    host_memory_unmap(memory, size_bytes);
+}
+
+static enum status cpu_stream_create(struct device *device, enum stream_kind kind,
+                                     struct stream **stream_out, struct err *err)
+{
+    struct stream *stream = calloc(1, sizeof(*stream));
+
+    (void)kind;
+    if (stream == NULL)
+        return err_set(err, STATUS_NO_MEMORY, "cpu: no memory for a stream");
+    stream->device = device;
+    *stream_out = stream;
+    return STATUS_OK;
+}
+
+static void cpu_stream_destroy(struct stream *stream)
+{
+    free(stream);
+}
+
+static enum status cpu_stream_sync(struct stream *stream, struct err *err)
+{
+    (void)stream;
+    (void)err;
+    return STATUS_OK;
+}
+
+static enum status cpu_event_create(struct device *device, struct event **event_out,
+                                    struct err *err)
+{
+    struct cpu_event *event = calloc(1, sizeof(*event));
+
+    if (event == NULL)
+        return err_set(err, STATUS_NO_MEMORY, "cpu: no memory for an event");
+    event->base.device = device;
+    event->time_ns = clock_now_ns();
+    *event_out = &event->base;
+    return STATUS_OK;
+}
+
+static void cpu_event_destroy(struct event *event)
+{
+    free(event);
+}
+
+static enum status cpu_event_record(struct stream *stream, struct event *event, struct err *err)
+{
+    (void)stream;
+    (void)err;
+    ((struct cpu_event *)event)->time_ns = clock_now_ns();
+    return STATUS_OK;
+}
+
+static enum status cpu_stream_wait(struct stream *stream, struct event *event, struct err *err)
+{
+    (void)stream;
+    (void)event;
+    (void)err;
+    return STATUS_OK;
+}
+
+static enum status cpu_event_sync(struct event *event, struct err *err)
+{
+    (void)event;
+    (void)err;
+    return STATUS_OK;
+}
+
+static bool cpu_event_is_done(const struct event *event)
+{
+    (void)event;
+    return true;
+}
+
+static uint64_t cpu_event_time_ns(const struct event *event)
+{
+    return ((const struct cpu_event *)event)->time_ns;
+}
+
+static enum status cpu_copy(struct stream *stream, void *dst, const void *src, uint64_t size_bytes,
+                            struct err *err)
+{
+    (void)stream;
+    (void)err;
+    memcpy(dst, src, size_bytes);
+    return STATUS_OK;
+}
+
+static enum status cpu_fill(struct stream *stream, void *dst, uint8_t value, uint64_t size_bytes,
+                            struct err *err)
+{
+    (void)stream;
+    (void)err;
+    memset(dst, value, size_bytes);
+    return STATUS_OK;
+}
+
+static enum status cpu_launch(struct stream *stream, const struct op *op, struct err *err)
+{
+    const enum status st = cpu_execute_check(op, err);
+
+    if (st == STATUS_OK)
+        cpu_execute(((struct cpu_device *)stream->device)->executor, op);
+    return st;
+}
+
+const struct device_ops device_cpu_ops = {
+    .name = "cpu",
+    .open = cpu_open,
+    .close = cpu_close,
+    .alloc = cpu_alloc,
+    .free = cpu_free,
+    .host_alloc = cpu_alloc,
+    .host_free = cpu_free,
+    .stream_create = cpu_stream_create,
+    .stream_destroy = cpu_stream_destroy,
+    .stream_sync = cpu_stream_sync,
+    .event_create = cpu_event_create,
+    .event_destroy = cpu_event_destroy,
+    .event_record = cpu_event_record,
+    .stream_wait = cpu_stream_wait,
+    .event_sync = cpu_event_sync,
+    .event_is_done = cpu_event_is_done,
+    .event_time_ns = cpu_event_time_ns,
+    .copy_in = cpu_copy,
+    .copy_out = cpu_copy,
+    .fill = cpu_fill,
+    .launch = cpu_launch,
+};

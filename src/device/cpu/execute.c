@@ -1,0 +1,237 @@
+/* device/cpu/execute.c - see execute.h: the executor, and the ops that work row by row. */
+#include "device/cpu/execute.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/size.h"
+#include "device/cpu/internal.h"
+#include "device/operands.h"
+
+#define TASKS_PER_THREAD 4
+#define TASK_WORK_MIN UINT64_C(16384) /* multiply-adds: some microseconds on one thread */
+
+enum status cpu_executor_create(const struct device_options *options,
+                                struct cpu_executor **executor_out, struct err *err)
+{
+    struct cpu_executor *executor = calloc(1, sizeof(*executor));
+    enum status st;
+
+    if (executor == NULL)
+        return err_set(err, STATUS_NO_MEMORY, "no memory for an executor");
+    executor->thread_count =
+        options->thread_count == 0 ? thread_count_available() : options->thread_count;
+    if (executor->thread_count > THREAD_POOL_THREADS_MAX) {
+        st = err_set(err, STATUS_BAD_INPUT, "--threads: %u is more than %d",
+                     executor->thread_count, THREAD_POOL_THREADS_MAX);
+        goto fail;
+    }
+    executor->kernels = cpu_kernels_select(options->force_scalar);
+    executor->scratch =
+        aligned_alloc(64, (size_t)executor->thread_count * CPU_STRIP_SCRATCH_BYTES);
+    if (executor->scratch == NULL) {
+        st = err_set(err, STATUS_NO_MEMORY, "no memory for the scratch of %u threads",
+                     executor->thread_count);
+        goto fail;
+    }
+    st = thread_pool_create(executor->thread_count, &executor->pool, err);
+    if (st != STATUS_OK)
+        goto fail;
+    *executor_out = executor;
+    return STATUS_OK;
+fail:
+    cpu_executor_destroy(executor);
+    return st;
+}
+
+void cpu_executor_destroy(struct cpu_executor *executor)
+{
+    if (executor == NULL)
+        return;
+    thread_pool_destroy(executor->pool);
+    free(executor->scratch);
+    free(executor);
+}
+
+char *cpu_executor_describe(const struct cpu_executor *executor, char *out, size_t out_size)
+{
+    (void)snprintf(out, out_size, "%s, %u thread%s", executor->kernels->name,
+                   executor->thread_count, executor->thread_count == 1 ? "" : "s");
+    return out;
+}
+
+uint32_t cpu__task_size(const struct cpu_executor *executor, uint32_t count, uint64_t work_each,
+                        uint32_t granule)
+{
+    const uint64_t least = work_each >= TASK_WORK_MIN ? 1 : TASK_WORK_MIN / (work_each + 1) + 1;
+    const uint64_t tasks = (uint64_t)executor->thread_count * TASKS_PER_THREAD;
+    uint64_t size = (count + tasks - 1) / tasks;
+
+    if (executor->thread_count == 1)
+        return count;
+    if (size < least)
+        size = least;
+    size = (size + granule - 1) / granule * granule;
+    return size < count ? (uint32_t)size : count;
+}
+
+/* Ops whose rows have nothing to do with each other: row_task runs a span of them. */
+struct row_job {
+    const struct cpu_executor *executor;
+    const struct op *op;
+    void (*row)(const struct cpu_executor *executor, const struct op *op, uint32_t row);
+    uint32_t row_count, rows_per_task;
+};
+
+static void row_task(void *context, size_t index, uint32_t thread_index)
+{
+    const struct row_job *job = context;
+    const uint32_t first = (uint32_t)index * job->rows_per_task;
+    const uint32_t left = job->row_count - first;
+    const uint32_t count = left < job->rows_per_task ? left : job->rows_per_task;
+
+    (void)thread_index;
+    for (uint32_t row = first; row < first + count; row++)
+        job->row(job->executor, job->op, row);
+}
+
+static void run_rows(struct cpu_executor *executor, const struct op *op, uint64_t work_each,
+                     void (*row)(const struct cpu_executor *, const struct op *, uint32_t))
+{
+    struct row_job job = { executor, op, row, op_row_count(op), 0 };
+
+    job.rows_per_task = cpu__task_size(executor, job.row_count, work_each, 1);
+    thread_pool_run(executor->pool, (job.row_count + job.rows_per_task - 1) / job.rows_per_task,
+                    row_task, &job);
+}
+
+static void embed_row(const struct cpu_executor *executor, const struct op *op, uint32_t row)
+{
+    const struct op_embed *embed = &op->embed;
+    const uint64_t row_bytes =
+        (uint64_t)embed->width * dtype_info(embed->table_dtype)->block_bytes;
+
+    (void)executor;
+    dtype_convert(embed->out + row * embed->out_row_stride, DTYPE_F32,
+                  (const char *)embed->table + (uint64_t)embed->ids[row] * row_bytes,
+                  embed->table_dtype, embed->width);
+}
+
+static void rms_norm_row(const struct cpu_executor *executor, const struct op *op, uint32_t row)
+{
+    const struct op_rms_norm *norm = &op->rms_norm;
+
+    for (uint32_t group = 0; group < norm->group_count; group++) {
+        const uint64_t at = (uint64_t)group * norm->width;
+        executor->kernels->rms_norm(norm->out + row * norm->out_row_stride + at,
+                                    norm->x + row * norm->x_row_stride + at, norm->weight,
+                                    norm->width, norm->epsilon);
+    }
+}
+
+static void rope_table_row(const struct cpu_executor *executor, const struct op *op, uint32_t row)
+{
+    const struct op_rope_table *rope = &op->rope_table;
+    float *pair = rope->table + (uint64_t)row * rope->pair_count * 2;
+
+    (void)executor;
+    for (uint32_t i = 0; i < rope->pair_count; i++) {
+        const float angle = (float)rope->positions[row] * rope->frequencies[i];
+        pair[2 * i] = cosf(angle) * rope->scale;
+        pair[2 * i + 1] = sinf(angle) * rope->scale;
+    }
+}
+
+static void rope_row(const struct cpu_executor *executor, const struct op *op, uint32_t row)
+{
+    const struct op_rope *rope = &op->rope;
+    const float *pair = rope->table + (uint64_t)row * rope->pair_count * 2;
+    const uint32_t step = rope->interleaved ? 2 : 1;
+    const uint32_t second = rope->interleaved ? 1 : rope->pair_count;
+
+    (void)executor;
+    for (uint32_t head = 0; head < rope->head_count; head++) {
+        float *x = rope->x + row * rope->row_stride + head * rope->head_stride;
+        for (uint32_t i = 0; i < rope->pair_count; i++) {
+            const float a = x[i * step];
+            const float b = x[i * step + second];
+            x[i * step] = a * pair[2 * i] - b * pair[2 * i + 1];
+            x[i * step + second] = b * pair[2 * i] + a * pair[2 * i + 1];
+        }
+    }
+}
+
+static void kv_write_row(const struct cpu_executor *executor, const struct op *op, uint32_t row)
+{
+    const struct op_kv_write *write = &op->kv_write;
+
+    (void)executor;
+    memcpy(write->cache + (uint64_t)write->slots[row] * write->cache_row_stride,
+           write->x + row * write->x_row_stride, write->width * sizeof(float));
+}
+
+static void silu_mul_row(const struct cpu_executor *executor, const struct op *op, uint32_t row)
+{
+    const struct op_silu_mul *silu = &op->silu_mul;
+    const float *x = silu->x + row * silu->x_row_stride;
+
+    executor->kernels->silu_mul(silu->out + row * silu->out_row_stride, x, x + silu->width,
+                                silu->width);
+}
+
+static void gather_row(const struct cpu_executor *executor, const struct op *op, uint32_t row)
+{
+    const struct op_gather_rows *gather = &op->gather_rows;
+
+    (void)executor;
+    memcpy(gather->out + row * gather->out_row_stride,
+           gather->x + (uint64_t)gather->rows[row] * gather->x_row_stride,
+           gather->width * sizeof(float));
+}
+
+static void route_row(const struct cpu_executor *executor, const struct op *op, uint32_t row)
+{
+    cpu__route_row(executor->kernels, &op->route, row);
+}
+
+enum status cpu_execute_check(const struct op *op, struct err *err)
+{
+    enum dtype dtype;
+
+    if (!device__op_dtype_is_plain(op, &dtype))
+        return err_set(err, STATUS_UNAVAILABLE, "the processor has no %s kernel for %s weights",
+                       op_kind_name(op->kind), dtype_info(dtype)->name);
+    return STATUS_OK;
+}
+
+void cpu_execute(struct cpu_executor *executor, const struct op *op)
+{
+    switch (op->kind) {
+    case OP_EMBED: run_rows(executor, op, op->embed.width, embed_row); break;
+    case OP_RMS_NORM:
+        run_rows(executor, op, 2 * (uint64_t)op->rms_norm.width * op->rms_norm.group_count,
+                 rms_norm_row);
+        break;
+    case OP_MATMUL: cpu__matmul(executor, &op->matmul); break;
+    case OP_ROPE_TABLE:
+        run_rows(executor, op, 64 * (uint64_t)op->rope_table.pair_count, rope_table_row);
+        break;
+    case OP_ROPE:
+        run_rows(executor, op, 4 * (uint64_t)op->rope.head_count * op->rope.pair_count, rope_row);
+        break;
+    case OP_KV_WRITE: run_rows(executor, op, op->kv_write.width, kv_write_row); break;
+    case OP_ATTENTION: cpu__attention(executor, &op->attention); break;
+    case OP_SILU_MUL:
+        run_rows(executor, op, 8 * (uint64_t)op->silu_mul.width, silu_mul_row);
+        break;
+    case OP_ROUTE:
+        run_rows(executor, op, 32 * (uint64_t)op->route.expert_count, route_row);
+        break;
+    case OP_MOE: cpu__moe(executor, &op->moe); break;
+    case OP_GATHER_ROWS: run_rows(executor, op, op->gather_rows.width, gather_row); break;
+    case OP_KIND_COUNT: assert(!"an op of no kind");
+    }
+}

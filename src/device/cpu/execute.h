@@ -1,0 +1,27 @@
+/* device/cpu/execute.h - runs any op on this machine's processors.
+ *
+ * Shared by the devices that compute on the host: cpu and sim. An op is cut into pieces that threads
+ * take in any order; no output depends on the cut (op.h, exactness).
+ *
+ * Threads: one thread at a time may call cpu_execute on one executor. No allocation happens there. */
+#ifndef LIGHTER_DEVICE_CPU_EXECUTE_H
+#define LIGHTER_DEVICE_CPU_EXECUTE_H
+
+#include "base/status.h"
+#include "device/device.h"
+
+struct cpu_executor;
+
+/* Uses options->thread_count and force_scalar. The caller owns *executor_out. */
+enum status cpu_executor_create(const struct device_options *options,
+                                struct cpu_executor **executor_out, struct err *err);
+void cpu_executor_destroy(struct cpu_executor *executor);
+/* "AVX2, 2 threads" into out; returns out. */
+char *cpu_executor_describe(const struct cpu_executor *executor, char *out, size_t out_size);
+
+/* STATUS_UNAVAILABLE when there is no kernel for the op's dtype. */
+enum status cpu_execute_check(const struct op *op, struct err *err);
+/* Runs an op that passed the check and returns when it is done. */
+void cpu_execute(struct cpu_executor *executor, const struct op *op);
+
+#endif

@@ -1,0 +1,34 @@
+/* device/cpu/internal.h - what the files that execute ops share. */
+#ifndef LIGHTER_DEVICE_CPU_INTERNAL_H
+#define LIGHTER_DEVICE_CPU_INTERNAL_H
+
+#include "base/thread_pool.h"
+#include "device/cpu/kernels.h"
+#include "device/op.h"
+
+struct cpu_executor {
+    struct thread_pool *pool;
+    const struct cpu_kernels *kernels;
+    uint32_t thread_count;
+    void *scratch; /* [thread_count][CPU_STRIP_SCRATCH_BYTES], 64-byte aligned */
+};
+
+/* The calling task's own scratch for kernels->matmul. */
+static inline void *cpu__scratch(const struct cpu_executor *executor, uint32_t thread_index)
+{
+    return (char *)executor->scratch + (size_t)thread_index * CPU_STRIP_SCRATCH_BYTES;
+}
+
+/* How many of count equal pieces of work one task takes: some tasks per thread, so that a slow thread
+ * does not keep the others waiting, but no task below work_min units of work, because handing out a
+ * task costs about a microsecond. `granule` divides the answer unless it is all of count. */
+uint32_t cpu__task_size(const struct cpu_executor *executor, uint32_t count, uint64_t work_each,
+                        uint32_t granule);
+
+
+void cpu__matmul(struct cpu_executor *executor, const struct op_matmul *op);
+void cpu__attention(struct cpu_executor *executor, const struct op_attention *op);
+void cpu__moe(struct cpu_executor *executor, const struct op_moe *op);
+void cpu__route_row(const struct cpu_kernels *kernels, const struct op_route *op, uint32_t row);
+
+#endif

@@ -1,0 +1,115 @@
+/* device/cpu/kernels_scalar.c - the reference: kernels.h in plain C, for any processor. */
+#include <math.h>
+
+#include "device/cpu/kernels.h"
+
+static float weight_at(const struct cpu_strip *strip, uint64_t index)
+{
+    switch (strip->weight_dtype) {
+    case DTYPE_F16: return f16_to_f32(((const uint16_t *)strip->weight)[index]);
+    case DTYPE_BF16: return bf16_to_f32(((const uint16_t *)strip->weight)[index]);
+    default: return ((const float *)strip->weight)[index];
+    }
+}
+
+/* The eight lanes of kernels.h, added up. */
+static float lanes_sum(const float lanes[CPU_LANES])
+{
+    return ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) +
+           ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
+}
+
+static float dot(const float *x, const float *w, uint32_t count)
+{
+    float lanes[CPU_LANES] = { 0 };
+    uint32_t i = 0;
+
+    for (; i + CPU_LANES <= count; i += CPU_LANES) {
+        for (uint32_t l = 0; l < CPU_LANES; l++)
+            lanes[l] += x[i + l] * w[i + l];
+    }
+    for (uint32_t l = 0; i + l < count; l++)
+        lanes[l] += x[i + l] * w[i + l];
+    return lanes_sum(lanes);
+}
+
+/* Weights are turned into F32 a run of k at a time; the lanes go on from run to run. */
+static float dot_converting(const struct cpu_strip *strip, const float *x, uint32_t n)
+{
+    const uint64_t start = n * strip->weight_row_stride;
+    float lanes[CPU_LANES] = { 0 };
+
+    for (uint32_t k = 0; k < strip->k_count; k++)
+        lanes[k % CPU_LANES] += x[k] * weight_at(strip, start + k);
+    return lanes_sum(lanes);
+}
+
+static void scalar_matmul(const struct cpu_strip *strip, void *scratch)
+{
+    (void)scratch;
+    for (uint32_t n = 0; n < strip->n_count; n++) {
+        for (uint32_t r = 0; r < strip->row_count; r++) {
+            float *out = &strip->out[r * strip->out_row_stride + n];
+            float sum;
+            if (strip->weight_dtype == DTYPE_F32)
+                sum = dot(strip->x_rows[r],
+                          (const float *)strip->weight + n * strip->weight_row_stride,
+                          strip->k_count);
+            else
+                sum = dot_converting(strip, strip->x_rows[r], n);
+            if (strip->bias != NULL)
+                sum += strip->bias[n];
+            *out = strip->accumulate ? *out + sum : sum;
+        }
+    }
+}
+
+static void scalar_rms_norm(float *out, const float *x, const float *weight, uint32_t width,
+                            float epsilon)
+{
+    const float mean = dot(x, x, width) / (float)width;
+    const float scale = 1.0f / sqrtf(mean + epsilon);
+
+    for (uint32_t i = 0; i < width; i++)
+        out[i] = x[i] * scale * weight[i];
+}
+
+static void scalar_silu_mul(float *out, const float *gate, const float *up, uint32_t width)
+{
+    for (uint32_t i = 0; i < width; i++)
+        out[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+}
+
+static float scalar_exp_minus(float *out, const float *x, uint32_t count, float shift)
+{
+    float sum = 0;
+
+    for (uint32_t i = 0; i < count; i++) {
+        out[i] = expf(x[i] - shift);
+        sum += out[i];
+    }
+    return sum;
+}
+
+static void scalar_add_weighted_rows(float *const *out, uint32_t out_count, const float *weights,
+                                     uint64_t weight_stride, const float *rows,
+                                     uint64_t row_stride, uint32_t row_count, uint32_t width)
+{
+    for (uint32_t q = 0; q < out_count; q++) {
+        for (uint32_t j = 0; j < row_count; j++) {
+            const float weight = weights[q * weight_stride + j];
+            const float *row = rows + j * row_stride;
+            for (uint32_t i = 0; i < width; i++)
+                out[q][i] += weight * row[i];
+        }
+    }
+}
+
+const struct cpu_kernels cpu_kernels_scalar = {
+    .name = "scalar",
+    .matmul = scalar_matmul,
+    .rms_norm = scalar_rms_norm,
+    .silu_mul = scalar_silu_mul,
+    .exp_minus = scalar_exp_minus,
+    .add_weighted_rows = scalar_add_weighted_rows,
+};

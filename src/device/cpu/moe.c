@@ -1,0 +1,220 @@
+/* device/cpu/moe.c - OP_MOE: routed rows sorted by expert, so that each expert is read once.
+ *
+ *     sort      (row t, choice j) -> routed row r; the routed rows of an expert are adjacent, in the
+ *               order of t
+ *     up        per expert and run of gate/up rows: hidden[r] = w13 . x[t], product = silu(g) * u
+ *     down      per expert and run of w2's rows: result[r] = w2 . product[r]
+ *     add       per row t: out[t] += weights[t][j] * result[r(t, j)], j ascending
+ *
+ * The order of the sum in `add` and the kernels' own promise make a row independent of the others. */
+#include <assert.h>
+#include <string.h>
+
+#include "base/size.h"
+#include "device/cpu/internal.h"
+
+#define RUN_GRANULE 12 /* weight rows: whole panels of the AVX2 kernel */
+
+struct moe_job {
+    const struct cpu_executor *executor;
+    const struct op_moe *op;
+    /* Parts of op->scratch; routed_count = row_count * top_k. */
+    float *hidden;         /* [routed_count][2 * ffn_width] */
+    float *product;        /* [routed_count][ffn_width] */
+    float *result;         /* [routed_count][width] */
+    uint32_t *routed_row;  /* [routed_count]: t of routed row r */
+    uint32_t *routed_at;   /* [row_count][top_k]: r of (t, j) */
+    uint32_t *hit_expert;  /* [hit_count]: experts with rows, ascending */
+    uint32_t *hit_end;     /* [hit_count]: their routed rows end here */
+    uint32_t hit_count;
+    uint32_t run_length, runs_per_expert; /* of the current step */
+    uint32_t rows_per_task;
+};
+
+static void *carve(char **at, uint64_t size_bytes)
+{
+    void *part = *at;
+
+    *at += size_align_up(size_bytes, 64);
+    return part;
+}
+
+static void divide_scratch(struct moe_job *job)
+{
+    const struct op_moe *op = job->op;
+    const uint64_t routed_count = (uint64_t)op->row_count * op->top_k;
+    char *at = op->scratch;
+
+    job->hidden = carve(&at, routed_count * 2 * op->ffn_width * sizeof(float));
+    job->product = carve(&at, routed_count * op->ffn_width * sizeof(float));
+    job->result = carve(&at, routed_count * op->width * sizeof(float));
+    job->routed_row = carve(&at, routed_count * sizeof(uint32_t));
+    job->routed_at = carve(&at, routed_count * sizeof(uint32_t));
+    job->hit_expert = carve(&at, op->expert_count * sizeof(uint32_t));
+    job->hit_end = carve(&at, op->expert_count * sizeof(uint32_t));
+    assert((uint64_t)(at - (char *)op->scratch) <=
+           op_moe_scratch_bytes(op->row_count, op->top_k, op->expert_count, op->width,
+                                op->ffn_width));
+}
+
+/* A counting sort of (t, j) by expert; then the experts without rows are dropped. */
+static void sort_by_expert(struct moe_job *job)
+{
+    const struct op_moe *op = job->op;
+    const uint32_t routed_count = op->row_count * op->top_k;
+    uint32_t *next = job->hit_end;
+    uint32_t sum = 0;
+
+    memset(next, 0, op->expert_count * sizeof(*next));
+    for (uint32_t i = 0; i < routed_count; i++) {
+        assert((uint32_t)op->ids[i] < op->expert_count);
+        next[op->ids[i]]++;
+    }
+    for (uint32_t e = 0; e < op->expert_count; e++) {
+        const uint32_t count = next[e];
+        next[e] = sum;
+        sum += count;
+    }
+    for (uint32_t i = 0; i < routed_count; i++) {
+        const uint32_t r = next[op->ids[i]]++;
+        job->routed_row[r] = i / op->top_k;
+        job->routed_at[i] = r;
+    }
+    /* next[e] is now the end of e's routed rows, equal to the end before it when e has none. */
+    sum = 0;
+    job->hit_count = 0;
+    for (uint32_t e = 0; e < op->expert_count; e++) {
+        const uint32_t end = next[e];
+        if (end == sum)
+            continue;
+        job->hit_expert[job->hit_count] = e;
+        job->hit_end[job->hit_count++] = end;
+        sum = end;
+    }
+}
+
+/* out[r][0 .. n_count) = rows n_first .. of the expert's matrix times x of its routed rows. */
+static void multiply(const struct moe_job *job, uint32_t hit, uint32_t thread_index,
+                     const struct cpu_strip *whole, bool x_is_input)
+{
+    const struct op_moe *op = job->op;
+    const uint32_t end = job->hit_end[hit];
+    const float *x_rows[CPU_STRIP_ROWS_MAX];
+    struct cpu_strip strip = *whole;
+
+    strip.x_rows = x_rows;
+    for (uint32_t r = hit == 0 ? 0 : job->hit_end[hit - 1]; r < end; r += strip.row_count) {
+        strip.row_count = end - r < CPU_STRIP_ROWS_MAX ? end - r : CPU_STRIP_ROWS_MAX;
+        strip.out = whole->out + r * whole->out_row_stride;
+        for (uint32_t i = 0; i < strip.row_count; i++)
+            x_rows[i] = x_is_input ? op->x + job->routed_row[r + i] * op->x_row_stride
+                                   : job->product + (uint64_t)(r + i) * op->ffn_width;
+        job->executor->kernels->matmul(&strip, cpu__scratch(job->executor, thread_index));
+    }
+}
+
+static const void *weight_rows(const struct op_moe *op, const void *matrix, uint64_t row,
+                               uint64_t row_elements)
+{
+    return (const char *)matrix + row * row_elements * dtype_info(op->weight_dtype)->block_bytes;
+}
+
+static void up_task(void *context, size_t index, uint32_t thread_index)
+{
+    const struct moe_job *job = context;
+    const struct op_moe *op = job->op;
+    const uint32_t hit = (uint32_t)(index / job->runs_per_expert);
+    const uint32_t first = (uint32_t)(index % job->runs_per_expert) * job->run_length;
+    const uint32_t left = op->ffn_width - first;
+    const uint32_t count = left < job->run_length ? left : job->run_length;
+    const uint64_t expert_row = (uint64_t)job->hit_expert[hit] * 2 * op->ffn_width;
+    const uint64_t hidden_width = 2 * (uint64_t)op->ffn_width;
+
+    for (uint32_t half = 0; half < 2; half++) {
+        const uint64_t at = (uint64_t)half * op->ffn_width + first;
+        const struct cpu_strip strip = {
+            .out = job->hidden + at,
+            .weight = weight_rows(op, op->w13, expert_row + at, op->width),
+            .weight_dtype = op->weight_dtype,
+            .n_count = count,
+            .k_count = op->width,
+            .out_row_stride = hidden_width,
+            .weight_row_stride = op->width,
+        };
+        multiply(job, hit, thread_index, &strip, true);
+    }
+    for (uint32_t r = hit == 0 ? 0 : job->hit_end[hit - 1]; r < job->hit_end[hit]; r++) {
+        const float *gate = job->hidden + r * hidden_width + first;
+        job->executor->kernels->silu_mul(job->product + (uint64_t)r * op->ffn_width + first, gate,
+                                         gate + op->ffn_width, count);
+    }
+}
+
+static void down_task(void *context, size_t index, uint32_t thread_index)
+{
+    const struct moe_job *job = context;
+    const struct op_moe *op = job->op;
+    const uint32_t hit = (uint32_t)(index / job->runs_per_expert);
+    const uint32_t first = (uint32_t)(index % job->runs_per_expert) * job->run_length;
+    const uint32_t left = op->width - first;
+    const struct cpu_strip strip = {
+        .out = job->result + first,
+        .weight = weight_rows(op, op->w2, (uint64_t)job->hit_expert[hit] * op->width + first,
+                              op->ffn_width),
+        .weight_dtype = op->weight_dtype,
+        .n_count = left < job->run_length ? left : job->run_length,
+        .k_count = op->ffn_width,
+        .out_row_stride = op->width,
+        .weight_row_stride = op->ffn_width,
+    };
+
+    multiply(job, hit, thread_index, &strip, false);
+}
+
+static void add_task(void *context, size_t index, uint32_t thread_index)
+{
+    const struct moe_job *job = context;
+    const struct op_moe *op = job->op;
+    const uint32_t first = (uint32_t)index * job->rows_per_task;
+    const uint32_t left = op->row_count - first;
+    const uint32_t count = left < job->rows_per_task ? left : job->rows_per_task;
+
+    (void)thread_index;
+    for (uint32_t t = first; t < first + count; t++) {
+        float *out = op->out + t * op->out_row_stride;
+        for (uint32_t j = 0; j < op->top_k; j++) {
+            const uint64_t at = (uint64_t)t * op->top_k + j;
+            const float *result = job->result + (uint64_t)job->routed_at[at] * op->width;
+            const float weight = op->weights[at];
+            for (uint32_t i = 0; i < op->width; i++)
+                out[i] += weight * result[i];
+        }
+    }
+}
+
+/* Cuts each expert's matrix of n_count rows into runs; the average expert has its share of rows. */
+static size_t cut(struct moe_job *job, uint32_t n_count, uint32_t k_count)
+{
+    const uint64_t routed_count = (uint64_t)job->op->row_count * job->op->top_k;
+    const uint64_t work_each = (uint64_t)k_count * ((routed_count - 1) / job->hit_count + 1);
+
+    job->run_length = cpu__task_size(job->executor, n_count, work_each, RUN_GRANULE);
+    if (job->hit_count >= 8 * job->executor->thread_count)
+        job->run_length = n_count; /* the experts alone are tasks enough */
+    job->runs_per_expert = (n_count + job->run_length - 1) / job->run_length;
+    return (size_t)job->hit_count * job->runs_per_expert;
+}
+
+void cpu__moe(struct cpu_executor *executor, const struct op_moe *op)
+{
+    struct moe_job job = { .executor = executor, .op = op };
+    struct thread_pool *pool = executor->pool;
+
+    divide_scratch(&job);
+    sort_by_expert(&job);
+    thread_pool_run(pool, cut(&job, op->ffn_width, 2 * op->width), up_task, &job);
+    thread_pool_run(pool, cut(&job, op->width, op->ffn_width), down_task, &job);
+    job.rows_per_task = cpu__task_size(executor, op->row_count, (uint64_t)op->width * op->top_k, 1);
+    thread_pool_run(pool, (op->row_count + job.rows_per_task - 1) / job.rows_per_task, add_task,
+                    &job);
+}

@@ -1,0 +1,587 @@
+/* device/op_test.c - every op on every device and kernel table against plain loops in double.
+ *
+ * Method: small random operands, odd sizes, strides wider than the rows; what lies between the rows
+ * must stay as it was. Each tolerance is a bound on F32 rounding for the operation, with its reason;
+ * u = 2^-24 is the error of one rounding. */
+#include "device/test_harness.h"
+
+#include <math.h>
+
+#define U 0x1p-24
+#define GUARD -12345.0f /* between rows: must survive */
+
+static const enum dtype weight_dtypes[] = { DTYPE_F32, DTYPE_F16, DTYPE_BF16 };
+
+static float *guarded(size_t count)
+{
+    float *values = malloc(count * sizeof(*values));
+
+    assert_non_null(values);
+    for (size_t i = 0; i < count; i++)
+        values[i] = GUARD;
+    return values;
+}
+
+/* Compares rows of `width` that lie `stride` apart, and checks the gaps. */
+static void check_rows(const char *what, const float *got, const double *wanted,
+                       const double *tolerance, size_t row_count, size_t width, size_t stride)
+{
+    for (size_t row = 0; row < row_count; row++) {
+        check_near(what, got + row * stride, wanted + row * width, tolerance + row * width, width);
+        for (size_t i = width; i < stride && row + 1 < row_count; i++)
+            assert_true(got[row * stride + i] == GUARD);
+    }
+}
+
+static void with_every_device(void (*test)(struct harness *h))
+{
+    for (size_t i = 0; i < HARNESS_CONFIG_COUNT; i++) {
+        struct harness h;
+        harness_open(&h, &harness_configs[i]);
+        test(&h);
+        harness_close(&h);
+    }
+}
+
+struct matmul_case {
+    uint32_t rows, n, k, batches;
+    bool bias, accumulate;
+};
+
+static void matmul_case_run(struct harness *h, const struct matmul_case *c, enum dtype dtype)
+{
+    const size_t x_stride = (size_t)c->k * c->batches + 3, out_stride = (size_t)c->n * c->batches + 5;
+    const size_t out_width = (size_t)c->n * c->batches;
+    float *x = random_floats(h, c->rows * x_stride);
+    float *w = random_floats(h, (size_t)c->batches * c->n * c->k);
+    float *bias = random_floats(h, c->n);
+    float *out = guarded(c->rows * out_stride);
+    double *wanted = calloc(c->rows * out_width, sizeof(*wanted));
+    double *tolerance = calloc(c->rows * out_width, sizeof(*tolerance));
+    void *weight = rounded_to(w, dtype, (size_t)c->batches * c->n * c->k);
+    const uint64_t weight_bytes =
+        (uint64_t)c->batches * c->n * c->k * dtype_info(dtype)->block_bytes;
+    struct op op = { .kind = OP_MATMUL };
+
+    for (size_t t = 0; t < c->rows; t++) {
+        for (size_t i = 0; i < out_width; i++) {
+            const size_t b = i / c->n, n = i % c->n;
+            double sum = 0, magnitude = 1;
+            for (size_t k = 0; k < c->k; k++) {
+                const double product = (double)x[t * x_stride + b * c->k + k] *
+                                       (double)w[(b * c->n + n) * c->k + k];
+                sum += product;
+                magnitude += fabs(product);
+            }
+            if (c->accumulate)
+                out[t * out_stride + i] = (float)(t + i);
+            wanted[t * out_width + i] = sum + (c->bias ? bias[n] : 0) +
+                                        (c->accumulate ? (double)(t + i) : 0);
+            /* Eight lanes of k / 8 products, three additions to join them, bias and out: each
+             * term is rounded at most k / 8 + 7 times (Higham 2002, section 4.2). */
+            tolerance[t * out_width + i] =
+                (c->k / 8 + 7) * U * (magnitude + (c->accumulate ? (double)(t + i) : 0));
+        }
+    }
+    op.matmul = (struct op_matmul){
+        .out = harness_put(h, out, c->rows * out_stride * 4),
+        .x = harness_put(h, x, c->rows * x_stride * 4),
+        .weight = harness_put(h, weight, weight_bytes),
+        .bias = c->bias ? harness_put(h, bias, c->n * 4) : NULL,
+        .weight_dtype = dtype,
+        .row_count = c->rows, .n_count = c->n, .k_count = c->k, .batch_count = c->batches,
+        .out_row_stride = out_stride, .x_row_stride = x_stride,
+        .out_batch_stride = c->n, .x_batch_stride = c->k,
+        .accumulate = c->accumulate,
+    };
+    harness_run(h, &op);
+    harness_get(h, out, op.matmul.out, c->rows * out_stride * 4);
+    check_rows("matmul", out, wanted, tolerance, c->rows, out_width, out_stride);
+    harness_clear(h);
+    free(x);
+    free(w);
+    free(bias);
+    free(out);
+    free(wanted);
+    free(tolerance);
+    free(weight);
+}
+
+static void matmul_on(struct harness *h)
+{
+    static const struct matmul_case cases[] = {
+        { 1, 1, 1, 1, false, false },    { 1, 37, 40, 1, true, false },
+        { 2, 5, 7, 1, false, true },     { 3, 64, 129, 1, true, true },
+        { 4, 12, 8, 1, false, false },   { 5, 13, 31, 1, false, false },
+        { 7, 25, 96, 1, true, false },   { 8, 24, 64, 1, false, false },
+        { 9, 11, 600, 1, true, true },   { 13, 26, 1100, 1, false, false },
+        { 130, 17, 77, 1, true, false }, { 300, 50, 33, 1, false, true },
+        { 3, 9, 20, 4, false, false },   { 17, 14, 65, 3, false, true },
+    };
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        for (size_t d = 0; d < 3; d++)
+            matmul_case_run(h, &cases[i], weight_dtypes[d]);
+    }
+}
+
+static void matmul_is_right(void **state)
+{
+    (void)state;
+    with_every_device(matmul_on);
+}
+
+static void embed_and_gather_on(struct harness *h)
+{
+    enum { ROWS = 5, WIDTH = 19, TABLE = 7, STRIDE = 23 };
+    const int32_t ids[ROWS] = { 6, 0, 3, 3, 1 };
+
+    for (size_t d = 0; d < 3; d++) {
+        float *table = random_floats(h, TABLE * WIDTH);
+        void *bytes = rounded_to(table, weight_dtypes[d], TABLE * WIDTH);
+        float *out = guarded(ROWS * STRIDE);
+        double wanted[ROWS * WIDTH], exact[ROWS * WIDTH] = { 0 };
+        struct op op = { .kind = OP_EMBED };
+        for (size_t i = 0; i < ROWS * WIDTH; i++)
+            wanted[i] = table[ids[i / WIDTH] * WIDTH + i % WIDTH];
+        op.embed = (struct op_embed){
+            .out = harness_put(h, out, ROWS * STRIDE * 4),
+            .table = harness_put(h, bytes,
+                                 TABLE * WIDTH * dtype_info(weight_dtypes[d])->block_bytes),
+            .table_dtype = weight_dtypes[d],
+            .ids = harness_put(h, ids, sizeof(ids)),
+            .row_count = ROWS, .width = WIDTH, .out_row_stride = STRIDE,
+        };
+        harness_run(h, &op);
+        harness_get(h, out, op.embed.out, ROWS * STRIDE * 4);
+        check_rows("embed", out, wanted, exact, ROWS, WIDTH, STRIDE);
+        if (weight_dtypes[d] == DTYPE_F32) {
+            struct op gather = { .kind = OP_GATHER_ROWS };
+            gather.gather_rows = (struct op_gather_rows){
+                .out = op.embed.out, .x = op.embed.table, .rows = op.embed.ids,
+                .row_count = ROWS, .width = WIDTH, .out_row_stride = STRIDE,
+                .x_row_stride = WIDTH,
+            };
+            harness_run(h, &gather);
+            harness_get(h, out, op.embed.out, ROWS * STRIDE * 4);
+            check_rows("gather_rows", out, wanted, exact, ROWS, WIDTH, STRIDE);
+        }
+        harness_clear(h);
+        free(table);
+        free(bytes);
+        free(out);
+    }
+}
+
+static void embed_and_gather_copy_the_right_rows(void **state)
+{
+    (void)state;
+    with_every_device(embed_and_gather_on);
+}
+
+static void rms_norm_case(struct harness *h, uint32_t rows, uint32_t groups, uint32_t width,
+                          bool in_place)
+{
+    const size_t all = (size_t)groups * width, stride = all + 3;
+    float *x = random_floats(h, rows * stride);
+    float *weight = random_floats(h, width);
+    float *out = guarded(rows * stride);
+    double *wanted = calloc(rows * all, sizeof(*wanted));
+    double *tolerance = calloc(rows * all, sizeof(*tolerance));
+    struct op op = { .kind = OP_RMS_NORM };
+
+    for (size_t row = 0; row < rows; row++)
+        memcpy(in_place ? x + row * stride + all : x, out, row + 1 < rows && in_place ? 12 : 0);
+    for (size_t i = 0; i < rows * groups; i++) {
+        const float *from = x + i / groups * stride + i % groups * width;
+        double sum = 0;
+        for (size_t j = 0; j < width; j++)
+            sum += (double)from[j] * from[j];
+        for (size_t j = 0; j < width; j++) {
+            wanted[i * width + j] = from[j] / sqrt(sum / width + 1e-6) * weight[j];
+            /* The sum's error is halved by the root; five more roundings. */
+            tolerance[i * width + j] = (width / 16 + 8) * U * fabs(wanted[i * width + j]) + 1e-30;
+        }
+    }
+    op.rms_norm = (struct op_rms_norm){
+        .x = harness_put(h, x, rows * stride * 4),
+        .weight = harness_put(h, weight, width * 4),
+        .row_count = rows, .group_count = groups, .width = width,
+        .out_row_stride = stride, .x_row_stride = stride, .epsilon = 1e-6f,
+    };
+    op.rms_norm.out = in_place ? (float *)(uintptr_t)op.rms_norm.x
+                               : harness_put(h, out, rows * stride * 4);
+    harness_run(h, &op);
+    harness_get(h, out, op.rms_norm.out, rows * stride * 4);
+    check_rows("rms_norm", out, wanted, tolerance, rows, all, stride);
+    harness_clear(h);
+    free(x);
+    free(weight);
+    free(out);
+    free(wanted);
+    free(tolerance);
+}
+
+static void rms_norm_on(struct harness *h)
+{
+    rms_norm_case(h, 1, 1, 1, false);
+    rms_norm_case(h, 3, 1, 77, false);
+    rms_norm_case(h, 9, 4, 24, true);
+    rms_norm_case(h, 40, 3, 131, true);
+}
+
+static void rms_norm_is_right(void **state)
+{
+    (void)state;
+    with_every_device(rms_norm_on);
+}
+
+static void rope_on(struct harness *h, bool interleaved)
+{
+    enum { ROWS = 4, HEADS = 3, PAIRS = 5, HEAD_STRIDE = 13, STRIDE = HEADS * HEAD_STRIDE };
+    const int32_t positions[ROWS] = { 0, 1, 131071, 17 };
+    float frequencies[PAIRS], table[ROWS][PAIRS][2];
+    float *x = random_floats(h, ROWS * STRIDE), *out = guarded(ROWS * STRIDE);
+    struct op make = { .kind = OP_ROPE_TABLE }, rope = { .kind = OP_ROPE };
+    const size_t step = interleaved ? 2 : 1, second = interleaved ? 1 : PAIRS;
+
+    for (size_t i = 0; i < PAIRS; i++)
+        frequencies[i] = powf(10000.0f, -(float)i / PAIRS);
+    make.rope_table = (struct op_rope_table){
+        .table = harness_put(h, table, sizeof(table)),
+        .positions = harness_put(h, positions, sizeof(positions)),
+        .frequencies = harness_put(h, frequencies, sizeof(frequencies)),
+        .row_count = ROWS, .pair_count = PAIRS, .scale = 1.25f,
+    };
+    harness_run(h, &make);
+    harness_get(h, table, make.rope_table.table, sizeof(table));
+    rope.rope = (struct op_rope){
+        .x = harness_put(h, x, ROWS * STRIDE * 4), .table = make.rope_table.table,
+        .row_count = ROWS, .head_count = HEADS, .pair_count = PAIRS,
+        .row_stride = STRIDE, .head_stride = HEAD_STRIDE, .interleaved = interleaved,
+    };
+    harness_run(h, &rope);
+    harness_get(h, out, rope.rope.x, ROWS * STRIDE * 4);
+    for (size_t t = 0; t < ROWS; t++) {
+        for (size_t i = 0; i < HEADS * PAIRS; i++) {
+            const size_t pair = i % PAIRS;
+            /* The angle is an F32 product by definition; its cosine is good to 2 roundings. */
+            const double angle = (float)positions[t] * frequencies[pair];
+            const double c = cos(angle) * 1.25, s = sin(angle) * 1.25;
+            const size_t at = t * STRIDE + i / PAIRS * HEAD_STRIDE + pair * step;
+            const double wanted[2] = { x[at] * c - x[at + second] * s,
+                                       x[at + second] * c + x[at] * s };
+            const double tolerance[2] = { 8 * U, 8 * U }; /* terms are at most 1.25 */
+            const float got[2] = { out[at], out[at + second] };
+            const float entry[2] = { table[t][pair][0], table[t][pair][1] };
+            const double cs[2] = { c, s };
+            check_near("rope_table", entry, cs, tolerance, 2);
+            check_near("rope", got, wanted, tolerance, 2);
+        }
+        for (size_t i = 0; i < STRIDE; i++) { /* what no head's pairs cover */
+            if (i % HEAD_STRIDE >= 2 * PAIRS)
+                assert_true(out[t * STRIDE + i] == x[t * STRIDE + i]);
+        }
+    }
+    harness_clear(h);
+    free(x);
+    free(out);
+}
+
+static void rope_both_on(struct harness *h)
+{
+    rope_on(h, true);
+    rope_on(h, false);
+}
+
+static void rope_is_right(void **state)
+{
+    (void)state;
+    with_every_device(rope_both_on);
+}
+
+static void silu_mul_on(struct harness *h)
+{
+    enum { ROWS = 3, WIDTH = 171, STRIDE = 2 * WIDTH + 1, OUT_STRIDE = WIDTH + 2 };
+    float *x = random_floats(h, ROWS * STRIDE), *out = guarded(ROWS * OUT_STRIDE);
+    static double wanted[ROWS * WIDTH], tolerance[ROWS * WIDTH];
+    struct op op = { .kind = OP_SILU_MUL };
+
+    for (size_t i = 0; i < ROWS * WIDTH; i++) {
+        float *gate = &x[i / WIDTH * STRIDE + i % WIDTH];
+        *gate *= 110; /* far enough for exp to overflow and to vanish */
+        wanted[i] = *gate / (1 + exp(-(double)*gate)) * gate[WIDTH];
+        /* exp to 2 ulp, addition, division, product. Where exp(-x) overflows F32, at -88.7, the
+         * result becomes 0; it is below 1e-36 there. */
+        tolerance[i] = 9 * U * fabs(wanted[i]) + 1e-36;
+    }
+    op.silu_mul = (struct op_silu_mul){
+        .out = harness_put(h, out, ROWS * OUT_STRIDE * 4),
+        .x = harness_put(h, x, ROWS * STRIDE * 4),
+        .row_count = ROWS, .width = WIDTH, .out_row_stride = OUT_STRIDE, .x_row_stride = STRIDE,
+    };
+    harness_run(h, &op);
+    harness_get(h, out, op.silu_mul.out, ROWS * OUT_STRIDE * 4);
+    check_rows("silu_mul", out, wanted, tolerance, ROWS, WIDTH, OUT_STRIDE);
+    harness_clear(h);
+    free(x);
+    free(out);
+}
+
+static void silu_mul_is_right(void **state)
+{
+    (void)state;
+    with_every_device(silu_mul_on);
+}
+
+struct attention_case {
+    uint32_t heads, kv_heads, k_width, v_width, page_size;
+    bool latent; /* v_cache = k_cache */
+};
+
+/* Three sequences with prompts of odd lengths; rows of one are not all next to each other. */
+static void attention_case_run(struct harness *h, const struct attention_case *c)
+{
+    enum { ROWS = 23, SEQUENCES = 3, CONTEXT = 150 };
+    const uint32_t pages_each = (CONTEXT - 1) / c->page_size + 1;
+    const size_t k_stride = (size_t)c->kv_heads * c->k_width + 4;
+    const size_t v_stride = c->latent ? k_stride : (size_t)c->kv_heads * c->v_width + 1;
+    const size_t slots = (size_t)SEQUENCES * pages_each * c->page_size;
+    const size_t q_stride = (size_t)c->heads * c->k_width + 2;
+    const size_t out_width = (size_t)c->heads * c->v_width, out_stride = out_width + 3;
+    float *k = random_floats(h, slots * k_stride);
+    float *v = c->latent ? k : random_floats(h, slots * v_stride);
+    float *q = random_floats(h, ROWS * q_stride), *out = guarded(ROWS * out_stride);
+    int32_t *pages = calloc((size_t)SEQUENCES * pages_each, sizeof(*pages));
+    int32_t sequences[ROWS], positions[ROWS];
+    double *wanted = calloc(ROWS * out_width, sizeof(*wanted));
+    double *tolerance = calloc(ROWS * out_width, sizeof(*tolerance));
+    const float scale = 0.3f;
+    struct op op = { .kind = OP_ATTENTION };
+
+    for (uint32_t i = 0; i < SEQUENCES * pages_each; i++) /* scattered, but with some neighbours */
+        pages[i] = (int32_t)((i / 2 * 2 * 7 + i % 2) % (SEQUENCES * pages_each));
+    for (uint32_t i = 0; i < SEQUENCES * pages_each; i++) {
+        for (uint32_t j = 0; j < i; j++) {
+            if (pages[j] == pages[i]) { /* the formula clashed for this count: take them in order */
+                for (uint32_t l = 0; l < SEQUENCES * pages_each; l++)
+                    pages[l] = (int32_t)(SEQUENCES * pages_each - 1 - l);
+            }
+        }
+    }
+    for (int32_t t = 0; t < ROWS; t++) {
+        sequences[t] = t < 11 ? 0 : t < 15 ? 2 : t < 22 ? 1 : 2;
+        positions[t] = t < 11 ? 59 + t : t < 15 ? t - 11 : t < 22 ? 143 + t - 15 : 4;
+    }
+    for (size_t i = 0; i < (size_t)ROWS * c->heads; i++) {
+        const size_t t = i / c->heads, head = i % c->heads;
+        const size_t kv = head / (c->heads / c->kv_heads);
+        double weights[CONTEXT], max = -1e30, sum = 0;
+        size_t slot[CONTEXT];
+        for (int32_t j = 0; j <= positions[t]; j++) {
+            slot[j] = (size_t)pages[(uint32_t)sequences[t] * pages_each + j / c->page_size] *
+                          c->page_size + (size_t)j % c->page_size;
+            weights[j] = 0;
+            for (size_t e = 0; e < c->k_width; e++)
+                weights[j] += (double)q[t * q_stride + head * c->k_width + e] *
+                              k[slot[j] * k_stride + kv * c->k_width + e];
+            weights[j] *= scale;
+            max = weights[j] > max ? weights[j] : max;
+        }
+        for (int32_t j = 0; j <= positions[t]; j++)
+            sum += weights[j] = exp(weights[j] - max);
+        for (size_t e = 0; e < c->v_width; e++) {
+            double *at = &wanted[t * out_width + head * c->v_width + e];
+            for (int32_t j = 0; j <= positions[t]; j++)
+                *at += weights[j] / sum * v[slot[j] * v_stride + kv * c->v_width + e];
+            /* Values are below 1. A weight's error is its score's, absolute, at most
+             * (k_width / 8 + 8) * u * scale * k_width, plus exp's; then a sum over the context. */
+            tolerance[t * out_width + head * c->v_width + e] =
+                ((c->k_width / 8 + 8) * 0.3 * c->k_width + CONTEXT) * U;
+        }
+    }
+    op.attention = (struct op_attention){
+        .out = harness_put(h, out, ROWS * out_stride * 4),
+        .q = harness_put(h, q, ROWS * q_stride * 4),
+        .k_cache = harness_put(h, k, slots * k_stride * 4),
+        .pages = harness_put(h, pages, (uint64_t)SEQUENCES * pages_each * 4),
+        .sequences = harness_put(h, sequences, sizeof(sequences)),
+        .positions = harness_put(h, positions, sizeof(positions)),
+        .row_count = ROWS, .head_count = c->heads, .kv_head_count = c->kv_heads,
+        .k_width = c->k_width, .v_width = c->v_width,
+        .page_size = c->page_size, .page_count_max = pages_each,
+        .out_row_stride = out_stride, .q_row_stride = q_stride,
+        .k_cache_row_stride = k_stride, .v_cache_row_stride = v_stride,
+        .scale = scale,
+    };
+    op.attention.v_cache =
+        c->latent ? op.attention.k_cache : harness_put(h, v, slots * v_stride * 4);
+    harness_run(h, &op);
+    harness_get(h, out, op.attention.out, ROWS * out_stride * 4);
+    check_rows("attention", out, wanted, tolerance, ROWS, out_width, out_stride);
+    harness_clear(h);
+    free(k);
+    if (!c->latent)
+        free(v);
+    free(q);
+    free(out);
+    free(pages);
+    free(wanted);
+    free(tolerance);
+}
+
+static void attention_on(struct harness *h)
+{
+    static const struct attention_case cases[] = {
+        { 4, 4, 16, 16, 16, false }, { 6, 2, 20, 13, 8, false }, { 7, 1, 33, 30, 64, true },
+        { 40, 1, 18, 16, 1, true },  { 8, 2, 64, 64, 7, false },
+    };
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
+        attention_case_run(h, &cases[i]);
+}
+
+static void attention_is_right(void **state)
+{
+    (void)state;
+    with_every_device(attention_on);
+}
+
+static void kv_write_on(struct harness *h)
+{
+    enum { ROWS = 4, WIDTH = 9, SLOTS = 6, STRIDE = 11 };
+    const int32_t slots[ROWS] = { 5, 0, 3, 2 };
+    float *x = random_floats(h, ROWS * STRIDE), *cache = guarded(SLOTS * STRIDE);
+    struct op op = { .kind = OP_KV_WRITE };
+
+    op.kv_write = (struct op_kv_write){
+        .cache = harness_put(h, cache, SLOTS * STRIDE * 4),
+        .x = harness_put(h, x, ROWS * STRIDE * 4),
+        .slots = harness_put(h, slots, sizeof(slots)),
+        .row_count = ROWS, .width = WIDTH, .cache_row_stride = STRIDE, .x_row_stride = STRIDE,
+    };
+    harness_run(h, &op);
+    harness_get(h, cache, op.kv_write.cache, SLOTS * STRIDE * 4);
+    for (size_t slot = 0; slot < SLOTS; slot++) {
+        size_t row = 0;
+        while (row < ROWS && (size_t)slots[row] != slot)
+            row++;
+        for (size_t i = 0; i < STRIDE; i++)
+            assert_true(cache[slot * STRIDE + i] ==
+                        (row < ROWS && i < WIDTH ? x[row * STRIDE + i] : GUARD));
+    }
+    harness_clear(h);
+    free(x);
+    free(cache);
+}
+
+static void kv_write_writes_its_slots_only(void **state)
+{
+    (void)state;
+    with_every_device(kv_write_on);
+}
+
+static void moe_case(struct harness *h, uint32_t rows, uint32_t experts, uint32_t top_k,
+                     uint32_t width, uint32_t ffn, enum dtype dtype)
+{
+    const size_t stride = width + 3, matrix = (size_t)experts * width * ffn;
+    const uint64_t scratch_bytes = op_moe_scratch_bytes(rows, top_k, experts, width, ffn);
+    float *x = random_floats(h, rows * stride), *out = guarded(rows * stride);
+    float *w13 = random_floats(h, 2 * matrix), *w2 = random_floats(h, matrix);
+    float *weights = random_floats(h, (size_t)rows * top_k);
+    int32_t *ids = calloc((size_t)rows * top_k, sizeof(*ids));
+    void *w13_bytes = rounded_to(w13, dtype, 2 * matrix), *w2_bytes = rounded_to(w2, dtype, matrix);
+    char *scratch = calloc(1, scratch_bytes);
+    double *wanted = calloc(rows * (size_t)width, sizeof(*wanted));
+    double *tolerance = calloc(rows * (size_t)width, sizeof(*tolerance));
+    double *product = calloc(ffn, sizeof(*product));
+    struct op op = { .kind = OP_MOE };
+
+    for (uint32_t t = 0; t < rows; t++) {
+        for (uint32_t i = 0; i < width; i++)
+            wanted[t * width + i] = out[t * stride + i] = (float)i;
+        for (uint32_t j = 0; j < top_k; j++) {
+            const uint32_t e = (t * 5 + j * 3) % experts; /* distinct: experts is no multiple of 3 */
+            ids[t * top_k + j] = (int32_t)e;
+            for (uint32_t f = 0; f < ffn; f++) {
+                double g = 0, u = 0;
+                for (uint32_t i = 0; i < width; i++) {
+                    g += (double)x[t * stride + i] * w13[((size_t)e * 2 * ffn + f) * width + i];
+                    u += (double)x[t * stride + i] *
+                         w13[((size_t)e * 2 * ffn + ffn + f) * width + i];
+                }
+                product[f] = g / (1 + exp(-g)) * u;
+            }
+            for (uint32_t i = 0; i < width; i++) {
+                double sum = 0;
+                for (uint32_t f = 0; f < ffn; f++)
+                    sum += product[f] * w2[((size_t)e * width + i) * ffn + f];
+                wanted[t * width + i] += weights[t * top_k + j] * sum;
+                /* Two matrix products behind each other: gate and up are below `width`, off by
+                 * at most (width / 8 + 8) u width, and multiplied with each other. */
+                tolerance[t * width + i] +=
+                    U * (width + 2.0 * ffn * (width / 8.0 + ffn / 8.0 + 16) * width);
+            }
+        }
+    }
+    op.moe = (struct op_moe){
+        .out = harness_put(h, out, rows * stride * 4),
+        .x = harness_put(h, x, rows * stride * 4),
+        .ids = harness_put(h, ids, (uint64_t)rows * top_k * 4),
+        .weights = harness_put(h, weights, (uint64_t)rows * top_k * 4),
+        .w13 = harness_put(h, w13_bytes, 2 * matrix * dtype_info(dtype)->block_bytes),
+        .w2 = harness_put(h, w2_bytes, matrix * dtype_info(dtype)->block_bytes),
+        .weight_dtype = dtype,
+        .scratch = harness_put(h, scratch, scratch_bytes),
+        .row_count = rows, .top_k = top_k, .expert_count = experts, .width = width,
+        .ffn_width = ffn, .out_row_stride = stride, .x_row_stride = stride,
+    };
+    harness_run(h, &op);
+    harness_get(h, out, op.moe.out, rows * stride * 4);
+    check_rows("moe", out, wanted, tolerance, rows, width, stride);
+    harness_clear(h);
+    free(x);
+    free(out);
+    free(w13);
+    free(w2);
+    free(weights);
+    free(ids);
+    free(w13_bytes);
+    free(w2_bytes);
+    free(scratch);
+    free(wanted);
+    free(tolerance);
+    free(product);
+}
+
+static void moe_on(struct harness *h)
+{
+    for (size_t d = 0; d < 3; d++) {
+        moe_case(h, 1, 4, 1, 9, 5, weight_dtypes[d]);
+        moe_case(h, 1, 8, 5, 40, 24, weight_dtypes[d]);
+        moe_case(h, 37, 11, 3, 33, 17, weight_dtypes[d]);
+        moe_case(h, 300, 2, 1, 16, 20, weight_dtypes[d]);
+    }
+}
+
+static void moe_is_right(void **state)
+{
+    (void)state;
+    with_every_device(moe_on);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(matmul_is_right),
+        cmocka_unit_test(embed_and_gather_copy_the_right_rows),
+        cmocka_unit_test(rms_norm_is_right),
+        cmocka_unit_test(rope_is_right),
+        cmocka_unit_test(silu_mul_is_right),
+        cmocka_unit_test(attention_is_right),
+        cmocka_unit_test(kv_write_writes_its_slots_only),
+        cmocka_unit_test(moe_is_right),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,246 @@
+/* device/operands.c - see operands.h. */
+#include "device/operands.h"
+
+#include <assert.h>
+#include <stddef.h>
+
+struct list {
+    struct op_operand *operands;
+    uint32_t count;
+};
+
+static void add(struct list *list, const char *name, const void *pointer, uint64_t size_bytes)
+{
+    if (pointer == NULL && size_bytes == 0)
+        return;
+    assert(pointer != NULL);
+    assert(list->count < OP_OPERANDS_MAX);
+    list->operands[list->count++] = (struct op_operand){ name, pointer, size_bytes };
+}
+
+/* Rows of `width` 4-byte elements, `stride` elements apart. */
+static void add_rows(struct list *list, const char *name, const void *pointer, uint64_t row_count,
+                     uint64_t stride, uint64_t width)
+{
+    add(list, name, pointer, ((row_count - 1) * stride + width) * 4);
+}
+
+static void add_matrix(struct list *list, const char *name, const void *pointer, enum dtype dtype,
+                       uint64_t element_count)
+{
+    uint64_t size_bytes = 0;
+    const bool whole = dtype_bytes(dtype, element_count, &size_bytes);
+
+    assert(whole);
+    (void)whole;
+    add(list, name, pointer, size_bytes);
+}
+
+static void list_matmul(struct list *list, const struct op_matmul *op)
+{
+    const uint64_t last = op->batch_count - 1; /* strides are ignored when it is 0 */
+
+    add_rows(list, "out", op->out, op->row_count, op->out_row_stride,
+             last * op->out_batch_stride + op->n_count);
+    add_rows(list, "x", op->x, op->row_count, op->x_row_stride,
+             last * op->x_batch_stride + op->k_count);
+    add_matrix(list, "weight", op->weight, op->weight_dtype,
+               (uint64_t)op->batch_count * op->n_count * op->k_count);
+    if (op->bias != NULL)
+        add(list, "bias", op->bias, (uint64_t)op->n_count * 4);
+}
+
+static void list_attention(struct list *list, const struct op_attention *op)
+{
+    add_rows(list, "out", op->out, op->row_count, op->out_row_stride,
+             (uint64_t)op->head_count * op->v_width);
+    add_rows(list, "q", op->q, op->row_count, op->q_row_stride,
+             (uint64_t)op->head_count * op->k_width);
+    add(list, "k_cache", op->k_cache, (uint64_t)op->kv_head_count * op->k_width * 4);
+    add(list, "v_cache", op->v_cache, (uint64_t)op->kv_head_count * op->v_width * 4);
+    add(list, "pages", op->pages, (uint64_t)op->page_count_max * 4);
+    add(list, "sequences", op->sequences, (uint64_t)op->row_count * 4);
+    add(list, "positions", op->positions, (uint64_t)op->row_count * 4);
+}
+
+static void list_route(struct list *list, const struct op_route *op)
+{
+    add(list, "ids", op->ids, (uint64_t)op->row_count * op->top_k * 4);
+    add(list, "weights", op->weights, (uint64_t)op->row_count * op->top_k * 4);
+    add(list, "logits", op->logits, (uint64_t)op->row_count * op->expert_count * 4);
+    if (op->correction_bias != NULL)
+        add(list, "correction_bias", op->correction_bias, (uint64_t)op->expert_count * 4);
+}
+
+static void list_moe(struct list *list, const struct op_moe *op)
+{
+    const uint64_t matrix = (uint64_t)op->expert_count * op->width * op->ffn_width;
+
+    add_rows(list, "out", op->out, op->row_count, op->out_row_stride, op->width);
+    add_rows(list, "x", op->x, op->row_count, op->x_row_stride, op->width);
+    add(list, "ids", op->ids, (uint64_t)op->row_count * op->top_k * 4);
+    add(list, "weights", op->weights, (uint64_t)op->row_count * op->top_k * 4);
+    add_matrix(list, "w13", op->w13, op->weight_dtype, 2 * matrix);
+    add_matrix(list, "w2", op->w2, op->weight_dtype, matrix);
+    add(list, "scratch", op->scratch,
+        op_moe_scratch_bytes(op->row_count, op->top_k, op->expert_count, op->width,
+                             op->ffn_width));
+}
+
+static void list_small(struct list *list, const struct op *op)
+{
+    switch (op->kind) {
+    case OP_EMBED:
+        add_rows(list, "out", op->embed.out, op->embed.row_count, op->embed.out_row_stride,
+                 op->embed.width);
+        add_matrix(list, "table", op->embed.table, op->embed.table_dtype, op->embed.width);
+        add(list, "ids", op->embed.ids, (uint64_t)op->embed.row_count * 4);
+        break;
+    case OP_RMS_NORM: {
+        const struct op_rms_norm *norm = &op->rms_norm;
+        const uint64_t width = (uint64_t)norm->group_count * norm->width;
+        add_rows(list, "out", norm->out, norm->row_count, norm->out_row_stride, width);
+        add_rows(list, "x", norm->x, norm->row_count, norm->x_row_stride, width);
+        add(list, "weight", norm->weight, (uint64_t)norm->width * 4);
+        break;
+    }
+    case OP_ROPE_TABLE: {
+        const struct op_rope_table *rope = &op->rope_table;
+        add(list, "table", rope->table, (uint64_t)rope->row_count * rope->pair_count * 8);
+        add(list, "positions", rope->positions, (uint64_t)rope->row_count * 4);
+        add(list, "frequencies", rope->frequencies, (uint64_t)rope->pair_count * 4);
+        break;
+    }
+    case OP_ROPE: {
+        const struct op_rope *rope = &op->rope;
+        add_rows(list, "x", rope->x, rope->row_count, rope->row_stride,
+                 (rope->head_count - 1) * rope->head_stride + 2 * (uint64_t)rope->pair_count);
+        add(list, "table", rope->table, (uint64_t)rope->row_count * rope->pair_count * 8);
+        break;
+    }
+    case OP_KV_WRITE:
+        add(list, "cache", op->kv_write.cache, (uint64_t)op->kv_write.width * 4);
+        add_rows(list, "x", op->kv_write.x, op->kv_write.row_count, op->kv_write.x_row_stride,
+                 op->kv_write.width);
+        add(list, "slots", op->kv_write.slots, (uint64_t)op->kv_write.row_count * 4);
+        break;
+    case OP_SILU_MUL:
+        add_rows(list, "out", op->silu_mul.out, op->silu_mul.row_count,
+                 op->silu_mul.out_row_stride, op->silu_mul.width);
+        add_rows(list, "x", op->silu_mul.x, op->silu_mul.row_count, op->silu_mul.x_row_stride,
+                 2 * (uint64_t)op->silu_mul.width);
+        break;
+    case OP_GATHER_ROWS:
+        add_rows(list, "out", op->gather_rows.out, op->gather_rows.row_count,
+                 op->gather_rows.out_row_stride, op->gather_rows.width);
+        add(list, "x", op->gather_rows.x, (uint64_t)op->gather_rows.width * 4);
+        add(list, "rows", op->gather_rows.rows, (uint64_t)op->gather_rows.row_count * 4);
+        break;
+    default:
+        assert(!"an op without a list of operands");
+    }
+}
+
+uint32_t device__operands(const struct op *op, struct op_operand operands[OP_OPERANDS_MAX])
+{
+    struct list list = { operands, 0 };
+
+    if (op_row_count(op) == 0)
+        return 0;
+    switch (op->kind) {
+    case OP_MATMUL: list_matmul(&list, &op->matmul); break;
+    case OP_ATTENTION: list_attention(&list, &op->attention); break;
+    case OP_ROUTE: list_route(&list, &op->route); break;
+    case OP_MOE: list_moe(&list, &op->moe); break;
+    default: list_small(&list, op);
+    }
+    return list.count;
+}
+
+static void assert_attention(const struct op_attention *op)
+{
+    assert(op->head_count > 0 && op->kv_head_count > 0);
+    assert(op->head_count % op->kv_head_count == 0);
+    assert(op->k_width > 0 && op->v_width > 0);
+    assert(op->page_size > 0 && op->page_count_max > 0);
+    assert(op->k_cache_row_stride >= (uint64_t)op->kv_head_count * op->k_width);
+    assert(op->v_cache_row_stride >= (uint64_t)op->kv_head_count * op->v_width);
+}
+
+static void assert_route(const struct op_route *op)
+{
+    assert(op->top_k > 0 && op->group_count > 0);
+    assert(op->expert_count <= OP_ROUTE_EXPERTS_MAX);
+    assert(op->expert_count % op->group_count == 0);
+    assert(op->group_count == 1 ||
+           (op->kept_group_count > 0 && op->kept_group_count <= op->group_count));
+    assert((op->group_count == 1 ? op->expert_count
+                                 : op->expert_count / op->group_count * op->kept_group_count) >=
+           op->top_k);
+}
+
+void device__op_assert(const struct op *op)
+{
+    assert((unsigned)op->kind < OP_KIND_COUNT);
+    switch (op->kind) {
+    case OP_RMS_NORM:
+        assert(op->rms_norm.width > 0 && op->rms_norm.group_count > 0);
+        break;
+    case OP_MATMUL:
+        assert(op->matmul.n_count > 0 && op->matmul.k_count > 0 && op->matmul.batch_count > 0);
+        assert(op->matmul.bias == NULL || op->matmul.batch_count == 1);
+        break;
+    case OP_ATTENTION: assert_attention(&op->attention); break;
+    case OP_ROUTE: assert_route(&op->route); break;
+    case OP_MOE:
+        assert(op->moe.top_k > 0 && op->moe.top_k <= op->moe.expert_count);
+        assert(op->moe.width > 0 && op->moe.ffn_width > 0);
+        assert((uintptr_t)op->moe.scratch % 64 == 0);
+        break;
+    default: break;
+    }
+}
+
+bool device__op_dtype_is_plain(const struct op *op, enum dtype *dtype_out)
+{
+    switch (op->kind) {
+    case OP_EMBED: *dtype_out = op->embed.table_dtype; break;
+    case OP_MATMUL: *dtype_out = op->matmul.weight_dtype; break;
+    case OP_MOE: *dtype_out = op->moe.weight_dtype; break;
+    default: return true;
+    }
+    return *dtype_out == DTYPE_F32 || *dtype_out == DTYPE_F16 || *dtype_out == DTYPE_BF16;
+}
+
+const char *op_kind_name(enum op_kind kind)
+{
+    static const char *const names[OP_KIND_COUNT] = {
+        [OP_EMBED] = "embed",           [OP_RMS_NORM] = "rms_norm", [OP_MATMUL] = "matmul",
+        [OP_ROPE_TABLE] = "rope_table", [OP_ROPE] = "rope",         [OP_KV_WRITE] = "kv_write",
+        [OP_ATTENTION] = "attention",   [OP_SILU_MUL] = "silu_mul", [OP_ROUTE] = "route",
+        [OP_MOE] = "moe",               [OP_GATHER_ROWS] = "gather_rows",
+    };
+
+    assert((unsigned)kind < OP_KIND_COUNT);
+    return names[kind];
+}
+
+uint32_t op_row_count(const struct op *op)
+{
+    switch (op->kind) {
+    case OP_EMBED: return op->embed.row_count;
+    case OP_RMS_NORM: return op->rms_norm.row_count;
+    case OP_MATMUL: return op->matmul.row_count;
+    case OP_ROPE_TABLE: return op->rope_table.row_count;
+    case OP_ROPE: return op->rope.row_count;
+    case OP_KV_WRITE: return op->kv_write.row_count;
+    case OP_ATTENTION: return op->attention.row_count;
+    case OP_SILU_MUL: return op->silu_mul.row_count;
+    case OP_ROUTE: return op->route.row_count;
+    case OP_MOE: return op->moe.row_count;
+    case OP_GATHER_ROWS: return op->gather_rows.row_count;
+    case OP_KIND_COUNT: break;
+    }
+    assert(!"an op of no kind");
+    return 0;
+}

@@ -1,0 +1,162 @@
+/* device/test_harness.h - what the tests of devices share: every device x kernel table, memory that is
+ * freed by itself, random numbers that are the same everywhere.
+ *
+ * Only *_test.c files include this. A failure inside asserts through cmocka. */
+#ifndef LIGHTER_DEVICE_TEST_HARNESS_H
+#define LIGHTER_DEVICE_TEST_HARNESS_H
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+#include "device/device.h"
+
+#define HARNESS_BUFFERS_MAX 64
+
+struct harness_config {
+    const char *spec;
+    bool force_scalar;
+    uint32_t thread_count;
+};
+
+/* Where the processor has no AVX2 the table of kernels is scalar everywhere. */
+static const struct harness_config harness_configs[] = {
+    { "cpu", true, 1 },
+    { "cpu", false, 1 },
+    { "cpu", false, 3 },
+};
+#define HARNESS_CONFIG_COUNT (sizeof(harness_configs) / sizeof(harness_configs[0]))
+
+struct harness {
+    struct device *device;
+    struct stream *stream;
+    struct {
+        void *memory;
+        uint64_t size_bytes;
+    } buffers[HARNESS_BUFFERS_MAX];
+    uint32_t buffer_count;
+    uint64_t random;
+};
+
+static inline void must(enum status st, const struct err *err)
+{
+    if (st != STATUS_OK)
+        fail_msg("%s: %s", status_name(st), err->message);
+}
+
+static inline void harness_open(struct harness *h, const struct harness_config *config)
+{
+    const struct device_options options = { .thread_count = config->thread_count,
+                                            .force_scalar = config->force_scalar };
+    struct err err;
+
+    memset(h, 0, sizeof(*h));
+    h->random = 88172645463325252u;
+    must(device_open(config->spec, &options, &h->device, &err), &err);
+    must(stream_create(h->device, STREAM_COMPUTE, &h->stream, &err), &err);
+}
+
+/* Frees every buffer; the device stays open. */
+static inline void harness_clear(struct harness *h)
+{
+    struct err err;
+
+    must(stream_sync(h->stream, &err), &err);
+    for (uint32_t i = 0; i < h->buffer_count; i++)
+        device_free(h->device, DEVICE_USE_SCRATCH, h->buffers[i].memory, h->buffers[i].size_bytes);
+    h->buffer_count = 0;
+}
+
+static inline void harness_close(struct harness *h)
+{
+    harness_clear(h);
+    stream_destroy(h->stream);
+    device_close(h->device);
+}
+
+/* Device memory that holds a copy of `bytes`. */
+static inline void *harness_put(struct harness *h, const void *bytes, uint64_t size_bytes)
+{
+    struct err err;
+    void *memory;
+
+    assert_true(h->buffer_count < HARNESS_BUFFERS_MAX);
+    must(device_alloc(h->device, DEVICE_USE_SCRATCH, size_bytes, &memory, &err), &err);
+    h->buffers[h->buffer_count].memory = memory;
+    h->buffers[h->buffer_count++].size_bytes = size_bytes;
+    must(device_copy_in(h->stream, memory, bytes, size_bytes, &err), &err);
+    must(stream_sync(h->stream, &err), &err);
+    return memory;
+}
+
+static inline void harness_get(struct harness *h, void *bytes, const void *memory,
+                               uint64_t size_bytes)
+{
+    struct err err;
+
+    must(device_copy_out(h->stream, bytes, memory, size_bytes, &err), &err);
+    must(stream_sync(h->stream, &err), &err);
+}
+
+static inline void harness_run(struct harness *h, const struct op *op)
+{
+    struct err err;
+
+    must(device_launch(h->stream, op, &err), &err);
+    must(stream_sync(h->stream, &err), &err);
+}
+
+static inline uint64_t random_bits(struct harness *h)
+{
+    h->random ^= h->random << 13;
+    h->random ^= h->random >> 7;
+    h->random ^= h->random << 17;
+    return h->random;
+}
+
+/* Uniform in [-1, 1). */
+static inline float random_float(struct harness *h)
+{
+    return (float)(int32_t)(random_bits(h) >> 32) * 0x1p-31f;
+}
+
+static inline float *random_floats(struct harness *h, size_t count)
+{
+    float *values = malloc(count * sizeof(*values));
+
+    assert_non_null(values);
+    for (size_t i = 0; i < count; i++)
+        values[i] = random_float(h);
+    return values;
+}
+
+/* values in another dtype, and what that rounds them to, in place. The caller frees the result. */
+static inline void *rounded_to(float *values, enum dtype dtype, size_t count)
+{
+    void *out = malloc(count * dtype_info(dtype)->block_bytes);
+
+    assert_non_null(out);
+    dtype_convert(out, dtype, values, DTYPE_F32, count);
+    if (dtype != DTYPE_F32)
+        dtype_convert(values, DTYPE_F32, out, dtype, count);
+    return out;
+}
+
+/* Every element of `got` is within tolerance[i] of wanted[i]. */
+static inline void check_near(const char *what, const float *got, const double *wanted,
+                              const double *tolerance, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        const double difference = got[i] > wanted[i] ? got[i] - wanted[i] : wanted[i] - got[i];
+        if (!(difference <= tolerance[i]))
+            fail_msg("%s: element %zu is %.9g, wanted %.9g within %.3g", what, i, got[i],
+                     wanted[i], tolerance[i]);
+    }
+}
+
+#endif
