@@ -1,9 +1,9 @@
 /* offload/offload.h - which weights live where, and when they move.
  *
- * A model describes its parameters in the order in which a pass uses them. The offloader puts those that
- * are selected into units, one for each (layer, part) that has any, gives every unit a home and one
- * contiguous record there, and everything else a place in device memory. During a pass the model
- * brackets each part of each layer:
+ * A model describes its parameters in the order in which a pass uses them. The offloader puts those
+ * that are selected into units, one for each (layer, part) that has any, gives every unit a home
+ * and one contiguous record there, and everything else a place in device memory. During a pass the
+ * model brackets each part of each layer:
  *
  *     offload_begin(layer, part)   its parameters' tensors have addresses from here
  *     ... device_launch ...
@@ -16,14 +16,14 @@
  *     compute stream:  wait(loaded) - the part's ops - record(ended)
  *
  * At begin of the k-th, the onload of the (k + prefetch_step)-th is queued, so that at most
- * prefetch_step + 1 slots are in use and the next pass's first units are on the way before this pass
- * has ended.
+ * prefetch_step + 1 slots are in use and the next pass's first units are on the way before this
+ * pass has ended.
  *
  *                     +-- offload_begin queues --+
  *     unit:  HOME ----------> LOADING ---------> RESIDENT ---- offload_end ----> HOME
  *
- * Nothing is written back: weights don't change. On a device whose memory is host memory, units at home
- * on the host are used in place and nothing moves.
+ * Nothing is written back: weights don't change. On a device whose memory is host memory, units at
+ * home on the host are used in place and nothing moves.
  *
  * Threads: one (the engine's) but for offload_report, which any thread may call. */
 #ifndef LIGHTER_OFFLOAD_OFFLOAD_H
@@ -57,8 +57,8 @@ struct offload_param_desc {
     uint64_t shape[TENSOR_RANK_MAX];
     int32_t layer;           /* OFFLOAD_NO_LAYER: outside the layers; always on the device */
     enum offload_part part;  /* of its layer */
-    bool default_selected;   /* moved by V2 unless --offload-params says otherwise: the matrices of the
-                                FFN, or the experts */
+    bool default_selected;   /* moved by V2 unless --offload-params says otherwise: the matrices of
+                                the FFN, or the experts */
     struct loader *loader;   /* taken by offload_create, also when it fails */
 };
 
@@ -75,7 +75,7 @@ struct offload_options {
     int64_t group_size, num_in_group;
     int64_t prefetch_step;        /* >= 1 */
     enum offload_home home;       /* of what moves: HOST or META */
-    const char *params_glob;      /* NULL: default_selected. Comma-separated globs (fnmatch) on names */
+    const char *params_glob;      /* NULL: default_selected. Comma-separated globs on names */
     int64_t slot_count;           /* 0: prefetch_step + 1 */
     bool poison;                  /* fill released slots with signalling NaN; on in debug builds */
     /* Faults, put in on purpose by tests. */
@@ -95,9 +95,9 @@ struct offload_sizes {
     uint64_t unit_count;          /* that move */
 };
 
-/* Checks the options against the parameters and plans: which units, homes, slots. Bad combinations are
- * STATUS_BAD_INPUT with the reason and the nearest setting that works. Takes no device memory. Takes
- * the descs' loaders. `layer_count` as the model has. The caller owns *offload_out. */
+/* Checks the options against the parameters and plans: which units, homes, slots. Bad combinations
+ * are STATUS_BAD_INPUT with the reason and the nearest setting that works. Takes no device memory.
+ * Takes the descs' loaders. `layer_count` as the model has. The caller owns *offload_out. */
 enum status offload_create(struct device *device, const struct offload_param_desc *params,
                            size_t param_count, uint32_t layer_count,
                            const struct offload_options *options, const struct log *log,
@@ -105,26 +105,27 @@ enum status offload_create(struct device *device, const struct offload_param_des
 void offload_destroy(struct offload *offload);
 void offload_sizes(const struct offload *offload, struct offload_sizes *sizes_out);
 
-/* Takes memory, checks every loader, loads every parameter into its home or onto the device, and starts
- * the first onloads. compute: the stream on which the model launches; borrowed until destroy. At most
- * one parameter is in memory twice. */
+/* Takes memory, checks every loader, loads every parameter into its home or onto the device, and
+ * starts the first onloads. compute: the stream on which the model launches; borrowed until
+ * destroy. At most one parameter is in memory twice. */
 enum status offload_load(struct offload *offload, struct stream *compute, const struct ckpt *ckpt,
                          const struct progress *progress, struct err *err);
 
-/* The tensor of params[index]. Its data is valid always for what stays, between begin and end of its
- * part for what moves (NULL otherwise). The address can differ from pass to pass. */
+/* The tensor of params[index]. Its data is valid always for what stays, between begin and end of
+ * its part for what moves (NULL otherwise). The address can differ from pass to pass. */
 const struct tensor *offload_tensor(const struct offload *offload, size_t index);
 bool offload_param_moves(const struct offload *offload, size_t index);
 
-/* One pass over all layers in order: begin and end for every part of every layer that has parameters,
- * each once. A part without moving parameters costs nothing. */
+/* One pass over all layers in order: begin and end for every part of every layer that has
+ * parameters, each once. A part without moving parameters costs nothing. */
 enum status offload_begin(struct offload *offload, uint32_t layer, enum offload_part part,
                           struct err *err);
 enum status offload_end(struct offload *offload, uint32_t layer, enum offload_part part,
                         struct err *err);
 /* After the compute stream has been synced at the end of a pass: adds the pass to the counters. */
 void offload_pass_done(struct offload *offload);
-/* Abandons a pass that failed midway, so that the next one starts at layer 0. Waits for both streams. */
+/* Abandons a pass that failed midway, so that the next one starts at layer 0. Waits for both
+ * streams. */
 enum status offload_pass_abort(struct offload *offload, struct err *err);
 
 /* Loads one parameter again through its loader, in place, whatever its home, between passes. A unit
@@ -136,17 +137,18 @@ enum status offload_reload(struct offload *offload, size_t index, const struct c
 /* True while any unit has no contents: answers are garbage. */
 bool offload_is_garbage(const struct offload *offload);
 
-/* The manifest: every unit, its home and its bytes; as text, a line per run of equal units, and as a
- * JSON array of {name, home, bytes, layer, part, params: [...]}. Caller frees / decrefs. */
+/* The manifest: every unit, its home and its bytes; as text, a line per run of equal units, and as
+ * a JSON array of {name, home, bytes, layer, part, params: [...]}. Caller frees / decrefs. */
 enum status offload_manifest_log(const struct offload *offload, const struct log *log,
                                  struct err *err);
 json_t *offload_manifest_json(const struct offload *offload);
 
-/* What moved since the start (or the last reset): see docs/design.md, "The report". A JSON object the
- * caller owns:
+/* What moved since the start (or the last reset): see docs/design.md, "The report". A JSON object
+ * the caller owns:
  *   mode, device, passes, run_s, compute_s, copy_s, stall_s,
  *   bytes_moved, bytes_planned (units' bytes x passes, plus what is prefetched for the next one),
- *   link: {bytes_per_s_set, bytes_per_s_reached (while copying), busy_share_of_run, use_share_of_run},
+ *   link: {bytes_per_s_set, bytes_per_s_reached (while copying), busy_share_of_run,
+ *          use_share_of_run},
  *   units: [{name, home, bytes, onloads, bytes_moved, copy_s, stall_s}], garbage */
 json_t *offload_report_json(const struct offload *offload);
 void offload_report_reset(struct offload *offload);

@@ -1,0 +1,177 @@
+/* offload/internal.h - what the files of offload/ share.
+ *
+ *   options.c   options: defaults, names, and which combinations can be
+ *   globs.c     --offload-params: comma-separated globs on parameter names, and what to say
+ *               when one matches nothing
+ *   plan.c      which parameters move (V1, V2), and the units they form
+ *   offload.c   create and destroy, and what can be asked of an offload at any time
+ *   load.c      memory, and filling it through the loaders
+ *   reload.c    filling one parameter again
+ *   ring.c      the endless sequence of onloads through the slots
+ *   counters.c  what moved and how long it took, collected by the engine's thread and
+ *               published per pass
+ *   report.c    the same as JSON, as lines, and checked against the schedule
+ *   manifest.c  every unit, its home and its bytes */
+#ifndef LIGHTER_OFFLOAD_INTERNAL_H
+#define LIGHTER_OFFLOAD_INTERNAL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "offload/offload.h"
+
+#define OFFLOAD_SLOTS_MAX 65536
+#define OFFLOAD_POISON 0xFF /* four or two of them are a NaN in F32, F16 and BF16; -1 in I32 */
+#define OFFLOAD_NO_UNIT SIZE_MAX
+
+struct offload__param {
+    char *name;
+    struct tensor tensor;     /* data: on the device, or NULL while the parameter is not there */
+    uint64_t size_bytes;
+    uint64_t offset_bytes;    /* in its unit's record, or in the block of what stays */
+    int32_t layer;
+    enum offload_part part;
+    bool default_selected;
+    bool filled;              /* has contents: false only in a unit at home in meta */
+    struct loader *loader;
+    size_t unit;              /* index in offload.units; OFFLOAD_NO_UNIT: stays on the device */
+};
+
+/* How the contents of a unit get to where the compute stream reads them. */
+enum offload__path {
+    OFFLOAD_PATH_COPY,     /* from the host, over the link, into a slot */
+    OFFLOAD_PATH_NOTHING,  /* from meta: a slot, and nothing is copied into it */
+    OFFLOAD_PATH_IN_PLACE, /* read at home; takes no slot */
+};
+
+/* Moving parameters of one part of one layer. Units lie in the order in which a pass uses them. */
+struct offload__unit {
+    char name[48];            /* "layers.3.ffn" */
+    uint32_t layer;
+    enum offload_part part;
+    enum offload_home home;   /* owner: the engine's thread; others read published.home */
+    uint64_t size_bytes;      /* of the record: what one onload moves */
+    size_t *params;           /* indices, ascending */
+    size_t param_count;
+    void *record;             /* at home on the host; NULL: meta, or not loaded yet */
+};
+
+/* What the k-th onload was, kept until its times have been read. */
+struct offload__onload {
+    bool copied;
+    struct event *started, *loaded; /* on the copy stream, around the copy */
+};
+
+/* Numbers of one unit since the last reset. */
+struct offload__unit_counters {
+    uint64_t onloads, bytes_moved, copy_ns, stall_ns;
+    uint64_t onloads_planned, bytes_planned; /* what the schedule demands */
+};
+
+struct offload__counters {
+    uint64_t passes;
+    uint64_t run_ns;            /* from the first begin to the last pass_done */
+    uint64_t run_copy_ns;       /* of copy_ns, what lies inside the run */
+    uint64_t run_copied_bytes;  /* the bytes that belong to run_copy_ns */
+    uint64_t copied_bytes;      /* the bytes that belong to the units' copy_ns */
+};
+
+struct offload {
+    struct device *device;
+    const struct log *log;                  /* borrowed; may be NULL */
+    struct offload_options options;         /* params_glob is not kept */
+    struct offload__param *params;
+    size_t param_count;
+    uint32_t layer_count;
+    struct offload__unit *units;
+    size_t unit_count;
+    size_t *unit_of;                        /* [layer_count][OFFLOAD_PART_COUNT] */
+    struct offload_sizes sizes;
+    bool in_place;                          /* the device's memory is the host's */
+    const char *mode;                       /* "off", "cpu", "meta": as it was asked for */
+
+    /* Taken by offload_load. */
+    bool loaded;
+    struct stream *compute;                 /* borrowed */
+    struct stream *copy;
+    uint8_t *resident;                      /* device memory of what stays */
+    uint8_t *slots;                         /* device memory, slot_count * slot_bytes */
+    struct event **ended;                   /* [slot_count]: the slot's last reader, on compute */
+    struct offload__onload *onloads;        /* [2 * unit_count]; the k-th is at k mod that */
+    struct event **stall_began, **stall_ended; /* [unit_count], on compute, around the wait */
+
+    /* The endless sequence; owner: the engine's thread. */
+    bool started;                           /* false: only a restart helps */
+    uint64_t position;                      /* the next onload to be read */
+    uint64_t pass_position;                 /* position at the start of this pass */
+    uint64_t head;                          /* the next onload to be queued */
+    uint64_t harvested;                     /* the next onload whose times are to be read */
+    size_t active;                          /* unit between begin and end, or OFFLOAD_NO_UNIT */
+
+    /* Counters; owner: the engine's thread. */
+    struct offload__counters totals;
+    struct offload__unit_counters *counters; /* [unit_count] */
+    uint64_t run_began_ns;                  /* 0: no begin since the reset */
+
+    /* What any thread may read. */
+    pthread_mutex_t lock;                   /* guards published_*; for copies only */
+    struct offload__counters published_totals;
+    struct offload__unit_counters *published_counters; /* [unit_count] */
+    enum offload_home *published_homes;     /* [unit_count] */
+    atomic_bool garbage;                    /* orders nothing: a mark for answers */
+};
+
+/* options.c */
+bool offload__is_v1(const struct offload_options *options);
+bool offload__is_v2(const struct offload_options *options);
+/* What can be checked without knowing the parameters. */
+enum status offload__options_check(const struct offload_options *options, uint32_t layer_count,
+                                   const struct log *log, struct err *err);
+/* What depends on how many units move. */
+enum status offload__options_check_units(const struct offload_options *options, size_t unit_count,
+                                         struct err *err);
+
+/* globs.c. Marks in selected_out[param_count] the parameters with eligible[i] whose name a glob
+ * matches; each glob must match one. */
+enum status offload__globs_match(const char *globs, const struct offload__param *params,
+                                 size_t param_count, const bool *eligible, bool *selected_out,
+                                 struct err *err);
+
+/* plan.c. Sets moves_out[param_count]. Pure: no device, no state. */
+enum status offload__plan(const struct offload__param *params, size_t param_count,
+                          uint32_t layer_count, const struct offload_options *options,
+                          const struct log *log, bool *moves_out, struct err *err);
+/* Forms the units of what moves, lays out their records and the block of what stays, and fills
+ * offload's units, unit_of and sizes. */
+enum status offload__plan_units(struct offload *offload, const bool *moves, struct err *err);
+
+enum offload__path offload__path(const struct offload *offload, const struct offload__unit *unit);
+
+/* offload.c */
+/* Recomputes `garbage` and publishes the homes. */
+void offload__homes_changed(struct offload *offload);
+
+/* load.c. Gives back everything that offload_load took; waits for the streams. */
+void offload__memory_free(struct offload *offload);
+
+/* ring.c. Takes streams and events; `slots` must be there. */
+enum status offload__ring_create(struct offload *offload, struct err *err);
+void offload__ring_destroy(struct offload *offload);
+/* Starts the sequence at the first unit: poisons or clears the slots and queues the first
+ * prefetch_step onloads. Both streams must be idle. */
+enum status offload__ring_start(struct offload *offload, struct err *err);
+/* Waits for both streams; returns the first error. */
+enum status offload__ring_sync(struct offload *offload, struct err *err);
+/* Queues what is ahead of the next pass and belongs to `unit` once more, after its home has
+ * changed. */
+enum status offload__ring_renew(struct offload *offload, size_t unit, struct err *err);
+
+/* counters.c */
+void offload__count_onload(struct offload *offload, size_t unit, uint64_t bytes);
+/* One more onload of the unit is due by the schedule. */
+void offload__count_planned(struct offload *offload, size_t unit);
+/* Reads the times of the pass that has ended, and of what has arrived since for the next. */
+void offload__counters_harvest(struct offload *offload);
+void offload__counters_publish(struct offload *offload);
+
+#endif

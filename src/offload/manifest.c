@@ -1,0 +1,275 @@
+/* offload/manifest.c - every unit, its home and its bytes.
+ *
+ * A row is what lies outside the layers, or what of one part of one layer shares a home: its unit,
+ * when it has moving parameters, and what stays. As JSON each row is complete, with the names of
+ * its parameters; as text, equal rows share a line:
+ * "layers 3, 7, 11: ffn at home on the host, 3 x 12 MiB".
+ *
+ * May be asked for by any thread: what can change, the units' homes, is read under the lock. */
+#include <assert.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/buf.h"
+#include "base/size.h"
+#include "offload/internal.h"
+
+#define LINE_BYTES_MAX 1000   /* a log line is cut at 1 KiB */
+#define LAYERS_BYTES_MAX 800  /* of that, the list of layers */
+
+struct row {
+    int32_t layer;            /* OFFLOAD_NO_LAYER: outside */
+    enum offload_part part;
+    size_t unit;              /* OFFLOAD_NO_UNIT: stays */
+    bool is_rest;             /* stays, while a unit of the same part moves */
+    enum offload_home home;
+    uint64_t bytes;
+    size_t param_count;       /* 0: no such row */
+    bool logged;
+};
+
+/* Rows of one offload; each part of a layer has a place for what stays and one for its unit. */
+struct rows {
+    struct row *rows;
+    size_t count;
+};
+
+static size_t row_place(const struct offload__param *param)
+{
+    if (param->layer == OFFLOAD_NO_LAYER)
+        return 0;
+    return 1 + ((size_t)param->layer * OFFLOAD_PART_COUNT + param->part) * 2 +
+           (param->unit != OFFLOAD_NO_UNIT ? 1 : 0);
+}
+
+/* The lock belongs to a const offload in every report; taking it changes nothing that they tell. */
+static pthread_mutex_t *lock_of(const struct offload *offload)
+{
+    return (pthread_mutex_t *)&offload->lock;
+}
+
+static enum status rows_create(const struct offload *offload, struct rows *rows_out,
+                               struct err *err)
+{
+    const size_t count = 1 + (size_t)offload->layer_count * OFFLOAD_PART_COUNT * 2;
+    struct row *rows = calloc(count, sizeof(*rows));
+
+    if (rows == NULL)
+        return err_set(err, STATUS_NO_MEMORY, "no memory for a manifest of %zu rows", count);
+    for (size_t i = 0; i < offload->param_count; i++) {
+        const struct offload__param *param = &offload->params[i];
+        struct row *row = &rows[row_place(param)];
+
+        row->layer = param->layer;
+        row->part = param->part;
+        row->unit = param->unit;
+        row->home = OFFLOAD_HOME_DEVICE;
+        row->is_rest = param->layer != OFFLOAD_NO_LAYER && param->unit == OFFLOAD_NO_UNIT &&
+                       offload->unit_of[(size_t)param->layer * OFFLOAD_PART_COUNT + param->part] !=
+                           OFFLOAD_NO_UNIT;
+        row->bytes += size_align_up(param->size_bytes, DEVICE_ALIGNMENT);
+        row->param_count++;
+    }
+    (void)pthread_mutex_lock(lock_of(offload));
+    for (size_t i = 0; i < count; i++) {
+        if (rows[i].param_count > 0 && rows[i].unit != OFFLOAD_NO_UNIT)
+            rows[i].home = offload->published_homes[rows[i].unit];
+    }
+    (void)pthread_mutex_unlock(lock_of(offload));
+    *rows_out = (struct rows){ rows, count };
+    return STATUS_OK;
+}
+
+static bool rows_are_alike(const struct row *a, const struct row *b)
+{
+    return (a->layer == OFFLOAD_NO_LAYER) == (b->layer == OFFLOAD_NO_LAYER) && a->part == b->part &&
+           (a->unit == OFFLOAD_NO_UNIT) == (b->unit == OFFLOAD_NO_UNIT) &&
+           a->is_rest == b->is_rest && a->home == b->home && a->bytes == b->bytes &&
+           b->param_count > 0;
+}
+
+/* Appends "3", "3-5" or, past the limit, "..." to a list. */
+static enum status layers_append(struct buf *line, int32_t first, int32_t last, bool is_first,
+                                 struct err *err)
+{
+    const char *const comma = is_first ? "" : ", ";
+
+    if (line->size > LAYERS_BYTES_MAX)
+        return line->data[line->size - 1] == '.' ? STATUS_OK : buf_printf(line, err, ", ...");
+    if (first == last)
+        return buf_printf(line, err, "%s%" PRId32, comma, first);
+    return buf_printf(line, err, "%s%" PRId32 "%s%" PRId32, comma, first,
+                      last == first + 1 ? ", " : "-", last);
+}
+
+/* Appends "layer 3" or "layers 0-2, 7" for all rows like rows[start], and marks them as logged. */
+static enum status layers_list(const struct rows *rows, size_t start, struct buf *line,
+                               size_t *alike_count_out, struct err *err)
+{
+    const struct row *like = &rows->rows[start];
+    int32_t first = like->layer, last = like->layer;
+    size_t alike_count = 0;
+    bool is_first = true;
+    enum status st;
+
+    for (size_t i = start; i < rows->count; i++) {
+        if (rows_are_alike(like, &rows->rows[i])) {
+            rows->rows[i].logged = true;
+            alike_count++;
+        }
+    }
+    st = buf_printf(line, err, alike_count == 1 ? "layer " : "layers ");
+    for (size_t i = start + 1; st == STATUS_OK && i < rows->count; i++) {
+        if (!rows_are_alike(like, &rows->rows[i]))
+            continue;
+        if (rows->rows[i].layer != last + 1) {
+            st = layers_append(line, first, last, is_first, err);
+            is_first = false;
+            first = rows->rows[i].layer;
+        }
+        last = rows->rows[i].layer;
+    }
+    if (st == STATUS_OK)
+        st = layers_append(line, first, last, is_first, err);
+    *alike_count_out = alike_count;
+    return st;
+}
+
+static const char *home_phrase(const struct offload *offload, enum offload_home home)
+{
+    switch (home) {
+    case OFFLOAD_HOME_DEVICE: return "on the device";
+    case OFFLOAD_HOME_HOST:
+        return offload->in_place ? "at home on the host, used in place" : "at home on the host";
+    case OFFLOAD_HOME_META: return "at home in meta (no contents)";
+    case OFFLOAD_HOME_COUNT: break;
+    }
+    return "nowhere";
+}
+
+/* One line for rows[start] and all rows like it. */
+static enum status line_log(const struct offload *offload, const struct rows *rows, size_t start,
+                            const struct log *log, struct err *err)
+{
+    struct row *row = &rows->rows[start];
+    size_t alike_count = 1;
+    struct buf line;
+    char size[24];
+    enum status st;
+
+    buf_init(&line, LINE_BYTES_MAX);
+    (void)size_format(row->bytes, size, sizeof(size));
+    if (row->layer == OFFLOAD_NO_LAYER) {
+        row->logged = true;
+        st = buf_printf(&line, err, "outside the layers: on the device, %zu parameter%s, %s",
+                        row->param_count, row->param_count == 1 ? "" : "s", size);
+    } else {
+        st = layers_list(rows, start, &line, &alike_count, err);
+        if (st == STATUS_OK)
+            st = buf_printf(&line, err, ": %s%s %s, ", row->is_rest ? "rest of " : "",
+                            offload_part_name(row->part), home_phrase(offload, row->home));
+        if (st == STATUS_OK && alike_count > 1)
+            st = buf_printf(&line, err, "%zu x ", alike_count);
+        if (st == STATUS_OK)
+            st = buf_printf(&line, err, "%s", size);
+    }
+    if (st == STATUS_OK)
+        log_line(log, LOG_INFO, "%s", line.data);
+    buf_deinit(&line);
+    return st;
+}
+
+static void summary_log(const struct offload *offload, const struct log *log)
+{
+    const struct offload_sizes *sizes = &offload->sizes;
+    char moving[24], resident[24], slot[24];
+
+    (void)size_format(sizes->moving_bytes, moving, sizeof(moving));
+    (void)size_format(sizes->resident_bytes, resident, sizeof(resident));
+    (void)size_format(sizes->slot_bytes, slot, sizeof(slot));
+    if (offload->unit_count == 0) {
+        log_line(log, LOG_INFO, "weights: all on the device, %s; nothing is offloaded", resident);
+    } else if (sizes->slot_count == 0) {
+        log_line(log, LOG_INFO,
+                 "weights: %s on the device; %zu units, %s, at home on the host are used in place, "
+                 "because the device's memory is the host's: nothing moves",
+                 resident, offload->unit_count, moving);
+    } else {
+        log_line(log, LOG_INFO,
+                 "weights: %s stay on the device; %zu units, %s, pass through %" PRIu64
+                 " slots of %s, onloads start %" PRId64 " ahead", resident, offload->unit_count,
+                 moving, sizes->slot_count, slot, offload->options.prefetch_step);
+    }
+    if (offload_is_garbage(offload))
+        log_line(log, LOG_WARN,
+                 "offload mode meta: the units have no contents, every answer will be garbage");
+}
+
+enum status offload_manifest_log(const struct offload *offload, const struct log *log,
+                                 struct err *err)
+{
+    struct rows rows;
+    enum status st = rows_create(offload, &rows, err);
+
+    if (st != STATUS_OK)
+        return st;
+    summary_log(offload, log);
+    for (size_t i = 0; i < rows.count && st == STATUS_OK; i++) {
+        if (rows.rows[i].param_count > 0 && !rows.rows[i].logged)
+            st = line_log(offload, &rows, i, log, err);
+    }
+    free(rows.rows);
+    return st;
+}
+
+static json_t *row_name(const struct offload *offload, const struct row *row)
+{
+    if (row->layer == OFFLOAD_NO_LAYER)
+        return json_string("outside");
+    if (row->unit != OFFLOAD_NO_UNIT)
+        return json_string(offload->units[row->unit].name);
+    return json_sprintf("layers.%" PRId32 ".%s%s", row->layer, offload_part_name(row->part),
+                        row->is_rest ? ".rest" : "");
+}
+
+static json_t *row_json(const struct offload *offload, const struct row *row)
+{
+    const bool outside = row->layer == OFFLOAD_NO_LAYER;
+
+    return json_pack("{s:o, s:s, s:I, s:o, s:o, s:b, s:[]}", "name", row_name(offload, row), "home",
+                     offload_home_name(row->home), "bytes", (json_int_t)row->bytes, "layer",
+                     outside ? json_null() : json_integer(row->layer), "part",
+                     outside ? json_null() : json_string(offload_part_name(row->part)), "in_place",
+                     row->home == OFFLOAD_HOME_HOST && offload->in_place, "params");
+}
+
+json_t *offload_manifest_json(const struct offload *offload)
+{
+    json_t *array = json_array(), **row_jsons = NULL;
+    struct rows rows = { 0 };
+    bool ok;
+
+    ok = array != NULL && rows_create(offload, &rows, NULL) == STATUS_OK;
+    if (ok)
+        row_jsons = calloc(rows.count, sizeof(*row_jsons));
+    ok = ok && row_jsons != NULL;
+    for (size_t i = 0; ok && i < rows.count; i++) {
+        if (rows.rows[i].param_count == 0)
+            continue;
+        row_jsons[i] = row_json(offload, &rows.rows[i]); /* owned by the array */
+        ok = json_array_append_new(array, row_jsons[i]) == 0;
+    }
+    for (size_t i = 0; ok && i < offload->param_count; i++) {
+        json_t *params = json_object_get(row_jsons[row_place(&offload->params[i])], "params");
+
+        ok = json_array_append_new(params, json_string(offload->params[i].name)) == 0;
+    }
+    free(row_jsons);
+    free(rows.rows);
+    if (!ok) {
+        json_decref(array);
+        return NULL;
+    }
+    return array;
+}

@@ -1,0 +1,186 @@
+/* offload/offload.c - making and ending an offload, and what can be asked of one at any time. */
+#include <assert.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "offload/internal.h"
+
+/* Copies the descriptions; takes every loader, also when it fails halfway. */
+static enum status params_create(struct offload *offload, const struct offload_param_desc *descs,
+                                 size_t param_count, struct err *err)
+{
+    offload->params = calloc(param_count + 1, sizeof(*offload->params));
+    if (offload->params == NULL) {
+        for (size_t i = 0; i < param_count; i++)
+            loader_destroy(descs[i].loader);
+        return err_set(err, STATUS_NO_MEMORY, "no memory for %zu parameters", param_count);
+    }
+    offload->param_count = param_count;
+    for (size_t i = 0; i < param_count; i++)
+        offload->params[i].loader = descs[i].loader;
+    for (size_t i = 0; i < param_count; i++) {
+        const struct offload_param_desc *desc = &descs[i];
+        struct offload__param *param = &offload->params[i];
+
+        assert(desc->rank >= 1 && desc->rank <= TENSOR_RANK_MAX);
+        assert(desc->layer == OFFLOAD_NO_LAYER ||
+               (desc->layer >= 0 && (uint32_t)desc->layer < offload->layer_count));
+        param->name = strdup(desc->name);
+        if (param->name == NULL)
+            return err_set(err, STATUS_NO_MEMORY, "no memory for %zu parameters", param_count);
+        param->tensor.dtype = desc->dtype;
+        param->tensor.rank = desc->rank;
+        for (uint32_t d = 0; d < TENSOR_RANK_MAX; d++)
+            param->tensor.shape[d] = d < desc->rank ? desc->shape[d] : 1;
+        if (!tensor_bytes(&param->tensor, &param->size_bytes) || param->size_bytes == 0) {
+            char shape[96];
+
+            return err_set(err, STATUS_BAD_INPUT, "%s: shape %s has no size that 64 bits can hold",
+                           desc->name,
+                           tensor_shape_format(desc->rank, desc->shape, shape, sizeof(shape)));
+        }
+        assert(desc->loader == NULL || loader_size_bytes(desc->loader) == param->size_bytes);
+        assert(desc->loader == NULL || loader_dtype(desc->loader) == desc->dtype);
+        param->layer = desc->layer;
+        param->part = desc->part;
+        param->default_selected = desc->default_selected;
+        param->unit = OFFLOAD_NO_UNIT;
+    }
+    return STATUS_OK;
+}
+
+static enum status plan(struct offload *offload, struct err *err)
+{
+    bool *moves = calloc(offload->param_count + 1, sizeof(*moves));
+    enum status st;
+
+    if (moves == NULL)
+        return err_set(err, STATUS_NO_MEMORY, "no memory to plan %zu parameters",
+                       offload->param_count);
+    st = offload__plan(offload->params, offload->param_count, offload->layer_count,
+                       &offload->options, offload->log, moves, err);
+    if (st == STATUS_OK)
+        st = offload__plan_units(offload, moves, err);
+    free(moves);
+    return st;
+}
+
+static enum status counters_create(struct offload *offload, struct err *err)
+{
+    const size_t count = offload->unit_count + 1;
+
+    offload->counters = calloc(count, sizeof(*offload->counters));
+    offload->published_counters = calloc(count, sizeof(*offload->published_counters));
+    offload->published_homes = calloc(count, sizeof(*offload->published_homes));
+    if (offload->counters == NULL || offload->published_counters == NULL ||
+        offload->published_homes == NULL)
+        return err_set(err, STATUS_NO_MEMORY, "no memory for the counters of %zu units",
+                       offload->unit_count);
+    return STATUS_OK;
+}
+
+enum status offload_create(struct device *device, const struct offload_param_desc *params,
+                           size_t param_count, uint32_t layer_count,
+                           const struct offload_options *options, const struct log *log,
+                           struct offload **offload_out, struct err *err)
+{
+    struct offload *offload = calloc(1, sizeof(*offload));
+    enum status st;
+
+    if (offload == NULL) {
+        for (size_t i = 0; i < param_count; i++)
+            loader_destroy(params[i].loader);
+        return err_set(err, STATUS_NO_MEMORY, "no memory for an offload of %zu parameters",
+                       param_count);
+    }
+    (void)pthread_mutex_init(&offload->lock, NULL);
+    offload->device = device;
+    offload->log = log;
+    offload->options = *options;
+    offload->layer_count = layer_count;
+    offload->active = OFFLOAD_NO_UNIT;
+    offload->in_place = device_info(device)->memory_is_host;
+    st = params_create(offload, params, param_count, err);
+    if (st == STATUS_OK)
+        st = plan(offload, err);
+    offload->options.params_glob = NULL; /* borrowed for the plan only */
+    if (st == STATUS_OK)
+        st = counters_create(offload, err);
+    if (st != STATUS_OK) {
+        offload_destroy(offload);
+        return st;
+    }
+    offload->mode = offload->unit_count == 0 ? "off"
+                    : options->home == OFFLOAD_HOME_META ? "meta" : "cpu";
+    offload__homes_changed(offload);
+    *offload_out = offload;
+    return STATUS_OK;
+}
+
+void offload_destroy(struct offload *offload)
+{
+    if (offload == NULL)
+        return;
+    offload__memory_free(offload);
+    for (size_t i = 0; i < offload->unit_count; i++)
+        free(offload->units[i].params);
+    for (size_t i = 0; i < offload->param_count; i++) {
+        loader_destroy(offload->params[i].loader);
+        free(offload->params[i].name);
+    }
+    free(offload->published_homes);
+    free(offload->published_counters);
+    free(offload->counters);
+    free(offload->unit_of);
+    free(offload->units);
+    free(offload->params);
+    (void)pthread_mutex_destroy(&offload->lock);
+    free(offload);
+}
+
+void offload_sizes(const struct offload *offload, struct offload_sizes *sizes_out)
+{
+    *sizes_out = offload->sizes;
+}
+
+const struct tensor *offload_tensor(const struct offload *offload, size_t index)
+{
+    assert(index < offload->param_count);
+    return &offload->params[index].tensor;
+}
+
+bool offload_param_moves(const struct offload *offload, size_t index)
+{
+    assert(index < offload->param_count);
+    return offload->params[index].unit != OFFLOAD_NO_UNIT;
+}
+
+bool offload_is_garbage(const struct offload *offload)
+{
+    return atomic_load_explicit(&offload->garbage, memory_order_relaxed);
+}
+
+/* A unit that was at home in meta is garbage until each of its parameters has been loaded. */
+static bool unit_is_garbage(const struct offload *offload, const struct offload__unit *unit)
+{
+    for (size_t i = 0; i < unit->param_count; i++) {
+        if (!offload->params[unit->params[i]].filled)
+            return true;
+    }
+    return false;
+}
+
+void offload__homes_changed(struct offload *offload)
+{
+    bool garbage = false;
+
+    for (size_t i = 0; i < offload->unit_count; i++)
+        garbage = garbage || (offload->options.home == OFFLOAD_HOME_META &&
+                              unit_is_garbage(offload, &offload->units[i]));
+    atomic_store_explicit(&offload->garbage, garbage, memory_order_relaxed);
+    (void)pthread_mutex_lock(&offload->lock);
+    for (size_t i = 0; i < offload->unit_count; i++)
+        offload->published_homes[i] = offload->units[i].home;
+    (void)pthread_mutex_unlock(&offload->lock);
+}

@@ -1,0 +1,183 @@
+/* offload/options.c - the options' defaults and names, and which combinations can be.
+ *
+ * Every refusal names the option as users write it, the number seen, and the nearest setting that
+ * works. What would silently do nothing is refused, or, where SGLang accepts it, logged. */
+#include <assert.h>
+#include <inttypes.h>
+#include <string.h>
+
+#include "base/size.h"
+#include "offload/internal.h"
+
+#define GROUP_SIZE_OFF_SGLANG (-1) /* how SGLang spells "off"; here it is 0, and both are taken */
+
+const char *offload_part_name(enum offload_part part)
+{
+    static const char *const names[OFFLOAD_PART_COUNT] = { "attention", "ffn" };
+
+    assert((unsigned)part < OFFLOAD_PART_COUNT);
+    return names[part];
+}
+
+const char *offload_home_name(enum offload_home home)
+{
+    static const char *const names[OFFLOAD_HOME_COUNT] = { "device", "host", "meta" };
+
+    assert((unsigned)home < OFFLOAD_HOME_COUNT);
+    return names[home];
+}
+
+enum status offload_mode_parse(const char *mode, enum offload_home *home_out, struct err *err)
+{
+    if (strcmp(mode, "cpu") == 0) {
+        *home_out = OFFLOAD_HOME_HOST;
+        return STATUS_OK;
+    }
+    if (strcmp(mode, "meta") == 0) {
+        *home_out = OFFLOAD_HOME_META;
+        return STATUS_OK;
+    }
+    if (strcmp(mode, "shm_cpu") == 0 || strcmp(mode, "sharded_gpu") == 0)
+        return err_set(err, STATUS_BAD_INPUT,
+                       "--offload-mode: this build has no '%s'; with one rank, 'cpu' does the same "
+                       "(modes: cpu, meta)", mode);
+    return err_set(err, STATUS_BAD_INPUT, "--offload-mode: no mode '%.64s' (modes: cpu, meta)",
+                   mode);
+}
+
+void offload_options_init(struct offload_options *options)
+{
+    *options = (struct offload_options){
+        .num_in_group = 1,
+        .prefetch_step = 1,
+        .home = OFFLOAD_HOME_HOST,
+#ifdef LIGHTER_DEBUG
+        .poison = true,
+#endif
+    };
+}
+
+bool offload__is_v1(const struct offload_options *options)
+{
+    return options->cpu_offload_bytes != 0;
+}
+
+bool offload__is_v2(const struct offload_options *options)
+{
+    return options->group_size != 0 && options->group_size != GROUP_SIZE_OFF_SGLANG;
+}
+
+/* Neither V1 nor V2: the other options must not look as if they did something. */
+static enum status check_off(const struct offload_options *options, const struct log *log,
+                             struct err *err)
+{
+    if (options->params_glob != NULL)
+        return err_set(err, STATUS_BAD_INPUT,
+                       "--offload-params '%.200s' moves nothing without --offload-group-size; add "
+                       "--offload-group-size 1 to choose from every layer", options->params_glob);
+    if (options->num_in_group != 1)
+        log_line(log, LOG_WARN, "--offload-num-in-group %" PRId64
+                 " has no effect without --offload-group-size", options->num_in_group);
+    if (options->home == OFFLOAD_HOME_META)
+        log_line(log, LOG_WARN, "--offload-mode meta has no effect without --offload-group-size");
+    return STATUS_OK;
+}
+
+static enum status check_v1(const struct offload_options *options, struct err *err)
+{
+    char size[24];
+
+    if (options->params_glob != NULL)
+        return err_set(err, STATUS_BAD_INPUT,
+                       "--offload-params goes with --offload-group-size; --cpu-offload-gb moves "
+                       "parameters in model order, whatever their names: leave one of them out");
+    if (options->home != OFFLOAD_HOME_HOST)
+        return err_set(err, STATUS_BAD_INPUT,
+                       "--cpu-offload-gb (%s) moves to the host, so --offload-mode must be cpu, "
+                       "not %s; for meta use --offload-group-size",
+                       size_format(options->cpu_offload_bytes, size, sizeof(size)),
+                       offload_home_name(options->home));
+    return STATUS_OK;
+}
+
+static enum status check_v2(const struct offload_options *options, uint32_t layer_count,
+                            struct err *err)
+{
+    const int64_t group = options->group_size, in_group = options->num_in_group;
+    uint64_t group_max;
+
+    if (group < 1)
+        return err_set(err, STATUS_BAD_INPUT,
+                       "--offload-group-size is %" PRId64 "; the smallest is 1, and 0 is off",
+                       group);
+    if (in_group < 1)
+        return err_set(err, STATUS_BAD_INPUT,
+                       "--offload-num-in-group is %" PRId64 " and would move no layer; the "
+                       "smallest is 1 (to move nothing, leave --offload-group-size out)", in_group);
+    if (in_group > group)
+        return err_set(err, STATUS_BAD_INPUT,
+                       "--offload-num-in-group %" PRId64 " is more than --offload-group-size "
+                       "%" PRId64 "; at most %" PRId64 " (all layers) works", in_group,
+                       group, group);
+    /* layer % group >= group - in_group holds for some layer below layer_count, if for any then for
+     * the last of them or the last of the first group. */
+    group_max = (uint64_t)layer_count + (uint64_t)in_group - 1;
+    if ((uint64_t)group > group_max)
+        return err_set(err, STATUS_BAD_INPUT,
+                       "--offload-group-size %" PRId64 " with --offload-num-in-group %" PRId64
+                       " chooses none of the model's %" PRIu32 " layers; the largest group size "
+                       "that works is %" PRIu64, group, in_group, layer_count, group_max);
+    if (options->home != OFFLOAD_HOME_HOST && options->home != OFFLOAD_HOME_META)
+        return err_set(err, STATUS_BAD_INPUT, "--offload-mode: units cannot move from home '%s'; "
+                       "use cpu or meta", offload_home_name(options->home));
+    return STATUS_OK;
+}
+
+enum status offload__options_check(const struct offload_options *options, uint32_t layer_count,
+                                   const struct log *log, struct err *err)
+{
+    const bool v1 = offload__is_v1(options), v2 = offload__is_v2(options);
+    char size[24];
+
+    if (v1 && v2)
+        return err_set(err, STATUS_BAD_INPUT,
+                       "--cpu-offload-gb (%s) and --offload-group-size (%" PRId64
+                       ") are two ways to choose what moves; leave one of them out",
+                       size_format(options->cpu_offload_bytes, size, sizeof(size)),
+                       options->group_size);
+    if (!v1 && !v2)
+        return check_off(options, log, err);
+    if (options->prefetch_step < 1)
+        return err_set(err, STATUS_BAD_INPUT,
+                       "--offload-prefetch-step is %" PRId64 "; the smallest is 1: onloads start "
+                       "at least one unit ahead", options->prefetch_step);
+    if (options->slot_count < 0 || options->slot_count > OFFLOAD_SLOTS_MAX)
+        return err_set(err, STATUS_BAD_INPUT,
+                       "%" PRId64 " slots asked for; 1 to %d are possible, and 0 chooses",
+                       options->slot_count, OFFLOAD_SLOTS_MAX);
+    if (v1)
+        return check_v1(options, err);
+    return check_v2(options, layer_count, err);
+}
+
+enum status offload__options_check_units(const struct offload_options *options, size_t unit_count,
+                                         struct err *err)
+{
+    if ((uint64_t)options->prefetch_step > unit_count)
+        return err_set(err, STATUS_BAD_INPUT,
+                       "--offload-prefetch-step %" PRId64 " is more than the %zu units that move "
+                       "in a pass; at most %zu works", options->prefetch_step, unit_count,
+                       unit_count);
+    if (options->prefetch_step >= OFFLOAD_SLOTS_MAX)
+        return err_set(err, STATUS_BAD_INPUT,
+                       "--offload-prefetch-step %" PRId64 " needs one slot more than that, and %d "
+                       "is the most; at most %d works", options->prefetch_step, OFFLOAD_SLOTS_MAX,
+                       OFFLOAD_SLOTS_MAX - 1);
+    if (options->slot_count != 0 && options->slot_count < options->prefetch_step + 1)
+        return err_set(err, STATUS_BAD_INPUT,
+                       "%" PRId64 " slots are too few for --offload-prefetch-step %" PRId64
+                       ", which needs %" PRId64 "; or lower the prefetch step%s",
+                       options->slot_count, options->prefetch_step, options->prefetch_step + 1,
+                       options->slot_count > 1 ? "" : " (its smallest, 1, needs 2 slots)");
+    return STATUS_OK;
+}

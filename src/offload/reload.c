@@ -1,0 +1,137 @@
+/* offload/reload.c - filling one parameter again, through the loader it never loses.
+ *
+ * The new bytes are loaded into a buffer of their own; only when all of them are there do they
+ * change places with the old. For a home on the host that is a swap in host memory, which can be
+ * undone should the device then fail; for device memory it is one copy. Onloads that are ahead of
+ * the next pass have brought old bytes to their slots, so they are queued once more. */
+#include <assert.h>
+#include <string.h>
+
+#include "offload/internal.h"
+
+#define SWAP_BYTES 16384
+
+static void bytes_swap(uint8_t *a, uint8_t *b, uint64_t size_bytes)
+{
+    uint8_t chunk[SWAP_BYTES];
+
+    while (size_bytes > 0) {
+        const size_t n = size_bytes < SWAP_BYTES ? (size_t)size_bytes : SWAP_BYTES;
+
+        memcpy(chunk, a, n);
+        memcpy(a, b, n);
+        memcpy(b, chunk, n);
+        a += n;
+        b += n;
+        size_bytes -= n;
+    }
+}
+
+/* After an onload could not be renewed: start the sequence afresh from the old bytes. When that
+ * fails too, offload_begin says so. */
+static void ring_restart(struct offload *offload)
+{
+    offload->started = false;
+    (void)offload_pass_abort(offload, NULL);
+}
+
+static enum status put_resident(struct offload *offload, struct offload__param *param,
+                                uint8_t *fresh, struct err *err)
+{
+    uint8_t *const dst = offload->resident + param->offset_bytes;
+    enum status st;
+
+    if (offload->in_place) {
+        memcpy(dst, fresh, param->size_bytes);
+        return STATUS_OK;
+    }
+    st = device_copy_in(offload->copy, dst, fresh, param->size_bytes, err);
+    return st == STATUS_OK ? stream_sync(offload->copy, err) : st;
+}
+
+static enum status put_host(struct offload *offload, struct offload__param *param, uint8_t *fresh,
+                            struct err *err)
+{
+    uint8_t *const dst = (uint8_t *)offload->units[param->unit].record + param->offset_bytes;
+    enum status st;
+
+    bytes_swap(dst, fresh, param->size_bytes);
+    st = offload__ring_renew(offload, param->unit, err);
+    if (st == STATUS_OK)
+        return STATUS_OK;
+    (void)offload__ring_sync(offload, NULL);
+    bytes_swap(dst, fresh, param->size_bytes);
+    ring_restart(offload);
+    return st;
+}
+
+/* Gives the unit a record on the host, the parameter's bytes in it and zeros elsewhere. */
+static enum status put_meta(struct offload *offload, struct offload__param *param, uint8_t *fresh,
+                            struct err *err)
+{
+    struct offload__unit *unit = &offload->units[param->unit];
+    void *record;
+    enum status st = device_host_alloc(offload->device, unit->size_bytes, &record, err);
+
+    if (st != STATUS_OK)
+        return err_prefix(err, st, "home of %s on the host", unit->name);
+    memcpy((uint8_t *)record + param->offset_bytes, fresh, param->size_bytes);
+    unit->record = record;
+    unit->home = OFFLOAD_HOME_HOST;
+    st = offload__ring_renew(offload, param->unit, err);
+    if (st == STATUS_OK)
+        return STATUS_OK;
+    (void)offload__ring_sync(offload, NULL);
+    unit->record = NULL;
+    unit->home = OFFLOAD_HOME_META;
+    device_host_free(offload->device, record, unit->size_bytes);
+    ring_restart(offload);
+    return st;
+}
+
+static enum status put(struct offload *offload, struct offload__param *param, uint8_t *fresh,
+                       struct err *err)
+{
+    enum status st = offload__ring_sync(offload, err); /* nothing reads the old bytes now */
+
+    if (st != STATUS_OK)
+        return st;
+    if (param->unit == OFFLOAD_NO_UNIT)
+        return put_resident(offload, param, fresh, err);
+    if (offload->units[param->unit].home == OFFLOAD_HOME_META)
+        return put_meta(offload, param, fresh, err);
+    return put_host(offload, param, fresh, err);
+}
+
+enum status offload_reload(struct offload *offload, size_t index, const struct ckpt *ckpt,
+                           struct err *err)
+{
+    struct loader_staging *staging = NULL;
+    struct offload__param *param;
+    void *fresh = NULL;
+    enum status st;
+
+    assert(index < offload->param_count);
+    assert(offload->loaded && offload->active == OFFLOAD_NO_UNIT);
+    assert(offload->position == offload->pass_position);
+    param = &offload->params[index];
+    st = loader_check(param->loader, ckpt, param->name, err);
+    if (st != STATUS_OK)
+        return st;
+    st = device_host_alloc(offload->device, param->size_bytes, &fresh, err);
+    if (st != STATUS_OK)
+        return err_prefix(err, st, "%s: a buffer to load it again", param->name);
+    st = loader_staging_create(&staging, err);
+    if (st == STATUS_OK)
+        st = loader_load(param->loader, ckpt, fresh, staging, NULL, NULL, 0, err);
+    loader_staging_destroy(staging);
+    if (st == STATUS_OK)
+        st = put(offload, param, fresh, err);
+    device_host_free(offload->device, fresh, param->size_bytes);
+    if (st != STATUS_OK)
+        return st;
+    param->filled = true;
+    offload__homes_changed(offload);
+    offload__counters_publish(offload);
+    return STATUS_OK;
+}

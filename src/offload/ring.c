@@ -1,0 +1,355 @@
+/* offload/ring.c - the endless sequence of onloads through the slots.
+ *
+ * Positions count units read since the start, over all passes: position p reads unit p mod
+ * unit_count in slot p mod slot_count. With prefetch_step 1 and two slots, units A B C, time to the
+ * right:
+ *
+ *     begin(A)     queues B          copy:     [A][B]----[C]----[A]----[B]
+ *     begin(B)     queues C          compute:     [  A  ][  B  ][  C  ][  A  ]
+ *     begin(C)     queues A again    slot:      0  1      0      1      0
+ *
+ * Ordering (charter, invariant 3) is by two events alone. `loaded` of an onload is recorded after
+ * its copy; the part's ops wait for it. `ended` of a slot is recorded after the part's last op
+ * (and, when poisoning, after the fill behind it); the next copy into the slot waits for it. Since
+ * slot_count is more than prefetch_step, the onload that begin(p) queues goes to another slot than
+ * p's, and `ended` of its slot was recorded in this pass or an earlier one.
+ *
+ * An onload's events are kept until its times have been read, which happens at the end of the pass
+ * that read it. By then at most unit_count onloads of the next pass are ahead (prefetch_step is not
+ * more), so 2 * unit_count entries never meet.
+ *
+ * Units at home in meta go through the same sequence and occupy slots, but nothing is queued for
+ * them. Units read in place take a position and nothing else.
+ *
+ * Budget of begin and end: no allocation, no lock, no system call of ours; what a device does to
+ * queue work is its own. */
+#include <assert.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "base/clock.h"
+#include "offload/internal.h"
+
+static enum status events_create(struct offload *offload, size_t count, struct event ***events_out,
+                                 struct err *err)
+{
+    struct event **events = calloc(count, sizeof(struct event *));
+    enum status st = STATUS_OK;
+
+    if (events == NULL)
+        return err_set(err, STATUS_NO_MEMORY, "no memory for %zu events", count);
+    *events_out = events; /* offload__ring_destroy frees what there is */
+    for (size_t i = 0; i < count && st == STATUS_OK; i++)
+        st = event_create(offload->device, &events[i], err);
+    return st;
+}
+
+static void events_destroy(struct event **events, size_t count)
+{
+    for (size_t i = 0; events != NULL && i < count; i++)
+        event_destroy(events[i]);
+    free(events);
+}
+
+enum status offload__ring_create(struct offload *offload, struct err *err)
+{
+    const size_t count = offload->unit_count;
+    enum status st = STATUS_OK;
+
+    if (!offload->in_place)
+        st = stream_create(offload->device, STREAM_COPY, &offload->copy, err);
+    if (st != STATUS_OK || offload->sizes.slot_count == 0)
+        return st;
+    st = events_create(offload, (size_t)offload->sizes.slot_count, &offload->ended, err);
+    if (st == STATUS_OK)
+        st = events_create(offload, count, &offload->stall_began, err);
+    if (st == STATUS_OK)
+        st = events_create(offload, count, &offload->stall_ended, err);
+    if (st != STATUS_OK)
+        return st;
+    offload->onloads = calloc(2 * count, sizeof(*offload->onloads));
+    if (offload->onloads == NULL)
+        return err_set(err, STATUS_NO_MEMORY, "no memory for the onloads of %zu units", count);
+    for (size_t i = 0; i < 2 * count && st == STATUS_OK; i++) {
+        st = event_create(offload->device, &offload->onloads[i].started, err);
+        if (st == STATUS_OK)
+            st = event_create(offload->device, &offload->onloads[i].loaded, err);
+    }
+    return st;
+}
+
+void offload__ring_destroy(struct offload *offload)
+{
+    offload->started = false;
+    for (size_t i = 0; offload->onloads != NULL && i < 2 * offload->unit_count; i++) {
+        event_destroy(offload->onloads[i].loaded);
+        event_destroy(offload->onloads[i].started);
+    }
+    free(offload->onloads);
+    offload->onloads = NULL;
+    events_destroy(offload->stall_ended, offload->unit_count);
+    offload->stall_ended = NULL;
+    events_destroy(offload->stall_began, offload->unit_count);
+    offload->stall_began = NULL;
+    events_destroy(offload->ended, (size_t)offload->sizes.slot_count);
+    offload->ended = NULL;
+    stream_destroy(offload->copy);
+    offload->copy = NULL;
+}
+
+static size_t unit_at(const struct offload *offload, uint64_t position)
+{
+    return (size_t)(position % offload->unit_count);
+}
+
+static struct offload__onload *onload_at(const struct offload *offload, uint64_t position)
+{
+    return &offload->onloads[position % (2 * offload->unit_count)];
+}
+
+static uint64_t slot_at(const struct offload *offload, uint64_t position)
+{
+    return position % offload->sizes.slot_count;
+}
+
+static uint8_t *slot_memory(const struct offload *offload, uint64_t position)
+{
+    return offload->slots + slot_at(offload, position) * offload->sizes.slot_bytes;
+}
+
+/* Queues the onload of a position. */
+static enum status onload_queue(struct offload *offload, uint64_t position, struct err *err)
+{
+    const size_t index = unit_at(offload, position);
+    const struct offload__unit *unit = &offload->units[index];
+    struct offload__onload *onload = onload_at(offload, position);
+    enum status st = STATUS_OK;
+
+    onload->copied = false;
+    switch (offload__path(offload, unit)) {
+    case OFFLOAD_PATH_IN_PLACE:
+        return STATUS_OK;
+    case OFFLOAD_PATH_NOTHING:
+        offload__count_onload(offload, index, 0);
+        return STATUS_OK;
+    case OFFLOAD_PATH_COPY:
+        break;
+    }
+    if (!offload->options.fault_skip_ended_wait)
+        st = stream_wait(offload->copy, offload->ended[slot_at(offload, position)], err);
+    if (st == STATUS_OK)
+        st = event_record(offload->copy, onload->started, err);
+    if (st == STATUS_OK)
+        st = device_copy_in(offload->copy, slot_memory(offload, position), unit->record,
+                            unit->size_bytes, err);
+    if (st == STATUS_OK)
+        st = event_record(offload->copy, onload->loaded, err);
+    if (st != STATUS_OK)
+        return st;
+    onload->copied = true;
+    offload__count_onload(offload, index, unit->size_bytes);
+    return STATUS_OK;
+}
+
+static enum status slots_prepare(struct offload *offload, struct err *err)
+{
+    const bool meta = offload->options.home == OFFLOAD_HOME_META;
+    enum status st;
+
+    if (!meta && !offload->options.poison)
+        return STATUS_OK;
+    st = device_fill(offload->compute, offload->slots, meta ? 0 : OFFLOAD_POISON,
+                     offload->sizes.slot_count * offload->sizes.slot_bytes, err);
+    return st == STATUS_OK ? stream_sync(offload->compute, err) : st;
+}
+
+enum status offload__ring_start(struct offload *offload, struct err *err)
+{
+    enum status st = STATUS_OK;
+
+    offload->started = false;
+    offload->position = offload->pass_position = offload->head = offload->harvested = 0;
+    if (offload->sizes.slot_count > 0)
+        st = slots_prepare(offload, err);
+    while (st == STATUS_OK && offload->sizes.slot_count > 0 &&
+           offload->head < (uint64_t)offload->options.prefetch_step) {
+        st = onload_queue(offload, offload->head, err);
+        if (st == STATUS_OK)
+            offload__count_planned(offload, unit_at(offload, offload->head++));
+    }
+    offload->started = st == STATUS_OK;
+    return st;
+}
+
+enum status offload__ring_sync(struct offload *offload, struct err *err)
+{
+    const enum status st = stream_sync(offload->compute, err);
+    enum status st_copy = STATUS_OK;
+
+    if (offload->copy != NULL)
+        st_copy = stream_sync(offload->copy, st == STATUS_OK ? err : NULL);
+    return st != STATUS_OK ? st : st_copy;
+}
+
+enum status offload__ring_renew(struct offload *offload, size_t unit, struct err *err)
+{
+    enum status st = STATUS_OK;
+
+    assert(offload->position == offload->pass_position);
+    for (uint64_t k = offload->position; st == STATUS_OK && k < offload->head; k++) {
+        if (unit_at(offload, k) != unit)
+            continue;
+        if (offload->harvested > k)
+            offload->harvested = k; /* its events are recorded anew */
+        st = onload_queue(offload, k, err);
+        if (st == STATUS_OK)
+            offload__count_planned(offload, unit);
+    }
+    return st;
+}
+
+/* Gives the unit's tensors their addresses, or takes them away when base is NULL. */
+static void tensors_place(struct offload *offload, const struct offload__unit *unit, uint8_t *base)
+{
+    for (size_t i = 0; i < unit->param_count; i++) {
+        struct offload__param *param = &offload->params[unit->params[i]];
+
+        param->tensor.data = base == NULL ? NULL : base + param->offset_bytes;
+    }
+}
+
+/* Makes the compute stream wait for the onload, between two marks that tell how long it did. */
+static enum status loaded_wait(struct offload *offload, uint64_t position, struct err *err)
+{
+    const size_t index = unit_at(offload, position);
+    enum status st = event_record(offload->compute, offload->stall_began[index], err);
+
+    if (st == STATUS_OK && !offload->options.fault_skip_loaded_wait)
+        st = stream_wait(offload->compute, onload_at(offload, position)->loaded, err);
+    if (st == STATUS_OK)
+        st = event_record(offload->compute, offload->stall_ended[index], err);
+    return st;
+}
+
+/* Queues the onload that is prefetch_step ahead, then the wait for this one. */
+static enum status begin_in_slot(struct offload *offload, struct err *err)
+{
+    const uint64_t position = offload->position;
+    enum status st;
+
+    assert(offload->head == position + (uint64_t)offload->options.prefetch_step);
+    st = onload_queue(offload, offload->head, err);
+    if (st != STATUS_OK)
+        return st;
+    offload->head++;
+    if (onload_at(offload, position)->copied)
+        st = loaded_wait(offload, position, err);
+    return st;
+}
+
+enum status offload_begin(struct offload *offload, uint32_t layer, enum offload_part part,
+                          struct err *err)
+{
+    struct offload__unit *unit;
+    enum status st = STATUS_OK;
+    size_t index;
+
+    assert(layer < offload->layer_count && (unsigned)part < OFFLOAD_PART_COUNT);
+    assert(offload->active == OFFLOAD_NO_UNIT);
+    if (offload->run_began_ns == 0)
+        offload->run_began_ns = clock_now_ns();
+    index = offload->unit_of[(size_t)layer * OFFLOAD_PART_COUNT + part];
+    if (index == OFFLOAD_NO_UNIT)
+        return STATUS_OK;
+    if (!offload->started)
+        return err_set(err, STATUS_DEVICE,
+                       "offloading has stopped after an error of the device and was not restarted");
+    assert(index == unit_at(offload, offload->position));
+    assert(offload->position - offload->pass_position < offload->unit_count);
+    unit = &offload->units[index];
+    if (offload->sizes.slot_count > 0)
+        st = begin_in_slot(offload, err);
+    if (st != STATUS_OK) {
+        offload->started = false;
+        return st;
+    }
+    if (offload__path(offload, unit) == OFFLOAD_PATH_IN_PLACE)
+        tensors_place(offload, unit, unit->record);
+    else
+        tensors_place(offload, unit, slot_memory(offload, offload->position));
+    offload->active = index;
+    return STATUS_OK;
+}
+
+/* Marks the slot as read; poison goes before the mark, so that only a read that comes too late, or
+ * a copy that comes too early, meets it. */
+static enum status end_in_slot(struct offload *offload, struct err *err)
+{
+    const uint64_t position = offload->position;
+    enum status st = STATUS_OK;
+
+    if (offload->options.poison && onload_at(offload, position)->copied)
+        st = device_fill(offload->compute, slot_memory(offload, position), OFFLOAD_POISON,
+                         offload->sizes.slot_bytes, err);
+    if (st == STATUS_OK)
+        st = event_record(offload->compute, offload->ended[slot_at(offload, position)], err);
+    return st;
+}
+
+enum status offload_end(struct offload *offload, uint32_t layer, enum offload_part part,
+                        struct err *err)
+{
+    enum status st = STATUS_OK;
+    size_t index;
+
+    assert(layer < offload->layer_count && (unsigned)part < OFFLOAD_PART_COUNT);
+    index = offload->unit_of[(size_t)layer * OFFLOAD_PART_COUNT + part];
+    if (index == OFFLOAD_NO_UNIT)
+        return STATUS_OK;
+    assert(offload->active == index);
+    if (offload->sizes.slot_count > 0)
+        st = end_in_slot(offload, err);
+    tensors_place(offload, &offload->units[index], NULL);
+    offload->active = OFFLOAD_NO_UNIT;
+    if (st != STATUS_OK) {
+        offload->started = false;
+        return st;
+    }
+    offload->position++;
+    return STATUS_OK;
+}
+
+void offload_pass_done(struct offload *offload)
+{
+    assert(offload->active == OFFLOAD_NO_UNIT);
+    assert(offload->position == offload->pass_position + offload->unit_count);
+    offload->totals.passes++;
+    if (offload->run_began_ns != 0)
+        offload->totals.run_ns = clock_now_ns() - offload->run_began_ns;
+    for (size_t i = 0; i < offload->unit_count; i++)
+        offload__count_planned(offload, i);
+    offload__counters_harvest(offload);
+    offload->pass_position = offload->position;
+    offload__counters_publish(offload);
+}
+
+enum status offload_pass_abort(struct offload *offload, struct err *err)
+{
+    const uint64_t ahead = (uint64_t)offload->options.prefetch_step;
+    enum status st;
+
+    assert(offload->loaded);
+    if (offload->active != OFFLOAD_NO_UNIT)
+        tensors_place(offload, &offload->units[offload->active], NULL);
+    offload->active = OFFLOAD_NO_UNIT;
+    st = offload__ring_sync(offload, err);
+    /* What the abandoned pass has queued was due. */
+    for (uint64_t k = offload->pass_position + ahead; k < offload->head; k++)
+        offload__count_planned(offload, unit_at(offload, k));
+    offload->started = false;
+    offload->head = offload->position = offload->pass_position = offload->harvested = 0;
+    if (st == STATUS_OK)
+        st = offload__ring_start(offload, err);
+    offload__counters_publish(offload);
+    return st;
+}
