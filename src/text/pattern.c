@@ -1,0 +1,235 @@
+/* text/pattern.c - strings and regular expressions, walked match by match.
+ *
+ * Regular expressions are Oniguruma's, because the `tokenizers` library uses Oniguruma: classes,
+ * look-around and greediness mean the same. A text from outside must not make it run for ever, so
+ * every search is first tried with few backtracking steps and, when those don't do, again with more; what the
+ * failed tries cost is taken from a budget that grows with the text. Patterns that need a number of
+ * steps proportional to the text, as all those of real tokenizers, never come near it. */
+#include "text/internal.h"
+
+#include <assert.h>
+#include <oniguruma.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/json.h"
+#include "base/utf8.h"
+
+#define STEPS_FIRST 4096u          /* backtracking steps of the first try */
+#define STEPS_GROWTH 16u           /* how much more each further try gets */
+#define STEPS_BASE (UINT64_C(1) << 27)
+#define STEPS_PER_BYTE 512u        /* of text */
+#define STACK_ENTRIES_MAX (16u << 20) /* Oniguruma's stack: about 48 bytes an entry */
+#define PARSE_DEPTH_MAX 128u
+#define CALLS_MAX 4096u            /* of subexpressions, \g<name> */
+
+struct pattern {
+    regex_t *regex;             /* NULL: a string */
+    struct text_string literal; /* when it is a string */
+};
+
+static pthread_once_t onig_started = PTHREAD_ONCE_INIT;
+
+static void start_onig(void)
+{
+    OnigEncoding encodings[] = { ONIG_ENCODING_UTF8 };
+
+    (void)onig_initialize(encodings, 1);
+    (void)onig_set_parse_depth_limit(PARSE_DEPTH_MAX);
+    (void)onig_set_subexp_call_limit_in_search(CALLS_MAX);
+}
+
+static enum status compile(struct pattern *pattern, const char *bytes, size_t size,
+                           const char *what, struct err *err)
+{
+    const OnigUChar *text = (const OnigUChar *)bytes;
+    OnigUChar message[ONIG_MAX_ERROR_MESSAGE_LEN];
+    OnigErrorInfo info = { 0 };
+    int code;
+
+    (void)pthread_once(&onig_started, start_onig);
+    code = onig_new(&pattern->regex, text, text + size, ONIG_OPTION_NONE, ONIG_ENCODING_UTF8,
+                    ONIG_SYNTAX_DEFAULT, &info);
+    if (code == ONIG_NORMAL)
+        return STATUS_OK;
+    pattern->regex = NULL;
+    if (code == ONIGERR_MEMORY)
+        return err_set(err, STATUS_NO_MEMORY, "%s: no memory for a regular expression", what);
+    (void)onig_error_code_to_str(message, code, &info);
+    return err_set(err, STATUS_BAD_INPUT, "%s: the regular expression \"%.80s\" is not valid: %s",
+                   what, bytes, (const char *)message);
+}
+
+enum status pattern_create(enum pattern_kind kind, const char *bytes, size_t size,
+                           const char *what, struct pattern **pattern_out, struct err *err)
+{
+    struct pattern *pattern;
+    enum status st;
+
+    if (size > PATTERN_BYTES_MAX)
+        return err_set(err, STATUS_BAD_INPUT, "%s: a pattern of %zu bytes, at most %zu are taken",
+                       what, size, PATTERN_BYTES_MAX);
+    pattern = calloc(1, sizeof(*pattern));
+    if (pattern == NULL)
+        return err_set(err, STATUS_NO_MEMORY, "%s: no memory for a pattern", what);
+    if (kind == PATTERN_STRING)
+        st = string_copy(bytes, size, &pattern->literal, err);
+    else
+        st = compile(pattern, bytes, size, what, err);
+    if (st != STATUS_OK) {
+        pattern_destroy(pattern);
+        return st;
+    }
+    *pattern_out = pattern;
+    return STATUS_OK;
+}
+
+enum status pattern_create_json(const json_t *json, const char *what, struct pattern **pattern_out,
+                                struct err *err)
+{
+    const json_t *string = json_object_get(json, "String");
+    const json_t *regex = json_object_get(json, "Regex");
+
+    if (json_is_string(string) == json_is_string(regex))
+        return err_set(err, STATUS_BAD_INPUT,
+                       "%s: \"pattern\" must be {\"String\": ...} or {\"Regex\": ...}", what);
+    if (json_is_string(string))
+        return pattern_create(PATTERN_STRING, json_string_value(string),
+                              json_string_length(string), what, pattern_out, err);
+    return pattern_create(PATTERN_REGEX, json_string_value(regex), json_string_length(regex), what,
+                          pattern_out, err);
+}
+
+void pattern_destroy(struct pattern *pattern)
+{
+    if (pattern == NULL)
+        return;
+    if (pattern->regex != NULL)
+        onig_free(pattern->regex);
+    string_deinit(&pattern->literal);
+    free(pattern);
+}
+
+const char *pattern_literal(const struct pattern *pattern, size_t *size_out)
+{
+    *size_out = pattern->literal.size;
+    return pattern->literal.bytes;
+}
+
+enum status pattern_scan_begin(struct pattern_scan *scan, const struct pattern *pattern,
+                               const char *text, size_t size, struct err *err)
+{
+    OnigMatchParam *param;
+
+    *scan = (struct pattern_scan){ .pattern = pattern, .text = text, .size = size };
+    if (pattern->regex == NULL)
+        return STATUS_OK;
+    scan->budget = STEPS_BASE + (uint64_t)STEPS_PER_BYTE * size;
+    scan->region = onig_region_new();
+    param = onig_new_match_param();
+    scan->match_param = param;
+    if (scan->region == NULL || param == NULL) {
+        pattern_scan_end(scan);
+        return err_set(err, STATUS_NO_MEMORY, "no memory for a search");
+    }
+    (void)onig_initialize_match_param(param);
+    (void)onig_set_match_stack_limit_size_of_match_param(param, STACK_ENTRIES_MAX);
+    return STATUS_OK;
+}
+
+void pattern_scan_end(struct pattern_scan *scan)
+{
+    if (scan->region != NULL)
+        onig_region_free(scan->region, 1);
+    if (scan->match_param != NULL)
+        onig_free_match_param(scan->match_param);
+    free(scan->stand_in);
+    *scan = (struct pattern_scan){ 0 };
+}
+
+/* Finds the string; an empty one is found everywhere. */
+static bool find_literal(struct pattern_scan *scan, size_t *start_out, size_t *end_out)
+{
+    const struct text_string *literal = &scan->pattern->literal;
+    const char *at = scan->text + scan->next;
+
+    if (literal->size > 0)
+        at = memmem(at, scan->size - scan->next, literal->bytes, literal->size);
+    if (at == NULL)
+        return false;
+    *start_out = (size_t)(at - scan->text);
+    *end_out = *start_out + literal->size;
+    return true;
+}
+
+static enum status find_regex(struct pattern_scan *scan, bool *found_out, size_t *start_out,
+                              size_t *end_out, struct err *err)
+{
+    const OnigUChar *text = (const OnigUChar *)scan->text;
+    OnigRegion *region = scan->region;
+    OnigMatchParam *param = scan->match_param;
+    uint64_t steps = STEPS_FIRST;
+    OnigUChar message[ONIG_MAX_ERROR_MESSAGE_LEN];
+    int code;
+
+    for (;;) {
+        (void)onig_set_retry_limit_in_match_of_match_param(param, steps);
+        (void)onig_set_retry_limit_in_search_of_match_param(param, steps);
+        code = onig_search_with_param(scan->pattern->regex, text, text + scan->size,
+                                      text + scan->next, text + scan->size, region,
+                                      ONIG_OPTION_NONE, param);
+        if (code != ONIGERR_RETRY_LIMIT_IN_MATCH_OVER && code != ONIGERR_RETRY_LIMIT_IN_SEARCH_OVER)
+            break;
+        if (steps > scan->budget)
+            return err_set(err, STATUS_BAD_INPUT,
+                           "a regular expression of the tokenizer takes too many steps on a text "
+                           "of %zu bytes", scan->size);
+        scan->budget -= steps;
+        steps *= STEPS_GROWTH;
+    }
+    if (code == ONIG_MISMATCH) {
+        *found_out = false;
+        return STATUS_OK;
+    }
+    if (code < 0) {
+        (void)onig_error_code_to_str(message, code);
+        return err_set(err, code == ONIGERR_MEMORY ? STATUS_NO_MEMORY : STATUS_BAD_INPUT,
+                       "a regular expression of the tokenizer fails on a text of %zu bytes: %s",
+                       scan->size, (const char *)message);
+    }
+    *found_out = true;
+    *start_out = (size_t)region->beg[0];
+    *end_out = (size_t)region->end[0];
+    return STATUS_OK;
+}
+
+enum status pattern_scan_next(struct pattern_scan *scan, bool *found_out, size_t *start_out,
+                              size_t *end_out, struct err *err)
+{
+    for (;;) {
+        uint32_t code_point;
+        enum status st = STATUS_OK;
+
+        *found_out = false;
+        if (scan->next > scan->size)
+            return STATUS_OK;
+        if (scan->pattern->regex == NULL)
+            *found_out = find_literal(scan, start_out, end_out);
+        else
+            st = find_regex(scan, found_out, start_out, end_out, err);
+        if (st != STATUS_OK || !*found_out)
+            return st;
+        scan->next = *end_out;
+        if (*start_out < *end_out) {
+            scan->skip_next_empty = true;
+            return STATUS_OK;
+        }
+        scan->next += *end_out < scan->size ? utf8_decode(scan->text + *end_out,
+                                                          scan->size - *end_out, &code_point, NULL)
+                                            : 1;
+        if (!scan->skip_next_empty)
+            return STATUS_OK;
+        scan->skip_next_empty = false;
+    }
+}

@@ -1,0 +1,368 @@
+/* text/tokenizer.c - opening a tokenizer, and the way of a text through its parts. */
+#include "text/internal.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/file.h"
+#include "base/json.h"
+#include "base/utf8.h"
+
+#define CONFIG_BYTES_MAX ((size_t)16 << 20)
+#define PATH_BYTES_MAX 4096
+
+/* --- opening ----------------------------------------------------------------------------------------- */
+
+/* "bos_token": "<s>", or {"content": "<s>", ...}; -1 when it is not said or not known. */
+static int32_t token_of_config(const struct tokenizer *tokenizer, const json_t *config,
+                               const char *key)
+{
+    const json_t *value = json_object_get(config, key);
+
+    if (json_is_object(value))
+        value = json_object_get(value, "content");
+    return json_is_string(value) ? tokenizer_find(tokenizer, json_string_value(value)) : -1;
+}
+
+
+static enum status init_parts(struct tokenizer *tokenizer, const json_t *json, struct err *err)
+{
+    enum status st;
+
+    st = bpe_init(&tokenizer->bpe, json_object_get(json, "model"), "model", err);
+    if (st == STATUS_OK)
+        st = normalizers_init(&tokenizer->normalizers, json_object_get(json, "normalizer"),
+                              "normalizer", err);
+    if (st == STATUS_OK)
+        st = pretokenizers_init(&tokenizer->pretokenizers, json_object_get(json, "pre_tokenizer"),
+                                "pre_tokenizer", err);
+    if (st == STATUS_OK)
+        st = postprocessor_init(&tokenizer->postprocessor,
+                                json_object_get(json, "post_processor"), "post_processor", err);
+    if (st == STATUS_OK)
+        st = decoders_init(&tokenizer->decoders, json_object_get(json, "decoder"), "decoder", err);
+    if (st == STATUS_OK)
+        st = added_init(&tokenizer->added, json_object_get(json, "added_tokens"), &tokenizer->bpe,
+                        &tokenizer->normalizers, "added_tokens", err);
+    if (st != STATUS_OK)
+        return err_prefix(err, st, "%s", tokenizer->what);
+    tokenizer->id_limit = tokenizer->bpe.vocab.id_limit;
+    if (tokenizer->added.id_limit > tokenizer->id_limit)
+        tokenizer->id_limit = tokenizer->added.id_limit;
+    return STATUS_OK;
+}
+
+static enum status open_config(struct tokenizer *tokenizer, const char *text, size_t size,
+                               struct err *err)
+{
+    json_t *config;
+    enum status st = json_read(text, size, "tokenizer_config.json", &config, err);
+
+    if (st != STATUS_OK)
+        return err_prefix(err, st, "beside %s", tokenizer->what);
+    tokenizer->bos_id = token_of_config(tokenizer, config, "bos_token");
+    tokenizer->eos_id = token_of_config(tokenizer, config, "eos_token");
+    json_decref(config);
+    return STATUS_OK;
+}
+
+enum status tokenizer_open_json(const char *text, size_t text_size, const char *config_text,
+                                size_t config_size, const char *what,
+                                struct tokenizer **tokenizer_out, struct err *err)
+{
+    struct tokenizer *tokenizer = NULL;
+    json_t *json = NULL;
+    enum status st;
+
+    if (text_size > TOKENIZER_FILE_BYTES_MAX)
+        return err_set(err, STATUS_BAD_INPUT, "%s: %zu bytes, at most %zu are read", what,
+                       text_size, TOKENIZER_FILE_BYTES_MAX);
+    st = json_read(text, text_size, what, &json, err);
+    if (st != STATUS_OK)
+        return st;
+    tokenizer = calloc(1, sizeof(*tokenizer));
+    if (tokenizer == NULL || (tokenizer->what = strdup(what)) == NULL) {
+        st = err_set(err, STATUS_NO_MEMORY, "%s: no memory for a tokenizer", what);
+        goto fail;
+    }
+    tokenizer->bos_id = -1;
+    tokenizer->eos_id = -1;
+    st = init_parts(tokenizer, json, err);
+    if (st == STATUS_OK && config_text != NULL)
+        st = open_config(tokenizer, config_text, config_size, err);
+    if (st != STATUS_OK)
+        goto fail;
+    json_decref(json);
+    *tokenizer_out = tokenizer;
+    return STATUS_OK;
+fail:
+    json_decref(json);
+    tokenizer_close(tokenizer);
+    return st;
+}
+
+enum status tokenizer_open(const char *model_path, struct tokenizer **tokenizer_out,
+                           struct err *err)
+{
+    char path[PATH_BYTES_MAX];
+    char config_path[PATH_BYTES_MAX];
+    struct buf text;
+    struct buf config;
+    enum status st = STATUS_OK;
+
+    if (snprintf(path, sizeof(path), "%s/tokenizer.json", model_path) >= (int)sizeof(path) ||
+        snprintf(config_path, sizeof(config_path), "%s/tokenizer_config.json", model_path) >=
+            (int)sizeof(config_path))
+        return err_set(err, STATUS_BAD_INPUT, "%.64s...: the path is too long", model_path);
+    if (!file_exists(path))
+        return err_set(err, STATUS_UNAVAILABLE, "%s: there is no such file, so text cannot be "
+                       "turned into token ids", path);
+    buf_init(&text, TOKENIZER_FILE_BYTES_MAX);
+    buf_init(&config, CONFIG_BYTES_MAX);
+    st = file_read_all(path, &text, err);
+    if (st == STATUS_OK && file_exists(config_path))
+        st = file_read_all(config_path, &config, err);
+    if (st == STATUS_OK)
+        st = tokenizer_open_json(text.data != NULL ? text.data : "", text.size, config.data,
+                                 config.size, path, tokenizer_out, err);
+    buf_deinit(&text);
+    buf_deinit(&config);
+    return st;
+}
+
+void tokenizer_close(struct tokenizer *tokenizer)
+{
+    if (tokenizer == NULL)
+        return;
+    added_deinit(&tokenizer->added);
+    decoders_deinit(&tokenizer->decoders);
+    pretokenizers_deinit(&tokenizer->pretokenizers);
+    normalizers_deinit(&tokenizer->normalizers);
+    bpe_deinit(&tokenizer->bpe);
+    free(tokenizer->what);
+    free(tokenizer);
+}
+
+/* --- ids --------------------------------------------------------------------------------------------------- */
+
+void token_ids_deinit(struct token_ids *ids)
+{
+    free(ids->ids);
+    *ids = (struct token_ids){ NULL, 0, 0 };
+}
+
+enum status token_ids_push(struct token_ids *ids, int32_t id, struct err *err)
+{
+    if (ids->count == ids->capacity) {
+        const size_t capacity = ids->capacity == 0 ? 64 : 2 * ids->capacity;
+        int32_t *grown = realloc(ids->ids, capacity * sizeof(*grown));
+
+        if (grown == NULL)
+            return err_set(err, STATUS_NO_MEMORY, "no memory for %zu token ids", capacity);
+        ids->ids = grown;
+        ids->capacity = capacity;
+    }
+    ids->ids[ids->count++] = id;
+    return STATUS_OK;
+}
+
+uint32_t tokenizer_id_limit(const struct tokenizer *tokenizer)
+{
+    return tokenizer->id_limit;
+}
+
+int32_t tokenizer_find(const struct tokenizer *tokenizer, const char *content)
+{
+    const struct added_token *token = added_find(&tokenizer->added, content, strlen(content));
+
+    return token != NULL ? token->id : vocab_find(&tokenizer->bpe.vocab, content, strlen(content));
+}
+
+bool tokenizer_is_special(const struct tokenizer *tokenizer, int32_t id)
+{
+    const struct added_token *token = added_by_id(&tokenizer->added, id);
+
+    return token != NULL && token->special;
+}
+
+int32_t tokenizer_bos_id(const struct tokenizer *tokenizer)
+{
+    return tokenizer->bos_id;
+}
+
+int32_t tokenizer_eos_id(const struct tokenizer *tokenizer)
+{
+    return tokenizer->eos_id;
+}
+
+const char *tokenizer_token(const struct tokenizer *tokenizer, int32_t id, size_t *size_out)
+{
+    const struct added_token *token = added_by_id(&tokenizer->added, id);
+
+    if (token == NULL)
+        return vocab_string(&tokenizer->bpe.vocab, id, size_out);
+    if (token->normalized.bytes != NULL) {
+        *size_out = token->normalized.size;
+        return token->normalized.bytes;
+    }
+    *size_out = token->content.size;
+    return token->content.bytes;
+}
+
+/* --- encoding ------------------------------------------------------------------------------------------------ */
+
+/* Appends the text with U+FFFD for each maximal part that is not UTF-8. */
+static enum status sanitise(const char *text, size_t size, struct buf *out, struct err *err)
+{
+    enum status st = buf_reserve(out, size, err);
+
+    for (size_t i = 0; i < size && st == STATUS_OK;) {
+        uint32_t code_point;
+        bool valid;
+        const size_t length = utf8_decode(text + i, size - i, &code_point, &valid);
+
+        st = valid ? buf_append(out, text + i, length, err) : buf_append(out, "\xEF\xBF\xBD", 3, err);
+        i += length;
+    }
+    return st;
+}
+
+/* Text between added tokens, already normalised. */
+static enum status encode_normalized(struct encoder *encoder, size_t lead, struct err *err)
+{
+    const struct added *added = &encoder->tokenizer->added;
+    const struct buf *text = &encoder->normalized;
+    struct added_scan scan = { .added = added, .trie = &added->normalized, .text = text->data,
+                               .size = text->size };
+    const struct added_token *token;
+    size_t start;
+    size_t end;
+    enum status st = STATUS_OK;
+
+    while (st == STATUS_OK && added_scan_next(&scan, &token, &start, &end)) {
+        if (scan.done < start)
+            st = pretokenizers_run(encoder, text->data + scan.done, start - scan.done,
+                                   lead > scan.done ? lead - scan.done : 0, err);
+        if (st == STATUS_OK)
+            st = token_ids_push(encoder->out, token->id, err);
+        scan.done = end;
+    }
+    if (st == STATUS_OK && scan.done < text->size)
+        st = pretokenizers_run(encoder, text->data + scan.done, text->size - scan.done,
+                               lead > scan.done ? lead - scan.done : 0, err);
+    return st;
+}
+
+/* Text between added tokens, as it came. is_first: it starts where the input starts. */
+static enum status encode_stretch(struct encoder *encoder, const char *text, size_t size,
+                                  bool is_first, struct err *err)
+{
+    uint32_t code_point;
+    size_t lead = is_first ? utf8_decode(text, size, &code_point, NULL) : 0;
+    enum status st;
+
+    buf_clear(&encoder->normalized);
+    st = buf_append(&encoder->normalized, text, size, err);
+    if (st == STATUS_OK)
+        st = normalizers_run(&encoder->tokenizer->normalizers, &encoder->normalized, &lead,
+                             &encoder->scratch, err);
+    return st == STATUS_OK ? encode_normalized(encoder, lead, err) : st;
+}
+
+static enum status encode_text(struct encoder *encoder, const char *text, size_t size,
+                               struct err *err)
+{
+    const struct added *added = &encoder->tokenizer->added;
+    struct added_scan scan = { .added = added, .trie = &added->plain, .text = text, .size = size };
+    const struct added_token *token;
+    size_t start;
+    size_t end;
+    enum status st = STATUS_OK;
+
+    while (st == STATUS_OK && added_scan_next(&scan, &token, &start, &end)) {
+        if (scan.done < start)
+            st = encode_stretch(encoder, text + scan.done, start - scan.done, scan.done == 0, err);
+        if (st == STATUS_OK)
+            st = token_ids_push(encoder->out, token->id, err);
+        scan.done = end;
+    }
+    if (st == STATUS_OK && scan.done < size)
+        st = encode_stretch(encoder, text + scan.done, size - scan.done, scan.done == 0, err);
+    return st;
+}
+
+static struct encoder *encoder_create(const struct tokenizer *tokenizer, struct token_ids *out)
+{
+    struct encoder *encoder = calloc(1, sizeof(*encoder));
+
+    if (encoder == NULL)
+        return NULL;
+    encoder->tokenizer = tokenizer;
+    encoder->out = out;
+    buf_init(&encoder->normalized, TEXT_NORMALIZED_MAX);
+    buf_init(&encoder->scratch, TEXT_NORMALIZED_MAX);
+    buf_init(&encoder->bpe.decorated, 4 * CONTENT_BYTES_MAX);
+    for (size_t i = 0; i < STEPS_MAX; i++) {
+        buf_init(&encoder->step_text[i], 2 * TEXT_NORMALIZED_MAX);
+        buf_init(&encoder->step_mapped[i], 4 * TEXT_NORMALIZED_MAX);
+    }
+    return encoder;
+}
+
+static void encoder_destroy(struct encoder *encoder)
+{
+    buf_deinit(&encoder->normalized);
+    buf_deinit(&encoder->scratch);
+    for (size_t i = 0; i < STEPS_MAX; i++) {
+        buf_deinit(&encoder->step_text[i]);
+        buf_deinit(&encoder->step_mapped[i]);
+    }
+    bpe_scratch_deinit(&encoder->bpe);
+    free(encoder);
+}
+
+static enum status push_all(struct token_ids *out, const int32_t *ids, size_t count,
+                            struct err *err)
+{
+    enum status st = STATUS_OK;
+
+    for (size_t i = 0; i < count && st == STATUS_OK; i++)
+        st = token_ids_push(out, ids[i], err);
+    return st;
+}
+
+enum status tokenizer_encode(const struct tokenizer *tokenizer, const char *text, size_t size,
+                             bool add_special, struct token_ids *ids_out, struct err *err)
+{
+    const struct postprocessor *postprocessor = &tokenizer->postprocessor;
+    const size_t count_before = ids_out->count;
+    struct encoder *encoder;
+    struct buf sane;
+    enum status st = STATUS_OK;
+
+    if (size > TEXT_BYTES_MAX)
+        return err_set(err, STATUS_BAD_INPUT, "a text of %zu bytes, at most %zu are tokenized",
+                       size, TEXT_BYTES_MAX);
+    encoder = encoder_create(tokenizer, ids_out);
+    if (encoder == NULL)
+        return err_set(err, STATUS_NO_MEMORY, "no memory to tokenize");
+    buf_init(&sane, 3 * TEXT_BYTES_MAX);
+    if (!utf8_is_valid(text, size)) {
+        st = sanitise(text, size, &sane, err);
+        text = sane.data;
+        size = sane.size;
+    }
+    if (st == STATUS_OK && add_special)
+        st = push_all(ids_out, postprocessor->before, postprocessor->before_count, err);
+    if (st == STATUS_OK && !postprocessor->drops_text)
+        st = encode_text(encoder, text, size, err);
+    if (st == STATUS_OK && add_special)
+        st = push_all(ids_out, postprocessor->after, postprocessor->after_count, err);
+    if (st != STATUS_OK)
+        ids_out->count = count_before;
+    buf_deinit(&sane);
+    encoder_destroy(encoder);
+    return st;
+}
