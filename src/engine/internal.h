@@ -70,6 +70,13 @@ void engine__sampler_deinit(struct engine__sampler *sampler);
 int32_t engine__sample(struct engine__sampler *sampler, const struct sampling_params *params,
                        const struct engine__seen *seen, uint64_t seed, uint64_t index,
                        float *logits);
+/* Its steps. The penalties, in place: */
+void engine__penalise(const struct sampling_params *params, const struct engine__seen *seen,
+                      float *logits);
+/* sampler->weights: what the ids' chances are proportional to, 0 for those that are cut off; their
+ * sum is returned. best_id: the id of the largest logit, which is above minus infinity. */
+double engine__weigh(struct engine__sampler *sampler, const struct sampling_params *params,
+                     const float *logits, uint32_t best_id);
 /* The index-th number of the stream of `seed`, evenly from [0, 1). */
 double engine__random(uint64_t seed, uint64_t index);
 /* The raw generator: Philox4x32-10. */
