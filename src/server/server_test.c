@@ -508,8 +508,8 @@ static void broken_http_does_not_hurt(void **state)
         "POST /generate HTTP/1.1\r\nHost: h\r\nContent-Length: 5x\r\n\r\nabcde",
         "POST /generate HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}x",
         "POST /generate HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-        "POST /generate HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
-        "ffffffffffffffffff\r\nx",
+        ("POST /generate HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+         "ffffffffffffffffff\r\nx"),
         "POST /generate HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip\r\n\r\nabc",
         "GET /health HTTP/1.1\r\n\r\n",
         "GET /%00%ff/../.. HTTP/1.1\r\nHost: h\r\n\r\n",
