@@ -1,0 +1,224 @@
+/* cli/options_table.c - every option there is: one row is all that parsing, checking and --help
+ * know of it. SGLang's names and defaults stand wherever SGLang has the option. */
+#include "cli/options_table.h"
+
+#define BIT(command) (1u << CLI_COMMAND_##command)
+#define ON_GENERATE BIT(GENERATE)
+#define ON_SERVE BIT(SERVE)
+#define ON_BENCH BIT(BENCH)
+#define ON_LOGITS BIT(LOGITS)
+#define ON_TOKENIZE BIT(TOKENIZE)
+#define ON_INSPECT BIT(INSPECT)
+#define ON_RUN (ON_GENERATE | ON_SERVE | ON_BENCH | ON_LOGITS) /* those that run a model */
+#define ON_PROMPT (ON_GENERATE | ON_LOGITS)
+#define ON_ALL ((1u << CLI_COMMAND_COUNT) - 1)
+
+#define AT(field) .offset = offsetof(struct cli_options, field)
+#define INT_MAX_EXACT 9007199254740992.0 /* 2^53: every integer up to it is a double */
+
+#define GROUP_MODEL "Model"
+#define GROUP_PROMPT "Prompt"
+#define GROUP_SAMPLING "Sampling"
+#define GROUP_SERVER "Server"
+#define GROUP_BENCH "Benchmark"
+#define GROUP_OUTPUT "Output"
+#define GROUP_DEVICE "Device"
+#define GROUP_OFFLOAD "Offloading"
+#define GROUP_ENGINE "Batching and cache"
+
+const struct cli_option cli_option_table[] = {
+    /* What is served. */
+    { .name = "model", .alias = "model-path", .kind = CLI_OPTION_TEXT, .value_name = "PATH",
+      .help = "a Hugging Face folder: config.json and *.safetensors",
+      .group = GROUP_MODEL, .commands = ON_ALL, AT(model) },
+    { .name = "tokenizer-path", .kind = CLI_OPTION_TEXT, .value_name = "PATH",
+      .help = "the folder with tokenizer.json, when it is not the model's",
+      .group = GROUP_MODEL, .commands = ON_ALL, AT(tokenizer_path) },
+    { .name = "skip-tokenizer-init", .kind = CLI_OPTION_FLAG,
+      .help = "opens no tokenizer: prompts and answers are token ids",
+      .group = GROUP_MODEL, .commands = ON_RUN, AT(skip_tokenizer_init) },
+    { .name = "dtype", .kind = CLI_OPTION_CHOICE, .value_name = "TYPE",
+      .choices = "auto|half|float16|bfloat16|float|float32", .fallback = "auto",
+      .help = "type of the weights in memory; auto keeps the checkpoint's",
+      .group = GROUP_MODEL, .commands = ON_RUN, AT(dtype) },
+    { .name = "context-length", .kind = CLI_OPTION_INT, .value_name = "N", .min = 1,
+      .max = 0x7fffffff, .help = "longest prompt and answer together; default: the model's own",
+      .group = GROUP_MODEL, .commands = ON_RUN, AT(context_length) },
+
+    /* The prompt. */
+    { .name = "prompt", .kind = CLI_OPTION_TEXT, .value_name = "TEXT", .help = "the prompt",
+      .group = GROUP_PROMPT, .commands = ON_PROMPT, AT(prompt) },
+    { .name = "prompt-file", .kind = CLI_OPTION_TEXT, .value_name = "FILE",
+      .help = "a file with the prompt; - is standard input",
+      .group = GROUP_PROMPT, .commands = ON_PROMPT, AT(prompt_file) },
+    { .name = "input-ids", .kind = CLI_OPTION_IDS, .value_name = "1,2,3",
+      .help = "the prompt as token ids", .group = GROUP_PROMPT, .commands = ON_PROMPT,
+      AT(input_ids) },
+    { .name = "no-special", .kind = CLI_OPTION_FLAG,
+      .help = "adds no special tokens (such as BOS) to the text's ids",
+      .group = GROUP_PROMPT, .commands = ON_PROMPT | ON_TOKENIZE, AT(no_special) },
+    { .name = "decode", .kind = CLI_OPTION_IDS, .value_name = "1,2,3",
+      .help = "turns ids into text instead of reading text from standard input",
+      .group = GROUP_PROMPT, .commands = ON_TOKENIZE, AT(decode) },
+    { .name = "skip-special", .kind = CLI_OPTION_FLAG,
+      .help = "with --decode: leaves special tokens out of the text",
+      .group = GROUP_PROMPT, .commands = ON_TOKENIZE, AT(skip_special) },
+
+    /* Sampling. */
+    { .name = "max-new-tokens", .kind = CLI_OPTION_INT, .value_name = "N", .min = 0,
+      .max = 0x7fffffff, .fallback = "128", .help = "longest answer", .group = GROUP_SAMPLING,
+      .commands = ON_GENERATE, AT(max_new_tokens) },
+    { .name = "temperature", .kind = CLI_OPTION_REAL, .value_name = "T", .min = 0, .max = 1e6,
+      .fallback = "1.0", .help = "0 takes the likeliest token always", .group = GROUP_SAMPLING,
+      .commands = ON_GENERATE, AT(temperature) },
+    { .name = "top-k", .kind = CLI_OPTION_INT, .value_name = "K", .min = -1, .max = 0x7fffffff,
+      .fallback = "-1", .help = "only the K likeliest tokens; -1: all", .group = GROUP_SAMPLING,
+      .commands = ON_GENERATE, AT(top_k) },
+    { .name = "top-p", .kind = CLI_OPTION_REAL, .value_name = "P", .min = 0, .max = 1,
+      .above_min = true, .fallback = "1.0",
+      .help = "only the likeliest tokens whose probabilities sum to P", .group = GROUP_SAMPLING,
+      .commands = ON_GENERATE, AT(top_p) },
+    { .name = "min-p", .kind = CLI_OPTION_REAL, .value_name = "P", .min = 0, .max = 1,
+      .fallback = "0.0", .help = "only tokens at least P times as likely as the likeliest",
+      .group = GROUP_SAMPLING, .commands = ON_GENERATE, AT(min_p) },
+    { .name = "frequency-penalty", .kind = CLI_OPTION_REAL, .value_name = "X", .min = -2, .max = 2,
+      .fallback = "0.0", .help = "taken off a token's logit for each time it was generated",
+      .group = GROUP_SAMPLING, .commands = ON_GENERATE, AT(frequency_penalty) },
+    { .name = "presence-penalty", .kind = CLI_OPTION_REAL, .value_name = "X", .min = -2, .max = 2,
+      .fallback = "0.0", .help = "taken off the logit of a token that was generated",
+      .group = GROUP_SAMPLING, .commands = ON_GENERATE, AT(presence_penalty) },
+    { .name = "repetition-penalty", .kind = CLI_OPTION_REAL, .value_name = "X", .min = 0, .max = 2,
+      .above_min = true, .fallback = "1.0",
+      .help = "divides the positive logits of tokens seen, multiplies the negative",
+      .group = GROUP_SAMPLING, .commands = ON_GENERATE, AT(repetition_penalty) },
+    { .name = "seed", .kind = CLI_OPTION_INT, .value_name = "N", .min = 0, .max = INT_MAX_EXACT,
+      .help = "makes sampling repeatable; default: --random-seed", .group = GROUP_SAMPLING,
+      .commands = ON_GENERATE, AT(seed) },
+    { .name = "stop", .kind = CLI_OPTION_TEXTS, .value_name = "TEXT",
+      .help = "ends the answer before this text; may be given several times",
+      .group = GROUP_SAMPLING, .commands = ON_GENERATE, AT(stop) },
+    { .name = "stop-token-ids", .kind = CLI_OPTION_IDS, .value_name = "1,2,3",
+      .help = "ends the answer at any of these ids", .group = GROUP_SAMPLING,
+      .commands = ON_GENERATE, AT(stop_token_ids) },
+    { .name = "ignore-eos", .kind = CLI_OPTION_FLAG,
+      .help = "goes on past the model's end-of-text token", .group = GROUP_SAMPLING,
+      .commands = ON_GENERATE, AT(ignore_eos) },
+    { .name = "no-stop-trim", .kind = CLI_OPTION_FLAG,
+      .help = "leaves the stop text at the end of the answer", .group = GROUP_SAMPLING,
+      .commands = ON_GENERATE, AT(no_stop_trim) },
+    { .name = "keep-special", .kind = CLI_OPTION_FLAG,
+      .help = "shows special tokens in the answer", .group = GROUP_SAMPLING,
+      .commands = ON_GENERATE, AT(keep_special) },
+
+    /* serve, bench, logits, inspect. */
+    { .name = "host", .kind = CLI_OPTION_TEXT, .value_name = "ADDRESS", .fallback = "127.0.0.1",
+      .help = "the address to listen on; 0.0.0.0: all", .group = GROUP_SERVER,
+      .commands = ON_SERVE, AT(host) },
+    { .name = "port", .kind = CLI_OPTION_INT, .value_name = "N", .min = 0, .max = 65535,
+      .fallback = "30000", .help = "the port to listen on; 0: any that is free",
+      .group = GROUP_SERVER, .commands = ON_SERVE, AT(port) },
+    { .name = "served-model-name", .kind = CLI_OPTION_TEXT, .value_name = "NAME",
+      .help = "what the server calls the model; default: its path", .group = GROUP_SERVER,
+      .commands = ON_SERVE, AT(served_model_name) },
+    { .name = "prompt-tokens", .kind = CLI_OPTION_INT, .value_name = "P", .min = 1,
+      .max = 0x7fffffff, .fallback = "256", .help = "random token ids in each prompt",
+      .group = GROUP_BENCH, .commands = ON_BENCH, AT(prompt_tokens) },
+    { .name = "gen-tokens", .kind = CLI_OPTION_INT, .value_name = "G", .min = 2,
+      .max = 0x7fffffff, .fallback = "32", .help = "tokens generated by each request",
+      .group = GROUP_BENCH, .commands = ON_BENCH, AT(gen_tokens) },
+    { .name = "batch", .kind = CLI_OPTION_INT, .value_name = "B", .min = 1, .max = 4096,
+      .fallback = "1", .help = "requests at once", .group = GROUP_BENCH, .commands = ON_BENCH,
+      AT(batch) },
+    { .name = "repeat", .kind = CLI_OPTION_INT, .value_name = "R", .min = 1, .max = 1000,
+      .fallback = "3", .help = "measured runs, after one to warm up; medians are reported",
+      .group = GROUP_BENCH, .commands = ON_BENCH, AT(repeat) },
+    { .name = "out", .kind = CLI_OPTION_TEXT, .value_name = "FILE.npy",
+      .help = "where to write float32[tokens][vocabulary]; default: JSON on standard output",
+      .group = GROUP_OUTPUT, .commands = ON_LOGITS, AT(out) },
+    { .name = "chunk", .kind = CLI_OPTION_INT, .value_name = "N", .min = 1, .max = 0x7fffffff,
+      .help = "prompt tokens in one step; default: --chunked-prefill-size", .group = GROUP_OUTPUT,
+      .commands = ON_LOGITS, AT(chunk) },
+    { .name = "tensors", .kind = CLI_OPTION_FLAG, .help = "lists every tensor",
+      .group = GROUP_OUTPUT, .commands = ON_INSPECT, AT(tensors) },
+
+    /* Where it runs. */
+    { .name = "device", .kind = CLI_OPTION_TEXT, .value_name = "SPEC", .fallback = "cpu",
+      .help = "where the model runs; the kinds are listed below", .group = GROUP_DEVICE,
+      .commands = ON_RUN, AT(device) },
+    { .name = "threads", .kind = CLI_OPTION_INT, .value_name = "N", .min = 1, .max = 1024,
+      .help = "threads that compute; default: all processors", .group = GROUP_DEVICE,
+      .commands = ON_RUN, AT(threads) },
+    { .name = "memory-budget", .kind = CLI_OPTION_SIZE, .value_name = "SIZE",
+      .help = "most device memory to take, such as 2GiB; default: all the device has",
+      .group = GROUP_DEVICE, .commands = ON_RUN, AT(memory_budget_bytes) },
+    { .name = "mem-fraction-static", .kind = CLI_OPTION_REAL, .value_name = "F", .min = 0,
+      .max = 1, .above_min = true,
+      .help = "the same as a fraction of the device's memory; --memory-budget goes before it",
+      .group = GROUP_DEVICE, .commands = ON_RUN, AT(mem_fraction_static) },
+    { .name = "host-memory-budget", .kind = CLI_OPTION_SIZE, .value_name = "SIZE",
+      .help = "most host memory to take for homes; default: no bound", .group = GROUP_DEVICE,
+      .commands = ON_RUN, AT(host_memory_budget_bytes) },
+    { .name = "force-scalar", .kind = CLI_OPTION_FLAG,
+      .help = "computes with the plain reference kernels, for tests", .group = GROUP_DEVICE,
+      .commands = ON_RUN, AT(force_scalar) },
+
+    /* What moves. */
+    { .name = "cpu-offload-gb", .kind = CLI_OPTION_REAL, .value_name = "N", .min = 0, .max = 1e6,
+      .fallback = "0", .help = "V1: parameters in model order go home until N GiB are gone",
+      .group = GROUP_OFFLOAD, .commands = ON_RUN, AT(cpu_offload_gb) },
+    { .name = "offload-group-size", .kind = CLI_OPTION_INT, .value_name = "N", .min = -1,
+      .max = 100000, .fallback = "-1", .help = "V2: layers in a group; -1: off",
+      .group = GROUP_OFFLOAD, .commands = ON_RUN, AT(offload_group_size) },
+    { .name = "offload-num-in-group", .kind = CLI_OPTION_INT, .value_name = "N", .min = 1,
+      .max = 100000, .fallback = "1", .help = "V2: of every group the last N layers are moved",
+      .group = GROUP_OFFLOAD, .commands = ON_RUN, AT(offload_num_in_group) },
+    { .name = "offload-prefetch-step", .kind = CLI_OPTION_INT, .value_name = "N", .min = 0,
+      .max = 100000, .fallback = "1", .help = "units that are fetched ahead of computing",
+      .group = GROUP_OFFLOAD, .commands = ON_RUN, AT(offload_prefetch_step) },
+    { .name = "offload-mode", .kind = CLI_OPTION_CHOICE, .value_name = "MODE",
+      .choices = "cpu|meta|shm_cpu|sharded_gpu|disk|auto", .fallback = "cpu",
+      .help = "where moved weights live: cpu, in host memory; meta, nowhere (answers are garbage)",
+      .group = GROUP_OFFLOAD, .commands = ON_RUN, AT(offload_mode) },
+    { .name = "offload-params", .kind = CLI_OPTION_TEXT, .value_name = "GLOB",
+      .help = "V2: names of the parameters that move, such as '*.self_attn.*'; default: the FFN "
+              "or the experts",
+      .group = GROUP_OFFLOAD, .commands = ON_RUN, AT(offload_params) },
+    { .name = "offload-slots", .kind = CLI_OPTION_INT, .value_name = "N", .min = 1, .max = 100000,
+      .help = "places on the device for moved units; default: prefetch step + 1",
+      .group = GROUP_OFFLOAD, .commands = ON_RUN, AT(offload_slots) },
+
+    /* Requests. */
+    { .name = "max-running-requests", .kind = CLI_OPTION_INT, .value_name = "N", .min = 1,
+      .max = 4096, .help = "requests that run at once", .group = GROUP_ENGINE,
+      .commands = ON_RUN, AT(max_running_requests) },
+    { .name = "max-queued-requests", .kind = CLI_OPTION_INT, .value_name = "N", .min = 1,
+      .max = 1000000, .help = "requests that wait; more are refused", .group = GROUP_ENGINE,
+      .commands = ON_RUN, AT(max_queued_requests) },
+    { .name = "chunked-prefill-size", .kind = CLI_OPTION_INT, .value_name = "N", .min = -1,
+      .max = 0x7fffffff, .help = "prompt tokens in one step; -1: the whole prompt",
+      .group = GROUP_ENGINE, .commands = ON_RUN, AT(chunked_prefill_size) },
+    { .name = "max-total-tokens", .kind = CLI_OPTION_INT, .value_name = "N", .min = 1,
+      .max = INT_MAX_EXACT, .help = "tokens in the KV cache; default: as many as fit",
+      .group = GROUP_ENGINE, .commands = ON_RUN, AT(max_total_tokens) },
+    { .name = "page-size", .kind = CLI_OPTION_INT, .value_name = "N", .min = 1, .max = 65536,
+      .help = "tokens in a page of the KV cache", .group = GROUP_ENGINE, .commands = ON_RUN,
+      AT(page_size) },
+    { .name = "random-seed", .kind = CLI_OPTION_INT, .value_name = "N", .min = 0,
+      .max = INT_MAX_EXACT, .help = "seed for whatever is given none of its own",
+      .group = GROUP_ENGINE, .commands = ON_RUN, AT(random_seed) },
+
+    /* How it tells. */
+    { .name = "json", .kind = CLI_OPTION_FLAG,
+      .help = "one JSON object on standard output, everything else on standard error",
+      .group = GROUP_OUTPUT, .commands = ON_ALL, AT(json) },
+    { .name = "log-level", .kind = CLI_OPTION_CHOICE, .value_name = "LEVEL",
+      .choices = "debug|info|warning|error|critical", .fallback = "info",
+      .help = "what is told on standard error", .group = GROUP_OUTPUT, .commands = ON_ALL,
+      AT(log_level) },
+    { .name = "quiet", .kind = CLI_OPTION_FLAG, .help = "tells warnings and errors only",
+      .group = GROUP_OUTPUT, .commands = ON_ALL, AT(quiet) },
+    { .name = "help", .kind = CLI_OPTION_FLAG, .help = "shows this", .group = GROUP_OUTPUT,
+      .commands = ON_ALL, AT(help) },
+};
+
+const size_t cli_option_count = sizeof(cli_option_table) / sizeof(cli_option_table[0]);

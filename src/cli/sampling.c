@@ -1,0 +1,31 @@
+/* cli/sampling.c - the sampling options as the engine takes them. */
+#include <assert.h>
+
+#include "cli/options.h"
+
+void cli_options_sampling(const struct cli_options *options, struct sampling_params *params_out)
+{
+    struct sampling_params params;
+
+    sampling_params_init(&params);
+    params.max_new_tokens = options->max_new_tokens;
+    params.temperature = options->temperature;
+    params.top_p = options->top_p;
+    params.top_k = options->top_k;
+    params.min_p = options->min_p;
+    params.frequency_penalty = options->frequency_penalty;
+    params.presence_penalty = options->presence_penalty;
+    params.repetition_penalty = options->repetition_penalty;
+    params.ignore_eos = options->ignore_eos;
+    params.skip_special_tokens = !options->keep_special;
+    params.no_stop_trim = options->no_stop_trim;
+    params.has_seed = options->seed >= 0 || options->random_seed >= 0;
+    params.seed = (uint64_t)(options->seed >= 0 ? options->seed
+                             : options->random_seed >= 0 ? options->random_seed : 0);
+    static_assert(CLI_TEXTS_MAX <= ENGINE_STOP_STRINGS_MAX, "stop strings fit");
+    for (size_t i = 0; i < options->stop.count; i++)
+        params.stop[params.stop_count++] = options->stop.items[i];
+    for (size_t i = 0; i < options->stop_token_ids.count && i < ENGINE_STOP_IDS_MAX; i++)
+        params.stop_ids[params.stop_id_count++] = options->stop_token_ids.ids[i];
+    *params_out = params;
+}
