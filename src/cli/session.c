@@ -1,0 +1,228 @@
+/* cli/session.c - see session.h. */
+#include "cli/session.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/file.h"
+#include "base/size.h"
+
+#define PROMPT_BYTES_MAX (64 * MIB)
+#define READ_BYTES 65536
+
+enum status cli_session_open_tokenizer(struct cli_session *session,
+                                       const struct cli_options *options, const struct log *log,
+                                       struct err *err)
+{
+    const char *path = options->tokenizer_path != NULL ? options->tokenizer_path : options->model;
+    struct err why;
+    enum status st;
+
+    if (options->skip_tokenizer_init)
+        return STATUS_OK;
+    st = tokenizer_open(path, &session->tokenizer, &why);
+    if (st == STATUS_OK)
+        return STATUS_OK;
+    if (st != STATUS_UNAVAILABLE || options->tokenizer_path != NULL)
+        return err_set(err, st, "%s", why.message);
+    log_line(log, LOG_WARN, "%s: prompts and answers are token ids", why.message);
+    return STATUS_OK;
+}
+
+static enum status open_device(struct cli_session *session, const struct cli_options *options,
+                               const struct log *log, struct err *err)
+{
+    struct device_options wanted = {
+        .thread_count = (uint32_t)options->threads,
+        .memory_budget_bytes = options->memory_budget_bytes,
+        .host_budget_bytes = options->host_memory_budget_bytes,
+        .force_scalar = options->force_scalar,
+    };
+    enum status st;
+
+    if (options->mem_fraction_static > 0 && options->memory_budget_bytes > 0) {
+        log_line(log, LOG_WARN, "--mem-fraction-static has no effect: --memory-budget is given");
+    } else if (options->mem_fraction_static > 0) {
+        /* A fraction of what is only known once the device is open: look, and open it again. */
+        st = device_open(options->device, &wanted, &session->device, err);
+        if (st != STATUS_OK)
+            goto fail;
+        wanted.memory_budget_bytes = (uint64_t)((double)device_info(session->device)->memory_bytes *
+                                                options->mem_fraction_static);
+        device_close(session->device);
+        session->device = NULL;
+        if (wanted.memory_budget_bytes == 0)
+            wanted.memory_budget_bytes = 1;
+    }
+    st = device_open(options->device, &wanted, &session->device, err);
+fail:
+    session->bad_usage = st == STATUS_BAD_INPUT;
+    return st;
+}
+
+static void set_offload(struct offload_options *offload, const struct cli_options *options)
+{
+    offload->cpu_offload_bytes = (uint64_t)(options->cpu_offload_gb * (double)GIB);
+    offload->group_size = options->offload_group_size > 0 ? options->offload_group_size : 0;
+    offload->num_in_group = options->offload_num_in_group;
+    offload->prefetch_step = options->offload_prefetch_step;
+    offload->params_glob = options->offload_params;
+    offload->slot_count = options->offload_slots;
+}
+
+/* Rows and requests in a step, and tokens in the cache: what the options say, else the demand, else
+ * the model's defaults. */
+static void set_sizes(struct model_options *model, struct engine_options *engine,
+                      const struct cli_options *options, const struct cli_demand *demand,
+                      uint32_t context_length)
+{
+    const uint64_t tokens_each =
+        demand->tokens_each < context_length ? demand->tokens_each : context_length;
+    const int64_t chunk = options->chunk > 0 ? options->chunk : options->chunked_prefill_size;
+    uint64_t rows = model->step_row_count_max;
+    uint64_t running = model->step_sequence_count_max;
+
+    if (options->max_running_requests > 0)
+        running = (uint64_t)options->max_running_requests;
+    else if (demand->sequence_count > 0)
+        running = demand->sequence_count;
+    if (chunk > 0)
+        rows = (uint64_t)chunk;
+    else if (chunk < 0)
+        rows = context_length; /* whole prompts */
+    else if (demand->sequence_count > 0 && rows > demand->sequence_count * tokens_each)
+        rows = demand->sequence_count * tokens_each;
+    if (rows > context_length * running)
+        rows = context_length * running;
+    engine->prefill_chunk = (uint32_t)rows;
+    if (rows < running)
+        rows = running; /* a token each, at least */
+
+    engine->step_row_count_max = (uint32_t)rows;
+    engine->running_count_max = (uint32_t)running;
+    if (options->max_queued_requests > 0)
+        engine->queue_count_max = (uint32_t)options->max_queued_requests;
+    else if (engine->queue_count_max < running + 1)
+        engine->queue_count_max = (uint32_t)running + 1;
+    model->step_row_count_max = engine->step_row_count_max;
+    model->step_sequence_count_max = engine->running_count_max;
+    if (options->page_size > 0)
+        model->kv_page_size = (uint32_t)options->page_size;
+    if (options->max_total_tokens > 0)
+        model->kv_token_count = (uint64_t)options->max_total_tokens;
+    else if (demand->sequence_count > 0)
+        model->kv_token_count = (tokens_each + model->kv_page_size - 1) / model->kv_page_size *
+                                model->kv_page_size * demand->sequence_count;
+}
+
+enum status cli_session_start(struct cli_session *session, const struct cli_options *options,
+                              const struct cli_demand *demand, const struct log *log,
+                              const struct progress *progress, struct err *err)
+{
+    struct model_options model;
+    struct engine_options engine;
+    struct model_info info;
+    bool runs;
+    enum status st;
+
+    st = open_device(session, options, log, err);
+    if (st != STATUS_OK)
+        return st;
+    st = ckpt_open(options->model, &session->ckpt, err);
+    if (st != STATUS_OK)
+        return st;
+    runs = model_inspect(session->ckpt, &info, NULL) == STATUS_OK;
+    if (info.context_length == 0 ||
+        (options->context_length > 0 && options->context_length < info.context_length))
+        info.context_length = (uint32_t)options->context_length;
+
+    model_options_init(&model);
+    engine_options_init(&engine);
+    set_offload(&model.offload, options);
+    model.dtype = options->dtype;
+    model.context_length = (uint32_t)options->context_length;
+    st = offload_mode_parse(options->offload_mode, &model.offload.home, err);
+    if (st == STATUS_OK) {
+        set_sizes(&model, &engine, options, demand, info.context_length);
+        st = model_create(session->device, session->ckpt, &model, log, progress, &session->model,
+                          err);
+    }
+    if (st == STATUS_OK)
+        st = engine_create(session->model, session->tokenizer, &engine, log, &session->engine,
+                           err);
+    /* A checkpoint that runs was asked for something that cannot be. */
+    session->bad_usage = runs && st == STATUS_BAD_INPUT;
+    return st;
+}
+
+void cli_session_close(struct cli_session *session)
+{
+    engine_destroy(session->engine);
+    model_destroy(session->model);
+    ckpt_close(session->ckpt);
+    device_close(session->device);
+    tokenizer_close(session->tokenizer);
+    *session = (struct cli_session){ 0 };
+}
+
+enum status cli_text_read(const char *path, struct buf *out, struct err *err)
+{
+    enum status st;
+
+    if (strcmp(path, "-") != 0)
+        return file_read_all(path, out, err);
+    for (;;) {
+        ssize_t got;
+
+        st = buf_reserve(out, out->size + READ_BYTES, err);
+        if (st != STATUS_OK)
+            return err_prefix(err, st, "standard input");
+        got = read(STDIN_FILENO, out->data + out->size, READ_BYTES);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return err_set(err, STATUS_IO, "standard input: %s", strerror(errno));
+        out->size += (size_t)got;
+        out->data[out->size] = '\0';
+        if (got == 0)
+            return STATUS_OK;
+    }
+}
+
+enum status cli_session_prompt(struct cli_session *session, const struct cli_options *options,
+                               struct token_ids *ids_out, struct err *err)
+{
+    const char *text = options->prompt;
+    size_t text_size = text != NULL ? strlen(text) : 0;
+    struct buf file;
+    enum status st = STATUS_OK;
+
+    for (size_t i = 0; i < options->input_ids.count && st == STATUS_OK; i++)
+        st = token_ids_push(ids_out, options->input_ids.ids[i], err);
+    if (st != STATUS_OK || options->input_ids.count > 0)
+        return st;
+    if (session->tokenizer == NULL) {
+        session->bad_usage = true;
+        return err_set(err, STATUS_BAD_INPUT,
+                       "%s has no tokenizer; give --tokenizer-path PATH, or the prompt as "
+                       "--input-ids 1,2,3",
+                       options->model);
+    }
+    buf_init(&file, PROMPT_BYTES_MAX);
+    if (text == NULL) {
+        st = cli_text_read(options->prompt_file, &file, err);
+        text = file.data != NULL ? file.data : "";
+        text_size = file.size;
+    }
+    if (st == STATUS_OK)
+        st = tokenizer_encode(session->tokenizer, text, text_size, !options->no_special, ids_out,
+                              err);
+    buf_deinit(&file);
+    if (st == STATUS_OK && ids_out->count == 0) {
+        session->bad_usage = true;
+        st = err_set(err, STATUS_BAD_INPUT, "the prompt has no tokens");
+    }
+    return st;
+}

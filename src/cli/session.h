@@ -1,0 +1,57 @@
+/* cli/session.h - opens the rooms in their order, and closes them in the reverse one.
+ *
+ *     tokenizer -> device -> checkpoint -> model -> engine
+ *
+ * The tokenizer comes first, on its own, so that a text prompt's length is known before the KV
+ * cache is sized. */
+#ifndef LIGHTER_CLI_SESSION_H
+#define LIGHTER_CLI_SESSION_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/log.h"
+#include "base/progress.h"
+#include "base/status.h"
+#include "checkpoint/checkpoint.h"
+#include "cli/options.h"
+#include "device/device.h"
+#include "engine/engine.h"
+#include "model/model.h"
+#include "text/tokenizer.h"
+
+/* Zero it before anything is opened. */
+struct cli_session {
+    struct tokenizer *tokenizer; /* NULL: the model has none, or --skip-tokenizer-init */
+    struct device *device;
+    struct ckpt *ckpt;
+    struct model *model;
+    struct engine *engine;
+    bool bad_usage;              /* what failed was an option's fault, not the checkpoint's */
+};
+
+/* What is going to be asked, where that is known: what the options leave open is sized by it. */
+struct cli_demand {
+    uint32_t sequence_count;     /* requests at once; 0: unknown */
+    uint64_t tokens_each;        /* prompt and answer together; 0: unknown */
+};
+
+/* A model without a tokenizer leaves it NULL, with a warning. */
+enum status cli_session_open_tokenizer(struct cli_session *session,
+                                       const struct cli_options *options, const struct log *log,
+                                       struct err *err);
+/* Opens the rest. After a failure cli_session_close is still due. */
+enum status cli_session_start(struct cli_session *session, const struct cli_options *options,
+                              const struct cli_demand *demand, const struct log *log,
+                              const struct progress *progress, struct err *err);
+/* Fine on a half-opened session. */
+void cli_session_close(struct cli_session *session);
+
+/* The prompt of --prompt, --prompt-file or --input-ids as ids, appended. */
+enum status cli_session_prompt(struct cli_session *session, const struct cli_options *options,
+                               struct token_ids *ids_out, struct err *err);
+
+/* Standard input ("-") or a file, at most 64 MiB, appended. */
+enum status cli_text_read(const char *path, struct buf *out, struct err *err);
+
+#endif
