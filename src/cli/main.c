@@ -1,5 +1,7 @@
-/* cli/main.c - placeholder until the subcommands land; replaced by cli/. */
-int main(void)
+/* cli/main.c - the program; everything is in cli_main, which the tests can link. */
+#include "cli/command.h"
+
+int main(int argc, char **argv)
 {
-    return 2;
+    return cli_main(argc, (const char *const *)argv);
 }
