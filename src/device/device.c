@@ -16,7 +16,7 @@
 #include "device/operands.h"
 #include "device/settings.h"
 
-static const struct device_ops *const backends[] = { &device_cpu_ops };
+static const struct device_ops *const backends[] = { &device_cpu_ops, &device_sim_ops };
 
 #define BACKEND_COUNT (sizeof(backends) / sizeof(backends[0]))
 #define NAME_LENGTH_MAX 32
@@ -68,8 +68,8 @@ enum status device_open(const char *spec, const struct device_options *options,
 {
     const size_t name_length = strcspn(spec, ":");
     const char *settings = spec[name_length] == ':' ? spec + name_length + 1 : NULL;
-    const struct device_ops *ops;
-    struct device *device;
+    const struct device_ops *ops = NULL;
+    struct device *device = NULL;
     enum status st;
 
     assert(options != NULL);
@@ -112,7 +112,7 @@ const struct device_info *device_info(const struct device *device)
 
 const char *const *device_help(void)
 {
-    static const char *const lines[BACKEND_COUNT + 1] = { DEVICE_CPU_HELP, NULL };
+    static const char *const lines[BACKEND_COUNT + 1] = { DEVICE_CPU_HELP, DEVICE_SIM_HELP, NULL };
 
     return lines;
 }

@@ -29,6 +29,8 @@ static const struct harness_config harness_configs[] = {
     { "cpu", true, 1 },
     { "cpu", false, 1 },
     { "cpu", false, 3 },
+    { "sim:memory=64MiB", true, 2 },
+    { "sim:memory=64MiB", false, 2 },
 };
 #define HARNESS_CONFIG_COUNT (sizeof(harness_configs) / sizeof(harness_configs[0]))
 
