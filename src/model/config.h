@@ -25,7 +25,7 @@
 #define CONFIG_HEAD_DIM_MAX 1024u
 #define CONFIG_LORA_RANK_MAX (1u << 14)
 #define CONFIG_FFN_MAX (1u << 20)
-#define CONFIG_EXPERTS_MAX 4096u
+#define CONFIG_EXPERTS_MAX OP_ROUTE_EXPERTS_MAX
 #define CONFIG_TOP_K_MAX 128u
 #define CONFIG_CONTEXT_MAX (1u << 24) /* positions are turned into F32, which is exact up to here */
 #define CONFIG_ROPE_PAIRS_MAX (CONFIG_HEAD_DIM_MAX / 2)

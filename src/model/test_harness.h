@@ -1,0 +1,240 @@
+/* model/test_harness.h - what the tests of models share: opening a golden model in some setting, and
+ * running prompts through it as an engine would.
+ *
+ * Only *_test.c files include this. A failure inside asserts through cmocka. */
+#ifndef LIGHTER_MODEL_TEST_HARNESS_H
+#define LIGHTER_MODEL_TEST_HARNESS_H
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+#include "base/file.h"
+#include "base/json.h"
+#include "model/model.h"
+
+#define GOLDEN_FOLDER "tests/golden/models"
+#define GOLDEN_IDS_MAX 256
+
+static const char *const golden_names[] = {
+    "llama_gqa_tied",     "llama_biases_mha",   "llama_llama3",        "llama_linear",
+    "llama_yarn",         "mistral",            "qwen2",               "qwen2_tied_yarn",
+    "qwen3",              "qwen3_biases",       "deepseek_v2_lite",    "deepseek_v2_groups",
+    "deepseek_v2_biases", "deepseek_v3",        "deepseek_v3_one_group", "deepseek_v3_plain",
+};
+#define GOLDEN_COUNT (sizeof(golden_names) / sizeof(golden_names[0]))
+
+/* Where and how a model runs. Zeroes mean: cpu, its best kernels, one thread, everything resident. */
+struct setting {
+    const char *device;
+    bool force_scalar;
+    uint32_t thread_count;
+    uint64_t budget_bytes;
+    uint64_t cpu_offload_bytes;
+    int64_t group_size, num_in_group, prefetch_step; /* prefetch_step 0: 1 */
+    const char *params_glob;
+    bool meta;
+    uint32_t row_count_max;  /* 0: 32 */
+    uint32_t page_size;      /* 0: 4 */
+    uint64_t kv_token_count; /* 0: 256 */
+    const char *dtype;
+};
+
+struct loaded {
+    struct device *device;
+    struct ckpt *ckpt;
+    struct model *model;
+};
+
+struct golden {
+    int32_t prompt[GOLDEN_IDS_MAX], greedy[GOLDEN_IDS_MAX];
+    uint32_t prompt_count, greedy_count;
+    float *logits; /* [prompt_count][vocab]; owned */
+};
+
+static inline struct model_options harness_options(const struct setting *setting)
+{
+    struct model_options options;
+
+    model_options_init(&options);
+    options.step_row_count_max = setting->row_count_max == 0 ? 32 : setting->row_count_max;
+    options.step_sequence_count_max = 4;
+    options.kv_page_size = setting->page_size == 0 ? 4 : setting->page_size;
+    options.kv_token_count = setting->kv_token_count == 0 ? 256 : setting->kv_token_count;
+    options.dtype = setting->dtype;
+    options.offload.cpu_offload_bytes = setting->cpu_offload_bytes;
+    options.offload.group_size = setting->group_size;
+    options.offload.num_in_group = setting->num_in_group;
+    options.offload.prefetch_step = setting->prefetch_step == 0 ? 1 : setting->prefetch_step;
+    options.offload.params_glob = setting->params_glob;
+    options.offload.home = setting->meta ? OFFLOAD_HOME_META : OFFLOAD_HOME_HOST;
+    options.offload.poison = true;
+    return options;
+}
+
+static inline void harness_close(struct loaded *loaded)
+{
+    model_destroy(loaded->model);
+    ckpt_close(loaded->ckpt);
+    device_close(loaded->device);
+    memset(loaded, 0, sizeof(*loaded));
+}
+
+/* Opens and creates; on failure everything is closed again and err says why. */
+static inline enum status harness_try(const char *folder, const struct setting *setting,
+                                      const struct log *log, struct loaded *loaded_out,
+                                      struct err *err)
+{
+    const struct device_options device_options = {
+        .thread_count = setting->thread_count == 0 ? 1 : setting->thread_count,
+        .memory_budget_bytes = setting->budget_bytes, .force_scalar = setting->force_scalar,
+    };
+    const struct model_options options = harness_options(setting);
+    struct loaded loaded = { NULL, NULL, NULL };
+    enum status st = device_open(setting->device == NULL ? "cpu" : setting->device,
+                                 &device_options, &loaded.device, err);
+
+    if (st == STATUS_OK)
+        st = ckpt_open(folder, &loaded.ckpt, err);
+    if (st == STATUS_OK)
+        st = model_create(loaded.device, loaded.ckpt, &options, log, NULL, &loaded.model, err);
+    if (st == STATUS_OK)
+        *loaded_out = loaded;
+    else
+        harness_close(&loaded);
+    return st;
+}
+
+static inline struct loaded harness_open(const char *folder, const struct setting *setting)
+{
+    struct loaded loaded = { NULL, NULL, NULL };
+    struct err err;
+
+    if (harness_try(folder, setting, NULL, &loaded, &err) != STATUS_OK)
+        fail_msg("%s: %s", folder, err.message);
+    return loaded;
+}
+
+static inline char *golden_path(const char *name, char *out, size_t out_size)
+{
+    (void)snprintf(out, out_size, GOLDEN_FOLDER "/%s", name);
+    return out;
+}
+
+static inline struct loaded harness_open_golden(const char *name, const struct setting *setting)
+{
+    char path[256];
+
+    return harness_open(golden_path(name, path, sizeof(path)), setting);
+}
+
+static inline uint32_t read_ids(const json_t *list, int32_t *out)
+{
+    assert_true(json_array_size(list) > 0 && json_array_size(list) <= GOLDEN_IDS_MAX);
+    for (size_t i = 0; i < json_array_size(list); i++)
+        out[i] = (int32_t)json_integer_value(json_array_get(list, i));
+    return (uint32_t)json_array_size(list);
+}
+
+static inline struct golden golden_read(const char *name)
+{
+    struct golden golden;
+    char path[256];
+    json_t *json = NULL;
+    struct buf logits;
+    struct err err;
+
+    (void)snprintf(path, sizeof(path), GOLDEN_FOLDER "/%s/expected.json", name);
+    if (json_read_file(path, 1 << 20, &json, &err) != STATUS_OK)
+        fail_msg("%s", err.message);
+    golden.prompt_count = read_ids(json_object_get(json, "prompt"), golden.prompt);
+    golden.greedy_count = read_ids(json_object_get(json, "greedy"), golden.greedy);
+    json_decref(json);
+    (void)snprintf(path, sizeof(path), GOLDEN_FOLDER "/%s/logits.f32", name);
+    buf_init(&logits, 1 << 24);
+    if (file_read_all(path, &logits, &err) != STATUS_OK)
+        fail_msg("%s", err.message);
+    golden.logits = malloc(logits.size);
+    assert_non_null(golden.logits);
+    memcpy(golden.logits, logits.data, logits.size);
+    buf_deinit(&logits);
+    return golden;
+}
+
+/* Which pages a sequence uses: page i of it is (first + i * step) modulo the cache's pages. */
+struct paging {
+    uint32_t first, step; /* step 0: 1; must not share a factor with the number of pages */
+};
+
+static inline void paging_fill(const struct model_info *info, const struct paging *paging,
+                               int32_t *pages, uint32_t width)
+{
+    for (uint32_t i = 0; i < width; i++)
+        pages[i] = (int32_t)((paging->first + i * (paging->step == 0 ? 1 : paging->step)) %
+                             info->kv_page_count);
+}
+
+static inline int32_t slot_of(const struct model_info *info, const int32_t *pages, uint32_t position)
+{
+    return pages[position / info->kv_page_size] * (int32_t)info->kv_page_size +
+           (int32_t)(position % info->kv_page_size);
+}
+
+#define HARNESS_PAGES_MAX 512
+
+/* Runs ids at positions first ... in chunks; logits_out[count][vocab]. */
+static inline void harness_run(struct model *model, const int32_t *ids, uint32_t first,
+                               uint32_t count, uint32_t chunk, const struct paging *paging,
+                               float *logits_out)
+{
+    const struct model_info *info = model_info(model);
+    int32_t positions[GOLDEN_IDS_MAX], slots[GOLDEN_IDS_MAX], rows[GOLDEN_IDS_MAX];
+    int32_t sequences[GOLDEN_IDS_MAX] = { 0 };
+    int32_t pages[HARNESS_PAGES_MAX];
+    struct err err;
+
+    assert_true(info->kv_page_count <= HARNESS_PAGES_MAX);
+    paging_fill(info, paging, pages, info->kv_page_count);
+    for (uint32_t done = 0; done < count; done += chunk) {
+        struct model_step step = { .sequence_count = 1, .page_count_max = info->kv_page_count,
+                                   .token_ids = ids + done, .positions = positions,
+                                   .sequences = sequences, .slots = slots, .pages = pages,
+                                   .logits_rows = rows };
+
+        step.row_count = count - done < chunk ? count - done : chunk;
+        step.logits_row_count = step.row_count;
+        for (uint32_t i = 0; i < step.row_count; i++) {
+            positions[i] = (int32_t)(first + done + i);
+            slots[i] = slot_of(info, pages, first + done + i);
+            rows[i] = (int32_t)i;
+        }
+        if (model_forward(model, &step, logits_out + (uint64_t)done * info->vocab_size, &err) !=
+            STATUS_OK)
+            fail_msg("%s", err.message);
+    }
+}
+
+static inline float *logits_alloc(const struct model *model, uint32_t count)
+{
+    float *logits = malloc((size_t)count * model_info(model)->vocab_size * sizeof(float));
+
+    assert_non_null(logits);
+    return logits;
+}
+
+static inline int32_t best_of(const float *logits, uint32_t count)
+{
+    uint32_t best = 0;
+
+    for (uint32_t i = 1; i < count; i++)
+        best = logits[i] > logits[best] ? i : best;
+    return (int32_t)best;
+}
+
+#endif

@@ -1,0 +1,268 @@
+#!/usr/bin/env python3
+"""Makes tests/golden/models/: tiny random checkpoints of every architecture, with the logits and
+the greedy continuation that Hugging Face transformers computes for them in float32.
+
+    HF_HUB_OFFLINE=1 python3 tools/make_model_goldens.py [--out DIR] [NAME...]
+
+Each folder holds what save_pretrained wrote (config.json, one or several safetensors files), and
+    expected.json   prompt, greedy continuation, seed, versions
+    logits.f32      float32 [prompt tokens][vocabulary], little endian
+
+Weights are drawn wide enough that attention and routing matter, norms and biases are drawn too, and
+everything is rounded to the checkpoint's dtype before the reference is computed. The reference
+reads the folder back with from_pretrained, in float32, attn_implementation="eager".
+
+Also rope.json: for each configuration in tests/corpus/model_config/ the frequencies of its rotary
+embedding, the factor on cos and sin, and the softmax's scale, as transformers computes them.
+
+tools/oracle_models.py uses the same cases at other sizes and dtypes."""
+import argparse
+import importlib
+import json
+import os
+import shutil
+import sys
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+import torch
+import transformers
+
+SEED = 20250607
+PROMPT_TOKENS = 20
+GREEDY_TOKENS = 64
+VOCAB = 64
+
+
+def layers(scale):
+    return 2 if scale == 1 else 4
+
+
+def dense(scale, **more):
+    config = dict(vocab_size=VOCAB, hidden_size=32 * scale, intermediate_size=48 * scale,
+                  num_hidden_layers=layers(scale), num_attention_heads=4, num_key_value_heads=2,
+                  max_position_embeddings=512, rms_norm_eps=1e-5, bos_token_id=1, eos_token_id=2)
+    config.update(more)
+    return config
+
+
+def deepseek(scale, **more):
+    config = dict(vocab_size=VOCAB, hidden_size=32 * scale, intermediate_size=48 * scale,
+                  moe_intermediate_size=12 * scale, num_hidden_layers=layers(scale),
+                  num_attention_heads=4, num_key_value_heads=4, n_routed_experts=8,
+                  num_experts_per_tok=3,
+                  n_shared_experts=2, first_k_dense_replace=1, kv_lora_rank=16 * scale,
+                  q_lora_rank=24 * scale, qk_nope_head_dim=8 * scale, qk_rope_head_dim=4 * scale,
+                  v_head_dim=10 * scale, max_position_embeddings=512, rms_norm_eps=1e-5,
+                  bos_token_id=1, eos_token_id=[2, 3])
+    config.update(more)
+    return config
+
+
+def rope(kind, **more):
+    return dict(rope_type=kind, rope_theta=10000.0, **more)
+
+
+def yarn(**more):
+    return rope("yarn", factor=16.0, original_max_position_embeddings=32, beta_fast=32,
+                beta_slow=1, **more)
+
+
+LLAMA3 = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+              original_max_position_embeddings=64)
+
+# name, class, config of a scale, dtype of the golden (None: none is kept), and how the folder is
+# written: "old": rope_theta and rope_scaling in config.json instead of rope_parameters; "shards":
+# several files; "mtp": with a layer that is not a part of the model
+CASES = [
+    ("llama_gqa_tied", "Llama", lambda s: dense(s, tie_word_embeddings=True), "bfloat16", ()),
+    ("llama_biases_mha", "Llama", lambda s: dense(s, num_key_value_heads=4, attention_bias=True,
+                                                  mlp_bias=True), "float16", ("old",)),
+    ("llama_llama3", "Llama", lambda s: dense(s, head_dim=12 * s, rope_parameters=rope(
+        "llama3", **LLAMA3) | {"rope_theta": 500000.0}), "bfloat16", ()),
+    ("llama_linear", "Llama", lambda s: dense(s, rope_parameters=rope("linear", factor=4.0)),
+     "bfloat16", ("old", "shards")),
+    ("llama_yarn", "Llama", lambda s: dense(s, rope_parameters=yarn()), "bfloat16", ("old",)),
+    ("llama_dynamic", "Llama", lambda s: dense(s, rope_parameters=rope("dynamic", factor=2.0)),
+     None, ("old",)),
+    ("mistral", "Mistral", lambda s: dense(s, sliding_window=None, head_dim=16 * s,
+                                           rope_parameters=rope("default") | {
+                                               "rope_theta": 1000000.0}), "bfloat16", ("old",)),
+    ("mistral_window", "Mistral", lambda s: dense(s, sliding_window=512), None, ()),
+    ("qwen2", "Qwen2", lambda s: dense(s, rms_norm_eps=1e-6), "bfloat16", ("shards",)),
+    ("qwen2_tied_yarn", "Qwen2", lambda s: dense(s, tie_word_embeddings=True,
+                                                 rope_parameters=yarn(attention_factor=1.25)),
+     "float16", ("old",)),
+    ("qwen3", "Qwen3", lambda s: dense(s, head_dim=16 * s, tie_word_embeddings=True), "bfloat16",
+     ()),
+    ("qwen3_biases", "Qwen3", lambda s: dense(s, head_dim=8 * s, attention_bias=True), "bfloat16",
+     ("shards",)),
+    ("deepseek_v2_lite", "DeepseekV2", lambda s: deepseek(
+        s, q_lora_rank=None, topk_method="greedy", n_group=1, topk_group=1,
+        routed_scaling_factor=1.0, rope_parameters=yarn(mscale=0.707, mscale_all_dim=0.707)),
+     "bfloat16", ("old",)),
+    ("deepseek_v2_groups", "DeepseekV2", lambda s: deepseek(
+        s, topk_method="group_limited_greedy", n_group=4, topk_group=2, num_experts_per_tok=3,
+        routed_scaling_factor=1.6, rope_parameters=yarn(mscale=1.0, mscale_all_dim=0.5)),
+     "float16", ("old", "shards")),
+    ("deepseek_v2_biases", "DeepseekV2", lambda s: deepseek(
+        s, topk_method="greedy", attention_bias=True, mlp_bias=True, norm_topk_prob=True,
+        n_shared_experts=1), "bfloat16", ()),
+    ("deepseek_v3", "DeepseekV3", lambda s: deepseek(
+        s, n_group=4, topk_group=2, n_shared_experts=1, routed_scaling_factor=2.5,
+        rope_parameters=yarn(mscale=1.0, mscale_all_dim=1.0)), "bfloat16", ("old", "mtp")),
+    ("deepseek_v3_one_group", "DeepseekV3", lambda s: deepseek(
+        s, n_group=1, topk_group=1, norm_topk_prob=False,
+        first_k_dense_replace=layers(s) // 2), "float16", ()),
+    ("deepseek_v3_plain", "DeepseekV3", lambda s: deepseek(
+        s, n_group=2, topk_group=1, q_lora_rank=None, rope_interleave=False,
+        attention_bias=True, tie_word_embeddings=True), "float32", ("shards",)),
+]
+
+
+def randomise(model, seed):
+    """Draws every weight so that nothing is idle: an untrained model's norms are ones, its biases
+    zeros, and its attention nearly uniform."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in sorted(list(model.named_parameters()) + list(model.named_buffers())):
+        if "inv_freq" in name:
+            continue
+        noise = torch.randn(tensor.shape, generator=generator)
+        with torch.no_grad():
+            if "e_score_correction_bias" in name:
+                tensor.copy_(0.2 * noise)
+            elif name.endswith(".bias"):
+                tensor.copy_(0.3 * noise)
+            elif tensor.dim() == 1:
+                tensor.copy_(1 + 0.25 * noise)
+            elif "embed_tokens" in name:
+                tensor.copy_(0.7 * noise)
+            else:
+                tensor.copy_(1.6 * noise / tensor.shape[-1] ** 0.5)
+
+
+def to_old_style(path):
+    """Rope as files before transformers 5 have it."""
+    with open(path) as file:
+        config = json.load(file)
+    parameters = config.pop("rope_parameters")
+    config["rope_theta"] = parameters.pop("rope_theta")
+    kind = parameters.pop("rope_type")
+    config["rope_scaling"] = dict(type=kind, **parameters) if kind != "default" else None
+    with open(path, "w") as file:
+        json.dump(config, file, indent=2)
+        file.write("\n")
+
+
+def add_predict_layer(folder, layer_count, dtype):
+    """The layer for multi-token prediction that published DeepSeek-V3 files carry behind the last
+    one; transformers does not load it."""
+    from safetensors.torch import load_file, save_file
+    path = os.path.join(folder, "model.safetensors")
+    tensors = load_file(path)
+    width = tensors["model.norm.weight"].shape[0]
+    tensors[f"model.layers.{layer_count}.enorm.weight"] = torch.ones(width, dtype=dtype)
+    tensors[f"model.layers.{layer_count}.eh_proj.weight"] = torch.ones(4, width, dtype=dtype)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def make_checkpoint(case, scale, dtype, folder, seed=SEED):
+    name, family, config_of, _, how = case
+    config = getattr(transformers, family + "Config")(**config_of(scale))
+    model = getattr(transformers, family + "ForCausalLM")(config)
+    randomise(model, seed)
+    model = model.to(getattr(torch, dtype))
+    shutil.rmtree(folder, ignore_errors=True)
+    size = sum(t.numel() * t.element_size() for t in model.parameters())
+    model.save_pretrained(folder, max_shard_size=size // 3 if "shards" in how else "5GB")
+    if name != "deepseek_v3":  # one of them has a generation_config.json, the others don't
+        os.remove(os.path.join(folder, "generation_config.json"))
+    if "old" in how:
+        to_old_style(os.path.join(folder, "config.json"))
+    if "mtp" in how:
+        add_predict_layer(folder, config.num_hidden_layers, getattr(torch, dtype))
+
+
+def reference(folder, prompt, greedy_tokens):
+    """Logits of the prompt and the greedy continuation, by transformers in float32."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager").eval()
+    ids = list(prompt)
+    with torch.no_grad():
+        out = model(torch.tensor([ids]), use_cache=True)
+        logits, cache = out.logits[0], out.past_key_values
+        last = logits[-1]
+        gap = float("inf")
+        for _ in range(greedy_tokens):
+            best = torch.topk(last, 2).values
+            gap = min(gap, float(best[0] - best[1]))
+            ids.append(int(last.argmax()))
+            out = model(torch.tensor([ids[-1:]]), past_key_values=cache, use_cache=True)
+            last, cache = out.logits[0, -1], out.past_key_values
+    return logits.numpy(), ids[len(prompt):], gap
+
+
+def make_prompt(count, seed=SEED):
+    generator = torch.Generator().manual_seed(seed + 1)
+    return torch.randint(0, VOCAB, (count,), generator=generator).tolist()
+
+
+def rope_of(path):
+    """What transformers makes of a configuration's rope."""
+    with open(path) as file:
+        values = json.load(file)
+    config = transformers.AutoConfig.for_model(**values)
+    module = importlib.import_module(
+        type(config).__module__.replace("configuration_", "modeling_"))
+    family = type(config).__name__.removesuffix("Config")
+    rotary = getattr(module, family + "RotaryEmbedding")(config)
+    width = getattr(config, "qk_head_dim", None) or getattr(config, "head_dim", None) or \
+        config.hidden_size // config.num_attention_heads
+    scale = width ** -0.5
+    if hasattr(config, "kv_lora_rank"):
+        from transformers.models.deepseek_v2.modeling_deepseek_v2 import yarn_apply_mscale
+        scale = yarn_apply_mscale(config.rope_parameters, scale)
+    return dict(frequencies=rotary.inv_freq.tolist(), factor=float(rotary.attention_scaling),
+                softmax_scale=scale)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", default="tests/golden/models")
+    parser.add_argument("names", nargs="*")
+    options = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    total = 0
+    for case in CASES:
+        name = case[0]
+        if case[3] is None or options.names and name not in options.names:
+            continue
+        folder = os.path.join(options.out, name)
+        make_checkpoint(case, 1, case[3], folder)
+        prompt = make_prompt(PROMPT_TOKENS)
+        logits, greedy, gap = reference(folder, prompt, GREEDY_TOKENS)
+        with open(os.path.join(folder, "logits.f32"), "wb") as file:
+            file.write(logits.astype("<f4").tobytes())
+        expected = dict(prompt=prompt, greedy=greedy, seed=SEED, torch=torch.__version__,
+                        transformers=transformers.__version__)
+        with open(os.path.join(folder, "expected.json"), "w") as file:
+            json.dump(expected, file)
+            file.write("\n")
+        size = sum(os.path.getsize(os.path.join(folder, f)) for f in os.listdir(folder))
+        total += size
+        print(f"{name:24} {case[3]:9} {size:7} bytes, std {logits.std():.3f}, "
+              f"smallest greedy gap {gap:.2e}, {len(set(greedy))} distinct ids")
+    if not options.names:
+        corpus = "tests/corpus/model_config"
+        ropes = {name: rope_of(os.path.join(corpus, name)) for name in sorted(os.listdir(corpus))
+                 if not name.startswith("bad-")}
+        with open(os.path.join(options.out, "rope.json"), "w") as file:
+            json.dump(ropes, file, indent=0)
+            file.write("\n")
+        total += os.path.getsize(os.path.join(options.out, "rope.json"))
+    print(f"{total} bytes in all")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
