@@ -27,7 +27,7 @@ const struct model_arch *model__arch_find(const char *architecture, const char *
 
 const char *const *model_architectures(void)
 {
-    /* Spelled out, as the table above holds addresses and not constants; a test compares the two. */
+    /* Spelled out, as the table above holds addresses, not constants; a test compares the two. */
     static const char *const names[] = {
         "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM",
         "DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", NULL,

@@ -157,7 +157,8 @@ static void refuse_what_is_not_built(struct config_reader *reader)
         model__read_refuse(reader, "\"hidden_act\" is \"%.32s\", only \"silu\" is built", act);
 }
 
-/* One id, a list of ids, or null. Ids outside the vocabulary can never be produced and are left out. */
+/* One id, a list of ids, or null. Ids outside the vocabulary can never be produced and are left
+ * out. */
 static void read_eos(struct config_reader *reader, struct model_config *config)
 {
     const json_t *value = json_object_get(reader->json, "eos_token_id");

@@ -1,10 +1,10 @@
 /* model/config.h - what a config.json says about a model, read once and checked.
  *
- * Every number is range-checked against a limit below and the numbers against each other (heads against
- * kv heads, experts against groups), so that nothing computed from a model_config later overflows: the
- * largest product, experts x 2 x expert width x hidden size, stays below 2^51 elements. What a key
- * means, and what stands for a missing one, is what transformers 5.23 says; where the model's authors
- * say otherwise the reader of that architecture tells.
+ * Every number is range-checked against a limit below and the numbers against each other (heads
+ * against kv heads, experts against groups), so that nothing computed from a model_config later
+ * overflows: the largest product, experts x 2 x expert width x hidden size, stays below 2^51
+ * elements. What a key means, and what stands for a missing one, is what transformers 5.23 says;
+ * where the model's authors say otherwise the reader of that architecture tells.
  *
  * Only for files inside model/. */
 #ifndef LIGHTER_MODEL_CONFIG_H
@@ -100,7 +100,8 @@ double model__read_double(struct config_reader *reader, const char *key, double 
 const char *model__read_string(struct config_reader *reader, const char *key, const char *fallback);
 /* True when the key is there and not null. */
 bool model__read_has(const struct config_reader *reader, const char *key);
-/* True when the key is there and null: in some fields that says something else than a missing key. */
+/* True when the key is there and null: in some fields that says something else than a missing
+ * key. */
 bool model__read_is_null(const struct config_reader *reader, const char *key);
 /* Fails the reading with a sentence behind "WHAT: ", unless it has failed before. */
 void model__read_refuse(struct config_reader *reader, const char *format, ...)

@@ -1,9 +1,9 @@
 /* model/config_test.c - reading config.json: what published models say, and what nobody should.
  *
  * Real configurations (tests/corpus/model_config) must be read, with the rotary frequencies that
- * transformers computes for them (tests/golden/models/rope.json, made by tools/make_model_goldens.py).
- * Bad ones are made by changing one field of a good one, and each must be refused with a sentence that
- * names the field and the number. */
+ * transformers computes for them (tests/golden/models/rope.json, made by
+ * tools/make_model_goldens.py). Bad ones are made by changing one field of a good one, and each
+ * must be refused with a sentence that names the field and the number. */
 #include <dirent.h>
 #include <math.h>
 #include <setjmp.h>
@@ -91,7 +91,8 @@ static void published_configurations_are_read(void **state)
     assert_int_equal(config.head_dim, 128);
 }
 
-/* transformers' pow and ours may differ in the last bit, and two such errors meet in YaRN's blend. */
+/* transformers' pow and ours may differ in the last bit, and two such errors meet in YaRN's
+ * blend. */
 static void check_close(const char *what, size_t index, double got, double wanted)
 {
     if (!(fabs(got - wanted) <= 4e-7 * fabs(wanted)))
@@ -180,8 +181,8 @@ static const struct change changes[] = {
       "\"original_max_position_embeddings\": 0}}", "\"original_max_position_embeddings\" is 0" },
     { "llama-2-7b.json", "{\"rope_theta\": 1, \"rope_scaling\": {\"type\": \"yarn\", "
       "\"factor\": 4}}", "theta above 1" },
-    { "llama-2-7b.json", "{\"rope_scaling\": {\"type\": \"yarn\", \"factor\": 4, \"mscale\": 1e300}}",
-      "\"mscale\" is 1e+300" },
+    { "llama-2-7b.json", "{\"rope_scaling\": {\"type\": \"yarn\", \"factor\": 4, "
+      "\"mscale\": 1e300}}",      "\"mscale\" is 1e+300" },
     { "llama-2-7b.json", "{\"rope_parameters\": {\"full_attention\": {}}}", "differ by layer" },
     { "mistral-7b-v0.1.json", "{\"num_key_value_heads\": 7}", "multiple" },
     { "mistral-7b-v0.1.json", "{\"sliding_window\": 0}", "\"sliding_window\" is 0" },

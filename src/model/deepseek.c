@@ -12,9 +12,9 @@
  *     score_j = scale (qn . (c_j Wuk) + qr . kr_j) = scale [qn Wuk^T, qr] . [c_j, kr_j]
  *     out     = (sum_j p_j c_j) Wuv
  *
- * which is grouped attention with one kv head, for prefill and decode alike, so that a chunk computes
- * what single tokens would. w_kc [heads][latent][nope] is Wuk, w_vc [heads][v][latent] is Wuv; both are
- * cut from the checkpoint's kv_b_proj by their loaders, the first one transposed.
+ * which is grouped attention with one kv head, for prefill and decode alike, so that a chunk
+ * computes what single tokens would. w_kc [heads][latent][nope] is Wuk, w_vc [heads][v][latent] is
+ * Wuv; both are cut from the checkpoint's kv_b_proj by their loaders, the first one transposed.
  *
  * Where implementations differ, this is transformers 5.23 (models/deepseek_v2, deepseek_v3):
  * - V2 never normalises the chosen experts' weights, whatever "norm_topk_prob" says; DeepSeek's own
@@ -97,8 +97,8 @@ static void read_experts(struct config_reader *reader, struct model_config *conf
     config->group_count = config->kept_group_count = 1;
 }
 
-/* Both methods need as many eligible experts as are to be chosen; rating a group by its best two needs
- * two in it. */
+/* Both methods need as many eligible experts as are to be chosen; rating a group by its best two
+ * needs two in it. */
 static void check_groups(struct config_reader *reader, const struct model_config *config,
                          uint32_t group_size_min)
 {

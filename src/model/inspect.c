@@ -1,4 +1,5 @@
-/* model/inspect.c - from an open checkpoint to a checked description of a model, without a device. */
+/* model/inspect.c - from an open checkpoint to a checked description of a model, without a
+ * device. */
 #include <stdio.h>
 #include <string.h>
 

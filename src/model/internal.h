@@ -18,8 +18,8 @@ enum model_role {
     ROLE_EMBED = 0, ROLE_NORM, ROLE_LM_HEAD
 };
 
-/* params.c: builds the list of parameters, each with its loader. A parameter is begun, given sources,
- * and ended; after the first failure the rest does nothing, and params_take reports it. */
+/* params.c: builds the list of parameters, each with its loader. A parameter is begun, given
+ * sources, and ended; after the first failure the rest does nothing, and params_take reports it. */
 struct params;
 
 struct param_spec {
@@ -37,8 +37,8 @@ enum status model__params_create(const struct ckpt *ckpt, const struct model_con
                                  const char *dtype, struct params **params_out, struct err *err);
 void model__params_destroy(struct params *params);
 void model__param_begin(struct params *params, const struct param_spec *spec);
-/* A whole checkpoint tensor of that shape, next after what has been added so far. A tensor's name is
- * "model.layers.N." and the formatted name, or the formatted name alone outside the layers. */
+/* A whole checkpoint tensor of that shape, next after what has been added so far. A tensor's name
+ * is "model.layers.N." and the formatted name, or the formatted name alone outside the layers. */
 void model__param_add(struct params *params, uint32_t rank, const uint64_t *shape,
                       const char *name_format, ...) __attribute__((format(printf, 4, 5)));
 /* A view of one: `part` but for its tensor's name. */
@@ -84,7 +84,7 @@ void *model__slice(struct slicer *slicer, uint64_t size_bytes);
  * together. */
 struct model_buffers {
     int32_t *metadata;      /* the step's ids, positions, ..., as uploaded */
-    int32_t *iota;          /* 0, 1, 2, ...: rows x heads of it, where the architecture asks for it */
+    int32_t *iota;          /* 0, 1, 2, ...: row_count x iota_per_row of it */
     float *frequencies;     /* [rope_pair_count] */
     float *rope_table;      /* [rows][rope_pair_count][2] */
     float *x;               /* [rows][hidden]: the residual stream */
@@ -175,8 +175,8 @@ struct model {
     uint64_t staging_bytes;
 };
 
-/* One step while it is queued: the operators' shorthand, in pass.c. After the first failure the rest
- * is skipped. */
+/* One step while it is queued: the operators' shorthand, in pass.c. After the first failure the
+ * rest is skipped. */
 struct model_pass {
     struct model *model;
     const struct model_config *config;
@@ -228,8 +228,8 @@ void model__pass_mlp(struct model_pass *pass, uint32_t layer);
 void model__describe_norm(struct params *params, uint32_t layer, enum model_role role,
                           enum offload_part part, const char *name, uint64_t width);
 
-/* The configuration, the parameters, and info, for create and inspect. On failure info holds what was
- * known by then. The caller destroys *params_out, which may be set on failure too. */
+/* The configuration, the parameters, and info, for create and inspect. On failure info holds what
+ * was known by then. The caller destroys *params_out, which may be set on failure too. */
 enum status model__read(const struct ckpt *ckpt, const struct model_options *options,
                         const struct log *log, struct model_config *config_out,
                         struct params **params_out, struct model_info *info_out, struct err *err);

@@ -3,7 +3,8 @@
  *     layer 0: keys [slots][k width] | values [slots][v width] | layer 1: keys ...
  *
  * Token slot s of page p is row p * page_size + s, in every layer. MLA has no values: they are the
- * first part of its keys. The contents are undefined until written; attention reads only what was. */
+ * first part of its keys. The contents are undefined until written; attention reads only what
+ * was. */
 #include "model/internal.h"
 
 float *model__kv_keys(const struct model *model, uint32_t layer)

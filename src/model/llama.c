@@ -4,13 +4,13 @@
  *     q, k = rope(q, k);  x += attention(q, cache) Wo (+ b)
  *     h = rms_norm(x);  x += (silu(h Wgate) * (h Wup)) Wdown
  *
- * Grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245): several query heads share a key and
- * value head. The members differ in which projections have biases, in Qwen3's norms on q and k, and in
- * what a missing key of config.json stands for; facts from transformers 5.23's models/llama, mistral,
- * qwen2 and qwen3.
+ * Grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245): several query heads share a key
+ * and value head. The members differ in which projections have biases, in Qwen3's norms on q and
+ * k, and in what a missing key of config.json stands for; facts from transformers 5.23's
+ * models/llama, mistral, qwen2 and qwen3.
  *
- * Sliding windows are not built: a window that no served context is longer than changes nothing, and
- * a longer context is refused when the model is created. */
+ * Sliding windows are not built: a window that no served context is longer than changes nothing,
+ * and a longer context is refused when the model is created. */
 #include <math.h>
 #include <string.h>
 

@@ -1,7 +1,7 @@
 /* model/model.c - making a model: read, plan, take memory, load; and unmaking it.
  *
- * Nothing is loaded before it is known that everything fits, and nothing is taken before every tensor
- * of the checkpoint is accounted for. */
+ * Nothing is loaded before it is known that everything fits, and nothing is taken before every
+ * tensor of the checkpoint is accounted for. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>

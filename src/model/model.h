@@ -1,9 +1,10 @@
 /* model/model.h - a loaded model: an architecture's parameters and its forward pass on one device.
  *
- * A model turns a step's tokens into logits. It owns the weights (through the offloader), the KV cache's
- * memory and the scratch; who sits in which page of the cache is the engine's business. A step is a
- * ragged batch: rows are tokens of any sequences, prompt chunks and single decodes alike, and each row
- * says which sequence it belongs to, at which position, and where its keys and values go.
+ * A model turns a step's tokens into logits. It owns the weights (through the offloader), the KV
+ * cache's memory and the scratch; who sits in which page of the cache is the engine's business. A
+ * step is a ragged batch: rows are tokens of any sequences, prompt chunks and single decodes
+ * alike, and each row says which sequence it belongs to, at which position, and where its keys and
+ * values go.
  *
  * A new architecture is one file with a `struct model_arch` and one line in the table of arch.c.
  *
@@ -35,7 +36,8 @@ struct model_options {
     uint64_t kv_token_count;        /* token slots wanted; 0: as many as the budget allows, at most
                                        step_sequence_count_max contexts */
     uint32_t context_length;        /* 0: the model's own; a longer one is refused */
-    const char *dtype;              /* NULL or "auto": as the checkpoint; "float32", "bfloat16", "float16" */
+    const char *dtype;              /* of matrices. NULL or "auto": as the checkpoint has them;
+                                       "float32", "bfloat16", "float16" */
 };
 void model_options_init(struct model_options *options);
 
@@ -55,11 +57,12 @@ struct model_info {
     uint32_t step_row_count_max, step_sequence_count_max;
 };
 
-/* Reads the configuration, describes the parameters, plans, checks that weights, slots, scratch and a KV
- * cache of at least one sequence of one page fit the device's budget (else STATUS_NO_MEMORY with what
- * each takes and the smallest budget that would do), prints the plan and the manifest to the log, then
- * loads. Tensors that the architecture does not know are refused; so are missing ones. ckpt is borrowed
- * until model_destroy. The caller owns *model_out. */
+/* Reads the configuration, describes the parameters, plans, checks that weights, slots, scratch
+ * and a KV cache of at least one sequence of one page fit the device's budget (else
+ * STATUS_NO_MEMORY with what each takes and the smallest budget that would do), prints the plan
+ * and the manifest to the log, then loads. Tensors that the architecture does not know are
+ * refused; so are missing ones. ckpt is borrowed until model_destroy. The caller owns
+ * *model_out. */
 enum status model_create(struct device *device, const struct ckpt *ckpt,
                          const struct model_options *options, const struct log *log,
                          const struct progress *progress, struct model **model_out,
@@ -68,8 +71,8 @@ void model_destroy(struct model *model);
 const struct model_info *model_info(const struct model *model);
 struct offload *model_offload(struct model *model);
 
-/* What a checkpoint holds and whether it would run, for `inspect`: fills info as far as it can without
- * a device and returns the first reason why it would not run. */
+/* What a checkpoint holds and whether it would run, for `inspect`: fills info as far as it can
+ * without a device and returns the first reason why it would not run. */
 enum status model_inspect(const struct ckpt *ckpt, struct model_info *info_out, struct err *err);
 /* Names of the architectures that run ("DeepseekV3ForCausalLM", ...), ended by NULL. */
 const char *const *model_architectures(void);
@@ -87,9 +90,9 @@ struct model_step {
     const int32_t *logits_rows;     /* [logits_row_count], row indices */
 };
 
-/* Runs one step and waits for it. logits_out: host memory, F32[logits_row_count][vocab_size]. All rows'
- * keys and values are in the cache afterwards. Rows of one sequence must be in ascending positions,
- * and all earlier positions must be in the cache or in this step. */
+/* Runs one step and waits for it. logits_out: host memory, F32[logits_row_count][vocab_size]. All
+ * rows' keys and values are in the cache afterwards. Rows of one sequence must be in ascending
+ * positions, and all earlier positions must be in the cache or in this step. */
 enum status model_forward(struct model *model, const struct model_step *step, float *logits_out,
                           struct err *err);
 

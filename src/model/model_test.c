@@ -1,9 +1,9 @@
 /* model/model_test.c - models against transformers, and against themselves.
  *
- * The goldens (tests/golden/models, made by tools/make_model_goldens.py) are what transformers computes
- * in float32 for tiny random checkpoints of every architecture. The bound is 1e-4 of the logits'
- * standard deviation in each dtype: weights of F16 and BF16 are exact in float32, activations are
- * float32 on both sides, so only the order of summation differs.
+ * The goldens (tests/golden/models, made by tools/make_model_goldens.py) are what transformers
+ * computes in float32 for tiny random checkpoints of every architecture. The bound is 1e-4 of the
+ * logits' standard deviation in each dtype: weights of F16 and BF16 are exact in float32,
+ * activations are float32 on both sides, so only the order of summation differs.
  *
  * On one device nothing may change a bit: not where weights live, not the chunk, not the pages, not
  * what else is in the batch, not the number of threads. */
@@ -174,8 +174,8 @@ static void nothing_changes_a_bit(void **state)
     }
 }
 
-/* Three sequences at once: one decodes while the others are in the middle of their prompts. Sequence s
- * is the golden prompt from its s-th token on, in pages of its own. */
+/* Three sequences at once: one decodes while the others are in the middle of their prompts.
+ * Sequence s is the golden prompt from its s-th token on, in pages of its own. */
 #define MIXED_SEQUENCES 3
 #define MIXED_PAGES 16
 
@@ -322,7 +322,8 @@ static void logits_come_only_for_wanted_rows(void **state)
     harness_close(&loaded);
 }
 
-/* --dtype float32 widens exactly: logits stay within the bound; bfloat16 of an F16 model doesn't. */
+/* --dtype float32 widens exactly: logits stay within the bound; bfloat16 of an F16 model
+ * doesn't. */
 static void matrices_take_another_dtype(void **state)
 {
     const struct setting wide = { .device = "cpu", .dtype = "float32" };

@@ -1,9 +1,10 @@
 /* model/params.c - the list of a model's parameters, each with the loader that fills it.
  *
- * Architectures write it down layer by layer; here names are made, dtypes chosen, tensors looked up,
- * and everything that can be wrong with a checkpoint is found before memory is taken. The memory of
- * the list itself is bounded by the checkpoint's: a parameter that names a tensor which is not there
- * stops the building at once, so a config.json that promises a million layers costs nothing. */
+ * Architectures write it down layer by layer; here names are made, dtypes chosen, tensors looked
+ * up, and everything that can be wrong with a checkpoint is found before memory is taken. The
+ * memory of the list itself is bounded by the checkpoint's: a parameter that names a tensor which
+ * is not there stops the building at once, so a config.json that promises a million layers costs
+ * nothing. */
 #include <assert.h>
 #include <fnmatch.h>
 #include <inttypes.h>
@@ -26,7 +27,7 @@ struct params {
     const struct ckpt *ckpt;
     const struct model_config *config;
     enum status status;
-    struct err *err;            /* of the call that builds; valid during model__params_create only */
+    struct err *err;            /* valid during model__params_create only */
     bool has_dtype;
     enum dtype dtype;           /* of matrices, when has_dtype */
     struct offload_param_desc *descs;
@@ -154,8 +155,8 @@ void model__param_add(struct params *params, uint32_t rank, const uint64_t *shap
     model__param_add_view(params, &part, name);
 }
 
-/* Vectors are F32: they are small, and what they scale or shift is F32. A matrix keeps the dtype of its
- * tensors; where they differ, F32 holds them all exactly. */
+/* Vectors are F32: they are small, and what they scale or shift is F32. A matrix keeps the dtype
+ * of its tensors; where they differ, F32 holds them all exactly. */
 static enum dtype choose_dtype(const struct params *params)
 {
     enum dtype dtype = DTYPE_F32;
@@ -393,7 +394,8 @@ static enum status check_nothing_left(const struct params *params,
     if (left == 0)
         return STATUS_OK;
     return err_set(err, STATUS_BAD_INPUT,
-                   "%s: the tensor %.200s %s is unexpected: %s has no use for it (%zu such tensors)",
+                   "%s: the tensor %.200s %s is unexpected: %s has no use for it (%zu such "
+                   "tensors)",
                    ckpt_file_path(params->ckpt, first->file_index), first->name,
                    tensor_shape_format(first->rank, first->shape, shape, sizeof(shape)),
                    params->config->architecture, left);

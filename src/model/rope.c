@@ -1,20 +1,20 @@
 /* model/rope.c - the frequencies of rotary position embedding, from both styles of configuration.
  *
  * Old files say "rope_theta" beside a "rope_scaling" object, newer ones (transformers 5) one
- * "rope_parameters" object that holds both. The kinds and their arithmetic are those of transformers
- * 5.23, modeling_rope_utils.py, step by step in float, because a frequency that differs in its last
- * bit is seen after some thousand positions:
+ * "rope_parameters" object that holds both. The kinds and their arithmetic are those of
+ * transformers 5.23, modeling_rope_utils.py, step by step in float, because a frequency that
+ * differs in its last bit is seen after some thousand positions:
  *
  *   default  Su et al. 2021, RoFormer: theta^(-2i/d)
  *   linear   the same divided by `factor`
  *   dynamic  NTK-aware, which changes theta only past max_position_embeddings; as no longer context
  *            is served, it is the default here
- *   yarn     Peng et al. 2023, arXiv 2309.00071, section 3: low frequencies are divided by `factor`,
- *            high ones kept, a ramp between
+ *   yarn     Peng et al. 2023, arXiv 2309.00071, section 3: low frequencies are divided by
+ *            `factor`, high ones kept, a ramp between
  *   llama3   Llama 3.1: the same idea with bounds given as wavelengths
  *
- * "longrope" switches its frequencies with the length of each request and is refused, as is anything
- * that is not in this list. */
+ * "longrope" switches its frequencies with the length of each request and is refused, as is
+ * anything that is not in this list. */
 #include <math.h>
 #include <string.h>
 
@@ -160,7 +160,8 @@ static void fill_kind(struct config_reader *rope, const struct rope_kind *kind,
         fill_llama3(rope, kind, config);
 }
 
-/* Read from the object, with what stands beside it in the configuration for what it does not say. */
+/* Read from the object, with what stands beside it in the configuration for what it does not
+ * say. */
 static void read_kind(struct config_reader *reader, struct config_reader *rope,
                       const struct model_config *config, struct rope_kind *kind)
 {

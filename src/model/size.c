@@ -2,9 +2,9 @@
  *
  *     weights that stay | slots of what moves | scratch | page tables | keys and values
  *
- * The first three follow from the model and the options. A page of the cache costs its keys and values
- * in every layer, and a column in each sequence's page table until a context's worth of pages exists.
- * The cache gets what was asked for, or as many pages as fit. */
+ * The first three follow from the model and the options. A page of the cache costs its keys and
+ * values in every layer, and a column in each sequence's page table until a context's worth of
+ * pages exists. The cache gets what was asked for, or as many pages as fit. */
 #include <inttypes.h>
 #include <stdio.h>
 

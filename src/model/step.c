@@ -7,9 +7,9 @@
  *     for some rows at a time: gather, rms_norm, lm_head, copy out
  *     sync
  *
- * Per step: no allocation, no lock of ours; the one system call is the device's wait at the end. Every
- * operator's row depends on that row alone, so neither the rows beside it nor the chunk a prompt was
- * cut into change an answer. */
+ * Per step: no allocation, no lock of ours; the one system call is the device's wait at the end.
+ * Every operator's row depends on that row alone, so neither the rows beside it nor the chunk a
+ * prompt was cut into change an answer. */
 #include <assert.h>
 #include <string.h>
 

@@ -1,5 +1,5 @@
-/* model/test_harness.h - what the tests of models share: opening a golden model in some setting, and
- * running prompts through it as an engine would.
+/* model/test_harness.h - what the tests of models share: opening a golden model in some setting,
+ * and running prompts through it as an engine would.
  *
  * Only *_test.c files include this. A failure inside asserts through cmocka. */
 #ifndef LIGHTER_MODEL_TEST_HARNESS_H
@@ -30,7 +30,8 @@ static const char *const golden_names[] = {
 };
 #define GOLDEN_COUNT (sizeof(golden_names) / sizeof(golden_names[0]))
 
-/* Where and how a model runs. Zeroes mean: cpu, its best kernels, one thread, everything resident. */
+/* Where and how a model runs. Zeroes mean: cpu, its best kernels, one thread, everything
+ * resident. */
 struct setting {
     const char *device;
     bool force_scalar;
@@ -180,7 +181,8 @@ static inline void paging_fill(const struct model_info *info, const struct pagin
                              info->kv_page_count);
 }
 
-static inline int32_t slot_of(const struct model_info *info, const int32_t *pages, uint32_t position)
+static inline int32_t slot_of(const struct model_info *info, const int32_t *pages,
+                              uint32_t position)
 {
     return pages[position / info->kv_page_size] * (int32_t)info->kv_page_size +
            (int32_t)(position % info->kv_page_size);
