@@ -49,93 +49,142 @@ bool dtype_bytes(enum dtype dtype, uint64_t element_count, uint64_t *bytes_out)
     return size_mul(element_count / info->block_elements, info->block_bytes, bytes_out);
 }
 
-uint16_t f32_to_bf16(float value)
+/* The conversions below have no branches, only selections by mask, so that compilers turn loops of
+ * them into SIMD code (a conditional operator over the sum of floats would stay a branch, since
+ * adding may trap); comparisons are of signed numbers because SSE2 has no others. */
+
+static inline uint32_t float_bits(float value)
 {
     uint32_t bits;
 
     memcpy(&bits, &value, sizeof(bits));
-    if ((bits & 0x7FFFFFFF) > 0x7F800000)
-        return (uint16_t)(bits >> 16 | 0x40); /* NaN: keep it one, and quiet */
-    return (uint16_t)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+    return bits;
+}
+
+static inline float bits_float(uint32_t bits)
+{
+    float value;
+
+    memcpy(&value, &bits, sizeof(value));
+    return value;
+}
+
+static inline uint32_t select_bits(bool condition, uint32_t yes, uint32_t no)
+{
+    const uint32_t mask = -(uint32_t)condition;
+
+    return (yes & mask) | (no & ~mask);
+}
+
+static inline uint16_t bf16_of(float value)
+{
+    const uint32_t bits = float_bits(value);
+    const uint32_t nan = bits >> 16 | 0x40; /* keep it one, and quiet */
+    const uint32_t rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
+
+    return (uint16_t)select_bits((int32_t)(bits & 0x7FFFFFFF) > 0x7F800000, nan, rounded);
+}
+
+static inline float f16_value(uint16_t bits)
+{
+    const uint32_t sign = (uint32_t)(bits & 0x8000) << 16;
+    const int32_t magnitude = bits & 0x7FFF;
+    const uint32_t wide = (uint32_t)magnitude << 13;
+    /* zero or subnormal: units of 2^-24, which is the ulp of 0.5 */
+    const uint32_t small = float_bits(bits_float(0x3F000000 | (uint32_t)magnitude) - 0.5f);
+    const uint32_t normal = wide + (UINT32_C(112) << 23);
+    const uint32_t special = wide | 0x7F800000; /* infinity or NaN */
+    const uint32_t finite = select_bits(magnitude < 0x400, small, normal);
+
+    return bits_float(sign | select_bits(magnitude >= 0x7C00, special, finite));
+}
+
+static inline uint16_t f16_of(float value)
+{
+    const uint32_t bits = float_bits(value);
+    const uint32_t sign = bits >> 16 & 0x8000;
+    const uint32_t unsigned_bits = bits & 0x7FFFFFFF;
+    const int32_t magnitude = (int32_t)unsigned_bits;
+    /* below 2^-14: subnormal, in units of 2^-24, the ulp of 0.5, so that the addition rounds to
+     * even */
+    const uint32_t small = float_bits(bits_float(unsigned_bits) + 0.5f) - 0x3F000000;
+    const uint32_t normal =
+        (unsigned_bits + 0xFFF + (unsigned_bits >> 13 & 1) - (UINT32_C(112) << 23)) >> 13;
+    const uint32_t finite = select_bits(magnitude < 0x38800000, small, normal);
+    const uint32_t large = select_bits(magnitude > 0x7F800000, 0x7E00, 0x7C00); /* NaN, infinity */
+
+    /* 65520 and more round to infinity */
+    return (uint16_t)(sign | select_bits(magnitude >= 0x477FF000, large, finite));
+}
+
+uint16_t f32_to_bf16(float value)
+{
+    return bf16_of(value);
 }
 
 float f16_to_f32(uint16_t bits)
 {
-    const uint32_t sign = (uint32_t)(bits & 0x8000) << 16;
-    const uint32_t exponent = bits >> 10 & 0x1F;
-    uint32_t mantissa = bits & 0x3FF;
-    uint32_t wide;
-    float value;
-
-    if (exponent == 0x1F) {
-        wide = sign | 0x7F800000 | mantissa << 13;
-    } else if (exponent != 0) {
-        wide = sign | (exponent + 112) << 23 | mantissa << 13;
-    } else { /* zero or subnormal: mantissa * 2^-24, exact in F32 */
-        value = (float)mantissa * 0x1p-24f;
-        memcpy(&wide, &value, sizeof(wide));
-        wide |= sign;
-    }
-    memcpy(&value, &wide, sizeof(value));
-    return value;
+    return f16_value(bits);
 }
 
 uint16_t f32_to_f16(float value)
 {
-    uint32_t bits;
-    uint16_t sign;
-    uint32_t magnitude;
-
-    memcpy(&bits, &value, sizeof(bits));
-    sign = (uint16_t)(bits >> 16 & 0x8000);
-    magnitude = bits & 0x7FFFFFFF;
-    if (magnitude > 0x7F800000)
-        return sign | 0x7E00;
-    if (magnitude >= 0x477FF000) /* 65520 and more round to infinity */
-        return sign | 0x7C00;
-    if (magnitude < 0x38800000) { /* below 2^-14: subnormal, in units of 2^-24 */
-        float scaled;
-        uint32_t rounded;
-        memcpy(&scaled, &magnitude, sizeof(scaled));
-        scaled = scaled + 0.5f; /* 0.5 has an ulp of 2^-24: the addition rounds to even */
-        memcpy(&rounded, &scaled, sizeof(rounded));
-        return sign | (uint16_t)(rounded - 0x3F000000);
-    }
-    magnitude += 0xFFF + (magnitude >> 13 & 1);
-    return sign | (uint16_t)((magnitude - (UINT32_C(112) << 23)) >> 13);
+    return f16_of(value);
 }
 
-static float element_to_f32(const void *src, enum dtype dtype, size_t i)
+static void f32_from_f16(float *restrict to, const uint16_t *restrict from, size_t count)
 {
-    switch (dtype) {
-    case DTYPE_F32: return ((const float *)src)[i];
-    case DTYPE_F16: return f16_to_f32(((const uint16_t *)src)[i]);
-    case DTYPE_BF16: return bf16_to_f32(((const uint16_t *)src)[i]);
-    default: assert(0); return 0;
-    }
+    for (size_t i = 0; i < count; i++)
+        to[i] = f16_value(from[i]);
+}
+
+static void f32_from_bf16(float *restrict to, const uint16_t *restrict from, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        to[i] = bf16_to_f32(from[i]);
+}
+
+static void f16_from_f32(uint16_t *restrict to, const float *restrict from, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        to[i] = f16_of(from[i]);
+}
+
+static void f16_from_bf16(uint16_t *restrict to, const uint16_t *restrict from, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        to[i] = f16_of(bf16_to_f32(from[i]));
+}
+
+static void bf16_from_f32(uint16_t *restrict to, const float *restrict from, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        to[i] = bf16_of(from[i]);
+}
+
+static void bf16_from_f16(uint16_t *restrict to, const uint16_t *restrict from, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        to[i] = bf16_of(f16_value(from[i]));
 }
 
 void dtype_convert(void *dst, enum dtype dst_dtype, const void *src, enum dtype src_dtype,
                    size_t count)
 {
-    if (dst_dtype == src_dtype) {
+    if (dst_dtype == src_dtype)
         memcpy(dst, src, count * dtype_info(src_dtype)->block_bytes);
-        return;
-    }
-    switch (dst_dtype) {
-    case DTYPE_F32:
-        for (size_t i = 0; i < count; i++)
-            ((float *)dst)[i] = element_to_f32(src, src_dtype, i);
-        break;
-    case DTYPE_F16:
-        for (size_t i = 0; i < count; i++)
-            ((uint16_t *)dst)[i] = f32_to_f16(element_to_f32(src, src_dtype, i));
-        break;
-    case DTYPE_BF16:
-        for (size_t i = 0; i < count; i++)
-            ((uint16_t *)dst)[i] = f32_to_bf16(element_to_f32(src, src_dtype, i));
-        break;
-    default:
+    else if (dst_dtype == DTYPE_F32 && src_dtype == DTYPE_F16)
+        f32_from_f16(dst, src, count);
+    else if (dst_dtype == DTYPE_F32 && src_dtype == DTYPE_BF16)
+        f32_from_bf16(dst, src, count);
+    else if (dst_dtype == DTYPE_F16 && src_dtype == DTYPE_F32)
+        f16_from_f32(dst, src, count);
+    else if (dst_dtype == DTYPE_F16 && src_dtype == DTYPE_BF16)
+        f16_from_bf16(dst, src, count);
+    else if (dst_dtype == DTYPE_BF16 && src_dtype == DTYPE_F32)
+        bf16_from_f32(dst, src, count);
+    else if (dst_dtype == DTYPE_BF16 && src_dtype == DTYPE_F16)
+        bf16_from_f16(dst, src, count);
+    else
         assert(0);
-    }
 }
