@@ -55,7 +55,7 @@ static enum status refuse(const char *path, struct err *err)
 enum status ckpt_open(const char *path, struct ckpt **ckpt_out, struct err *err)
 {
     const struct ckpt_format *format = NULL;
-    struct ckpt *ckpt;
+    struct ckpt *ckpt = NULL;
     enum status st;
 
     assert(path != NULL && ckpt_out != NULL);
@@ -67,6 +67,7 @@ enum status ckpt_open(const char *path, struct ckpt **ckpt_out, struct err *err)
     st = ckpt__create(path, &ckpt, err);
     if (st != STATUS_OK)
         return st;
+    assert(ckpt != NULL);
     ckpt->format = format;
     st = format->open(ckpt, err);
     if (st != STATUS_OK) {
@@ -202,7 +203,8 @@ enum status ckpt__sort_file(struct ckpt *ckpt, size_t first, struct err *err)
         const uint64_t end_bytes = before->offset_bytes + before->size_bytes;
         if (tensors[i].offset_bytes < end_bytes)
             return err_set(err, STATUS_BAD_INPUT,
-                           "%s: tensor '%s' at byte %" PRIu64 " overlaps '%s', which ends at %" PRIu64,
+                           "%s: tensor '%s' at byte %" PRIu64
+                           " overlaps '%s', which ends at %" PRIu64,
                            ckpt->files[before->file_index].path, tensors[i].name,
                            tensors[i].offset_bytes, before->name, end_bytes);
     }

@@ -1,8 +1,8 @@
 /* checkpoint/checkpoint.h - a model on disk becomes named tensors.
  *
  * A checkpoint is opened, which reads and checks everything but the tensors' data: names, dtypes,
- * shapes, and that every byte range lies inside its file and overlaps no other. After that a read can
- * fail only because the disk does, or because the file was changed underneath.
+ * shapes, and that every byte range lies inside its file and overlaps no other. After that a read
+ * can fail only because the disk does, or because the file was changed underneath.
  *
  * A format is a row in the table of checkpoint.c: to add one is to add a file and that row. The
  * configuration is handed on as a Hugging Face config.json, whatever the format writes.
@@ -27,8 +27,8 @@ struct ckpt;
 
 struct ckpt_tensor {
     const char *name;       /* owned by the checkpoint; no control characters */
-    enum dtype dtype;       /* DTYPE_COUNT: a type that nothing here computes with; it is listed and can
-                               be read as bytes, but loader_check refuses it */
+    enum dtype dtype;       /* DTYPE_COUNT: a type that nothing here computes with; it is listed and
+                               can be read as bytes, but loader_check refuses it */
     const char *dtype_name; /* as the format spells it: "BF16", "F8_E4M3"; static */
     uint32_t rank;          /* 0 to TENSOR_RANK_MAX; a scalar has rank 0 */
     uint64_t shape[TENSOR_RANK_MAX];
@@ -49,7 +49,7 @@ const json_t *ckpt_config(const struct ckpt *ckpt);      /* borrowed; an object 
 
 size_t ckpt_tensor_count(const struct ckpt *ckpt);
 const struct ckpt_tensor *ckpt_tensor_at(const struct ckpt *ckpt, size_t index); /* in file order */
-const struct ckpt_tensor *ckpt_find(const struct ckpt *ckpt, const char *name);  /* NULL: not there */
+const struct ckpt_tensor *ckpt_find(const struct ckpt *ckpt, const char *name); /* NULL: none */
 const char *ckpt_file_path(const struct ckpt *ckpt, uint32_t file_index);
 
 /* Reads size_bytes of the tensor's data, from offset_bytes in it. */

@@ -1,10 +1,10 @@
 /* checkpoint/cover.c - see cover.h.
  *
  * Boxes are first brought to a normal form: dimensions of one element go, the others are sorted by
- * stride, and neighbours that continue each other become one. What fused, stacked and renamed tensors
- * fill is then a run of adjacent elements each; sorted by offset they must follow each other. Other
- * boxes (interleaved ones, columns) are marked in a bitmap that slides over the range, run by run, so
- * that its memory is bounded whatever the range. */
+ * stride, and neighbours that continue each other become one. What fused, stacked and renamed
+ * tensors fill is then a run of adjacent elements each; sorted by offset they must follow each
+ * other. Other boxes (interleaved ones, columns) are marked in a bitmap that slides over the range,
+ * run by run, so that its memory is bounded whatever the range. */
 #include "checkpoint/cover.h"
 
 #include <stdbool.h>
@@ -17,8 +17,8 @@ static uint64_t min_u64(uint64_t a, uint64_t b)
     return a < b ? a : b;
 }
 
-/* After this, unused dimensions have one element and come first, the strides of the others fall, and
- * none of them continues the one behind it. */
+/* After this, unused dimensions have one element and come first, the strides of the others fall,
+ * and none of them continues the one behind it. */
 static void normalise(struct cover_box *box)
 {
     struct cover_box out = { .offset = box->offset, .count = { 1, 1, 1 } };
@@ -106,8 +106,8 @@ static bool mark_run(struct window *window, uint64_t from, uint64_t end, uint64_
     return true;
 }
 
-/* The indices [*from, *end) below count at which base + i * stride + (0 .. extent - 1) may touch the
- * window. */
+/* The indices [*from, *end) below count at which base + i * stride + (0 .. extent - 1) may touch
+ * the window. */
 static void clip(const struct window *window, uint64_t base, uint64_t count, uint64_t stride,
                  uint64_t extent, uint64_t *from, uint64_t *end)
 {

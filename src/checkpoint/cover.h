@@ -19,8 +19,8 @@ struct cover_box {
 enum cover_result { COVER_EXACT, COVER_HOLE, COVER_TWICE };
 
 /* Whether the boxes, each inside [0, element_count), hold every element of it once. When not,
- * *element_out is an element that none or more than one holds. Reorders the boxes. Memory: none when
- * every box is one run, else COVER_WINDOW_ELEMENTS bits. */
+ * *element_out is an element that none or more than one holds. Reorders the boxes. Memory: none
+ * when every box is one run, else COVER_WINDOW_ELEMENTS bits. */
 enum status cover_check(struct cover_box *boxes, size_t box_count, uint64_t element_count,
                         enum cover_result *result_out, uint64_t *element_out, struct err *err);
 

@@ -5,8 +5,8 @@
  *     model.safetensors.index.json     { "weight_map": { TENSOR: FILE, ... }, "metadata": ... }
  *     model-00001-of-00007.safetensors ...
  *
- * The order in which they are looked for is that of transformers. With an index, exactly the files that
- * it names are opened, and it and they must agree on every tensor. */
+ * The order in which they are looked for is that of transformers. With an index, exactly the files
+ * that it names are opened, and it and they must agree on every tensor. */
 #include <assert.h>
 #include <dirent.h>
 #include <errno.h>
@@ -61,8 +61,8 @@ static enum status read_config(struct ckpt *ckpt, struct err *err)
 
     if (!has_file(ckpt->path, CONFIG_NAME))
         return err_set(err, STATUS_BAD_INPUT,
-                       "%s: has no " CONFIG_NAME "; a model is a Hugging Face folder with " CONFIG_NAME
-                       " and *" SUFFIX,
+                       "%s: has no " CONFIG_NAME
+                       "; a model is a Hugging Face folder with " CONFIG_NAME " and *" SUFFIX,
                        ckpt->path);
     st = join(ckpt->path, CONFIG_NAME, &path, err);
     if (st != STATUS_OK)
@@ -91,7 +91,7 @@ static enum status read_safetensors(struct ckpt *ckpt, const char *name, struct 
     return st == STATUS_OK ? safetensors__read(ckpt, ckpt->file_count - 1, err) : st;
 }
 
-/* --- the index ------------------------------------------------------------------------------------ */
+/* --- the index -------------------------------------------------------------------------------- */
 
 struct index {
     const char *path;       /* of the index itself, for messages */
@@ -114,10 +114,11 @@ static enum status check_file_name(const char *index_path, const json_t *name, s
                            (unsigned char)text[i]);
     if (strlen(text) > 255 || strchr(text, '/') != NULL || text[0] == '.')
         return err_set(err, STATUS_BAD_INPUT,
-                       "%s: '%.255s' is not the plain name of a file in the same folder", index_path,
-                       text);
+                       "%s: '%.255s' is not the plain name of a file in the same folder",
+                       index_path, text);
     if (!ends_with(text, SUFFIX))
-        return err_set(err, STATUS_BAD_INPUT, "%s: '%s' is not a *" SUFFIX " file", index_path, text);
+        return err_set(err, STATUS_BAD_INPUT, "%s: '%s' is not a *" SUFFIX " file", index_path,
+                       text);
     return STATUS_OK;
 }
 
@@ -198,8 +199,9 @@ static enum status check_mapping(void *context, struct index *index, const json_
     uint64_t file_index;
 
     if (found == NULL)
-        return err_set(err, STATUS_BAD_INPUT, "%s: tensor '%.*s' is said to be in %s, which lacks it",
-                       index->path, CKPT_NAME_BYTES_MAX, name, json_string_value(file));
+        return err_set(err, STATUS_BAD_INPUT,
+                       "%s: tensor '%.*s' is said to be in %s, which lacks it", index->path,
+                       CKPT_NAME_BYTES_MAX, name, json_string_value(file));
     if (!map_get(index->files, json_string_value(file), json_string_length(file), &file_index) ||
         found->file_index != file_index)
         return err_set(err, STATUS_BAD_INPUT, "%s: tensor '%s' is said to be in %s, but is in %s",
@@ -221,8 +223,8 @@ static enum status check_mappings(struct ckpt *ckpt, struct index *index, struct
     for (size_t i = 0; st == STATUS_OK && i < ckpt->tensor_count; i++) {
         const struct ckpt_tensor *const tensor = &ckpt->tensors[i];
         if (!map_get(mapping.seen, tensor->name, strlen(tensor->name), NULL))
-            st = err_set(err, STATUS_BAD_INPUT, "%s: lacks tensor '%s', which is in %s", index->path,
-                         tensor->name, ckpt_file_path(ckpt, tensor->file_index));
+            st = err_set(err, STATUS_BAD_INPUT, "%s: lacks tensor '%s', which is in %s",
+                         index->path, tensor->name, ckpt_file_path(ckpt, tensor->file_index));
     }
     map_destroy(mapping.seen);
     return st;
@@ -275,7 +277,8 @@ static enum status find_weight_map(struct index *index, const struct buf *text, 
         if (index->map != NULL)
             return err_set(err, STATUS_BAD_INPUT, "%s: \"weight_map\" is there twice", index->path);
         if (member.value[0] != '{')
-            return err_set(err, STATUS_BAD_INPUT, "%s: \"weight_map\" is not an object", index->path);
+            return err_set(err, STATUS_BAD_INPUT, "%s: \"weight_map\" is not an object",
+                           index->path);
         index->map = member.value;
         index->map_size = member.value_size;
     }
@@ -297,7 +300,8 @@ static enum status read_mapped_files(struct ckpt *ckpt, struct index *index, str
     for (uint32_t i = 0; st == STATUS_OK && i < index->name_count; i++) {
         const char *const name = index->names[i];
         if (!has_file(ckpt->path, name))
-            st = err_set(err, STATUS_BAD_INPUT, "%s: names %s, which is not there", index->path, name);
+            st = err_set(err, STATUS_BAD_INPUT, "%s: names %s, which is not there", index->path,
+                         name);
         if (st == STATUS_OK)
             st = map_set(index->files, name, strlen(name), i, err);
         if (st == STATUS_OK)
@@ -335,7 +339,7 @@ static enum status read_index(struct ckpt *ckpt, struct err *err)
     return st;
 }
 
-/* --- the folder ----------------------------------------------------------------------------------- */
+/* --- the folder ------------------------------------------------------------------------------- */
 
 /* What a folder without model.safetensors and index holds. */
 struct listing {
@@ -372,7 +376,7 @@ static enum status list_folder(const char *path, struct listing *listing_out, st
 
 static enum status read_only_file(struct ckpt *ckpt, struct err *err)
 {
-    struct listing listing;
+    struct listing listing = { .safetensors_count = 0 };
     enum status st = list_folder(ckpt->path, &listing, err);
 
     if (st != STATUS_OK)
@@ -381,7 +385,8 @@ static enum status read_only_file(struct ckpt *ckpt, struct err *err)
         return read_safetensors(ckpt, listing.safetensors_name, err);
     if (listing.safetensors_count > 1)
         return err_set(err, STATUS_BAD_INPUT,
-                       "%s: has %zu *" SUFFIX " files and no " INDEX_NAME " to say which belong together",
+                       "%s: has %zu *" SUFFIX " files and no " INDEX_NAME
+                       " to say which belong together",
                        ckpt->path, listing.safetensors_count);
     if (listing.pickle_count > 0)
         return err_set(err, STATUS_BAD_INPUT,

@@ -1,5 +1,5 @@
-/* checkpoint/internal.h - what the files of this room share: an open checkpoint while a format fills
- * it, and the table row by which a format is known. */
+/* checkpoint/internal.h - what the files of this room share: an open checkpoint while a format
+ * fills it, and the table row by which a format is known. */
 #ifndef LIGHTER_CHECKPOINT_INTERNAL_H
 #define LIGHTER_CHECKPOINT_INTERNAL_H
 
@@ -11,8 +11,8 @@
 #include "base/map.h"
 #include "checkpoint/checkpoint.h"
 
-/* A format is chosen by the path alone, so that a broken file is told by its own reader what is wrong
- * with it and not that it is unknown. */
+/* A format is chosen by the path alone, so that a broken file is told by its own reader what is
+ * wrong with it and not that it is unknown. */
 struct ckpt_format {
     const char *name;
     const char *what; /* what a path must be, for the message that refuses one */
@@ -40,13 +40,13 @@ enum status ckpt__create(const char *path, struct ckpt **ckpt_out, struct err *e
 /* Takes the open file and empties *file; adds to ckpt->files. */
 enum status ckpt__add_file(struct ckpt *ckpt, struct file *file, struct err *err);
 
-/* Copies *tensor and its name, which is name_size bytes. Refuses a name that is there already, is too
- * long or has control characters, and too many tensors. */
+/* Copies *tensor and its name, which is name_size bytes. Refuses a name that is there already, is
+ * too long or has control characters, and too many tensors. */
 enum status ckpt__add_tensor(struct ckpt *ckpt, const struct ckpt_tensor *tensor, const char *name,
                              size_t name_size, struct err *err);
 
-/* Sorts the tensors from index first on, which are those of the file added last, by their offset and
- * refuses any that overlap. */
+/* Sorts the tensors from index first on, which are those of the file added last, by their offset
+ * and refuses any that overlap. */
 enum status ckpt__sort_file(struct ckpt *ckpt, size_t first, struct err *err);
 
 /* safetensors.c: reads the header of ckpt's file file_index and adds its tensors. */
@@ -55,8 +55,8 @@ enum status safetensors__read(struct ckpt *ckpt, uint32_t file_index, struct err
 #define SAFETENSORS_HEADER_BYTES_MAX 100000000u
 #define SAFETENSORS_PREFIX_BYTES 8u
 
-/* The two halves of safetensors__read, which the fuzz target calls with bytes of its own: the length
- * from the first eight bytes, and the tensors from the header's text. */
+/* The two halves of safetensors__read, which the fuzz target calls with bytes of its own: the
+ * length from the first eight bytes, and the tensors from the header's text. */
 enum status safetensors__header_bytes(const struct file *file,
                                       const uint8_t prefix[SAFETENSORS_PREFIX_BYTES],
                                       size_t *size_bytes_out, struct err *err);

@@ -1,5 +1,5 @@
-/* checkpoint/loader.c - the description: its parts, and checking them against a checkpoint. How they
- * are carried out is in load.c. */
+/* checkpoint/loader.c - the description: its parts, and checking them against a checkpoint. How
+ * they are carried out is in load.c. */
 #include "checkpoint/loader.h"
 
 #include <assert.h>
@@ -165,8 +165,9 @@ static enum status check_part(const struct loader_part *part, enum dtype dtype,
     char wanted[96];
 
     if (tensor == NULL)
-        return err_set(err, STATUS_BAD_INPUT, "%s: there is no tensor '%s', which parameter '%s' needs",
-                       ckpt_path(ckpt), part->tensor, param_name);
+        return err_set(err, STATUS_BAD_INPUT,
+                       "%s: there is no tensor '%s', which parameter '%s' needs", ckpt_path(ckpt),
+                       part->tensor, param_name);
     path = ckpt_file_path(ckpt, tensor->file_index);
     if (tensor->rank != part->rank ||
         memcmp(tensor->shape, part->shape, part->rank * sizeof(part->shape[0])) != 0)

@@ -1,16 +1,16 @@
 /* checkpoint/loader.h - how checkpoint tensors fill one parameter.
  *
- * A loader is a list of parts. Each part names a checkpoint tensor, says the shape it must have, and
- * copies a strided view of it into a strided view of the parameter, changing the dtype on the way.
- * That one primitive covers renaming, slicing, fusing (q, k and v; gate and up), stacking (experts)
- * and transposing (MLA's absorbed matrices).
+ * A loader is a list of parts. Each part names a checkpoint tensor, says the shape it must have,
+ * and copies a strided view of it into a strided view of the parameter, changing the dtype on the
+ * way. That one primitive covers renaming, slicing, fusing (q, k and v; gate and up), stacking
+ * (experts) and transposing (MLA's absorbed matrices).
  *
  * A loader is a plain description: it can be checked against a checkpoint before anything is read,
  * and run again at any time, into any memory, wherever the parameter's bytes live then (charter,
  * invariant 5). It holds no checkpoint and no memory of the parameter.
  *
  *     source, elements                        parameter, elements
- *     src_offset + i*s0 + j*s1 + k*s2  ---->  dst_offset + i*d0 + j*d1 + k*d2      */
+ *     src_offset + i*s0 + j*s1 + k*s2  ---->  dst_offset + i*d0 + j*d1 + k*d2 */
 #ifndef LIGHTER_CHECKPOINT_LOADER_H
 #define LIGHTER_CHECKPOINT_LOADER_H
 
@@ -46,7 +46,8 @@ void loader_destroy(struct loader *loader);
 
 /* Adds a part; asserts that both views lie inside their tensors. */
 enum status loader_add(struct loader *loader, const struct loader_part *part, struct err *err);
-/* Adds a part that copies a whole tensor to dst_offset as it lies: renaming, fusing and stacking. */
+/* Adds a part that copies a whole tensor to dst_offset as it lies: renaming, fusing and
+ * stacking. */
 enum status loader_add_whole(struct loader *loader, const char *tensor, uint32_t rank,
                              const uint64_t *shape, uint64_t dst_offset, struct err *err);
 
@@ -55,9 +56,9 @@ uint64_t loader_size_bytes(const struct loader *loader);  /* of the parameter */
 size_t loader_part_count(const struct loader *loader);
 const struct loader_part *loader_part_at(const struct loader *loader, size_t index);
 
-/* Checks that the checkpoint has every tensor, in the right shape and a dtype that can be converted,
- * and that the parts fill each element of the parameter exactly once. Reads no data. The sentence
- * names the file, the tensor, both shapes, and `param_name`. */
+/* Checks that the checkpoint has every tensor, in the right shape and a dtype that can be
+ * converted, and that the parts fill each element of the parameter exactly once. Reads no data. The
+ * sentence names the file, the tensor, both shapes, and `param_name`. */
 enum status loader_check(const struct loader *loader, const struct ckpt *ckpt,
                          const char *param_name, struct err *err);
 
@@ -65,15 +66,17 @@ enum status loader_check(const struct loader *loader, const struct ckpt *ckpt,
  * loader_check must have passed. Sums of it are total_bytes. */
 uint64_t loader_source_bytes(const struct loader *loader, const struct ckpt *ckpt);
 
-/* Memory for loading, made once and used for every parameter: bounded, and apart from it a load takes
- * none. It reads ahead on a thread of its own, so that the disk and the conversion work at once. */
+/* Memory for loading, made once and used for every parameter: bounded, and apart from it a load
+ * takes none. It reads ahead on a thread of its own, so that the disk and the conversion work at
+ * once. */
 struct loader_staging;
 enum status loader_staging_create(struct loader_staging **staging_out, struct err *err);
 void loader_staging_destroy(struct loader_staging *staging);
 
-/* Fills dst[loader_size_bytes] (host memory, aligned for its dtype). loader_check must have passed for
- * this checkpoint. *done_bytes (may be NULL) is raised as loading goes on, by loader_source_bytes in
- * all, and progress is told of it, out of total_bytes. On failure dst's contents are undefined. */
+/* Fills dst[loader_size_bytes] (host memory, aligned for its dtype). loader_check must have passed
+ * for this checkpoint. *done_bytes (may be NULL) is raised as loading goes on, by
+ * loader_source_bytes in all, and progress is told of it, out of total_bytes. On failure dst's
+ * contents are undefined. */
 enum status loader_load(const struct loader *loader, const struct ckpt *ckpt, void *dst,
                         struct loader_staging *staging, const struct progress *progress,
                         uint64_t *done_bytes, uint64_t total_bytes, struct err *err);

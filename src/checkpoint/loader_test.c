@@ -1,7 +1,7 @@
 /* checkpoint/loader_test.c - loading against the plainest loops that do the same.
  *
- * Method: small checkpoints of numbers from a fixed generator; each load is compared, byte for byte,
- * with one that follows loader.h's formula element by element. */
+ * Method: small checkpoints of numbers from a fixed generator; each load is compared, byte for
+ * byte, with one that follows loader.h's formula element by element. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -27,8 +27,9 @@ static enum status unexpected(const struct members *members, const char *wanted,
     const int byte = peek(members);
 
     if (byte < 0)
-        return err_set(err, STATUS_BAD_INPUT, "%s: not valid JSON: it ends at byte %zu, %s is wanted",
-                       members->what, members->at, wanted);
+        return err_set(err, STATUS_BAD_INPUT,
+                       "%s: not valid JSON: it ends at byte %zu, %s is wanted", members->what,
+                       members->at, wanted);
     if (byte < 0x20 || byte > 0x7E)
         return err_set(err, STATUS_BAD_INPUT,
                        "%s: not valid JSON: byte 0x%02X at %zu, %s is wanted", members->what,

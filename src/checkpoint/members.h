@@ -1,9 +1,9 @@
 /* checkpoint/members.h - walks the members of a large JSON object without building it.
  *
- * A header may be 100 MB, of which Jansson would make gigabytes when it is written to that end. So the
- * object is cut into its members here, and each, which has a size limit, is parsed by Jansson on its
- * own: memory stays that of one member. Cutting needs only strings and brackets; whatever else is
- * wrong inside a piece, Jansson finds. */
+ * A header may be 100 MB, of which Jansson would make gigabytes when it is written to that end. So
+ * the object is cut into its members here, and each, which has a size limit, is parsed by Jansson
+ * on its own: memory stays that of one member. Cutting needs only strings and brackets; whatever
+ * else is wrong inside a piece, Jansson finds. */
 #ifndef LIGHTER_CHECKPOINT_MEMBERS_H
 #define LIGHTER_CHECKPOINT_MEMBERS_H
 

@@ -5,12 +5,12 @@
  *
  *     8 bytes     N, the header's size, little endian; at most 100 MB
  *     N bytes     a JSON object in UTF-8 that starts with '{' and may end in white space:
- *                     "NAME": { "dtype": "BF16", "shape": [2, 3], "data_offsets": [BEGIN, END] }, ...
- *                     "__metadata__": { "KEY": "VALUE", ... }      (optional, strings only)
+ *                   "NAME": { "dtype": "BF16", "shape": [2, 3], "data_offsets": [BEGIN, END] }, ...
+ *                   "__metadata__": { "KEY": "VALUE", ... }      (optional, strings only)
  *     the rest    the tensors' bytes, little endian, row major; offsets count from here
  *
- * The tensors cover the rest completely: they neither overlap nor leave holes, and END - BEGIN is what
- * dtype and shape come to. All of that is checked before a tensor is added. */
+ * The tensors cover the rest completely: they neither overlap nor leave holes, and END - BEGIN is
+ * what dtype and shape come to. All of that is checked before a tensor is added. */
 #include <assert.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -145,8 +145,8 @@ static enum status read_sizes(const json_t *entry, const char *key, const char *
     return STATUS_OK;
 }
 
-/* The bytes of tensor's shape in dtype. A zero makes the product 0 wherever it stands, so it is looked
- * for first: [2^40, 2^40, 0] is empty and does not overflow. */
+/* The bytes of tensor's shape in dtype. A zero makes the product 0 wherever it stands, so it is
+ * looked for first: [2^40, 2^40, 0] is empty and does not overflow. */
 static enum status shape_bytes(const struct ckpt_tensor *tensor, size_t dtype, const char *what,
                                uint64_t *bytes_out, struct err *err)
 {
@@ -162,9 +162,10 @@ static enum status shape_bytes(const struct ckpt_tensor *tensor, size_t dtype, c
                            dtypes[dtype].name,
                            tensor_shape_format(tensor->rank, tensor->shape, shape, sizeof(shape)));
     if (bits % 8 != 0)
-        return err_set(err, STATUS_BAD_INPUT, "%s: %s %s is %" PRIu64 " bits, not whole bytes", what,
-                       dtypes[dtype].name,
-                       tensor_shape_format(tensor->rank, tensor->shape, shape, sizeof(shape)), bits);
+        return err_set(err, STATUS_BAD_INPUT, "%s: %s %s is %" PRIu64 " bits, not whole bytes",
+                       what, dtypes[dtype].name,
+                       tensor_shape_format(tensor->rank, tensor->shape, shape, sizeof(shape)),
+                       bits);
     *bytes_out = bits / 8;
     return STATUS_OK;
 }
@@ -206,7 +207,8 @@ static enum status read_entry(const json_t *entry, const char *what, uint64_t da
                        what, offsets[0], offsets[1], data_bytes);
     if (offsets[1] - offsets[0] != bytes)
         return err_set(err, STATUS_BAD_INPUT,
-                       "%s: has %" PRIu64 " bytes (%" PRIu64 " to %" PRIu64 "), %s %s takes %" PRIu64,
+                       "%s: has %" PRIu64 " bytes (%" PRIu64 " to %" PRIu64
+                       "), %s %s takes %" PRIu64,
                        what, offsets[1] - offsets[0], offsets[0], offsets[1], dtypes[dtype].name,
                        tensor_shape_format(tensor.rank, tensor.shape, shape, sizeof(shape)), bytes);
     tensor.offset_bytes = offsets[0];
@@ -254,7 +256,8 @@ static enum status check_holes(const struct ckpt *ckpt, const struct file *file,
         const struct ckpt_tensor *const tensor = &ckpt->tensors[i];
         if (tensor->offset_bytes != end_bytes)
             return err_set(err, STATUS_BAD_INPUT,
-                           "%s: no tensor covers the %" PRIu64 " bytes before tensor '%s' at %" PRIu64,
+                           "%s: no tensor covers the %" PRIu64
+                           " bytes before tensor '%s' at %" PRIu64,
                            file->path, tensor->offset_bytes - end_bytes, tensor->name,
                            tensor->offset_bytes);
         end_bytes += tensor->size_bytes;

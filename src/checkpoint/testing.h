@@ -1,7 +1,7 @@
 /* checkpoint/testing.h - small checkpoints on disk for tests of any room.
  *
- * A folder is made under $TMPDIR (or /tmp), filled, used, and removed again. Nothing here returns an
- * error: a test that cannot write its files stops with a message. */
+ * A folder is made under $TMPDIR (or /tmp), filled, used, and removed again. Nothing here returns
+ * an error: a test that cannot write its files stops with a message. */
 #ifndef LIGHTER_CHECKPOINT_TESTING_H
 #define LIGHTER_CHECKPOINT_TESTING_H
 

@@ -1,0 +1,12 @@
+/* checkpoint/load.h - what of load.c only this room's tests use. */
+#ifndef LIGHTER_CHECKPOINT_LOAD_H
+#define LIGHTER_CHECKPOINT_LOAD_H
+
+#include "checkpoint/loader.h"
+
+/* A staging with buffers of another size, so that small tests cross their ends. A multiple of
+ * 64. */
+enum status load__staging_create(uint64_t buffer_bytes, struct loader_staging **staging_out,
+                                 struct err *err);
+
+#endif
