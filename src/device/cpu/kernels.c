@@ -1,9 +1,27 @@
 /* device/cpu/kernels.c - chooses a table of kernels for this processor. */
 #include "device/cpu/kernels.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+/* AVX2, FMA and F16C came together with Haswell in 2013, but a hypervisor can hide each.
+ * __builtin_cpu_supports also asks whether the system saves the registers; it knows no F16C in
+ * clang 14, so that bit is read here (Intel SDM, volume 2, CPUID, leaf 1). */
+static bool has_avx2_fma_f16c(void)
+{
+    unsigned eax, ebx, ecx, edx;
+
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C) != 0;
+}
+#endif
+
 const struct cpu_kernels *cpu_kernels_select(bool force_scalar)
 {
-    if (force_scalar)
-        return &cpu_kernels_scalar;
+#if defined(__x86_64__)
+    if (!force_scalar && has_avx2_fma_f16c())
+        return &cpu_kernels_avx2;
+#endif
+    (void)force_scalar;
     return &cpu_kernels_scalar;
 }

@@ -1,0 +1,32 @@
+/* device/cpu/avx2.h - what the AVX2 files share; include it only from files named *_avx2.c. */
+#ifndef LIGHTER_DEVICE_CPU_AVX2_H
+#define LIGHTER_DEVICE_CPU_AVX2_H
+
+#include <immintrin.h>
+
+#include "device/cpu/kernels.h"
+
+void cpu__matmul_avx2(const struct cpu_strip *strip, void *scratch);
+
+/* All ones in the first `count` lanes, for masked loads and stores; count < 8. */
+static inline __m256i lane_mask(uint32_t count)
+{
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)count), lane);
+}
+
+/* The sum of each of four vectors' lanes, in the order that kernels.h states. */
+static inline __m128 sum_lanes_4(__m256 a, __m256 b, __m256 c, __m256 d)
+{
+    const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+
+    return _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
+}
+
+static inline float sum_lanes(__m256 a)
+{
+    return _mm_cvtss_f32(sum_lanes_4(a, a, a, a));
+}
+
+#endif

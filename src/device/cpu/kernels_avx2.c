@@ -1,0 +1,199 @@
+/* device/cpu/kernels_avx2.c - kernels.h for x86-64 with AVX2, FMA and F16C, but for the matrix product,
+ * which is in matmul_avx2.c.
+ *
+ * A tail of fewer than eight elements goes through the same instructions as a full vector, with the
+ * missing lanes zero, so that an element's result does not depend on how far from the end it stands. */
+#include <immintrin.h>
+#include <math.h>
+
+#include "device/cpu/avx2.h"
+#include "device/cpu/kernels.h"
+
+/* exp to about 1 ulp: x = n ln 2 + r, |r| <= ln 2 / 2, the Taylor polynomial of degree 7 in r (its
+ * remainder r^8 / 8! is below 0.1 ulp), times 2^n in two steps so that subnormal results come out too.
+ * ln 2 in two parts: Cody and Waite 1980. NaN stays NaN; max and min return their second operand then. */
+static inline __m256 exp_lanes(__m256 x)
+{
+    const __m256 log2_e = _mm256_set1_ps(0x1.715476p0f);
+    const __m256 ln2_high = _mm256_set1_ps(0x1.62e4p-1f); /* few bits: n * ln2_high is exact */
+    const __m256 ln2_low = _mm256_set1_ps(0x1.7f7d1cp-20f);
+    const __m256 bounded =
+        _mm256_min_ps(_mm256_set1_ps(100), _mm256_max_ps(_mm256_set1_ps(-110), x));
+    const __m256 n = _mm256_round_ps(_mm256_mul_ps(bounded, log2_e),
+                                     _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m256 r = _mm256_fnmadd_ps(n, ln2_low, _mm256_fnmadd_ps(n, ln2_high, bounded));
+    const __m256i whole = _mm256_cvtps_epi32(n);
+    const __m256i half = _mm256_srai_epi32(whole, 1);
+    const __m256i rest = _mm256_sub_epi32(whole, half);
+    const __m256i bias = _mm256_set1_epi32(127);
+    __m256 p = _mm256_set1_ps(1.0f / 5040);
+
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f / 720));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f / 120));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f / 24));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f / 6));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0.5f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1));
+    p = _mm256_mul_ps(
+        p, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23)));
+    return _mm256_mul_ps(
+        p, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23)));
+}
+
+static void avx2_rms_norm(float *out, const float *x, const float *weight, uint32_t width,
+                          float epsilon)
+{
+    const uint32_t whole = width / CPU_LANES * CPU_LANES;
+    const __m256i mask = lane_mask(width - whole);
+    __m256 squares = _mm256_setzero_ps();
+    __m256 scale;
+
+    for (uint32_t i = 0; i < whole; i += CPU_LANES) {
+        const __m256 v = _mm256_loadu_ps(x + i);
+        squares = _mm256_fmadd_ps(v, v, squares);
+    }
+    if (whole < width) {
+        const __m256 v = _mm256_maskload_ps(x + whole, mask);
+        squares = _mm256_fmadd_ps(v, v, squares);
+    }
+    scale = _mm256_set1_ps(1.0f / sqrtf(sum_lanes(squares) / (float)width + epsilon));
+    for (uint32_t i = 0; i < whole; i += CPU_LANES)
+        _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_mul_ps(_mm256_loadu_ps(x + i), scale),
+                                                _mm256_loadu_ps(weight + i)));
+    if (whole < width)
+        _mm256_maskstore_ps(out + whole, mask,
+                            _mm256_mul_ps(_mm256_mul_ps(_mm256_maskload_ps(x + whole, mask), scale),
+                                          _mm256_maskload_ps(weight + whole, mask)));
+}
+
+static inline __m256 silu_mul_lanes(__m256 gate, __m256 up)
+{
+    const __m256 one = _mm256_set1_ps(1);
+    const __m256 e = exp_lanes(_mm256_sub_ps(_mm256_setzero_ps(), gate));
+
+    return _mm256_mul_ps(_mm256_div_ps(gate, _mm256_add_ps(one, e)), up);
+}
+
+static void avx2_silu_mul(float *out, const float *gate, const float *up, uint32_t width)
+{
+    const uint32_t whole = width / CPU_LANES * CPU_LANES;
+    const __m256i mask = lane_mask(width - whole);
+
+    for (uint32_t i = 0; i < whole; i += CPU_LANES)
+        _mm256_storeu_ps(out + i,
+                         silu_mul_lanes(_mm256_loadu_ps(gate + i), _mm256_loadu_ps(up + i)));
+    if (whole < width)
+        _mm256_maskstore_ps(out + whole, mask,
+                            silu_mul_lanes(_mm256_maskload_ps(gate + whole, mask),
+                                           _mm256_maskload_ps(up + whole, mask)));
+}
+
+static float avx2_exp_minus(float *out, const float *x, uint32_t count, float shift)
+{
+    const uint32_t whole = count / CPU_LANES * CPU_LANES;
+    const __m256i mask = lane_mask(count - whole);
+    const __m256 shifts = _mm256_set1_ps(shift);
+    __m256 sum = _mm256_setzero_ps();
+
+    for (uint32_t i = 0; i < whole; i += CPU_LANES) {
+        const __m256 e = exp_lanes(_mm256_sub_ps(_mm256_loadu_ps(x + i), shifts));
+        _mm256_storeu_ps(out + i, e);
+        sum = _mm256_add_ps(sum, e);
+    }
+    if (whole < count) {
+        const __m256 e =
+            exp_lanes(_mm256_sub_ps(_mm256_maskload_ps(x + whole, mask), shifts));
+        _mm256_maskstore_ps(out + whole, mask, e);
+        sum = _mm256_add_ps(sum, _mm256_and_ps(e, _mm256_castsi256_ps(mask)));
+    }
+    return sum_lanes(sum);
+}
+
+/* OUT_COUNT outputs by VECTORS vectors: each output element is one chain of FMAs over j, whatever the
+ * tile that holds it. `mask` is for the last vector. */
+#define TILE_OUTPUTS 4
+#define TILE_VECTORS 3
+
+static inline __attribute__((always_inline)) void
+weighted_tile(float *const *out, const uint32_t out_count, uint32_t at, const uint32_t vectors,
+              const bool masked, __m256i mask, const float *weights, uint64_t weight_stride,
+              const float *rows, uint64_t row_stride, uint32_t row_count)
+{
+    __m256 sums[TILE_OUTPUTS][TILE_VECTORS];
+
+#pragma GCC unroll 4
+    for (uint32_t q = 0; q < out_count; q++) {
+#pragma GCC unroll 3
+        for (uint32_t v = 0; v < vectors; v++)
+            sums[q][v] = masked ? _mm256_maskload_ps(out[q] + at + v * CPU_LANES, mask)
+                                : _mm256_loadu_ps(out[q] + at + v * CPU_LANES);
+    }
+    for (uint32_t j = 0; j < row_count; j++) {
+        const float *row = rows + j * row_stride + at;
+        __m256 values[TILE_VECTORS];
+#pragma GCC unroll 3
+        for (uint32_t v = 0; v < vectors; v++)
+            values[v] = masked ? _mm256_maskload_ps(row + v * CPU_LANES, mask)
+                               : _mm256_loadu_ps(row + v * CPU_LANES);
+#pragma GCC unroll 4
+        for (uint32_t q = 0; q < out_count; q++) {
+            const __m256 weight = _mm256_broadcast_ss(weights + q * weight_stride + j);
+#pragma GCC unroll 3
+            for (uint32_t v = 0; v < vectors; v++)
+                sums[q][v] = _mm256_fmadd_ps(weight, values[v], sums[q][v]);
+        }
+    }
+#pragma GCC unroll 4
+    for (uint32_t q = 0; q < out_count; q++) {
+#pragma GCC unroll 3
+        for (uint32_t v = 0; v < vectors; v++) {
+            if (masked)
+                _mm256_maskstore_ps(out[q] + at + v * CPU_LANES, mask, sums[q][v]);
+            else
+                _mm256_storeu_ps(out[q] + at + v * CPU_LANES, sums[q][v]);
+        }
+    }
+}
+
+static inline __attribute__((always_inline)) void
+weighted_outputs(float *const *out, const uint32_t out_count, const float *weights,
+                 uint64_t weight_stride, const float *rows, uint64_t row_stride,
+                 uint32_t row_count, uint32_t width)
+{
+    const __m256i mask = lane_mask(width % CPU_LANES);
+    uint32_t at = 0;
+
+    for (; at + TILE_VECTORS * CPU_LANES <= width; at += TILE_VECTORS * CPU_LANES)
+        weighted_tile(out, out_count, at, TILE_VECTORS, false, mask, weights, weight_stride, rows,
+                      row_stride, row_count);
+    for (; at + CPU_LANES <= width; at += CPU_LANES)
+        weighted_tile(out, out_count, at, 1, false, mask, weights, weight_stride, rows, row_stride,
+                      row_count);
+    if (at < width)
+        weighted_tile(out, out_count, at, 1, true, mask, weights, weight_stride, rows, row_stride,
+                      row_count);
+}
+
+static void avx2_add_weighted_rows(float *const *out, uint32_t out_count, const float *weights,
+                                   uint64_t weight_stride, const float *rows, uint64_t row_stride,
+                                   uint32_t row_count, uint32_t width)
+{
+    uint32_t q = 0;
+
+    for (; q + TILE_OUTPUTS <= out_count; q += TILE_OUTPUTS)
+        weighted_outputs(out + q, TILE_OUTPUTS, weights + q * weight_stride, weight_stride, rows,
+                         row_stride, row_count, width);
+    for (; q < out_count; q++)
+        weighted_outputs(out + q, 1, weights + q * weight_stride, weight_stride, rows, row_stride,
+                         row_count, width);
+}
+
+const struct cpu_kernels cpu_kernels_avx2 = {
+    .name = "AVX2",
+    .matmul = cpu__matmul_avx2,
+    .rms_norm = avx2_rms_norm,
+    .silu_mul = avx2_silu_mul,
+    .exp_minus = avx2_exp_minus,
+    .add_weighted_rows = avx2_add_weighted_rows,
+};
