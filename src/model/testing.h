@@ -1,9 +1,9 @@
-/* model/test_harness.h - what the tests of models share: opening a golden model in some setting,
+/* model/testing.h - what the tests of models share: opening a golden model in some setting,
  * and running prompts through it as an engine would.
  *
  * Only *_test.c files include this. A failure inside asserts through cmocka. */
-#ifndef LIGHTER_MODEL_TEST_HARNESS_H
-#define LIGHTER_MODEL_TEST_HARNESS_H
+#ifndef LIGHTER_MODEL_TESTING_H
+#define LIGHTER_MODEL_TESTING_H
 
 #include <math.h>
 #include <setjmp.h>
