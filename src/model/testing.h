@@ -1,9 +1,9 @@
-/* model/test_harness.h - what the tests of models share: opening a golden model in some setting,
+/* model/testing.h - what the tests of models share: opening a golden model in some setting,
  * and running prompts through it as an engine would.
  *
  * Only *_test.c files include this. A failure inside asserts through cmocka. */
-#ifndef LIGHTER_MODEL_TEST_HARNESS_H
-#define LIGHTER_MODEL_TEST_HARNESS_H
+#ifndef LIGHTER_MODEL_TESTING_H
+#define LIGHTER_MODEL_TESTING_H
 
 #include <math.h>
 #include <setjmp.h>
@@ -44,6 +44,8 @@ struct setting {
     uint32_t row_count_max;  /* 0: 32 */
     uint32_t page_size;      /* 0: 4 */
     uint64_t kv_token_count; /* 0: 256 */
+    bool kv_auto;            /* as many tokens as fit */
+    uint32_t context_length;
     const char *dtype;
 };
 
@@ -67,7 +69,9 @@ static inline struct model_options harness_options(const struct setting *setting
     options.step_row_count_max = setting->row_count_max == 0 ? 32 : setting->row_count_max;
     options.step_sequence_count_max = 4;
     options.kv_page_size = setting->page_size == 0 ? 4 : setting->page_size;
-    options.kv_token_count = setting->kv_token_count == 0 ? 256 : setting->kv_token_count;
+    if (!setting->kv_auto)
+        options.kv_token_count = setting->kv_token_count == 0 ? 256 : setting->kv_token_count;
+    options.context_length = setting->context_length;
     options.dtype = setting->dtype;
     options.offload.cpu_offload_bytes = setting->cpu_offload_bytes;
     options.offload.group_size = setting->group_size;

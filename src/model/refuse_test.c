@@ -1,0 +1,365 @@
+/* model/refuse_test.c - checkpoints, options and budgets that a model must not be made of.
+ *
+ * A golden checkpoint with one field of its config.json changed no longer fits its tensors: each
+ * refusal must name the tensor and the numbers. A budget that is too small must be refused with the
+ * smallest one that would do; that one must then work, and one byte less must not. */
+#include <unistd.h>
+
+#include "model/testing.h"
+
+struct folder {
+    char path[64];
+    char config[96], generation[96], weights[96];
+};
+
+static void write_json(const char *path, const json_t *json)
+{
+    assert_int_equal(json_dump_file(json, path, 0), 0);
+}
+
+/* A folder with a golden's weights and its config.json, in which the fields of `edit` are
+ * replaced. */
+static struct folder folder_create(const char *name, const char *edit)
+{
+    struct folder folder = { "/tmp/lighter-refuse-XXXXXX", "", "", "" };
+    char golden[256], target[4096 + 128], here[4096];
+    json_t *config = NULL, *changes = NULL;
+    struct err err;
+
+    assert_non_null(mkdtemp(folder.path));
+    (void)snprintf(folder.config, sizeof(folder.config), "%s/config.json", folder.path);
+    (void)snprintf(folder.generation, sizeof(folder.generation), "%s/generation_config.json",
+                   folder.path);
+    (void)snprintf(folder.weights, sizeof(folder.weights), "%s/model.safetensors", folder.path);
+    (void)snprintf(golden, sizeof(golden), GOLDEN_FOLDER "/%s/config.json", name);
+    assert_int_equal(json_read_file(golden, 1 << 20, &config, &err), STATUS_OK);
+    assert_int_equal(json_read(edit, strlen(edit), "edit", &changes, &err), STATUS_OK);
+    assert_int_equal(json_object_update(config, changes), 0);
+    write_json(folder.config, config);
+    assert_non_null(getcwd(here, sizeof(here)));
+    (void)snprintf(target, sizeof(target), "%s/" GOLDEN_FOLDER "/%.32s/model.safetensors", here,
+                   name);
+    assert_int_equal(symlink(target, folder.weights), 0);
+    json_decref(config);
+    json_decref(changes);
+    return folder;
+}
+
+static void folder_destroy(const struct folder *folder)
+{
+    (void)unlink(folder->config);
+    (void)unlink(folder->generation);
+    (void)unlink(folder->weights);
+    (void)rmdir(folder->path);
+}
+
+static const struct refusal {
+    const char *golden, *edit;
+    const char *said[3];
+} refusals[] = {
+    { "llama_gqa_tied", "{\"num_hidden_layers\": 3}",
+      { "model.layers.2.input_layernorm.weight", "missing" } },
+    { "llama_gqa_tied", "{\"num_hidden_layers\": 1024}", { "model.layers.2.", "missing" } },
+    { "llama_gqa_tied", "{\"num_hidden_layers\": 1}",
+      { "model.layers.1.", "unexpected", "9 such tensors" } },
+    { "llama_gqa_tied", "{\"tie_word_embeddings\": false}", { "lm_head.weight", "missing" } },
+    { "llama_gqa_tied", "{\"intermediate_size\": 40}",
+      { "model.layers.0.mlp.gate_proj.weight", "[48, 32]", "[40, 32]" } },
+    { "llama_gqa_tied", "{\"vocab_size\": 65}", { "model.embed_tokens.weight", "[65, 32]" } },
+    { "llama_gqa_tied", "{\"num_key_value_heads\": 4}", { "k_proj.weight", "[16, 32]" } },
+    { "llama_gqa_tied", "{\"attention_bias\": true}", { "q_proj.bias", "missing" } },
+    { "llama_gqa_tied", "{\"mlp_bias\": true}", { "gate_proj.bias", "missing" } },
+    { "llama_gqa_tied", "{\"hidden_size\": 64}", { "[64, 32]", "[64, 64]" } },
+    { "llama_gqa_tied", "{\"architectures\": [\"Qwen3ForCausalLM\"]}", { "q_norm", "missing" } },
+    { "llama_gqa_tied", "{\"architectures\": [\"DeepseekV3ForCausalLM\"]}", { "latent" } },
+    { "qwen3", "{\"architectures\": [\"LlamaForCausalLM\"]}",
+      { "model.layers.0.self_attn.k_norm.weight [16]", "unexpected", "4 such tensors" } },
+    { "deepseek_v3", "{\"n_routed_experts\": 12}", { "mlp.experts.8.gate_proj", "missing" } },
+    { "deepseek_v3", "{\"n_routed_experts\": 1024}", { "mlp.experts.8.gate_proj", "missing" } },
+    { "deepseek_v3", "{\"n_routed_experts\": 4, \"n_group\": 2}",
+      { "model.layers.1.mlp.gate.weight", "[8, 32]", "[4, 32]" } },
+    { "deepseek_v3", "{\"n_shared_experts\": 0}", { "shared_experts", "unexpected" } },
+    { "deepseek_v3", "{\"first_k_dense_replace\": 2}", { "layers.1.mlp.gate_proj", "missing" } },
+    { "deepseek_v3", "{\"first_k_dense_replace\": 0}", { "layers.0.mlp.gate.weight", "missing" } },
+    { "deepseek_v3", "{\"kv_lora_rank\": 12}", { "kv_a_proj_with_mqa.weight", "[16, 32]" } },
+    { "deepseek_v3", "{\"v_head_dim\": 8}", { "kv_b_proj.weight", "[64, 16]" } },
+    { "deepseek_v3", "{\"q_lora_rank\": null}", { "self_attn.q_proj.weight", "missing" } },
+    { "deepseek_v3", "{\"num_nextn_predict_layers\": 0}",
+      { "model.layers.2.", "unexpected", "2 such tensors" } },
+    { "deepseek_v3", "{\"architectures\": [\"DeepseekV2ForCausalLM\"], \"topk_method\": "
+      "\"greedy\"}", { "e_score_correction_bias", "unexpected" } },
+    { "deepseek_v3", "{\"quantization_config\": {\"quant_method\": \"fp8\"}}", { "fp8" } },
+    { "mistral", "{\"sliding_window\": 100}", { "sliding", "100", "512" } },
+};
+
+static void tensors_that_don_t_fit_are_named(void **state)
+{
+    const struct setting setting = { .device = "cpu" };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(refusals) / sizeof(refusals[0]); i++) {
+        const struct refusal *refusal = &refusals[i];
+        struct folder folder = folder_create(refusal->golden, refusal->edit);
+        struct loaded loaded;
+        struct err err;
+
+        if (harness_try(folder.path, &setting, NULL, &loaded, &err) != STATUS_BAD_INPUT)
+            fail_msg("%s with %s was not refused", refusal->golden, refusal->edit);
+        if (strstr(err.message, folder.path) == NULL)
+            fail_msg("%s: \"%s\" does not name the folder", refusal->edit, err.message);
+        for (size_t k = 0; k < 3 && refusal->said[k] != NULL; k++)
+            if (strstr(err.message, refusal->said[k]) == NULL)
+                fail_msg("%s: \"%s\" does not say \"%s\"", refusal->edit, err.message,
+                         refusal->said[k]);
+        folder_destroy(&folder);
+    }
+}
+
+static void inspect_tells_the_same(void **state)
+{
+    struct folder folder = folder_create("deepseek_v3", "{\"kv_lora_rank\": 12}");
+    struct model_info info;
+    struct ckpt *ckpt = NULL;
+    struct err err;
+
+    (void)state;
+    assert_int_equal(ckpt_open(folder.path, &ckpt, &err), STATUS_OK);
+    assert_int_equal(model_inspect(ckpt, &info, &err), STATUS_BAD_INPUT);
+    assert_non_null(strstr(err.message, "kv_a_proj_with_mqa"));
+    assert_string_equal(info.architecture, "DeepseekV3ForCausalLM");
+    assert_int_equal(info.layer_count, 2);
+    ckpt_close(ckpt);
+    folder_destroy(&folder);
+    assert_int_equal(ckpt_open(GOLDEN_FOLDER "/deepseek_v3", &ckpt, &err), STATUS_OK);
+    assert_int_equal(model_inspect(ckpt, &info, &err), STATUS_OK);
+    assert_int_equal(info.weight_dtype, DTYPE_BF16);
+    assert_int_equal(info.vocab_size, 64);
+    assert_int_equal(info.kv_bytes_per_token, 2 * (16 + 4) * sizeof(float));
+    assert_true(info.parameter_count > 20000 && info.weight_bytes > 2 * info.parameter_count);
+    ckpt_close(ckpt);
+}
+
+static void options_that_don_t_fit_are_refused(void **state)
+{
+    static const struct {
+        struct setting setting;
+        const char *said;
+    } all[] = {
+        { { .context_length = 513 }, "513" },
+        { { .dtype = "int8" }, "int8" },
+        { { .dtype = "i32" }, "i32" },
+        { { .row_count_max = 1 << 20 }, "1048576" },
+        { { .page_size = 1 << 20 }, "1048576" },
+        { { .kv_token_count = UINT64_C(1) << 40 }, "1099511627776" },
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
+        struct loaded loaded;
+        struct err err;
+
+        assert_int_equal(harness_try(GOLDEN_FOLDER "/qwen3", &all[i].setting, NULL, &loaded, &err),
+                         STATUS_BAD_INPUT);
+        if (strstr(err.message, all[i].said) == NULL)
+            fail_msg("\"%s\" does not say \"%s\"", err.message, all[i].said);
+    }
+}
+
+static void a_context_within_the_window_runs(void **state)
+{
+    const struct setting setting = { .context_length = 100 };
+    struct folder folder = folder_create("mistral", "{\"sliding_window\": 100}");
+    struct golden golden = golden_read("mistral");
+    struct loaded loaded = harness_open(folder.path, &setting);
+    float *logits = logits_alloc(loaded.model, golden.prompt_count);
+    const struct paging paging = { 0, 1 };
+    const uint32_t vocab_size = model_info(loaded.model)->vocab_size;
+
+    (void)state;
+    assert_int_equal(model_info(loaded.model)->context_length, 100);
+    harness_run(loaded.model, golden.prompt, 0, golden.prompt_count, 32, &paging, logits);
+    assert_int_equal(best_of(logits + (size_t)(golden.prompt_count - 1) * vocab_size, vocab_size),
+                     golden.greedy[0]);
+    free(logits);
+    free(golden.logits);
+    harness_close(&loaded);
+    folder_destroy(&folder);
+}
+
+static void special_ids_come_from_both_files(void **state)
+{
+    const struct setting setting = { .device = "cpu" };
+    struct folder folder = folder_create("qwen3", "{\"eos_token_id\": 7, \"bos_token_id\": 3}");
+    json_t *generation = json_pack("{s:[i,i]}", "eos_token_id", 5, 6);
+    struct loaded loaded = harness_open(folder.path, &setting);
+    struct err err;
+
+    (void)state;
+    assert_int_equal(model_info(loaded.model)->bos_id, 3);
+    assert_int_equal(model_info(loaded.model)->eos_count, 1);
+    assert_int_equal(model_info(loaded.model)->eos_ids[0], 7);
+    harness_close(&loaded);
+    write_json(folder.generation, generation);
+    loaded = harness_open(folder.path, &setting);
+    assert_int_equal(model_info(loaded.model)->bos_id, 3);
+    assert_int_equal(model_info(loaded.model)->eos_count, 2);
+    assert_int_equal(model_info(loaded.model)->eos_ids[1], 6);
+    harness_close(&loaded);
+    json_object_set_new(generation, "eos_token_id", json_string("x"));
+    write_json(folder.generation, generation);
+    assert_int_equal(harness_try(folder.path, &setting, NULL, &loaded, &err), STATUS_BAD_INPUT);
+    assert_non_null(strstr(err.message, "generation_config.json"));
+    json_decref(generation);
+    folder_destroy(&folder);
+}
+
+/* Keeps the lines of a log, one after the other. */
+struct kept {
+    char text[16384];
+    size_t used;
+};
+
+static void keep_line(void *user, enum log_level level, const char *line)
+{
+    struct kept *kept = user;
+
+    (void)level;
+    kept->used += (size_t)snprintf(kept->text + kept->used, sizeof(kept->text) - kept->used,
+                                   "%s\n", line);
+    assert_true(kept->used < sizeof(kept->text));
+}
+
+static void what_is_skipped_or_odd_is_logged(void **state)
+{
+    const struct setting setting = { .device = "sim", .group_size = 1, .num_in_group = 1 };
+    struct kept kept = { "", 0 };
+    const struct log log = { keep_line, &kept };
+    struct loaded loaded;
+    struct err err;
+
+    (void)state;
+    assert_int_equal(harness_try(GOLDEN_FOLDER "/deepseek_v3", &setting, &log, &loaded, &err),
+                     STATUS_OK);
+    harness_close(&loaded);
+    assert_non_null(strstr(kept.text, "2 tensors of layers 2 and above are skipped"));
+    assert_non_null(strstr(kept.text, "in 2 units"));
+    assert_non_null(strstr(kept.text, "KV cache 256 tokens"));
+    kept.used = 0;
+    assert_int_equal(harness_try(GOLDEN_FOLDER "/deepseek_v2_biases", &setting, &log, &loaded,
+                                 &err), STATUS_OK);
+    harness_close(&loaded);
+    assert_non_null(strstr(kept.text, "norm_topk_prob"));
+}
+
+static uint64_t smallest_budget(const char *message)
+{
+    static const char said[] = "the smallest budget that would do is ";
+    const char *at = strstr(message, said);
+
+    if (at == NULL)
+        fail_msg("\"%s\" names no budget that would do", message);
+    return strtoull(at + sizeof(said) - 1, NULL, 10);
+}
+
+static void check_runs(const char *name, const struct setting *setting)
+{
+    struct golden golden = golden_read(name);
+    struct loaded loaded = harness_open_golden(name, setting);
+    const struct model_info *info = model_info(loaded.model);
+    const uint32_t room = info->kv_page_count * info->kv_page_size;
+    const uint32_t count = room < golden.prompt_count ? room : golden.prompt_count;
+    float *logits = logits_alloc(loaded.model, count);
+    const struct paging paging = { 0, 1 };
+    struct device_memory_report memory;
+
+    for (int round = 0; round < 2; round++)
+        harness_run(loaded.model, golden.prompt, 0, count, 5, &paging, logits);
+    for (size_t i = 0; i < (size_t)count * info->vocab_size; i++)
+        assert_true(fabs((double)logits[i] - golden.logits[i]) < 1e-3);
+    device_memory_report(loaded.device, &memory);
+    assert_true(memory.peak_bytes <= memory.budget_bytes);
+    free(logits);
+    free(golden.logits);
+    harness_close(&loaded);
+}
+
+static void check_budgets(const char *name, const struct setting *base)
+{
+    char path[256];
+    struct setting setting = *base;
+    struct loaded loaded;
+    struct err err;
+    uint64_t smallest;
+
+    golden_path(name, path, sizeof(path));
+    setting.budget_bytes = 1;
+    assert_int_equal(harness_try(path, &setting, NULL, &loaded, &err), STATUS_NO_MEMORY);
+    smallest = smallest_budget(err.message);
+    setting.budget_bytes = smallest - 1;
+    assert_int_equal(harness_try(path, &setting, NULL, &loaded, &err), STATUS_NO_MEMORY);
+    assert_int_equal(smallest_budget(err.message), smallest);
+    setting.budget_bytes = smallest;
+    check_runs(name, &setting);
+}
+
+static void the_smallest_budget_that_is_named_works(void **state)
+{
+    static const struct setting all[] = {
+        { .device = "cpu" },
+        { .device = "cpu", .kv_auto = true },
+        { .device = "sim" },
+        { .device = "sim", .kv_auto = true, .page_size = 16 },
+        { .device = "sim", .kv_auto = true, .group_size = 1, .num_in_group = 1 },
+        { .device = "sim", .group_size = 2, .num_in_group = 1, .row_count_max = 7 },
+        { .device = "sim", .cpu_offload_bytes = 30000, .kv_token_count = 33 },
+        { .device = "cpu", .cpu_offload_bytes = 1 << 30, .kv_auto = true },
+        { .device = "sim:memory=4MiB", .kv_auto = true },
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
+        check_budgets("llama_gqa_tied", &all[i]);
+        check_budgets("deepseek_v3", &all[i]);
+    }
+}
+
+/* Left to itself the cache takes what the budget leaves, and no page less. */
+static void the_cache_takes_what_is_left(void **state)
+{
+    static const uint64_t budgets[] = { 500000, 700001, 1000000, UINT64_C(1) << 26 };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(budgets) / sizeof(budgets[0]); i++) {
+        const struct setting setting = { .device = "sim", .kv_auto = true,
+                                         .budget_bytes = budgets[i] };
+        struct loaded loaded = harness_open_golden("qwen3", &setting);
+        const struct model_info *info = model_info(loaded.model);
+        const uint64_t page_bytes = info->kv_bytes_per_token * info->kv_page_size;
+        const uint32_t most = 4 * 512 / info->kv_page_size; /* four sequences' contexts */
+        struct device_memory_report memory;
+
+        device_memory_report(loaded.device, &memory);
+        assert_true(memory.used_bytes <= budgets[i]);
+        assert_true(info->kv_page_count <= most);
+        /* a page also costs its column in the page tables, and alignment */
+        if (info->kv_page_count < most)
+            assert_true(memory.used_bytes + page_bytes + 4096 > budgets[i]);
+        harness_close(&loaded);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(tensors_that_don_t_fit_are_named),
+        cmocka_unit_test(inspect_tells_the_same),
+        cmocka_unit_test(options_that_don_t_fit_are_refused),
+        cmocka_unit_test(a_context_within_the_window_runs),
+        cmocka_unit_test(special_ids_come_from_both_files),
+        cmocka_unit_test(what_is_skipped_or_odd_is_logged),
+        cmocka_unit_test(the_smallest_budget_that_is_named_works),
+        cmocka_unit_test(the_cache_takes_what_is_left),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
