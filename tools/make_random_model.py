@@ -1,0 +1,166 @@
+#!/usr/bin/python3
+"""Writes a model with random weights, in a known model's shapes: for benchmarks and tests, not for answers.
+
+    tools/make_random_model.py --preset llama-1b /tmp/llama-1b
+    tools/make_random_model.py --preset deepseek-tiny --dtype F32 --layers 4 --seed 7 /tmp/tiny
+
+A Hugging Face folder: config.json and model.safetensors, and no tokenizer. Weights are written a piece at a
+time, so memory stays small whatever the model's size. The same preset, dtype, layers and seed give the same
+bytes (with the same NumPy; made with 1.24 to 2.3). Needs NumPy only.
+"""
+import argparse
+import json
+import os
+import struct
+import sys
+
+import numpy
+
+PIECE_ELEMENTS = 1 << 22
+ELEMENT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "attention_bias": False,
+    "mlp_bias": False, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": False,
+    "initializer_range": 0.02, "bos_token_id": 1, "eos_token_id": 2,
+}
+DEEPSEEK = {
+    "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "hidden_act": "silu",
+    "attention_bias": False, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "rope_interleave": True,
+    "tie_word_embeddings": False, "initializer_range": 0.02, "scoring_func": "sigmoid", "topk_method": "noaux_tc",
+    "norm_topk_prob": True, "num_nextn_predict_layers": 0, "bos_token_id": 0, "eos_token_id": 1,
+}
+PRESETS = {
+    # The shapes of Llama 3.2 1B's layers, with Llama 2's vocabulary and heads of their own.
+    "llama-1b": {**LLAMA, "num_hidden_layers": 16, "hidden_size": 2048, "intermediate_size": 8192,
+                 "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 32000,
+                 "max_position_embeddings": 4096},
+    "llama-100m": {**LLAMA, "num_hidden_layers": 12, "hidden_size": 768, "intermediate_size": 2048,
+                   "num_attention_heads": 12, "num_key_value_heads": 4, "head_dim": 64, "vocab_size": 32000,
+                   "max_position_embeddings": 4096},
+    "llama-tiny": {**LLAMA, "num_hidden_layers": 4, "hidden_size": 64, "intermediate_size": 160,
+                   "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 320,
+                   "max_position_embeddings": 512},
+    "deepseek-tiny": {**DEEPSEEK, "num_hidden_layers": 4, "hidden_size": 64, "intermediate_size": 128,
+                      "moe_intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 4,
+                      "q_lora_rank": 32, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8,
+                      "v_head_dim": 16, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1,
+                      "n_group": 2, "topk_group": 1, "routed_scaling_factor": 1.5, "first_k_dense_replace": 1,
+                      "vocab_size": 320, "max_position_embeddings": 512},
+}
+
+
+def ffn(prefix, hidden, width):
+    return [(prefix + "gate_proj.weight", (width, hidden)), (prefix + "up_proj.weight", (width, hidden)),
+            (prefix + "down_proj.weight", (hidden, width))]
+
+
+def llama_layer(config, prefix, _layer):
+    hidden, head_dim = config["hidden_size"], config["head_dim"]
+    q, kv = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
+    return [(prefix + "self_attn.q_proj.weight", (q, hidden)), (prefix + "self_attn.k_proj.weight", (kv, hidden)),
+            (prefix + "self_attn.v_proj.weight", (kv, hidden)), (prefix + "self_attn.o_proj.weight", (hidden, q)),
+            *ffn(prefix + "mlp.", hidden, config["intermediate_size"])]
+
+
+def deepseek_layer(config, prefix, layer):
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    nope, rope, value = config["qk_nope_head_dim"], config["qk_rope_head_dim"], config["v_head_dim"]
+    q_rank, kv_rank = config["q_lora_rank"], config["kv_lora_rank"]
+    attention = prefix + "self_attn."
+    tensors = [(attention + "q_a_proj.weight", (q_rank, hidden)),
+               (attention + "q_a_layernorm.weight", (q_rank,)),
+               (attention + "q_b_proj.weight", (heads * (nope + rope), q_rank)),
+               (attention + "kv_a_proj_with_mqa.weight", (kv_rank + rope, hidden)),
+               (attention + "kv_a_layernorm.weight", (kv_rank,)),
+               (attention + "kv_b_proj.weight", (heads * (nope + value), kv_rank)),
+               (attention + "o_proj.weight", (hidden, heads * value))]
+    if layer < config["first_k_dense_replace"]:
+        return tensors + ffn(prefix + "mlp.", hidden, config["intermediate_size"])
+    width = config["moe_intermediate_size"]
+    tensors += [(prefix + "mlp.gate.weight", (config["n_routed_experts"], hidden)),
+                (prefix + "mlp.gate.e_score_correction_bias", (config["n_routed_experts"],))]
+    for expert in range(config["n_routed_experts"]):
+        tensors += ffn(f"{prefix}mlp.experts.{expert}.", hidden, width)
+    return tensors + ffn(prefix + "mlp.shared_experts.", hidden, width * config["n_shared_experts"])
+
+
+LAYERS = {"llama": llama_layer, "deepseek_v3": deepseek_layer}
+
+
+def tensors_of(config):
+    """(name, shape) of every tensor."""
+    hidden, vocabulary = config["hidden_size"], config["vocab_size"]
+    tensors = [("model.embed_tokens.weight", (vocabulary, hidden))]
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}."
+        tensors += [(prefix + "input_layernorm.weight", (hidden,)),
+                    (prefix + "post_attention_layernorm.weight", (hidden,)),
+                    *LAYERS[config["model_type"]](config, prefix, layer)]
+    return tensors + [("model.norm.weight", (hidden,)), ("lm_head.weight", (vocabulary, hidden))]
+
+
+def as_bytes(values, dtype):
+    """float32 values as dtype's bytes, little endian, rounded to nearest, ties to even."""
+    if dtype == "F32":
+        return values.astype("<f4").tobytes()
+    if dtype == "F16":
+        return values.astype("<f2").tobytes()
+    bits = values.view(numpy.uint32)
+    return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2").tobytes()
+
+
+def write_tensor(file, name, count, dtype, random):
+    for at in range(0, count, PIECE_ELEMENTS):
+        size = min(PIECE_ELEMENTS, count - at)
+        values = random.standard_normal(size, dtype=numpy.float32)
+        if name.endswith("norm.weight"):
+            values = 1 + values * numpy.float32(0.05)
+        elif name.endswith("e_score_correction_bias"):
+            values *= numpy.float32(0.1)
+        else:
+            values *= numpy.float32(0.02)
+        file.write(as_bytes(values, dtype))
+
+
+def write_weights(path, tensors, dtype, seed):
+    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    for name, shape in tensors:
+        kind = "F32" if name.endswith("e_score_correction_bias") else dtype
+        size = int(numpy.prod(shape)) * ELEMENT_BYTES[kind]
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for index, (name, shape) in enumerate(tensors):
+            random = numpy.random.Generator(numpy.random.PCG64([seed, index]))
+            write_tensor(file, name, int(numpy.prod(shape)), header[name]["dtype"], random)
+    return offset
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", help="made when it is not there")
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="llama-1b")
+    parser.add_argument("--dtype", choices=sorted(ELEMENT_BYTES), default="BF16")
+    parser.add_argument("--layers", type=int, help="instead of the preset's")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    config = {**PRESETS[options.preset], "torch_dtype": TORCH_NAMES[options.dtype]}
+    if options.layers is not None:
+        config["num_hidden_layers"] = options.layers
+    tensors = tensors_of(config)
+    os.makedirs(options.folder, exist_ok=True)
+    size = write_weights(os.path.join(options.folder, "model.safetensors"), tensors, options.dtype, options.seed)
+    with open(os.path.join(options.folder, "config.json"), "w", encoding="utf-8") as file:
+        json.dump(config, file, indent=2, sort_keys=True)
+        file.write("\n")
+    print(f"{options.folder}: {options.preset}, {len(tensors)} tensors, {size / 1e6:.1f} MB of weights")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
