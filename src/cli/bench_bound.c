@@ -104,10 +104,11 @@ enum status cli_bench_read_bandwidth(uint32_t thread_count, double *bytes_per_s_
     double best_s = INFINITY;
     enum status st = STATUS_OK;
 
-    if (words == NULL || sums == NULL)
+    if (words == NULL || sums == NULL) {
         st = err_set(err, STATUS_NO_MEMORY, "no memory to measure its bandwidth with");
-    if (st == STATUS_OK)
-        st = thread_pool_create(thread_count, &pool, err);
+        goto done;
+    }
+    st = thread_pool_create(thread_count, &pool, err);
     if (st == STATUS_OK) {
         memset(words, 1, READ_BYTES); /* real pages, not the one page of zeros */
         for (int pass = 0; pass < READ_PASSES; pass++) {
@@ -119,6 +120,7 @@ enum status cli_bench_read_bandwidth(uint32_t thread_count, double *bytes_per_s_
         }
         *bytes_per_s_out = (double)READ_BYTES / best_s;
     }
+done:
     thread_pool_destroy(pool);
     free(sums);
     free(words);

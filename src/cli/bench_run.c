@@ -33,7 +33,7 @@ struct bench {
     struct engine *engine;
     struct bench_request plug, *requests;
     struct offload *offload;
-    bool all_queued;
+    bool has_plug_run, all_queued, is_over;
     uint32_t batch, live_count;
     uint64_t goal;         /* tokens of the slowest at which the phase is over */
     bool is_decode;
@@ -92,41 +92,48 @@ static void look_at_all(struct bench *bench)
     }
 }
 
-/* The plug has run: the batch may start once all of it waits; the lock is held. */
+/* The plug has run: the batch is asked for now, and may start once all of it waits; the lock is
+ * held. */
 static void pull_plug(struct bench *bench)
 {
+    bench->has_plug_run = true;
+    (void)pthread_cond_broadcast(&bench->changed);
     while (!bench->all_queued)
         (void)pthread_cond_wait(&bench->changed, &bench->lock);
     if (!bench->is_decode)
         begin_phase(bench);
 }
 
-/* On the engine's thread. */
+/* On the engine's thread. The last thing that is done with the bench is to say that the request is
+ * done, since whoever waits for that frees it. */
 static void on_output(void *user, const struct engine_output *output)
 {
     struct bench_request *request = user;
     struct bench *bench = request->bench;
-    bool over;
+    bool cancel;
 
     (void)pthread_mutex_lock(&bench->lock);
     request->token_count += output->id_count;
-    if (request == &bench->plug) {
-        if (output->finish != FINISH_NONE)
-            pull_plug(bench);
-    } else {
+    if (request != &bench->plug)
         look_at_all(bench);
-    }
+    else if (output->finish != FINISH_NONE)
+        pull_plug(bench);
     if (output->finish == FINISH_ABORT && output->status != STATUS_CANCELED &&
         bench->status == STATUS_OK)
         bench->status = err_set(&bench->err, output->status, "%s", output->message);
-    if (output->finish != FINISH_NONE)
-        bench->live_count--;
-    over = bench->ended_ns != 0 || bench->status != STATUS_OK;
-    (void)pthread_cond_broadcast(&bench->changed);
+    cancel = !bench->is_over && (bench->ended_ns != 0 || bench->status != STATUS_OK);
+    bench->is_over |= cancel;
     (void)pthread_mutex_unlock(&bench->lock);
-    if (over)
+
+    if (cancel)
         for (uint32_t i = 0; i < bench->batch; i++)
             engine_cancel(bench->engine, bench->requests[i].id);
+    if (output->finish == FINISH_NONE)
+        return;
+    (void)pthread_mutex_lock(&bench->lock);
+    bench->live_count--;
+    (void)pthread_cond_signal(&bench->changed);
+    (void)pthread_mutex_unlock(&bench->lock);
 }
 
 static enum status submit(struct bench *bench, struct bench_request *request, const int32_t *ids,
@@ -177,6 +184,10 @@ static enum status submit_all(struct bench *bench, const struct cli_bench_shape 
     for (size_t i = 0; i < (size_t)shape->batch * shape->prompt_tokens; i++)
         ids[i] = (int32_t)(splitmix(&random) % vocab_size);
     st = submit(bench, &bench->plug, ids, 1, 1, err);
+    (void)pthread_mutex_lock(&bench->lock);
+    while (st == STATUS_OK && !bench->has_plug_run)
+        (void)pthread_cond_wait(&bench->changed, &bench->lock);
+    (void)pthread_mutex_unlock(&bench->lock);
     for (uint32_t i = 0; i < shape->batch && st == STATUS_OK; i++)
         st = submit(bench, &bench->requests[i], ids + (size_t)i * shape->prompt_tokens,
                     shape->prompt_tokens, max_new_tokens, err);

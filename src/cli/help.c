@@ -8,22 +8,23 @@
 
 #define HELP_COLUMN 32
 #define HELP_WIDTH 100
+#define DEVICE_COLUMN 2
 #define KEY_SIZE 64
 
-/* Writes text from HELP_COLUMN on, broken between words; `at` is the column reached already. */
-static void write_wrapped(FILE *out, const char *text, int at)
+/* Writes text from `column` on, broken between words; `at` is the column reached already. */
+static void write_wrapped(FILE *out, const char *text, int at, int column)
 {
     while (*text != '\0') {
         const int word = (int)strcspn(text, " ");
 
-        if (at > HELP_COLUMN && at + 1 + word > HELP_WIDTH) {
+        if (at > column && at + 1 + word > HELP_WIDTH) {
             fputc('\n', out);
             at = 0;
         }
-        if (at < HELP_COLUMN) {
-            fprintf(out, "%*s", HELP_COLUMN - at, "");
-            at = HELP_COLUMN;
-        } else if (at > HELP_COLUMN) {
+        if (at < column) {
+            fprintf(out, "%*s", column - at, "");
+            at = column;
+        } else if (at > column) {
             fputc(' ', out);
             at++;
         }
@@ -58,7 +59,7 @@ static void write_option(FILE *out, const struct cli_option *option)
         fputc('\n', out);
         length = 0;
     }
-    write_wrapped(out, text, length);
+    write_wrapped(out, text, length, HELP_COLUMN);
 }
 
 static bool same_group_before(size_t index, enum cli_command command)
@@ -95,7 +96,7 @@ void cli_help_write(FILE *out, enum cli_command command)
     if (has_group(command, "Device")) {
         fputs("\nDevices (--device):\n", out);
         for (const char *const *line = device_help(); *line != NULL; line++)
-            fprintf(out, "  %s\n", *line);
+            write_wrapped(out, *line, 0, DEVICE_COLUMN);
     }
     fputs("\nSizes are written 512MiB, 2GiB or 16GB. Defaults stand in [brackets]. SGLang's launch "
           "flags are\naccepted; one that has no effect says so.\n",

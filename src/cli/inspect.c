@@ -166,10 +166,12 @@ static enum status print_text(json_t *json, struct err *err)
            json_integer_value(json_object_get(json, "parameter_count")),
            size_format((uint64_t)bytes, size, sizeof(size)));
     json_object_foreach(json_object_get(json, "dtypes"), key, value)
+    {
         printf("  %s: %" JSON_INTEGER_FORMAT " tensors, %s\n", key,
                json_integer_value(json_object_get(value, "tensors")),
                size_format((uint64_t)json_integer_value(json_object_get(value, "bytes")), size,
                            sizeof(size)));
+    }
     if (json_object_get(json, "layer_count") != NULL)
         printf("  %" JSON_INTEGER_FORMAT " layers, hidden size %" JSON_INTEGER_FORMAT
                ", vocabulary %" JSON_INTEGER_FORMAT ", context %" JSON_INTEGER_FORMAT

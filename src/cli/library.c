@@ -90,9 +90,9 @@ void lighter_close(struct lighter *lighter)
 static bool hand_on(void *user, const char *text, size_t text_size, const int32_t *ids,
                     size_t id_count)
 {
-    const struct lighter_request *request = user;
+    const struct lighter_request *const *request = user;
 
-    return request->on_piece(request->user, text, text_size, ids, id_count) == 0;
+    return (*request)->on_piece((*request)->user, text, text_size, ids, id_count) == 0;
 }
 
 /* The request's prompt as ids, appended. */
@@ -161,7 +161,7 @@ enum lighter_status lighter_generate(struct lighter *lighter,
                          .count = ids.count,
                          .params = &params,
                          .on_piece = request->on_piece != NULL ? hand_on : NULL,
-                         .user = (void *)(uintptr_t)request,
+                         .user = &request,
                      },
                      &answer, &err);
     }

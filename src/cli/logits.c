@@ -96,15 +96,18 @@ enum status cli_logits(struct cli_context *context, struct err *err)
             &(struct cli_demand){ .sequence_count = 1, .tokens_each = ids.count }, log,
             &context->console->progress, err);
     context->bad_usage = session.bad_usage;
-    if (st == STATUS_OK)
+    if (st == STATUS_OK) {
         engine_report_reset(session.engine);
-    if (st == STATUS_OK)
         st = run(context, &session, &ids, err);
-    if (st == STATUS_OK)
+    }
+    if (st == STATUS_OK) {
         offload_report_log(model_offload(session.model), log);
-    if (st == STATUS_OK && offload_is_garbage(model_offload(session.model)))
-        log_line(log, LOG_WARN,
-                 "these logits are garbage: with --offload-mode meta the weights have no contents");
+        if (offload_is_garbage(model_offload(session.model)))
+            log_line(log, LOG_WARN,
+                     "these logits are garbage: with --offload-mode meta the weights have no "
+                     "contents");
+        st = offload_report_check(model_offload(session.model), err);
+    }
     token_ids_deinit(&ids);
     cli_session_close(&session);
     return st;

@@ -29,7 +29,7 @@ enum status cli_print_json(json_t *json, struct err *err)
 
     if (json == NULL)
         return err_set(err, STATUS_NO_MEMORY, "no memory for the JSON output");
-    written = json_dumpf(json, stdout, JSON_INDENT(1) | JSON_REAL_PRECISION(12));
+    written = json_dumpf(json, stdout, JSON_REAL_PRECISION(12));
     json_decref(json);
     if (written != 0)
         return err_set(err, STATUS_IO, "standard output: %s", strerror(errno));

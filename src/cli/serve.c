@@ -64,10 +64,18 @@ static void watch_stop(struct watch *watch)
     (void)pthread_mutex_lock(&watch->lock);
     watch->closing = true;
     (void)pthread_mutex_unlock(&watch->lock);
-    (void)pthread_kill(watch->thread, SIGTERM); /* wakes it, if it still waits */
+    (void)pthread_kill(watch->thread, SIGINT); /* wakes it, if it still waits */
     (void)pthread_join(watch->thread, NULL);
     (void)pthread_cond_destroy(&watch->came);
     (void)pthread_mutex_destroy(&watch->lock);
+}
+
+/* From now on a signal is for watch_wait. */
+static void watch_serve(struct watch *watch)
+{
+    (void)pthread_mutex_lock(&watch->lock);
+    watch->serving = true;
+    (void)pthread_mutex_unlock(&watch->lock);
 }
 
 /* Returns the signal that asked the server to end; afterwards another one ends the program. */
@@ -76,7 +84,6 @@ static int watch_wait(struct watch *watch)
     int number;
 
     (void)pthread_mutex_lock(&watch->lock);
-    watch->serving = true;
     while (watch->number == 0)
         (void)pthread_cond_wait(&watch->came, &watch->lock);
     number = watch->number;
@@ -137,6 +144,7 @@ static enum status serve(struct cli_context *context, struct watch *watch, const
         st = cli_session_start(&session, options, &demand, log, &context->console->progress, err);
     context->bad_usage = session.bad_usage;
     if (st == STATUS_OK) {
+        watch_serve(watch);
         make_server_options(options, launch, &server_options);
         st = server_create(session.engine, session.tokenizer, &server_options, log, &server, err);
     }

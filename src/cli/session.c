@@ -27,7 +27,7 @@ enum status cli_session_open_tokenizer(struct cli_session *session,
         return STATUS_OK;
     if (st != STATUS_UNAVAILABLE || options->tokenizer_path != NULL)
         return err_set(err, st, "%s", why.message);
-    log_line(log, LOG_WARN, "%s: prompts and answers are token ids", why.message);
+    log_line(log, LOG_WARN, "%s", why.message);
     return STATUS_OK;
 }
 
