@@ -1,0 +1,322 @@
+#!/usr/bin/env python3
+"""The program as its users see it: every subcommand, its help, its JSON, its exit status and its sentences."""
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy
+
+import lighter
+
+COMMANDS = ("generate", "serve", "bench", "logits", "tokenize", "inspect")
+SIM = ("--device", "sim:memory=64MiB,link=4GB/s", "--offload-group-size", "2", "--offload-num-in-group", "1",
+       "--offload-prefetch-step", "1")
+SMALL = ("--threads", "1", "--context-length", "256")
+QUESTION = "Where is the capital of France?"
+GREEDY = ("--temperature", "0", "--max-new-tokens", "32")
+
+
+def one_object(text):
+    """Parses text, which must be one JSON object and nothing else."""
+    value, end = json.JSONDecoder().raw_decode(text)
+    assert isinstance(value, dict) and text[end:].strip() == "", text[:200]
+    return value
+
+
+def fails(*arguments, code, words, stdin=""):
+    """The program refuses: exit status, no output, and one sentence with every one of the words."""
+    got, out, err = lighter.run(*arguments, stdin=stdin)
+    assert got == code, (arguments, got, err)
+    assert out == "", out
+    last = err.strip().split("\n")[-1]
+    assert last.startswith("error: "), err
+    for word in words:
+        assert word in last, (word, last)
+    got, out, _ = lighter.run(*arguments, "--json", stdin=stdin)
+    assert got == code and one_object(out)["error"]["message"] == last[len("error: "):], out
+
+
+def make_model(folder, *arguments):
+    subprocess.run([sys.executable, os.path.join(lighter.ROOT, "tools", "make_random_model.py"), *arguments, folder],
+                   check=True, stdout=subprocess.DEVNULL)
+    return folder
+
+
+def find(value, key):
+    """The first value that stands under the key, at any depth."""
+    if isinstance(value, dict):
+        if key in value:
+            return value[key]
+        for inner in value.values():
+            found = find(inner, key)
+            if found is not None:
+                return found
+    return None
+
+
+def test_help_of_every_command():
+    for flag in ("--help", "-h", "help"):
+        _, out, err = lighter.run(flag, check=0)
+        assert all(command in out for command in COMMANDS) and err == ""
+    assert re.fullmatch(r"lighter \d+\.\d+\.\d+\n", lighter.run("--version", check=0)[1])
+    for command in COMMANDS:
+        _, out, err = lighter.run(command, "--help", check=0)
+        assert f"lighter {command}" in out and "--model" in out and "--json" in out and err == ""
+        assert max(map(len, out.split("\n"))) <= 100, command
+        options = one_object(lighter.run(command, "--help", "--json", check=0)[1])["options"]
+        assert all(f"--{option['name']}" in out for option in options) and len(options) >= 6
+
+
+def test_bad_usage_exits_2_and_names_what_is_nearest():
+    assert lighter.run()[0] == 2
+    fails("sevre", code=2, words=["sevre", "'serve'"])
+    fails("serve", code=2, words=["--model"])
+    fails("serve", "--model", "m", "--prot", "1", code=2, words=["--prot", "--port"])
+    fails("serve", "--model", "m", "--port=65536", code=2, words=["--port", "65535"])
+    fails("generate", "--model", "m", code=2, words=["--prompt"])
+    fails("generate", "--model", lighter.DEMO, "--prompt", "x", "--device", "smi", code=2, words=["sim"])
+    fails("tokenize", "--model", "m", "--port", "1", code=2, words=["--port", "serve"])
+    fails("serve", "--model", "m", "--tp-size", "2", code=2, words=["--tp-size", "only 1"])
+    fails("serve", "--model", "m", "--dp-size", "2", code=2, words=["--dp-size", "only 1"])
+    fails("serve", "--model", "m", "--api-key", "secret", code=2, words=["--api-key"])
+
+
+def test_failures_exit_1_and_name_the_file():
+    for command in ("serve", "bench", "inspect"):
+        fails(command, "--model", "no/such/folder", code=1, words=["no/such/folder"])
+    fails("generate", "--model", "no/such/folder", "--input-ids", "1", code=1, words=["no/such/folder"])
+    fails("tokenize", "--model", "no/such/folder", code=1, words=["no/such/folder"])
+    fails("generate", "--model", lighter.DEMO, "--prompt-file", "no/such/file", code=1, words=["no/such/file"])
+    fails("generate", "--model", lighter.DEMO, "--prompt", "x", "--memory-budget", "1MiB", code=1,
+          words=["budget", "smallest"])
+    fails("logits", "--model", lighter.DEMO, *SMALL, "--input-ids", "1", "--out", "/no/such/place.npy", code=1,
+          words=["/no/such/place.npy"])
+
+
+def test_requests_that_cannot_be_are_bad_usage():
+    fails("generate", "--model", lighter.DEMO, *SMALL, "--input-ids", "1,999999", code=2, words=["999999"])
+    fails("generate", "--model", lighter.DEMO, *SMALL, "--input-ids", ",".join(["5"] * 300), code=2, words=["256"])
+    fails("generate", "--model", lighter.DEMO, "--context-length", "100000", "--prompt", "x", code=2,
+          words=["100000"])
+    fails("tokenize", "--model", lighter.DEMO, "--decode", "5,999999", code=2, words=["999999"])
+
+
+def test_offload_settings_that_cannot_be_are_refused():
+    ask = ("generate", "--model", lighter.DEMO, "--prompt", "x", "--device", "sim:memory=64MiB")
+    for mode in ("shm_cpu", "sharded_gpu", "disk", "auto"):
+        fails(*ask, "--offload-mode", mode, code=2, words=[mode, "not built", "cpu and meta"])
+    fails(*ask, "--offload-mode", "cpuu", code=2, words=["'cpu'"])
+    fails(*ask, "--offload-group-size", "2", "--offload-num-in-group", "3", code=2, words=["2", "3"])
+    fails(*ask, "--offload-group-size", "2", "--offload-prefetch-step", "0", code=2, words=["prefetch"])
+    fails(*ask, "--offload-group-size", "2", "--cpu-offload-gb", "1", code=2, words=["cpu-offload-gb"])
+    fails(*ask, "--offload-group-size", "2", "--offload-params", "*.no_such_thing", code=2,
+          words=["*.no_such_thing"])
+
+
+def test_flags_without_an_effect_say_so_once():
+    flags = ["--trust-remote-code", "--disable-cuda-graph", "--attention-backend", "ascend", "--cuda-graph-bs", "1",
+             "2", "--trust-remote-code", "--tp-size", "1", "--load-format=auto"]
+    _, out, err = lighter.run("inspect", "--model", lighter.DEMO, *flags, check=0)
+    warnings = re.findall(r"^warning: (--\S+) has no effect here: .+$", err, re.M)
+    assert sorted(warnings) == ["--attention-backend", "--cuda-graph-bs", "--disable-cuda-graph",
+                                "--trust-remote-code"], err
+    assert "it will run" in out
+    assert lighter.run("inspect", "--model", lighter.DEMO, *flags, "--log-level", "error", check=0)[2] == ""
+
+
+def test_generate_streams_text_and_reports_what_moved():
+    _, out, err = lighter.run("generate", "--model", lighter.DEMO, *SIM, *SMALL, *GREEDY, "--prompt", QUESTION,
+                              check=0)
+    assert "Paris" in out and "moved" not in out
+    for word in ("home", "host", "moved", "stall", "computing"):
+        assert word in err, (word, err)
+    quiet = lighter.run("generate", "--model", lighter.DEMO, *SIM, *SMALL, *GREEDY, "--prompt", QUESTION, "--quiet",
+                        check=0)
+    assert quiet[1] == out and quiet[2] == ""
+
+
+def test_generate_json_has_what_the_contract_says():
+    answer = one_object(lighter.run("generate", "--model", lighter.DEMO, *SIM, *SMALL, *GREEDY, "--prompt", QUESTION,
+                                    "--json", check=0)[1])
+    assert "Paris" in answer["text"] and len(answer["output_ids"]) == answer["meta_info"]["completion_tokens"]
+    assert answer["meta_info"]["finish_reason"]["type"] == "stop"
+    assert find(answer["report"], "bytes_moved") == find(answer["report"], "bytes_planned") > 0
+    ids = lighter.run_json("tokenize", "--model", lighter.DEMO, stdin=QUESTION)["ids"]
+    again = lighter.run_json("generate", "--model", lighter.DEMO, *SMALL, *GREEDY, "--input-ids",
+                             ",".join(map(str, ids)))
+    assert again["output_ids"] == answer["output_ids"] and again["text"] == answer["text"]
+    piped = lighter.run_json("generate", "--model", lighter.DEMO, *SMALL, *GREEDY, "--prompt-file", "-",
+                             stdin=QUESTION)
+    assert piped["output_ids"] == answer["output_ids"]
+
+
+def test_generate_obeys_its_sampling_options():
+    ask = ("generate", "--model", lighter.DEMO, *SMALL, "--prompt", QUESTION)
+    short = lighter.run_json(*ask, "--temperature", "0", "--max-new-tokens", "2")
+    assert len(short["output_ids"]) == 2 and short["meta_info"]["finish_reason"]["type"] == "length"
+    none = lighter.run_json(*ask, "--max-new-tokens", "0")
+    assert none["output_ids"] == [] and none["text"] == ""
+    stopped = lighter.run_json(*ask, *GREEDY, "--stop", "Par")
+    assert "Par" not in stopped["text"] and stopped["meta_info"]["finish_reason"]["matched"] == "Par"
+    kept = lighter.run_json(*ask, *GREEDY, "--stop=Par", "--no-stop-trim")
+    assert kept["text"].endswith("Par") or "Par" in kept["text"]
+    on = lighter.run_json(*ask, *GREEDY, "--ignore-eos")
+    assert len(on["output_ids"]) == 32
+    by_id = lighter.run_json(*ask, *GREEDY, "--stop-token-ids", str(on["output_ids"][1]))
+    assert len(by_id["output_ids"]) <= 2
+    hot = ("--temperature", "5", "--max-new-tokens", "24", "--ignore-eos")
+    first = lighter.run_json(*ask, *hot, "--seed", "7")["output_ids"]
+    assert first == lighter.run_json(*ask, *hot, "--random-seed", "7")["output_ids"]
+    assert first != lighter.run_json(*ask, *hot, "--seed", "8")["output_ids"]
+
+
+def test_meta_mode_marks_its_answers():
+    _, out, err = lighter.run("generate", "--model", lighter.DEMO, *SIM, *SMALL, *GREEDY, "--offload-mode", "meta",
+                              "--prompt", QUESTION, check=0)
+    assert "garbage" in err.strip().split("\n")[-1], err
+    answer = lighter.run_json("generate", "--model", lighter.DEMO, *SIM, *SMALL, *GREEDY, "--offload-mode", "meta",
+                              "--prompt", QUESTION)
+    assert answer["meta_info"]["garbage"] is True and find(answer["report"], "bytes_moved") == 0
+
+
+def test_memory_fraction_is_a_budget():
+    ask = ("generate", "--model", lighter.DEMO, "--device", "sim:memory=64MiB", *SMALL, "--input-ids", "5",
+           "--max-new-tokens", "1")
+    assert "budget 32.0 MiB" in lighter.run(*ask, "--mem-fraction-static", "0.5", check=0)[2]
+    _, _, err = lighter.run(*ask, "--mem-fraction-static", "0.5", "--memory-budget", "16MiB", check=0)
+    assert "budget 16.0 MiB" in err and "--mem-fraction-static has no effect" in err
+    fails(*ask, "--mem-fraction-static", "0.01", code=1, words=["budget"])
+
+
+def test_logits_as_npy_and_as_json_are_the_same():
+    ask = ("logits", "--model", lighter.DEMO, *SMALL, "--prompt", QUESTION)
+    plain = one_object(lighter.run(*ask, check=0)[1])
+    tokens, vocabulary = plain["shape"]
+    assert tokens == len(plain["input_ids"]) == 8 and vocabulary == 1280 and plain["dtype"] == "float32"
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "logits.npy")
+        told = one_object(lighter.run(*ask, "--out", path, "--json", check=0)[1])
+        assert told["out"] == path and told["shape"] == [tokens, vocabulary]
+        logits = numpy.load(path)
+        assert logits.dtype == numpy.float32 and logits.shape == (tokens, vocabulary)
+        assert (logits == numpy.array(plain["logits"], dtype=numpy.float32)).all()
+        for extra in (["--chunk", "3"], list(SIM), ["--threads", "2"]):
+            assert lighter.run(*ask, *extra, "--out", path, check=0)[1] == ""
+            assert numpy.array_equal(numpy.load(path), logits), extra
+        assert os.listdir(folder) == ["logits.npy"]
+
+
+def test_tokenize_there_and_back():
+    text = "Où est Tōkyō? 🇫🇷\n\tcode(); "
+    ids = lighter.run_json("tokenize", "--model", lighter.DEMO, stdin=text)["ids"]
+    bare = lighter.run_json("tokenize", "--model", lighter.DEMO, "--no-special", stdin=text)
+    assert bare["ids"] == ids[1:] and bare["count"] == len(ids) - 1
+    printed = lighter.run("tokenize", "--model", lighter.DEMO, stdin=text, check=0)[1].strip()
+    assert printed == ",".join(map(str, ids))
+    assert lighter.run_json("tokenize", "--model", lighter.DEMO, "--decode", printed, "--skip-special")["text"] == text
+    assert lighter.run_json("tokenize", "--model", lighter.DEMO, "--decode", printed)["text"] != text
+    assert lighter.run_json("tokenize", "--model", lighter.DEMO, stdin="")["ids"] == ids[:1]
+
+
+def test_inspect_tells_what_is_there_and_what_is_missing():
+    told = one_object(lighter.run("inspect", "--model", lighter.DEMO, "--json", check=0)[1])
+    assert told["architecture"] == "DeepseekV3ForCausalLM" and told["will_run"] is True and told["reason"] is None
+    assert told["layer_count"] == 8 and told["tokenizer"]["usable"] is True
+    assert sum(kind["tensors"] for kind in told["dtypes"].values()) == told["tensor_count"]
+    listed = one_object(lighter.run("inspect", "--model", lighter.DEMO, "--tensors", "--json", check=0)[1])
+    assert len(listed["tensors"]) == told["tensor_count"]
+    with tempfile.TemporaryDirectory() as folder:
+        make_model(folder, "--preset", "llama-tiny")
+        told = lighter.run_json("inspect", "--model", folder)
+        assert told["will_run"] is True and told["tokenizer"]["usable"] is False
+        path = os.path.join(folder, "config.json")
+        with open(path, encoding="utf-8") as file:
+            config = json.load(file)
+        for changes, word in (({"architectures": ["MambaForCausalLM"], "model_type": "mamba"}, "MambaForCausalLM"),
+                              ({"num_hidden_layers": 5}, "model.layers.4"), ({"vocab_size": 321}, "321")):
+            with open(path, "w", encoding="utf-8") as file:
+                json.dump({**config, **changes}, file)
+            told = lighter.run_json("inspect", "--model", folder)
+            assert told["will_run"] is False and word in told["reason"], told
+            assert "it will not run" in lighter.run("inspect", "--model", folder, check=0)[1]
+
+
+def test_bench_measures_both_phases():
+    with tempfile.TemporaryDirectory() as folder:
+        make_model(folder, "--preset", "deepseek-tiny")
+        told = one_object(lighter.run(
+            "bench", "--model", folder, "--device", "sim:memory=64MiB,link=1GB/s", "--offload-group-size", "2",
+            "--prompt-tokens", "48", "--gen-tokens", "9", "--batch", "3", "--repeat", "2", "--chunked-prefill-size",
+            "32", "--json", check=0)[1])
+        assert told["prefill_tokens_per_s"] > 0 and told["decode_tokens_per_s"] > 0
+        for phase in ("prefill", "decode"):
+            assert len(told[phase]["tokens_per_s"]) == 2
+            offload = told[phase]["offload"]
+            assert offload["bytes_moved"] > 0 and offload["passes"] > 0
+        assert told["prefill"]["offload"]["passes"] == 5  # 3 x 48 rows, 32 at most in a step
+        assert told["decode"]["offload"]["passes"] == 8   # the first token came with the prompt
+        assert told["bytes"]["moved_per_decode_pass"] > 0 and told["bounds"]["link_bytes_per_s"] == 1000000000
+        assert 0 < told["shares"]["decode_of_bound"] and 0 < told["shares"]["decode_of_link"] <= 1.05
+        _, out, _ = lighter.run("bench", "--model", folder, "--prompt-tokens", "8", "--gen-tokens", "4", "--repeat",
+                                "1", check=0)
+        for word in ("prefill", "decode", "tokens/s", "bound"):
+            assert word in out
+
+
+def test_random_models_are_the_same_for_the_same_seed():
+    with tempfile.TemporaryDirectory() as folder:
+        bytes_of = {}
+        for name, arguments in (("a", ()), ("b", ()), ("c", ("--seed", "2")), ("d", ("--dtype", "F32"))):
+            made = make_model(os.path.join(folder, name), "--preset", "llama-tiny", *arguments)
+            with open(os.path.join(made, "model.safetensors"), "rb") as file:
+                bytes_of[name] = file.read()
+        assert bytes_of["a"] == bytes_of["b"] != bytes_of["c"] and len(bytes_of["d"]) > len(bytes_of["a"])
+
+
+def test_serve_tells_its_address_and_ends_on_a_signal():
+    command = [lighter.PROGRAM, "serve", "--model", lighter.DEMO, *SMALL, "--port", "0", "--json"]
+    for number in (signal.SIGTERM, signal.SIGINT):
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        line = server.stdout.readline().decode()
+        told = one_object(line)
+        assert told["url"] == f"http://127.0.0.1:{told['port']}" and told["port"] > 0
+        server.send_signal(number)
+        out, err = server.communicate(timeout=lighter.WAIT_SECONDS)
+        assert server.returncode == 0 and out == b"", (server.returncode, err)
+        assert told["url"].encode() in err
+
+
+def test_a_second_signal_stops_at_once():
+    with lighter.Server("--model", lighter.DEMO, "--threads", "1", "--force-scalar") as server:
+        body = json.dumps({"text": ["The"] * 16, "sampling_params": {"ignore_eos": True, "max_new_tokens": 500,
+                                                                     "temperature": 0}})
+        asker = subprocess.Popen([sys.executable, "-c", "import sys, urllib.request\n"
+                                  "urllib.request.urlopen(sys.argv[1], sys.argv[2].encode(), timeout=100).read()",
+                                  server.url + "/generate", body], stderr=subprocess.DEVNULL)
+        deadline = time.time() + lighter.WAIT_SECONDS
+        while find(server.request("/get_server_info")[1], "running") == 0 and time.time() < deadline:
+            time.sleep(0.01)
+        server.process.send_signal(signal.SIGTERM)
+        while not any("once" in line for line in server.log) and server.process.poll() is None:
+            time.sleep(0.01)
+        server.process.send_signal(signal.SIGTERM)
+        code = server.process.wait(lighter.WAIT_SECONDS)
+        asker.wait(lighter.WAIT_SECONDS)
+        assert code in (0, -signal.SIGTERM), code  # 0: everything was answered before the second came
+        server.process.returncode = 0
+
+
+def test_output_that_cannot_be_written_is_a_failure():
+    for arguments in (["--help"], ["inspect", "--model", lighter.DEMO], ["inspect", "--model", lighter.DEMO, "--json"]):
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run([lighter.PROGRAM, *arguments], stdout=full, stderr=subprocess.PIPE)
+        assert done.returncode == 1, arguments
+
+
+if __name__ == "__main__":
+    sys.exit(lighter.main(sys.modules[__name__]))
