@@ -14,6 +14,7 @@
 #include "base/map.h"
 #include "base/nearest.h"
 #include "base/size.h"
+#include "base/status.h"
 #include "base/thread_pool.h"
 #include "base/utf8.h"
 
@@ -189,6 +190,23 @@ static void json_getters_say_what_was_wrong(void **state)
     assert_non_null(strstr(err.message, "line 1"));
 }
 
+static void errors_stay_one_line_of_utf8(void **state)
+{
+    struct err err;
+    char name[2 * sizeof(err.message)];
+
+    (void)state;
+    assert_int_equal(err_set(&err, STATUS_IO, "'a\n\x7F\x1B[31m\xFF\xC3\xA9\xE2\x82' is %d", 5),
+                     STATUS_IO);
+    assert_string_equal(err.message, "'a??" "?[31m?\xC3\xA9?" "?' is 5");
+    memset(name, 'x', sizeof(name));
+    memcpy(name + sizeof(err.message) - 2, "\xC3\xA9", 3); /* cut between the two */
+    (void)err_set(&err, STATUS_IO, "%s", name);
+    assert_int_equal(err.message[sizeof(err.message) - 2], '?');
+    assert_int_equal(err_prefix(&err, STATUS_IO, "\t%s", "b"), STATUS_IO);
+    assert_memory_equal(err.message, "?b: xxx", 7);
+}
+
 static void count_task(void *context, size_t index, uint32_t thread_index)
 {
     (void)thread_index;
@@ -236,6 +254,7 @@ int main(void)
         cmocka_unit_test(tables_keep_every_key),
         cmocka_unit_test(utf8_follows_the_standard),
         cmocka_unit_test(json_getters_say_what_was_wrong),
+        cmocka_unit_test(errors_stay_one_line_of_utf8),
         cmocka_unit_test(pools_run_each_task_once),
         cmocka_unit_test(sleeping_never_returns_early),
     };

@@ -6,6 +6,25 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/utf8.h"
+
+/* A sentence quotes names from files and requests, and may have been cut inside a character:
+ * whatever is not printable UTF-8 becomes '?', so that it stays one line and can go into JSON. */
+static void clean(char *message)
+{
+    const size_t size = strlen(message);
+    size_t at = 0;
+
+    while (at < size) {
+        uint32_t code_point;
+        bool valid;
+        const size_t used = utf8_decode(message + at, size - at, &code_point, &valid);
+        if (!valid || code_point < 0x20 || code_point == 0x7F)
+            memset(message + at, '?', used);
+        at += used;
+    }
+}
+
 enum status err_set(struct err *err, enum status status, const char *format, ...)
 {
     va_list args;
@@ -17,6 +36,7 @@ enum status err_set(struct err *err, enum status status, const char *format, ...
     va_start(args, format);
     (void)vsnprintf(err->message, sizeof(err->message), format, args);
     va_end(args);
+    clean(err->message);
     return status;
 }
 
@@ -38,6 +58,7 @@ enum status err_prefix(struct err *err, enum status status, const char *format, 
     memmove(err->message + length, err->message, sizeof(err->message) - length);
     memcpy(err->message, head, length);
     err->message[sizeof(err->message) - 1] = '\0';
+    clean(err->message);
     err->status = status;
     return status;
 }
