@@ -11,6 +11,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,14 +38,10 @@ static enum status join(const char *folder, const char *name, char **path_out, s
 
 static bool has_file(const char *folder, const char *name)
 {
-    char *path;
-    bool found;
+    char path[PATH_MAX];
 
-    if (join(folder, name, &path, NULL) != STATUS_OK)
-        return false;
-    found = file_exists(path);
-    free(path);
-    return found;
+    return (size_t)snprintf(path, sizeof(path), "%s/%s", folder, name) < sizeof(path) &&
+           file_exists(path);
 }
 
 static bool ends_with(const char *text, const char *suffix)
