@@ -76,6 +76,11 @@ $(B)/tests/%: $(B)/obj/%.o $(B)/liblighter.a
 	@echo "LD $@"
 	@$(CC) $(ALL_LDFLAGS) -o $@ $^ $(LIBS) -lcmocka
 
+# Calls that a test stands in for, to make the n-th fail (ld: --wrap).
+WRAPPED_offload = malloc calloc realloc strdup device_alloc device_host_alloc stream_create \
+                  event_create event_record stream_wait device_copy_in device_fill ckpt_read
+$(B)/tests/offload/load_test: ALL_LDFLAGS += $(WRAPPED_offload:%=-Wl,--wrap=%)
+
 # In the fuzz variant libFuzzer drives the target; elsewhere src/base/fuzz_main.c feeds it files.
 FUZZ_MAIN = $(if $(filter fuzz,$(VARIANT)),,$(B)/obj/base/fuzz_main.o)
 $(B)/fuzz/%: $(B)/obj/%.o $(FUZZ_MAIN) $(B)/liblighter.a
