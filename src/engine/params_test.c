@@ -10,7 +10,8 @@
 #include "base/json.h"
 #include "engine/engine.h"
 
-/* Reads `text` over the defaults and checks it. The strings in *params live as long as *json_out. */
+/* Reads `text` over the defaults and checks it. The strings in *params live as long as
+ * *json_out. */
 static enum status read_text(const char *text, struct sampling_params *params, json_t **json_out,
                              struct err *err)
 {
@@ -32,8 +33,9 @@ static void every_field_is_read(void **state)
     assert_int_equal(
         read_text("{\"max_new_tokens\": 7, \"min_new_tokens\": 2, \"temperature\": 0.5,"
                   "\"top_p\": 0.9, \"top_k\": 40, \"min_p\": 0.05, \"frequency_penalty\": 1,"
-                  "\"presence_penalty\": -0.5, \"repetition_penalty\": 1.1, \"stop\": [\"a\", \"bc\"],"
-                  "\"stop_token_ids\": [3, 9], \"ignore_eos\": true, \"skip_special_tokens\": false,"
+                  "\"presence_penalty\": -0.5, \"repetition_penalty\": 1.1,"
+                  "\"stop\": [\"a\", \"bc\"], \"stop_token_ids\": [3, 9],"
+                  "\"ignore_eos\": true, \"skip_special_tokens\": false,"
                   "\"spaces_between_special_tokens\": true, \"no_stop_trim\": true, \"n\": 1,"
                   "\"sampling_seed\": -1, \"regex\": null, \"logit_bias\": null}",
                   &params, &json, &err), STATUS_OK);
@@ -131,8 +133,8 @@ static void what_is_wrong_is_named(void **state)
         { "{\"stop\": \"\"}", "\"stop\"[0] has 0 bytes" },
         { "{\"stop\": [\"a\", null]}", "\"stop\"[1] is null" },
         { "{\"stop\": \"a\\u0000b\"}", "\"stop\"[0] has a NUL" },
-        { "{\"stop\": [\"1\",\"1\",\"1\",\"1\",\"1\",\"1\",\"1\",\"1\",\"1\",\"1\",\"1\",\"1\",\"1\","
-          "\"1\",\"1\",\"1\",\"1\"]}", "more than 16" },
+        { "{\"stop\": [\"1\",\"1\",\"1\",\"1\",\"1\",\"1\",\"1\",\"1\",\"1\",\"1\",\"1\",\"1\","
+          "\"1\",\"1\",\"1\",\"1\",\"1\"]}", "more than 16" },
         { "{\"stop_token_ids\": 5}", "\"stop_token_ids\" is an integer" },
         { "{\"stop_token_ids\": [1, -5]}", "\"stop_token_ids\"[1]" },
         { "{\"stop_token_ids\": [4294967296]}", "\"stop_token_ids\"[0]" },

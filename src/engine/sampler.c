@@ -22,7 +22,7 @@
  * these bits each, with counts and masses per bucket, find the smallest weight kept and how many
  * of its equals are kept with it. That costs some passes over the vocabulary, however flat the
  * distribution is: of 128 Ki ids 1.0 ms without top_k and top_p, 1.5 to 2.4 ms with them, 0.2 ms
- * greedily (one core of a 2.1 GHz Xeon; a step that makes so many logits reads 128 Ki rows of the
+ * greedily (one core of a 2.0 GHz Xeon; a step that makes so many logits reads 128 Ki rows of the
  * output matrix, which takes some tens of milliseconds).
  *
  * Per token: no allocation, no system call, no lock. */

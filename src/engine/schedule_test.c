@@ -1,7 +1,8 @@
 /* engine/schedule_test.c - what a schedule must never do: pass a limit, let anybody starve.
  *
- * Method: invented requests of random lengths, run through thousands of simulated steps under random
- * limits. The properties are checked, not one answer, so that better schedules still pass. */
+ * Method: invented requests of random lengths, run through thousands of simulated steps under
+ * random limits. The properties are checked, not one answer, so that better schedules still
+ * pass. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -98,7 +99,7 @@ static void everybody_finishes(void **state)
             /* Each step does at least one row of the work there is. */
             assert_true(++steps <= work);
         }
-        /* While a prompt waits, older ones are being computed: at least a row per step of theirs. */
+        /* While a prompt waits, older ones are computed: at least a row of theirs per step. */
         for (uint32_t i = 0; i < REQUESTS; i++)
             assert_true(fakes[i].waited <= i * 100);
     }
