@@ -5,8 +5,9 @@
  * places fail at its root, which is a table.
  *
  * Tokens with "normalized" are looked for in the normalised text and in their normalised form, the
- * others in the text as it came. Ids follow the library: a token that the model knows has the model's id,
- * the others are numbered from the size of the model's vocabulary; the id in the file is not asked. */
+ * others in the text as it came. Ids follow the library: a token that the model knows has the
+ * model's id, the others are numbered from the size of the model's vocabulary; the id in the file
+ * is not asked. */
 #include "text/internal.h"
 
 #include <stdlib.h>
@@ -17,7 +18,7 @@
 
 #define ADDED_COUNT_MAX 200000u
 
-/* --- the trie ------------------------------------------------------------------------------------- */
+/* --- the trie --------------------------------------------------------------------------------- */
 
 static enum status node_add(struct added_trie *trie, unsigned char byte, uint32_t *index_out,
                             struct err *err)
@@ -95,7 +96,7 @@ static const struct added_token *longest_at(const struct added_scan *scan, size_
     return found;
 }
 
-/* --- matching ---------------------------------------------------------------------------------------- */
+/* --- matching --------------------------------------------------------------------------------- */
 
 static bool is_single_word(const struct added_scan *scan, size_t start, size_t end)
 {
@@ -162,6 +163,11 @@ bool added_scan_next(struct added_scan *scan, const struct added_token **token_o
         }
         if (token->rstrip)
             end = after_spaces(scan->text, scan->size, end);
+        if (start >= end) {
+            /* Spaces that rstrip gave to the token before: nothing is left of this one. */
+            scan->done = end;
+            continue;
+        }
         *token_out = token;
         *start_out = start;
         *end_out = end;
@@ -170,7 +176,7 @@ bool added_scan_next(struct added_scan *scan, const struct added_token **token_o
     return false;
 }
 
-/* --- opening ----------------------------------------------------------------------------------------- */
+/* --- opening ---------------------------------------------------------------------------------- */
 
 const struct added_token *added_find(const struct added *added, const char *bytes, size_t size)
 {

@@ -2,11 +2,11 @@
  *
  * A piece starts as its characters, each the token of that character (or its bytes' tokens, or the
  * unknown token, or nothing). Then, again and again, the pair of neighbours whose merge stands
- * earliest in the list of merges (the leftmost of equal ones) becomes one token, until no pair has a
- * merge (Sennrich et al. 2016, https://www.aclweb.org/anthology/P16-1162/). The symbols are a
+ * earliest in the list of merges (the leftmost of equal ones) becomes one token, until no pair has
+ * a merge (Sennrich et al. 2016, https://www.aclweb.org/anthology/P16-1162/). The symbols are a
  * linked list in an array; a heap of (rank, position) finds the next merge, with entries that no
- * longer hold dropped when they come up: O(n log n) for n characters, about 32 bytes for each. Short
- * pieces, which is most of them, are scanned instead, which is quicker. */
+ * longer hold dropped when they come up: O(n log n) for n characters, about 32 bytes for each.
+ * Short pieces, which is most of them, are scanned instead, which is quicker. */
 #include "text/internal.h"
 
 #include <assert.h>
@@ -21,7 +21,7 @@
 #define CHARACTER_IDS 0x10000u
 #define SCANNED_SYMBOLS_MAX 24 /* up to here a scan for the best pair beats the heap */
 
-/* --- opening --------------------------------------------------------------------------------------- */
+/* --- opening ---------------------------------------------------------------------------------- */
 
 static uint64_t pair_of(int32_t left, int32_t right)
 {
@@ -64,7 +64,8 @@ static enum status merge_halves(const json_t *merge, size_t index, const char *w
         }
     }
     return err_set(err, STATUS_BAD_INPUT,
-                   "%s: merge %zu is neither \"LEFT RIGHT\" nor [\"LEFT\", \"RIGHT\"]", what, index);
+                   "%s: merge %zu is neither \"LEFT RIGHT\" nor [\"LEFT\", \"RIGHT\"]", what,
+                   index);
 }
 
 static enum status add_merge(struct bpe *bpe, const json_t *json, size_t index, uint32_t rank,
@@ -235,7 +236,7 @@ void bpe_deinit(struct bpe *bpe)
     *bpe = (struct bpe){ 0 };
 }
 
-/* --- the symbols a piece starts as ------------------------------------------------------------------- */
+/* --- the symbols a piece starts as ------------------------------------------------------------ */
 
 static enum status add_symbol(struct bpe_scratch *scratch, int32_t id, struct err *err)
 {
@@ -364,7 +365,7 @@ static enum status split_into_symbols(const struct bpe *bpe, struct bpe_scratch 
     return st;
 }
 
-/* --- merging --------------------------------------------------------------------------------------------- */
+/* --- merging ---------------------------------------------------------------------------------- */
 
 /* The merge of the symbol at `index` with the one after it; NULL: none. */
 static const struct merge *merge_at(const struct bpe *bpe, const struct bpe_symbol *symbols,

@@ -1,7 +1,8 @@
 /* text/bytelevel.c - GPT-2's printable characters for the 256 bytes.
  *
- * The bytes that Latin-1 prints (0x21-0x7E, 0xA1-0xAC, 0xAE-0xFF) stand for themselves; the other 68,
- * in order, are U+0100 to U+0143. Source: bytes_to_unicode in OpenAI's gpt-2, src/encoder.py. */
+ * The bytes that Latin-1 prints (0x21-0x7E, 0xA1-0xAC, 0xAE-0xFF) stand for themselves; the other
+ * 68, in order, are U+0100 to U+0143. Source: bytes_to_unicode in OpenAI's gpt-2, src/encoder.py.
+ * */
 #include "text/internal.h"
 
 #include "base/utf8.h"

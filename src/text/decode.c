@@ -1,7 +1,7 @@
 /* text/decode.c - reading the decoder, and decoding all ids at once.
  *
- * Decoding is done by stream.c alone: all at once is one id after the other, then the end. So the two
- * cannot differ. */
+ * Decoding is done by stream.c alone: all at once is one id after the other, then the end. So the
+ * two cannot differ. */
 #include "text/internal.h"
 
 #include <string.h>

@@ -2,7 +2,7 @@
  *
  *   text --sanitise--> UTF-8
  *        --added.c--> stretches of text, and added tokens found between them
- *        --normalize.c--> each stretch rewritten (NFC, Prepend, Replace, ...), added tokens once more
+ *        --normalize.c--> each stretch rewritten (NFC, Replace, ...), added tokens once more
  *        --pretokenize.c--> pieces ("words"), one after the other, never all of them at once
  *        --bpe.c--> ids of each piece
  *        --postprocess.c--> BOS and such
@@ -37,7 +37,7 @@ struct text_string {
     size_t size;
 };
 
-/* --- vocab.c: the model's tokens, by string and by id ------------------------------------------ */
+/* --- vocab.c: the model's tokens, by string and by id ----------------------------------------- */
 
 struct vocab_entry {
     uint32_t offset; /* into bytes */
@@ -64,7 +64,7 @@ int32_t vocab_find(const struct vocab *vocab, const char *bytes, size_t size);
 /* NULL: no such id. */
 const char *vocab_string(const struct vocab *vocab, int32_t id, size_t *size_out);
 
-/* --- pattern.c: what Split, Replace and ByteLevel look for -------------------------------------- */
+/* --- pattern.c: what Split, Replace and ByteLevel look for ------------------------------------ */
 
 struct pattern;
 
@@ -100,24 +100,46 @@ enum status pattern_scan_next(struct pattern_scan *scan, bool *found_out, size_t
                               size_t *end_out, struct err *err);
 void pattern_scan_end(struct pattern_scan *scan);
 
-/* --- classes.c: characters by class, as the library's crates class them ------------------------- */
+/* --- unicode_tables.c, classes.c: characters by class, as the library's crates class them ----- */
+
+struct unicode_range {
+    uint32_t first, last;
+};
+
+struct unicode_mapping {
+    uint32_t first, last;
+    int32_t value;
+};
+
+extern const struct unicode_range unicode_word[], unicode_numeric[], unicode_punctuation[],
+    unicode_mark[], unicode_untouched[];
+extern const size_t unicode_word_count, unicode_numeric_count, unicode_punctuation_count,
+    unicode_mark_count, unicode_untouched_count;
+extern const struct unicode_mapping unicode_lower[], unicode_stand_in[];
+extern const size_t unicode_lower_count, unicode_stand_in_count;
 
 bool class_is_space(uint32_t code_point);
 bool class_is_word(uint32_t code_point);
 bool class_is_numeric(uint32_t code_point);
 bool class_is_punctuation(uint32_t code_point);
 bool class_is_mark(uint32_t code_point);
+/* Younger than the library's normal forms, which leave it as it is. */
+bool class_is_untouched(uint32_t code_point);
+/* char::to_lowercase, but for U+0130, whose lower case is two characters. */
+uint32_t class_to_lower(uint32_t code_point);
+/* The code point that Oniguruma classes as a newer Oniguruma classes this one. */
+uint32_t class_stand_in(uint32_t code_point);
 /* The last code point of a non-empty UTF-8 text. */
 uint32_t utf8_last(const char *text, size_t size, size_t *length_out);
 
-/* --- bytelevel.c: GPT-2's characters for bytes -------------------------------------------------- */
+/* --- bytelevel.c: GPT-2's characters for bytes ------------------------------------------------ */
 
 /* Appends the characters for bytes[size]. */
 enum status byte_level_encode(const char *bytes, size_t size, struct buf *out, struct err *err);
 /* The byte of a character; -1: it stands for none. */
 int byte_level_byte(uint32_t code_point);
 
-/* --- normalize.c --------------------------------------------------------------------------------- */
+/* --- normalize.c ------------------------------------------------------------------------------ */
 
 enum normalizer_kind {
     NORMALIZER_PREPEND,
@@ -152,13 +174,13 @@ void normalizers_deinit(struct normalizers *normalizers);
 enum status normalizers_run(const struct normalizers *normalizers, struct buf *text, size_t *lead,
                             struct buf *scratch, struct err *err);
 
-/* --- unicode_normal.c: the four normal forms ----------------------------------------------------- */
+/* --- unicode_normal.c: the four normal forms -------------------------------------------------- */
 
 /* Appends text[size] in the normal form of `kind` to *out. */
 enum status unicode_normalize(enum normalizer_kind kind, const char *text, size_t size,
                               struct buf *out, struct err *err);
 
-/* --- pretokenize.c -------------------------------------------------------------------------------- */
+/* --- pretokenize.c ---------------------------------------------------------------------------- */
 
 enum split_behavior {
     SPLIT_REMOVED,
@@ -205,7 +227,7 @@ enum status metaspace_read(const json_t *json, const char *what, char replacemen
                            size_t *replacement_size, enum prepend_scheme *scheme, bool *split,
                            struct err *err);
 
-/* --- bpe.c ----------------------------------------------------------------------------------------- */
+/* --- bpe.c ------------------------------------------------------------------------------------ */
 
 struct merge {
     uint64_t pair; /* left id << 32 | right id; MERGE_EMPTY: empty slot */
@@ -246,7 +268,7 @@ enum status bpe_encode(const struct bpe *bpe, struct bpe_scratch *scratch, const
                        size_t size, struct token_ids *out, struct err *err);
 void bpe_scratch_deinit(struct bpe_scratch *scratch);
 
-/* --- added.c: added and special tokens --------------------------------------------------------------- */
+/* --- added.c: added and special tokens -------------------------------------------------------- */
 
 struct added_token {
     struct text_string content;
@@ -296,11 +318,11 @@ struct added_scan {
     size_t done;     /* what has been handed out */
 };
 
-/* The next token in the text; the text between `done` and *start_out lies before it. False: none. */
+/* The next token; the text between `done` and *start_out lies before it. False: none. */
 bool added_scan_next(struct added_scan *scan, const struct added_token **token_out,
                      size_t *start_out, size_t *end_out);
 
-/* --- postprocess.c ------------------------------------------------------------------------------------ */
+/* --- postprocess.c ---------------------------------------------------------------------------- */
 
 struct postprocessor {
     int32_t before[TEMPLATE_IDS_MAX];
@@ -313,7 +335,7 @@ struct postprocessor {
 enum status postprocessor_init(struct postprocessor *postprocessor, const json_t *json,
                                const char *what, struct err *err);
 
-/* --- decode.c --------------------------------------------------------------------------------------------- */
+/* --- decode.c --------------------------------------------------------------------------------- */
 
 enum decoder_kind {
     DECODER_BYTE_LEVEL,
@@ -345,7 +367,7 @@ enum status decoders_init(struct decoders *decoders, const json_t *json, const c
                           struct err *err);
 void decoders_deinit(struct decoders *decoders);
 
-/* --- tokenizer.c ---------------------------------------------------------------------------------------------- */
+/* --- tokenizer.c ------------------------------------------------------------------------------ */
 
 struct tokenizer {
     char *what; /* the file's name, for messages */
@@ -376,10 +398,10 @@ const char *tokenizer_token(const struct tokenizer *tokenizer, int32_t id, size_
 enum status pretokenizers_run(struct encoder *encoder, const char *text, size_t size, size_t lead,
                               struct err *err);
 
-/* --- read.c: the JSON of the components -------------------------------------------------------------------------- */
+/* --- read.c: the JSON of the components ------------------------------------------------------- */
 
-/* Calls add(context, component, type, what) for each component: json itself, or, when it is a Sequence, the members of
- * its array `members_key`, and so on. A json of null has none. */
+/* Calls add(context, component, type, what) for each component: json itself, or, when it is a
+ * Sequence, the members of its array `members_key`, and so on. A json of null has none. */
 enum status components_walk(const json_t *json, const char *members_key, const char *what,
                             enum status (*add)(void *context, const json_t *component,
                                                const char *type, const char *what,

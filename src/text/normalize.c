@@ -1,17 +1,16 @@
 /* text/normalize.c - rewriting a stretch of text before it is cut into pieces.
  *
- * `lead` follows what the library's alignments say of one thing only: how many bytes at the start of the
- * text belong to the first character of the whole input. What a step puts in before or in place of that
- * character belongs to it too. */
+ * `lead` follows what the library's alignments say of one thing only: how many bytes at the start
+ * of the text belong to the first character of the whole input. What a step puts in before or in
+ * place of that character belongs to it too. */
 #include "text/internal.h"
 
 #include <string.h>
-#include <utf8proc.h>
 
 #include "base/json.h"
 #include "base/utf8.h"
 
-/* --- opening ----------------------------------------------------------------------------------------- */
+/* --- opening ---------------------------------------------------------------------------------- */
 
 static const struct {
     const char *type;
@@ -75,7 +74,7 @@ void normalizers_deinit(struct normalizers *normalizers)
     normalizers->count = 0;
 }
 
-/* --- the steps: from text to out ------------------------------------------------------------------------ */
+/* --- the steps: from text to out -------------------------------------------------------------- */
 
 static enum status prepend(const struct normalizer *step, const struct buf *text, size_t *lead,
                            struct buf *out, struct err *err)
@@ -138,7 +137,7 @@ static enum status lowercase(const struct buf *text, size_t *lead, struct buf *o
         if (code_point == 0x130) { /* the one character whose lower case is two */
             st = buf_append(out, "i\xCC\x87", 3, err);
         } else {
-            size = utf8_encode((uint32_t)utf8proc_tolower((utf8proc_int32_t)code_point), bytes);
+            size = utf8_encode(class_to_lower(code_point), bytes);
             st = buf_append(out, bytes, size, err);
         }
         if (i <= lead_in)

@@ -2,9 +2,16 @@
  *
  * Regular expressions are Oniguruma's, because the `tokenizers` library uses Oniguruma: classes,
  * look-around and greediness mean the same. A text from outside must not make it run for ever, so
- * every search is first tried with few backtracking steps and, when those don't do, again with more; what the
- * failed tries cost is taken from a budget that grows with the text. Patterns that need a number of
- * steps proportional to the text, as all those of real tokenizers, never come near it. */
+ * every search is first tried with few backtracking steps and, when those don't do, again with
+ * more; what the failed tries cost is taken from a budget that grows with the text. Patterns that
+ * need a number of steps proportional to the text, as all those of real tokenizers, never come near
+ * it.
+ *
+ * The library brings Oniguruma 6.9.10, whose Unicode is 16; Debian 12 has 6.9.8 with Unicode 14.
+ * Two things are done about that. A pattern that asks for classes is not run on the text itself
+ * where that has younger characters, but on a copy with an older character of the same class and
+ * length in place of each (class_stand_in). And [:punct:], which has the symbols too since 6.9.10,
+ * is spelled out. */
 #include "text/internal.h"
 
 #include <assert.h>
@@ -27,6 +34,7 @@
 struct pattern {
     regex_t *regex;             /* NULL: a string */
     struct text_string literal; /* when it is a string */
+    bool asks_for_classes;      /* \p{...}, \w, [:...:]: Unicode's version matters */
 };
 
 static pthread_once_t onig_started = PTHREAD_ONCE_INIT;
@@ -40,17 +48,73 @@ static void start_onig(void)
     (void)onig_set_subexp_call_limit_in_search(CALLS_MAX);
 }
 
+/* Appends the expression with [:punct:] as Oniguruma 6.9.10 reads it. */
+static enum status spell_out_punct(const char *bytes, size_t size, struct buf *out,
+                                   struct err *err)
+{
+    static const struct {
+        const char *from, *to;
+    } classes[] = { { "[:punct:]", "\\p{P}\\p{S}" }, { "[:^punct:]", "[^\\p{P}\\p{S}]" } };
+    size_t depth = 0; /* of brackets */
+    enum status st = STATUS_OK;
+
+    for (size_t i = 0; i < size && st == STATUS_OK;) {
+        size_t length = bytes[i] == '\\' && i + 1 < size ? 2 : 1;
+
+        for (size_t k = 0; depth > 0 && k < 2; k++) {
+            const size_t from_size = strlen(classes[k].from);
+            if (size - i >= from_size && memcmp(bytes + i, classes[k].from, from_size) == 0) {
+                st = buf_append(out, classes[k].to, strlen(classes[k].to), err);
+                i += from_size;
+                length = 0;
+                break;
+            }
+        }
+        if (length == 1 && bytes[i] == '[')
+            depth++;
+        else if (length == 1 && bytes[i] == ']' && depth > 0)
+            depth--;
+        if (st == STATUS_OK)
+            st = buf_append(out, bytes + i, length, err);
+        i += length;
+    }
+    return st;
+}
+
+static bool asks_for_classes(const char *bytes, size_t size)
+{
+    for (size_t i = 0; i + 1 < size; i++) {
+        if (bytes[i] == '[' && bytes[i + 1] == ':')
+            return true;
+        if (bytes[i] == '\\' && strchr("pPwWdDbBhHX", bytes[++i]) != NULL)
+            return true;
+    }
+    return false;
+}
+
 static enum status compile(struct pattern *pattern, const char *bytes, size_t size,
                            const char *what, struct err *err)
 {
-    const OnigUChar *text = (const OnigUChar *)bytes;
     OnigUChar message[ONIG_MAX_ERROR_MESSAGE_LEN];
     OnigErrorInfo info = { 0 };
+    struct buf text;
+    enum status st;
     int code;
 
     (void)pthread_once(&onig_started, start_onig);
-    code = onig_new(&pattern->regex, text, text + size, ONIG_OPTION_NONE, ONIG_ENCODING_UTF8,
+    buf_init(&text, 2 * PATTERN_BYTES_MAX);
+    st = buf_reserve(&text, size, err);
+    if (st == STATUS_OK)
+        st = spell_out_punct(bytes, size, &text, err);
+    if (st != STATUS_OK) {
+        buf_deinit(&text);
+        return st;
+    }
+    pattern->asks_for_classes = asks_for_classes(bytes, size);
+    code = onig_new(&pattern->regex, (const OnigUChar *)text.data,
+                    (const OnigUChar *)text.data + text.size, ONIG_OPTION_NONE, ONIG_ENCODING_UTF8,
                     ONIG_SYNTAX_DEFAULT, &info);
+    buf_deinit(&text);
     if (code == ONIG_NORMAL)
         return STATUS_OK;
     pattern->regex = NULL;
@@ -117,6 +181,38 @@ const char *pattern_literal(const struct pattern *pattern, size_t *size_out)
     return pattern->literal.bytes;
 }
 
+/* Puts stand-ins for younger characters into a copy of the text, if there are any. */
+static enum status put_stand_ins(struct pattern_scan *scan, struct err *err)
+{
+    const char *text = scan->text;
+
+    for (size_t i = 0; i < scan->size;) {
+        uint32_t code_point;
+        uint32_t stand_in;
+        size_t length;
+
+        if ((unsigned char)text[i] < 0xC0) {
+            i++;
+            continue;
+        }
+        length = utf8_decode(text + i, scan->size - i, &code_point, NULL);
+        stand_in = class_stand_in(code_point);
+        if (stand_in != code_point) {
+            if (scan->stand_in == NULL) {
+                scan->stand_in = malloc(scan->size);
+                if (scan->stand_in == NULL)
+                    return err_set(err, STATUS_NO_MEMORY, "no memory for a text of %zu bytes",
+                                   scan->size);
+                memcpy(scan->stand_in, text, scan->size);
+                scan->text = scan->stand_in;
+            }
+            (void)utf8_encode(stand_in, scan->stand_in + i);
+        }
+        i += length;
+    }
+    return STATUS_OK;
+}
+
 enum status pattern_scan_begin(struct pattern_scan *scan, const struct pattern *pattern,
                                const char *text, size_t size, struct err *err)
 {
@@ -135,7 +231,7 @@ enum status pattern_scan_begin(struct pattern_scan *scan, const struct pattern *
     }
     (void)onig_initialize_match_param(param);
     (void)onig_set_match_stack_limit_size_of_match_param(param, STACK_ENTRIES_MAX);
-    return STATUS_OK;
+    return pattern->asks_for_classes ? put_stand_ins(scan, err) : STATUS_OK;
 }
 
 void pattern_scan_end(struct pattern_scan *scan)

@@ -59,8 +59,9 @@ static enum status read_template(struct postprocessor *postprocessor, const json
     json_t *piece;
 
     if (!json_is_array(single))
-        return err_set(err, STATUS_BAD_INPUT, "%s: TemplateProcessing: \"single\" is %s, an array is wanted",
-                       what, json_kind(single));
+        return err_set(err, STATUS_BAD_INPUT,
+                       "%s: TemplateProcessing: \"single\" is %s, an array is wanted", what,
+                       json_kind(single));
     json_array_foreach((json_t *)single, i, piece) {
         const char *sequence = json_string_value(
             json_object_get(json_object_get(piece, "Sequence"), "id"));

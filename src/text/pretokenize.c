@@ -1,7 +1,8 @@
 /* text/pretokenize.c - cutting a stretch of text into the pieces that are merged each by itself.
  *
- * Every step takes one piece and hands the pieces it makes of it to the next step, at once and depth
- * first; behind the last step is the model. So there is never a list of all pieces, whatever the text.
+ * Every step takes one piece and hands the pieces it makes of it to the next step, at once and
+ * depth first; behind the last step is the model. So there is never a list of all pieces, whatever
+ * the text.
  *
  *   piece --step 0--> piece --step 1--> ... --> bpe_encode
  *                 \-> piece --step 1--> ...
@@ -22,7 +23,7 @@
 static enum status run_from(struct encoder *encoder, size_t index, const char *text, size_t size,
                             size_t lead, struct err *err);
 
-/* --- cutting at matches --------------------------------------------------------------------------------- */
+/* --- cutting at matches ----------------------------------------------------------------------- */
 
 /* Takes a text as matches and the parts between them, in order and without gaps, and puts them
  * together as the behaviour says. At most one piece is held back. */
@@ -192,7 +193,7 @@ static enum status split_whitespace(struct splitter *splitter, size_t size, stru
     return st;
 }
 
-/* --- the steps --------------------------------------------------------------------------------------------- */
+/* --- the steps -------------------------------------------------------------------------------- */
 
 static enum status run_byte_level(struct splitter *splitter, const struct pretokenizer *step,
                                   size_t size, struct err *err)
@@ -296,7 +297,7 @@ enum status pretokenizers_run(struct encoder *encoder, const char *text, size_t 
     return size == 0 ? STATUS_OK : run_from(encoder, 0, text, size, lead, err);
 }
 
-/* --- opening --------------------------------------------------------------------------------------------------- */
+/* --- opening ---------------------------------------------------------------------------------- */
 
 static enum status read_behavior(const json_t *json, const char *what, enum split_behavior *out,
                                  struct err *err)

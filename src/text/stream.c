@@ -11,7 +11,8 @@
  * fragment is always whole characters. What a step must hold back:
  *   ByteLevel     up to three bytes of a character that is not complete
  *   ByteFallback  a run of byte tokens: one bad byte at its end turns all of it into U+FFFD
- *   Replace       the token (behind Fuse: what may be the start of a match; all, for a regular expression)
+ *   Replace       the token; behind Fuse what may be the start of a match of a string, and for a
+ *                 regular expression all
  *   Strip         characters that may turn out to be the last
  */
 #include "text/internal.h"
@@ -62,7 +63,7 @@ static void drop_front(struct buf *buf, size_t size)
     buf->data[buf->size] = '\0';
 }
 
-/* --- Replace ----------------------------------------------------------------------------------------------- */
+/* --- Replace ---------------------------------------------------------------------------------- */
 
 /* Replaces in what is held, whole. */
 static enum status replace_held(struct tokenizer_stream *stream, size_t index, struct err *err)
@@ -152,7 +153,7 @@ static enum status feed_replace(struct tokenizer_stream *stream, size_t index, c
     return st;
 }
 
-/* --- ByteFallback ------------------------------------------------------------------------------------------ */
+/* --- ByteFallback ----------------------------------------------------------------------------- */
 
 static int hex_digit(char c)
 {
@@ -163,7 +164,7 @@ static int hex_digit(char c)
     return c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
 }
 
-/* The byte of "<0x41>"; -1: not such a token. "<0x+A>" is one: Rust's from_str_radix takes a sign. */
+/* The byte of "<0x41>"; -1: not such a token. Rust reads "<0x+A>" as one too. */
 static int byte_of_token(const char *token, size_t size)
 {
     int high;
@@ -247,7 +248,7 @@ static enum status end_byte_fallback(struct tokenizer_stream *stream, size_t ind
     return st == STATUS_OK ? token_end(stream, index + 1, err) : st;
 }
 
-/* --- ByteLevel --------------------------------------------------------------------------------------------- */
+/* --- ByteLevel -------------------------------------------------------------------------------- */
 
 /* Hands on the characters that are complete; at_end: the rest too, as U+FFFD. */
 static enum status emit_characters(struct tokenizer_stream *stream, size_t index, bool at_end,
@@ -304,7 +305,7 @@ static enum status end_byte_level(struct tokenizer_stream *stream, size_t index,
     return st;
 }
 
-/* --- Strip and Metaspace --------------------------------------------------------------------------------------- */
+/* --- Strip and Metaspace ---------------------------------------------------------------------- */
 
 /* Hands on all but the last `kept` of the held characters. */
 static enum status release_characters(struct tokenizer_stream *stream, size_t index, size_t kept,
@@ -385,7 +386,7 @@ static enum status feed_metaspace(struct tokenizer_stream *stream, size_t index,
     return st;
 }
 
-/* --- the chain ----------------------------------------------------------------------------------------------------- */
+/* --- the chain -------------------------------------------------------------------------------- */
 
 static enum status feed(struct tokenizer_stream *stream, size_t index, const char *bytes,
                         size_t size, struct err *err)

@@ -13,7 +13,7 @@
 #define CONFIG_BYTES_MAX ((size_t)16 << 20)
 #define PATH_BYTES_MAX 4096
 
-/* --- opening ----------------------------------------------------------------------------------------- */
+/* --- opening ---------------------------------------------------------------------------------- */
 
 /* "bos_token": "<s>", or {"content": "<s>", ...}; -1 when it is not said or not known. */
 static int32_t token_of_config(const struct tokenizer *tokenizer, const json_t *config,
@@ -145,7 +145,7 @@ void tokenizer_close(struct tokenizer *tokenizer)
     free(tokenizer);
 }
 
-/* --- ids --------------------------------------------------------------------------------------------------- */
+/* --- ids -------------------------------------------------------------------------------------- */
 
 void token_ids_deinit(struct token_ids *ids)
 {
@@ -211,7 +211,7 @@ const char *tokenizer_token(const struct tokenizer *tokenizer, int32_t id, size_
     return token->content.bytes;
 }
 
-/* --- encoding ------------------------------------------------------------------------------------------------ */
+/* --- encoding --------------------------------------------------------------------------------- */
 
 /* Appends the text with U+FFFD for each maximal part that is not UTF-8. */
 static enum status sanitise(const char *text, size_t size, struct buf *out, struct err *err)
@@ -223,7 +223,7 @@ static enum status sanitise(const char *text, size_t size, struct buf *out, stru
         bool valid;
         const size_t length = utf8_decode(text + i, size - i, &code_point, &valid);
 
-        st = valid ? buf_append(out, text + i, length, err) : buf_append(out, "\xEF\xBF\xBD", 3, err);
+        st = buf_append(out, valid ? text + i : "\xEF\xBF\xBD", valid ? length : 3, err);
         i += length;
     }
     return st;

@@ -1,14 +1,15 @@
 /* text/tokenizer.h - text to token ids and back, as the model's tokenizer.json says.
  *
- * The pipeline is that of the Hugging Face `tokenizers` library, and ids agree with it: added tokens
- * are cut out first, then each stretch between them is normalised, pre-tokenised, and merged (BPE);
- * then the post-processor adds its special tokens. Source: the library's documentation
+ * The pipeline is that of the Hugging Face `tokenizers` library, and ids agree with it: added
+ * tokens are cut out first, then each stretch between them is normalised, pre-tokenised, and merged
+ * (BPE); then the post-processor adds its special tokens. Source: the library's documentation
  * (https://huggingface.co/docs/tokenizers) and behaviour, compared in tests.
  *
- * Bytes that are not UTF-8 are replaced by U+FFFD, one per maximal ill-formed prefix, before anything
- * else.
+ * Bytes that are not UTF-8 are replaced by U+FFFD, one per maximal ill-formed prefix, before
+ * anything else.
  *
- * Threads: an open tokenizer does not change; any thread may use it. A stream belongs to one thread. */
+ * Threads: an open tokenizer does not change; any thread may use it. A stream belongs to one
+ * thread. */
 #ifndef LIGHTER_TEXT_TOKENIZER_H
 #define LIGHTER_TEXT_TOKENIZER_H
 
@@ -21,8 +22,8 @@
 
 struct tokenizer;
 
-/* Opens MODEL_PATH/tokenizer.json, with tokenizer_config.json beside it when there is one. STATUS_UNAVAILABLE
- * when the folder has no tokenizer. The caller owns *tokenizer_out. */
+/* Opens MODEL_PATH/tokenizer.json, with tokenizer_config.json beside it when there is one.
+ * STATUS_UNAVAILABLE when the folder has no tokenizer. The caller owns *tokenizer_out. */
 enum status tokenizer_open(const char *model_path, struct tokenizer **tokenizer_out,
                            struct err *err);
 /* The same from the text of a tokenizer.json; config may be NULL. `what` names it in messages. */
@@ -56,7 +57,8 @@ int32_t tokenizer_bos_id(const struct tokenizer *tokenizer);
 int32_t tokenizer_eos_id(const struct tokenizer *tokenizer);
 
 /* Decoding one id at a time. Concatenated, what a stream appends equals tokenizer_decode of all the
- * ids at once, and no piece ends inside a character: bytes that more ids may complete are held back. */
+ * ids at once, and no piece ends inside a character: bytes that more ids may complete are held
+ * back. */
 struct tokenizer_stream;
 enum status tokenizer_stream_create(const struct tokenizer *tokenizer, bool skip_special,
                                     struct tokenizer_stream **stream_out, struct err *err);

@@ -23,7 +23,7 @@
 #include "base/utf8.h"
 #include "text/tokenizer.h"
 
-/* --- the other end of the oracle ------------------------------------------------------------------------- */
+/* --- the other end of the oracle -------------------------------------------------------------- */
 
 static size_t unhex(const char *hex, char *out)
 {
@@ -131,9 +131,197 @@ static int answer_cases(const char *path)
     return 0;
 }
 
+/* --- goldens ---------------------------------------------------------------------------------- */
+
+static const char *const families[] = {
+    "gpt2", "roberta", "llama3", "qwen2", "deepseek_v2", "deepseek_v3",
+    "tekken", "llama2", "mistral", "words", "metaspace",
+};
+
+static json_t *read_golden(const char *name, const char *suffix)
+{
+    char path[256];
+    struct err err;
+    json_t *json;
+
+    (void)snprintf(path, sizeof(path), "tests/golden/text/%s%s", name, suffix);
+    if (json_read_file(path, 16 * MIB, &json, &err) != STATUS_OK)
+        fail_msg("%s", err.message);
+    return json;
+}
+
+static struct tokenizer *open_golden(const char *name)
+{
+    struct tokenizer *tokenizer;
+    struct buf json;
+    char path[256];
+    struct err err;
+
+    (void)snprintf(path, sizeof(path), "tests/golden/text/%s.tokenizer.json", name);
+    buf_init(&json, 16 * MIB);
+    if (file_read_all(path, &json, &err) != STATUS_OK ||
+        tokenizer_open_json(json.data, json.size, NULL, 0, path, &tokenizer, &err) != STATUS_OK)
+        fail_msg("%s", err.message);
+    buf_deinit(&json);
+    return tokenizer;
+}
+
+/* The bytes of a text of the corpus: a string, or {"hex": ...}. */
+static void text_of(const json_t *json, struct buf *out)
+{
+    const json_t *hex = json_object_get(json, "hex");
+    struct err err;
+
+    buf_clear(out);
+    if (hex == NULL) {
+        assert_int_equal(buf_append(out, json_string_value(json), json_string_length(json), &err),
+                         STATUS_OK);
+        return;
+    }
+    assert_int_equal(buf_reserve(out, json_string_length(hex) / 2, &err), STATUS_OK);
+    out->size = unhex(json_string_value(hex), out->data);
+}
+
+static void check_ids(const char *where, size_t index, const json_t *wanted,
+                      const struct token_ids *got)
+{
+    size_t i;
+    json_t *id;
+
+    json_array_foreach((json_t *)wanted, i, id)
+        if (i >= got->count || json_integer_value(id) != got->ids[i])
+            fail_msg("%s: text %zu: id %zu is %d, not %d", where, index, i,
+                     i < got->count ? got->ids[i] : -1, (int)json_integer_value(id));
+    if (got->count != json_array_size(wanted))
+        fail_msg("%s: text %zu: %zu ids, not %zu", where, index, got->count,
+                 json_array_size(wanted));
+}
+
+/* All at once and one by one. */
+static void check_decoding(const struct tokenizer *tokenizer, const char *where, size_t index,
+                           const struct token_ids *ids, bool skip_special, const char *wanted,
+                           size_t wanted_size)
+{
+    for (int streams = 0; streams < 2; streams++) {
+        struct buf text;
+        struct err err;
+        enum status st;
+
+        buf_init(&text, 16 * MIB);
+        if (streams)
+            st = stream_all(tokenizer, ids, skip_special, &text, &err);
+        else
+            st = tokenizer_decode(tokenizer, ids->ids, ids->count, skip_special, &text, &err);
+        if (st != STATUS_OK)
+            fail_msg("%s: %zu: %s", where, index, err.message);
+        if (text.size != wanted_size ||
+            memcmp(text.data != NULL ? text.data : "", wanted, wanted_size) != 0)
+            fail_msg("%s: %zu: %s gives \"%.200s\", not \"%.200s\"", where, index,
+                     streams ? "streaming" : "decoding", text.data, wanted);
+        buf_deinit(&text);
+    }
+}
+
+/* The text with U+FFFD for what is not UTF-8, as the library was given it. */
+static void sanitise(const struct buf *text, struct buf *out)
+{
+    struct err err;
+
+    buf_clear(out);
+    assert_int_equal(buf_reserve(out, 1, &err), STATUS_OK);
+    for (size_t i = 0; i < text->size;) {
+        char bytes[4];
+        uint32_t code_point;
+        i += utf8_decode(text->data + i, text->size - i, &code_point, NULL);
+        assert_int_equal(buf_append(out, bytes, utf8_encode(code_point, bytes), &err), STATUS_OK);
+    }
+}
+
+static void check_corpus(const char *name, const struct tokenizer *tokenizer,
+                         const json_t *expected, const json_t *texts)
+{
+    struct buf text;
+    struct buf sane;
+    size_t i;
+    json_t *item;
+
+    buf_init(&text, MIB);
+    buf_init(&sane, MIB);
+    assert_int_equal(json_array_size(json_object_get(expected, "encode")), json_array_size(texts));
+    json_array_foreach((json_t *)texts, i, item) {
+        const json_t *decoded = json_array_get(json_object_get(expected, "decode"), i);
+        struct token_ids ids = { 0 };
+        struct err err;
+
+        text_of(item, &text);
+        sanitise(&text, &sane);
+        if (tokenizer_encode(tokenizer, text.data, text.size, true, &ids, &err) != STATUS_OK)
+            fail_msg("%s: text %zu: %s", name, i, err.message);
+        check_ids(name, i, json_array_get(json_object_get(expected, "encode"), i), &ids);
+        for (size_t skip = 0; skip < 2; skip++) {
+            const json_t *wanted = json_array_get(decoded, skip);
+            const bool same = json_is_null(wanted);
+            check_decoding(tokenizer, name, i, &ids, skip == 1,
+                           same ? sane.data : json_string_value(wanted),
+                           same ? sane.size : json_string_length(wanted));
+        }
+        token_ids_deinit(&ids);
+    }
+    buf_deinit(&text);
+    buf_deinit(&sane);
+}
+
+static void check_random(const char *name, const struct tokenizer *tokenizer,
+                         const json_t *expected)
+{
+    size_t i;
+    json_t *item;
+
+    json_array_foreach(json_object_get(expected, "random"), i, item) {
+        struct token_ids ids = { 0 };
+        struct err err;
+        size_t k;
+        json_t *id;
+
+        json_array_foreach(json_array_get(item, 0), k, id)
+            assert_int_equal(token_ids_push(&ids, (int32_t)json_integer_value(id), &err),
+                             STATUS_OK);
+        for (size_t skip = 0; skip < 2; skip++) {
+            const json_t *wanted = json_array_get(item, 1 + skip);
+            check_decoding(tokenizer, name, i, &ids, skip == 1, json_string_value(wanted),
+                           json_string_length(wanted));
+        }
+        token_ids_deinit(&ids);
+    }
+}
+
+static void the_library_gives_the_same(void **state)
+{
+    json_t *corpus = read_golden("corpus", ".json");
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(families) / sizeof(families[0]); i++) {
+        struct tokenizer *tokenizer = open_golden(families[i]);
+        json_t *expected = read_golden(families[i], ".expected.json");
+        struct token_ids ids = { 0 };
+        struct err err;
+
+        check_corpus(families[i], tokenizer, expected, json_object_get(corpus, "texts"));
+        check_random(families[i], tokenizer, expected);
+        assert_int_equal(tokenizer_encode(tokenizer, "Hello world", 11, false, &ids, &err),
+                         STATUS_OK);
+        check_ids(families[i], 0, json_object_get(expected, "bare"), &ids);
+        token_ids_deinit(&ids);
+        json_decref(expected);
+        tokenizer_close(tokenizer);
+    }
+    json_decref(corpus);
+}
+
 /* A byte-level tokenizer that knows the letters a, b and space, and two merges. */
 static const char tiny_json[] =
-    "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":1,\"\\u0120\":2,\"ab\":3,\"\\u0120ab\":4},"
+    "{\"model\":{\"type\":\"BPE\","
+    "\"vocab\":{\"a\":0,\"b\":1,\"\\u0120\":2,\"ab\":3,\"\\u0120ab\":4},"
     "\"merges\":[\"a b\",[\"\\u0120\",\"ab\"]]},"
     "\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"use_regex\":true},"
     "\"decoder\":{\"type\":\"ByteLevel\"},"
@@ -166,6 +354,7 @@ static void merges_in_the_order_of_the_list(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_library_gives_the_same),
         cmocka_unit_test(merges_in_the_order_of_the_list),
     };
 

@@ -1,9 +1,9 @@
 /* text/unicode_normal.c - NFC, NFD, NFKC, NFKD (Unicode Standard Annex #15).
  *
  * Decompositions, combining classes and compositions are utf8proc's. The text is worked on in
- * chunks that end before an ASCII character, which nothing before it can combine with. Marks are
- * put in order by a stable merge sort, because utf8proc's own takes a time that is quadratic in
- * their number. */
+ * chunks that end before an ASCII character, which nothing before it can combine with, and around
+ * characters that the library does not know. Marks are put in order by a stable merge sort, because
+ * utf8proc's own takes a time that is quadratic in their number. */
 #include "text/internal.h"
 
 #include <stdlib.h>
@@ -143,6 +143,14 @@ enum status unicode_normalize(enum normalizer_kind kind, const char *text, size_
 
     while (i < size && st == STATUS_OK) {
         size_t end = i + 1;
+        uint32_t code_point;
+        const size_t length = utf8_decode(text + i, size - i, &code_point, NULL);
+
+        if (length > 1 && class_is_untouched(code_point)) {
+            st = buf_append(out, text + i, length, err);
+            i += length;
+            continue;
+        }
         /* ASCII that is followed by ASCII or the end is itself. */
         while (end < size && (unsigned char)text[end - 1] < 0x80 && (unsigned char)text[end] < 0x80)
             end++;
@@ -153,9 +161,13 @@ enum status unicode_normalize(enum normalizer_kind kind, const char *text, size_
             i = end;
             continue;
         }
-        end = i + 1;
-        while (end < size && (unsigned char)text[end] >= 0x80)
-            end++;
+        end = i + length;
+        while (end < size && (unsigned char)text[end] >= 0x80) {
+            const size_t next = utf8_decode(text + end, size - end, &code_point, NULL);
+            if (class_is_untouched(code_point))
+                break;
+            end += next;
+        }
         st = normalize_chunk(kind, text + i, end - i, &chars, &scratch, out, err);
         i = end;
     }
