@@ -11,6 +11,7 @@
 #include "base/size.h"
 
 #define QUEUE_COUNT_MAX (1u << 20)
+#define WAITING_TOKENS_MAX (UINT64_C(16) << 20) /* 64 MiB of prompts in the queue */
 
 void engine_options_init(struct engine_options *options)
 {
@@ -53,6 +54,27 @@ static enum status settle_options(const struct engine_options *options,
                        settled.queue_count_max, QUEUE_COUNT_MAX);
     *settled_out = settled;
     return STATUS_OK;
+}
+
+/* SGLang ends an answer at the tokenizer's end-of-sequence id too: chat models often have another
+ * there than in their configuration. */
+static void set_limits(struct engine *engine)
+{
+    const struct model_info *info = engine->info;
+    struct engine__limits *limits = &engine->limits;
+    int32_t eos = -1;
+
+    limits->context_length = info->context_length;
+    limits->vocab_size = info->vocab_size;
+    limits->page_size = info->kv_page_size;
+    limits->page_count = info->kv_page_count;
+    limits->eos_count = info->eos_count;
+    for (uint32_t i = 0; i < info->eos_count; i++)
+        limits->eos_ids[i] = info->eos_ids[i];
+    if (engine->tokenizer != NULL)
+        eos = tokenizer_eos_id(engine->tokenizer);
+    if (eos >= 0)
+        limits->eos_ids[limits->eos_count++] = eos;
 }
 
 static enum status take_memory(struct engine *engine, struct err *err)
@@ -103,14 +125,7 @@ enum status engine_create(struct model *model, const struct tokenizer *tokenizer
     engine->info = info;
     engine->tokenizer = tokenizer;
     engine->log = log;
-    engine->limits = (struct engine__limits){
-        .context_length = info->context_length,
-        .vocab_size = info->vocab_size,
-        .page_size = info->kv_page_size,
-        .page_count = info->kv_page_count,
-        .eos_ids = info->eos_ids,
-        .eos_count = info->eos_count,
-    };
+    set_limits(engine);
     engine->manifest = offload_manifest_json(model_offload(model));
     st = settle_options(options, info, &engine->options, err);
     if (st == STATUS_OK)
@@ -166,18 +181,31 @@ static enum status check_open(struct engine *engine, struct err *err)
     return STATUS_OK;
 }
 
+/* Why this one is not taken; the lock is held. A prompt that is alone in the queue always is. */
+static enum status check_room(struct engine *engine, const struct engine__request *request,
+                              struct err *err)
+{
+    const uint64_t tokens = engine->waiting_token_count + request->prompt_count;
+    enum status st = check_open(engine, err);
+
+    if (st != STATUS_OK)
+        return st;
+    if (engine->waiting_count < engine->options.queue_count_max &&
+        (engine->waiting_count == 0 || tokens <= WAITING_TOKENS_MAX))
+        return STATUS_OK;
+    engine->counters.refused_busy++;
+    return err_set(err, STATUS_BUSY,
+                   "%u requests with %" PRIu64 " tokens are waiting already; try again later",
+                   engine->waiting_count, engine->waiting_token_count);
+}
+
 static enum status enqueue(struct engine *engine, struct engine__request *request,
                            uint64_t *id_out, struct err *err)
 {
     enum status st;
 
     pthread_mutex_lock(&engine->lock);
-    st = check_open(engine, err);
-    if (st == STATUS_OK && engine->waiting_count >= engine->options.queue_count_max) {
-        st = err_set(err, STATUS_BUSY, "%u requests are waiting already; try again later",
-                     engine->waiting_count);
-        engine->counters.refused_busy++;
-    }
+    st = check_room(engine, request, err);
     if (st == STATUS_OK) {
         request->id = *id_out = ++engine->last_id;
         if (engine->queue_tail == NULL)
@@ -186,6 +214,7 @@ static enum status enqueue(struct engine *engine, struct engine__request *reques
             engine->queue_tail->next = request;
         engine->queue_tail = request;
         engine->waiting_count++;
+        engine->waiting_token_count += request->prompt_count;
         engine->live_count++;
         engine->counters.submitted++;
         engine->counters.prompt_tokens += request->prompt_count;
@@ -290,23 +319,27 @@ enum status engine_logits(struct engine *engine, const int32_t *ids, size_t coun
 json_t *engine_report_json(struct engine *engine)
 {
     struct engine__counters c;
+    struct err failure;
     uint32_t running, waiting, pages_free;
 
     pthread_mutex_lock(&engine->lock);
     c = engine->counters;
+    failure = engine->last_failure;
     running = engine->running_count;
     waiting = engine->waiting_count;
     pages_free = engine->pages_free;
     pthread_mutex_unlock(&engine->lock);
     return json_pack(
-        "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:{s:I, s:I, s:I, s:I},"
-        " s:o*, s:o*}",
+        "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s*, s:I, s:I, s:f,"
+        " s:{s:I, s:I, s:I, s:I}, s:o*, s:o*}",
         "running", (json_int_t)running, "running_max",
         (json_int_t)engine->options.running_count_max, "waiting", (json_int_t)waiting,
         "waiting_max", (json_int_t)engine->options.queue_count_max, "submitted",
         (json_int_t)c.submitted, "finished", (json_int_t)c.finished, "aborted",
-        (json_int_t)c.aborted, "steps", (json_int_t)c.steps, "rows", (json_int_t)c.rows,
-        "failed_steps", (json_int_t)c.failed_steps, "prompt_tokens", (json_int_t)c.prompt_tokens,
+        (json_int_t)c.aborted, "refused_busy", (json_int_t)c.refused_busy, "steps",
+        (json_int_t)c.steps, "rows", (json_int_t)c.rows, "failed_steps",
+        (json_int_t)c.failed_steps, "last_failure",
+        c.failed_steps > 0 ? failure.message : NULL, "prompt_tokens", (json_int_t)c.prompt_tokens,
         "completion_tokens", (json_int_t)c.completion_tokens, "step_s", (double)c.step_ns * 1e-9,
         "kv", "page_size", (json_int_t)engine->limits.page_size, "pages",
         (json_int_t)engine->limits.page_count, "pages_free", (json_int_t)pages_free,

@@ -114,9 +114,11 @@ enum status engine_create(struct model *model, const struct tokenizer *tokenizer
 void engine_destroy(struct engine *engine);
 
 /* Queues a request. On STATUS_OK on_output will be called, the last time with a finish reason,
- * also when it is canceled or fails. Prompt and max_new_tokens longer than the context, ids
- * outside the vocabulary and bad params are STATUS_BAD_INPUT; a full queue STATUS_BUSY. *id_out
- * names it for engine_cancel. */
+ * also when it is canceled or fails; *id_out, which names it for engine_cancel, is written before
+ * that. STATUS_BAD_INPUT, with the numbers: bad params, no prompt, ids outside the vocabulary, a
+ * prompt as long as the context or longer, or more tokens than the whole KV cache has places for.
+ * max_new_tokens is clamped to what the context has left, as in SGLang. A full queue is
+ * STATUS_BUSY, an engine that drains STATUS_UNAVAILABLE. */
 enum status engine_submit(struct engine *engine, const struct engine_request *request,
                           uint64_t *id_out, struct err *err);
 /* Ends a request soon, with FINISH_ABORT; nothing when it has ended. */
@@ -129,8 +131,13 @@ void engine_drain(struct engine *engine);
 enum status engine_logits(struct engine *engine, const int32_t *ids, size_t count, uint32_t chunk,
                           float *logits_out, struct err *err);
 
-/* running, waiting, steps, tokens, kv pages, and the offloader's report and manifest. The caller
- * owns it. */
+/* A JSON object that the caller owns:
+ *   running, running_max, waiting, waiting_max          requests, now and at most
+ *   submitted, finished, aborted, refused_busy          requests since the start or the last reset
+ *   steps, rows, step_s, failed_steps, last_failure     what the model ran (absent: never failed)
+ *   prompt_tokens, completion_tokens
+ *   kv: {page_size, pages, pages_free, bytes_per_token}
+ *   offload, manifest                                   as in offload.h */
 json_t *engine_report_json(struct engine *engine);
 void engine_report_reset(struct engine *engine);
 const struct model_info *engine_model_info(const struct engine *engine);

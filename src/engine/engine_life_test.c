@@ -280,6 +280,7 @@ static void a_failed_step_ends_its_requests(void **state)
 {
     struct harness broken;
     static struct client clients[5];
+    json_t *report;
 
     (void)state;
     harness_open(&broken, HARNESS_TINY, "sim:memory=64MiB,fail_launch=300", 4 * 512);
@@ -305,6 +306,9 @@ static void a_failed_step_ends_its_requests(void **state)
                      harness_report(broken.engine, "kv", "pages"));
     assert_int_equal(harness_report(broken.engine, NULL, "aborted"), 5);
     assert_in_range(harness_report(broken.engine, NULL, "failed_steps"), 1, 5);
+    report = engine_report_json(broken.engine);
+    assert_non_null(strstr(json_string_value(json_object_get(report, "last_failure")), "purpose"));
+    json_decref(report);
     for (size_t i = 0; i < COUNT(clients); i++)
         client_deinit(&clients[i]);
     harness_close(&broken);

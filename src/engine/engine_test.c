@@ -70,9 +70,10 @@ static struct sampling_params params_of(size_t index)
 }
 
 /* All at once, or one after the other. */
-static void run_all(const struct engine_options *options, bool at_once, struct client *clients)
+static void run_all(struct harness *on, const struct engine_options *options, bool at_once,
+                    struct client *clients)
 {
-    harness_start(&harness, options);
+    harness_start(on, options);
     for (size_t i = 0; i < REQUESTS; i++) {
         const struct sampling_params params = params_of(i);
         int32_t prompt[90];
@@ -80,19 +81,29 @@ static void run_all(const struct engine_options *options, bool at_once, struct c
 
         make_prompt((uint32_t)i, prompt, prompt_counts[i]);
         client_init(&clients[i]);
-        harness_check(client_submit(&clients[i], harness.engine, prompt, prompt_counts[i],
+        harness_check(client_submit(&clients[i], on->engine, prompt, prompt_counts[i],
                                     &params, i % 2 == 0, &err), &err);
         if (!at_once)
             client_wait(&clients[i]);
     }
-    engine_drain(harness.engine);
+    engine_drain(on->engine);
     for (size_t i = 0; i < REQUESTS; i++) {
         assert_int_equal(clients[i].last_count, 1);
         assert_int_equal(clients[i].last.finish, FINISH_LENGTH);
         client_deinit(&clients[i]);
     }
-    assert_int_equal(harness_report(harness.engine, "kv", "pages_free"),
-                     harness_report(harness.engine, "kv", "pages"));
+    assert_int_equal(harness_report(on->engine, "kv", "pages_free"),
+                     harness_report(on->engine, "kv", "pages"));
+}
+
+static void check_same(const struct client *clients, const struct client *others)
+{
+    for (size_t i = 0; i < REQUESTS; i++) {
+        assert_int_equal(clients[i].id_count, others[i].id_count);
+        assert_memory_equal(clients[i].ids, others[i].ids,
+                            others[i].id_count * sizeof(others[i].ids[0]));
+        assert_string_equal(clients[i].text, others[i].text);
+    }
 }
 
 static void answers_do_not_depend_on_the_batch(void **state)
@@ -105,20 +116,43 @@ static void answers_do_not_depend_on_the_batch(void **state)
     uint32_t different = 0;
 
     (void)state;
-    run_all(NULL, false, alone);
+    run_all(&harness, NULL, false, alone);
     for (size_t i = 0; i < COUNT(cases); i++) {
-        run_all(&cases[i], true, together);
-        for (size_t j = 0; j < REQUESTS; j++) {
-            assert_int_equal(together[j].id_count, alone[j].id_count);
-            assert_memory_equal(together[j].ids, alone[j].ids,
-                                alone[j].id_count * sizeof(alone[j].ids[0]));
-            assert_string_equal(together[j].text, alone[j].text);
-        }
+        run_all(&harness, &cases[i], true, together);
+        check_same(together, alone);
     }
     /* The requests do differ, and sampling is at work. */
     for (size_t j = 1; j < REQUESTS; j++)
         different += memcmp(alone[j].ids, alone[j - 1].ids, 12 * sizeof(alone[j].ids[0])) != 0;
     assert_int_equal(different, REQUESTS - 1);
+}
+
+/* On a device of its own memory, with weights that come and go; sim computes as cpu does. */
+static void answers_do_not_depend_on_the_weights_home(void **state)
+{
+    static struct client here[REQUESTS], away[REQUESTS];
+    struct offload_options offload;
+    struct harness sim;
+
+    (void)state;
+    run_all(&harness, NULL, true, here);
+    offload_options_init(&offload);
+    offload.group_size = 1;
+    offload.num_in_group = 1;
+    offload.prefetch_step = 1;
+    offload.home = OFFLOAD_HOME_HOST;
+    harness_open_offloaded(&sim, HARNESS_TINY, "sim:memory=64MiB,link=4GB/s", 8 * 512, &offload);
+    run_all(&sim, NULL, true, away);
+    check_same(away, here);
+    assert_true(harness_report(sim.engine, "offload", "bytes_moved") > 0);
+    assert_false(away[0].last.garbage);
+    harness_close(&sim);
+
+    offload.home = OFFLOAD_HOME_META;
+    harness_open_offloaded(&sim, HARNESS_TINY, "sim:memory=64MiB", 8 * 512, &offload);
+    run_all(&sim, NULL, true, away);
+    assert_true(away[0].last.garbage);
+    harness_close(&sim);
 }
 
 /* Together they take far fewer steps than one after the other: they do share steps. */
@@ -128,10 +162,10 @@ static void requests_share_steps(void **state)
     int64_t steps_alone, steps_together;
 
     (void)state;
-    run_all(NULL, false, clients);
+    run_all(&harness, NULL, false, clients);
     steps_alone = harness_report(harness.engine, NULL, "steps");
     assert_int_equal(harness_report(harness.engine, NULL, "completion_tokens"), 5 * 12 + 30);
-    run_all(NULL, true, clients);
+    run_all(&harness, NULL, true, clients);
     steps_together = harness_report(harness.engine, NULL, "steps");
     assert_true(steps_alone >= 5 * 12 + 30);
     assert_true(steps_together < steps_alone * 2 / 3);
@@ -352,6 +386,32 @@ static void without_a_tokenizer_there_are_ids_only(void **state)
     engine_destroy(engine);
 }
 
+/* The model's configuration has the ids 2 and 3, the tokenizer's has 1. */
+static void every_eos_id_ends_an_answer(void **state)
+{
+    struct sampling_params params = greedy(300);
+    bool has_ended_at[4] = { false };
+    static struct client client;
+    int32_t prompt[4];
+
+    (void)state;
+    harness_start(&harness, NULL);
+    make_prompt(4, prompt, 4);
+    params.temperature = 5;
+    params.ignore_eos = false;
+    params.has_seed = true;
+    for (params.seed = 0; params.seed < 20; params.seed++) {
+        client_run(&client, harness.engine, prompt, 4, &params, false);
+        client_deinit(&client);
+        assert_int_equal(client.last.finish, FINISH_EOS);
+        assert_in_range(client.last.matched_id, 1, 3);
+        has_ended_at[client.last.matched_id] = true;
+        for (size_t i = 0; i + 1 < client.id_count; i++)
+            assert_false(client.ids[i] >= 1 && client.ids[i] <= 3);
+    }
+    assert_true(has_ended_at[1] && has_ended_at[2] && has_ended_at[3]);
+}
+
 static void the_report_counts(void **state)
 {
     struct sampling_params params = greedy(5);
@@ -386,6 +446,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(answers_do_not_depend_on_the_batch),
+        cmocka_unit_test(answers_do_not_depend_on_the_weights_home),
         cmocka_unit_test(requests_share_steps),
         cmocka_unit_test(seeds_decide),
         cmocka_unit_test(logits_are_those_that_serving_samples),
@@ -393,6 +454,7 @@ int main(void)
         cmocka_unit_test(a_small_cache_is_shared_and_never_passed),
         cmocka_unit_test(options_outside_the_model_are_refused),
         cmocka_unit_test(without_a_tokenizer_there_are_ids_only),
+        cmocka_unit_test(every_eos_id_ends_an_answer),
         cmocka_unit_test(the_report_counts),
     };
 

@@ -164,7 +164,7 @@ struct engine__request {
 struct engine__limits {
     uint32_t context_length, vocab_size;
     uint32_t page_size, page_count;
-    const int32_t *eos_ids;
+    int32_t eos_ids[MODEL_EOS_MAX + 1]; /* the model's, and the tokenizer's */
     uint32_t eos_count;
 };
 
@@ -264,11 +264,13 @@ struct engine {
     pthread_cond_t changed;              /* others: a job is done, or nothing is left */
     struct engine__request *queue_head, *queue_tail;
     uint32_t waiting_count;
+    uint64_t waiting_token_count;        /* in their prompts */
     uint32_t live_count;                 /* requests whose last piece has not been told */
     struct engine__job *job_head, *job_tail;
     uint32_t pages_free;                 /* as of the last step */
     uint64_t last_id;
     struct engine__counters counters;
+    struct err last_failure;             /* of a step; read when counters.failed_steps > 0 */
     bool draining, stopping;
 };
 

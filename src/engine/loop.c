@@ -30,7 +30,7 @@ struct work {
 /* Tells each of the list for the last time and destroys it. No lock is held. */
 static void dismiss(struct engine *engine, struct engine__request *list)
 {
-    uint32_t count = 0, aborted = 0;
+    uint32_t count = 0;
     bool garbage;
 
     if (list == NULL)
@@ -41,13 +41,10 @@ static void dismiss(struct engine *engine, struct engine__request *list)
 
         list = request->next;
         count++;
-        aborted += request->finish == FINISH_ABORT;
         engine__request_tell(request, garbage);
         engine__request_destroy(request);
     }
     pthread_mutex_lock(&engine->lock);
-    engine->counters.finished += count - aborted;
-    engine->counters.aborted += aborted;
     engine->live_count -= count;
     if (engine->live_count == 0)
         pthread_cond_broadcast(&engine->changed);
@@ -60,8 +57,21 @@ static void abort_all(struct engine__request *list, const char *message)
         engine__request_abort(list, STATUS_CANCELED, message);
 }
 
-/* Removes the running requests that have ended, or were canceled, from `running`; gives their pages
- * back. The lock is held. */
+/* Puts a request that leaves before `list`. The lock is held. It is counted before it is told, so
+ * that whoever was told finds it in the report. */
+static struct engine__request *leave(struct engine *engine, struct engine__request *request,
+                                     struct engine__request *list)
+{
+    if (request->finish == FINISH_NONE || request->finish == FINISH_ABORT)
+        engine->counters.aborted++;
+    else
+        engine->counters.finished++;
+    request->next = list;
+    return request;
+}
+
+/* Removes the running requests that have ended, or were canceled, from `running`; gives their
+ * pages back. The lock is held. */
 static struct engine__request *leave_running(struct engine *engine, bool everyone)
 {
     struct engine__request *list = NULL;
@@ -77,8 +87,7 @@ static struct engine__request *leave_running(struct engine *engine, bool everyon
         if (request->has_pages)
             engine__pages_give(&engine->pages, request->pages, request->page_count);
         request->has_pages = false;
-        request->next = list;
-        list = request;
+        list = leave(engine, request, list);
     }
     engine->running_count = kept;
     engine->pages_free = engine->pages.free_count;
@@ -100,9 +109,9 @@ static struct engine__request *leave_queue(struct engine *engine, bool everyone)
             continue;
         }
         *link = request->next;
-        request->next = list;
-        list = request;
         engine->waiting_count--;
+        engine->waiting_token_count -= request->prompt_count;
+        list = leave(engine, request, list);
     }
     return list;
 }
@@ -136,6 +145,7 @@ static void admit(struct engine *engine)
             engine->queue_tail = NULL;
         request->next = NULL;
         engine->waiting_count--;
+        engine->waiting_token_count -= request->prompt_count;
         free_count -= request->page_count;
         engine->running[engine->running_count++] = request;
     }
@@ -276,6 +286,7 @@ static void run_step(struct engine *engine)
         engine->counters.completion_tokens += step->logits_row_count;
     } else {
         engine->counters.failed_steps++;
+        engine->last_failure = err;
     }
     ended = leave_running(engine, false);
     pthread_mutex_unlock(&engine->lock);

@@ -41,10 +41,11 @@ static inline void harness_check(enum status st, const struct err *err)
         fail_msg("%s: %s", status_name(st), err->message);
 }
 
-/* Opens a model on `spec` with a KV cache of kv_tokens. The tokenizer is the demo's: it has text
- * for the ids of both. */
-static inline void harness_open(struct harness *harness, const char *model, const char *spec,
-                                uint32_t kv_tokens)
+/* Opens a model on `spec` with a KV cache of kv_tokens; offload may be NULL. The tokenizer is the
+ * demo's: it has text for the ids of both. */
+static inline void harness_open_offloaded(struct harness *harness, const char *model,
+                                          const char *spec, uint32_t kv_tokens,
+                                          const struct offload_options *offload)
 {
     const struct device_options device_options = { .thread_count = 1 };
     struct model_options options;
@@ -56,11 +57,19 @@ static inline void harness_open(struct harness *harness, const char *model, cons
     options.step_sequence_count_max = 8;
     options.kv_page_size = 4;
     options.kv_token_count = kv_tokens;
+    if (offload != NULL)
+        options.offload = *offload;
     harness_check(ckpt_open(model, &harness->ckpt, &err), &err);
     harness_check(tokenizer_open(HARNESS_DEMO, &harness->tokenizer, &err), &err);
     harness_check(device_open(spec, &device_options, &harness->device, &err), &err);
     harness_check(model_create(harness->device, harness->ckpt, &options, NULL, NULL,
                                &harness->model, &err), &err);
+}
+
+static inline void harness_open(struct harness *harness, const char *model, const char *spec,
+                                uint32_t kv_tokens)
+{
+    harness_open_offloaded(harness, model, spec, kv_tokens, NULL);
 }
 
 /* Starts an engine on it, in place of the one before. NULL: default options. */
