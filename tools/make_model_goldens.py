@@ -72,7 +72,8 @@ LLAMA3 = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
 
 # name, class, config of a scale, dtype of the golden (None: none is kept), and how the folder is
 # written: "old": rope_theta and rope_scaling in config.json instead of rope_parameters; "shards":
-# several files; "mtp": with a layer that is not a part of the model
+# several files; "mtp": with a layer that is not a part of the model; "period": with moe_layer_freq,
+# which transformers does not know, so that the reference is a model changed by hand
 CASES = [
     ("llama_gqa_tied", "Llama", lambda s: dense(s, tie_word_embeddings=True), "bfloat16", ()),
     ("llama_biases_mha", "Llama", lambda s: dense(s, num_key_value_heads=4, attention_bias=True,
@@ -107,6 +108,8 @@ CASES = [
     ("deepseek_v2_biases", "DeepseekV2", lambda s: deepseek(
         s, topk_method="greedy", attention_bias=True, mlp_bias=True, norm_topk_prob=True,
         n_shared_experts=1), "bfloat16", ()),
+    ("deepseek_v2_period", "DeepseekV2", lambda s: deepseek(
+        s, topk_method="greedy", moe_layer_freq=2), None, ("period",)),
     ("deepseek_v3", "DeepseekV3", lambda s: deepseek(
         s, n_group=4, topk_group=2, n_shared_experts=1, routed_scaling_factor=2.5,
         rope_parameters=yarn(mscale=1.0, mscale_all_dim=1.0)), "bfloat16", ("old", "mtp")),
@@ -169,6 +172,11 @@ def make_checkpoint(case, scale, dtype, folder, seed=SEED):
     name, family, config_of, _, how = case
     config = getattr(transformers, family + "Config")(**config_of(scale))
     model = getattr(transformers, family + "ForCausalLM")(config)
+    if "period" in how:
+        from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2MLP
+        for index, layer in enumerate(model.model.layers):
+            if index % config.moe_layer_freq != 0:
+                layer.mlp = DeepseekV2MLP(config)
     randomise(model, seed)
     model = model.to(getattr(torch, dtype))
     shutil.rmtree(folder, ignore_errors=True)
@@ -180,12 +188,18 @@ def make_checkpoint(case, scale, dtype, folder, seed=SEED):
         to_old_style(os.path.join(folder, "config.json"))
     if "mtp" in how:
         add_predict_layer(folder, config.num_hidden_layers, getattr(torch, dtype))
+    return model
 
 
-def reference(folder, prompt, greedy_tokens):
-    """Logits of the prompt and the greedy continuation, by transformers in float32."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager").eval()
+def reference(folder, prompt, greedy_tokens, model=None):
+    """Logits of the prompt and the greedy continuation, by transformers in float32, and the
+    smallest distance between the two best logits on the way. `model`: instead of the folder's."""
+    if model is None:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager")
+    else:  # .to(dtype) has rounded the frequencies too
+        model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+    model = model.float().eval()
     ids = list(prompt)
     with torch.no_grad():
         out = model(torch.tensor([ids]), use_cache=True)
@@ -199,6 +213,15 @@ def reference(folder, prompt, greedy_tokens):
             out = model(torch.tensor([ids[-1:]]), past_key_values=cache, use_cache=True)
             last, cache = out.logits[0, -1], out.past_key_values
     return logits.numpy(), ids[len(prompt):], gap
+
+
+def reference_wide(folder, prompt):
+    """Logits of the prompt by transformers in float64, but for what it does in float32 always:
+    norms, softmax, cos and sin, routers."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float64, attn_implementation="eager", experts_implementation="eager")
+    with torch.no_grad():
+        return model.eval()(torch.tensor([list(prompt)])).logits[0].numpy()
 
 
 def make_prompt(count, seed=SEED):
