@@ -54,7 +54,7 @@ static size_t distance_to_part(const char *pattern, const char *name)
 static const char *nearest_name(const char *glob, const struct offload__param *params,
                                 size_t param_count, const bool *eligible)
 {
-    char letters[GLOB_BYTES_MAX + 1];
+    char letters[GLOB_BYTES_MAX + 1] = "";
     const char *nearest = NULL;
     size_t length = 0, distance_min = SIZE_MAX;
 

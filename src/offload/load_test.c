@@ -461,7 +461,7 @@ static void a_unit_out_of_meta_is_told_as_such(void **state)
     assert_true(offload_is_garbage(model.offload)); /* `down` of that unit is zeros still */
     CHECK_OK(offload_report_check(model.offload, err));
     manifest = offload_manifest_json(model.offload);
-    json_array_foreach(manifest, i, row) {
+    for (i = 0; (row = json_array_get(manifest, i)) != NULL; i++) {
         const char *home = json_string_value(json_object_get(row, "home"));
 
         hosts += strcmp(home, "host") == 0;

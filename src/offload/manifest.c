@@ -108,7 +108,7 @@ static enum status layers_list(const struct rows *rows, size_t start, struct buf
                                size_t *alike_count_out, struct err *err)
 {
     const struct row *like = &rows->rows[start];
-    int32_t first = like->layer, last = like->layer;
+    int32_t first = like->layer, last = first;
     size_t alike_count = 0;
     bool is_first = true;
     enum status st;
@@ -252,7 +252,7 @@ json_t *offload_manifest_json(const struct offload *offload)
 
     ok = array != NULL && rows_create(offload, &rows, NULL) == STATUS_OK;
     if (ok)
-        row_jsons = calloc(rows.count, sizeof(*row_jsons));
+        row_jsons = calloc(rows.count + 1, sizeof(json_t *));
     ok = ok && row_jsons != NULL;
     for (size_t i = 0; ok && i < rows.count; i++) {
         if (rows.rows[i].param_count == 0)

@@ -39,8 +39,8 @@ enum status offload_mode_parse(const char *mode, enum offload_home *home_out, st
     }
     if (strcmp(mode, "shm_cpu") == 0 || strcmp(mode, "sharded_gpu") == 0)
         return err_set(err, STATUS_BAD_INPUT,
-                       "--offload-mode: this build has no '%s'; with one rank, 'cpu' does the same "
-                       "(modes: cpu, meta)", mode);
+                       "--offload-mode: this build has no '%s', which is for several ranks; with "
+                       "one, 'cpu' does the same (modes: cpu, meta)", mode);
     return err_set(err, STATUS_BAD_INPUT, "--offload-mode: no mode '%.64s' (modes: cpu, meta)",
                    mode);
 }
@@ -153,7 +153,7 @@ enum status offload__options_check(const struct offload_options *options, uint32
                        "at least one unit ahead", options->prefetch_step);
     if (options->slot_count < 0 || options->slot_count > OFFLOAD_SLOTS_MAX)
         return err_set(err, STATUS_BAD_INPUT,
-                       "%" PRId64 " slots asked for; 1 to %d are possible, and 0 chooses",
+                       "--offload-slots is %" PRId64 "; 2 to %d are possible, and 0 chooses",
                        options->slot_count, OFFLOAD_SLOTS_MAX);
     if (v1)
         return check_v1(options, err);
@@ -175,9 +175,8 @@ enum status offload__options_check_units(const struct offload_options *options, 
                        OFFLOAD_SLOTS_MAX - 1);
     if (options->slot_count != 0 && options->slot_count < options->prefetch_step + 1)
         return err_set(err, STATUS_BAD_INPUT,
-                       "%" PRId64 " slots are too few for --offload-prefetch-step %" PRId64
-                       ", which needs %" PRId64 "; or lower the prefetch step%s",
-                       options->slot_count, options->prefetch_step, options->prefetch_step + 1,
-                       options->slot_count > 1 ? "" : " (its smallest, 1, needs 2 slots)");
+                       "--offload-slots %" PRId64 " is too few for --offload-prefetch-step %" PRId64
+                       ": %" PRId64 " works, the step and one more", options->slot_count,
+                       options->prefetch_step, options->prefetch_step + 1);
     return STATUS_OK;
 }

@@ -259,7 +259,7 @@ static enum status sizes_fill(struct offload *offload, struct err *err)
                                                  : (uint64_t)options->prefetch_step + 1;
     if (!size_mul(sizes->slot_bytes, sizes->slot_count, &pool_bytes))
         return err_set(err, STATUS_BAD_INPUT,
-                       "%" PRIu64 " slots of %" PRIu64 " bytes overflow 64 bits; use fewer slots",
+                       "--offload-slots %" PRIu64 ": so many of %" PRIu64 " bytes overflow 64 bits",
                        sizes->slot_count, sizes->slot_bytes);
     return STATUS_OK;
 }

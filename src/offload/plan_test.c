@@ -319,9 +319,9 @@ static void bad_combinations_are_refused_with_what_works(void **state)
           { 0, INT64_MAX, INT64_MAX - 7, 1, 0, OFFLOAD_HOME_HOST },
           { "--offload-group-size 9223372036854775807", "works is", "9223372036854775806" } },
         { { 0, 2, 1, 3, 3, OFFLOAD_HOME_HOST }, { 0, 2, 1, 3, 4, OFFLOAD_HOME_HOST },
-          { "3 slots", "--offload-prefetch-step 3", "needs 4" } },
+          { "--offload-slots 3", "--offload-prefetch-step 3", "4 works" } },
         { { 0, 2, 1, 1, -1, OFFLOAD_HOME_HOST }, { 0, 2, 1, 1, 0, OFFLOAD_HOME_HOST },
-          { "-1 slots", "0 chooses", "" } },
+          { "--offload-slots is -1", "0 chooses", "" } },
         { { 9, 0, 1, 1, 0, OFFLOAD_HOME_META }, { 9, 0, 1, 1, 0, OFFLOAD_HOME_HOST },
           { "--cpu-offload-gb", "--offload-mode must be cpu", "meta" } },
     };

@@ -5,6 +5,7 @@
  * report". */
 #include <assert.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -189,7 +190,7 @@ static void units_log(const struct offload *offload, const struct snapshot *snap
     for (size_t i = 0, end; i < offload->unit_count; i = end) {
         const struct offload__unit_counters *counters = &snapshot->units[i];
         uint64_t copy_ns = 0, stall_ns = 0;
-        char moved[24];
+        char moved[24], others[96] = "";
 
         for (end = i; end < offload->unit_count &&
                       snapshot->units[end].onloads == counters->onloads &&
@@ -199,14 +200,15 @@ static void units_log(const struct offload *offload, const struct snapshot *snap
             copy_ns += snapshot->units[end].copy_ns;
             stall_ns += snapshot->units[end].stall_ns;
         }
+        if (end - i > 1)
+            (void)snprintf(others, sizeof(others), " to %s (%zu units), each",
+                           offload->units[end - 1].name, end - i);
         log_line(log, LOG_INFO,
-                 "%s%s%s: %" PRIu64 " onloads and %s moved from %s%s, %.3f s copying, %.3f s "
-                 "stalled",
-                 offload->units[i].name, end - i > 1 ? " to " : "",
-                 end - i > 1 ? offload->units[end - 1].name : "", counters->onloads,
+                 "%s%s: %" PRIu64 " onloads, %s from %s; %.3f s copying, %.3f s stalled%s",
+                 offload->units[i].name, others, counters->onloads,
                  size_format(counters->bytes_moved, moved, sizeof(moved)),
-                 offload_home_name(snapshot->homes[i]), end - i > 1 ? ", each" : "",
-                 seconds(copy_ns), seconds(stall_ns));
+                 offload_home_name(snapshot->homes[i]), seconds(copy_ns), seconds(stall_ns),
+                 end - i > 1 ? " in all" : "");
     }
 }
 

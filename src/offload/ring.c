@@ -99,6 +99,7 @@ void offload__ring_destroy(struct offload *offload)
 
 static size_t unit_at(const struct offload *offload, uint64_t position)
 {
+    assert(offload->unit_count > 0);
     return (size_t)(position % offload->unit_count);
 }
 
@@ -109,6 +110,7 @@ static struct offload__onload *onload_at(const struct offload *offload, uint64_t
 
 static uint64_t slot_at(const struct offload *offload, uint64_t position)
 {
+    assert(offload->sizes.slot_count > 0);
     return position % offload->sizes.slot_count;
 }
 

@@ -399,11 +399,11 @@ static void host_memory_is_used_in_place(void **state)
     assert_int_equal(number(report, "passes"), PASSES);
     assert_int_equal(number(report, "bytes_moved"), 0);
     assert_int_equal(number(report, "onloads"), 0);
-    json_array_foreach(json_object_get(report, "units"), i, row)
+    for (i = 0; (row = json_array_get(json_object_get(report, "units"), i)) != NULL; i++)
         assert_true(json_is_true(json_object_get(row, "in_place")));
     json_decref(report);
     manifest = offload_manifest_json(model.offload);
-    json_array_foreach(manifest, i, row)
+    for (i = 0; (row = json_array_get(manifest, i)) != NULL; i++)
         in_place_count += json_is_true(json_object_get(row, "in_place"));
     assert_int_equal(in_place_count, 3);
     json_decref(manifest);
@@ -557,10 +557,10 @@ static void the_manifest_names_every_parameter_once(void **state)
     options.params_glob = "*.up,*.attn.*"; /* down stays, so that a part is torn in two */
     model_load(&model, &options, ckpt);
     manifest = offload_manifest_json(model.offload);
-    json_array_foreach(manifest, i, row) {
+    for (i = 0; (row = json_array_get(manifest, i)) != NULL; i++) {
         uint64_t bytes = 0;
 
-        json_array_foreach(json_object_get(row, "params"), j, name) {
+        for (j = 0; (name = json_array_get(json_object_get(row, "params"), j)) != NULL; j++) {
             size_t p = 0;
             char text[64];
 

@@ -240,7 +240,7 @@ static inline void model_open(struct model *model, const char *device_spec)
     model->x = model->scratch;
     model->h = model->x + 1024;
     model->u = model->h + 1024;
-    model->ids = (int32_t *)(model->u + 1024);
+    model->ids = (int32_t *)((uint8_t *)model->scratch + 3 * 1024 * sizeof(float));
 }
 
 static inline enum status model_create(struct model *model, const struct offload_options *options,
