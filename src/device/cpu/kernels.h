@@ -22,8 +22,8 @@
 #include "tensor/dtype.h"
 
 #define CPU_LANES 8
-#define CPU_STRIP_ROWS_MAX 128            /* rows of one strip: what stays in the second-level cache */
-#define CPU_STRIP_SCRATCH_BYTES (128 << 10)
+#define CPU_STRIP_ROWS_MAX 128 /* of x in one strip */
+#define CPU_STRIP_SCRATCH_BYTES (512 << 10)
 
 /* A part of a matrix product: out[r][n] = sum over k of x[r][k] * weight[n][k]. */
 struct cpu_strip {

@@ -1,0 +1,343 @@
+/* device/op_exact_test.c - a row's result has the same bits alone, in any batch, however a prompt is
+ * cut, on any number of threads and wherever its keys lie.
+ *
+ * Method: each op is run once for all rows by one thread of the processor; then every device with the
+ * same kernels runs it again in chunks of many sizes, and the bytes are compared. Sizes are chosen to
+ * cross the kernels' tiles: rows by 4 and 24, weight rows by 12, keys by 64. */
+#include "device/test_harness.h"
+
+static const uint32_t chunks[] = { 1, 2, 5, 7, 25, 1000 };
+
+/* Runs rows [first, first + count) of a problem and writes their outputs to the same rows of out. */
+struct problem {
+    uint32_t row_count, out_width;
+    void (*run)(struct harness *h, const void *data, uint32_t first, uint32_t count, float *out);
+    const void *data;
+};
+
+static void check_chunks(struct harness *h, const struct problem *p, const float *wanted)
+{
+    float *out = calloc((size_t)p->row_count * p->out_width, sizeof(*out));
+
+    assert_non_null(out);
+    for (size_t c = 0; c < sizeof(chunks) / sizeof(chunks[0]); c++) {
+        for (uint32_t first = 0; first < p->row_count; first += chunks[c]) {
+            const uint32_t left = p->row_count - first;
+            const uint32_t count = left < chunks[c] ? left : chunks[c];
+            p->run(h, p->data, first, count, out + (size_t)first * p->out_width);
+            harness_clear(h);
+        }
+        for (size_t i = 0; i < (size_t)p->row_count * p->out_width; i++) {
+            if (memcmp(&out[i], &wanted[i], sizeof(*out)) != 0)
+                fail_msg("chunks of %u: row %zu, element %zu is %a, not %a", chunks[c],
+                         i / p->out_width, i % p->out_width, out[i], wanted[i]);
+        }
+    }
+    free(out);
+}
+
+static void check_problem(const struct problem *p)
+{
+    for (int scalar = 0; scalar < 2; scalar++) {
+        const struct harness_config one = { "cpu", scalar != 0, 1 };
+        float *wanted = calloc((size_t)p->row_count * p->out_width, sizeof(*wanted));
+        struct harness h;
+        assert_non_null(wanted);
+        harness_open(&h, &one);
+        p->run(&h, p->data, 0, p->row_count, wanted);
+        harness_close(&h);
+        for (size_t i = 0; i < HARNESS_CONFIG_COUNT; i++) {
+            if (harness_configs[i].force_scalar != (scalar != 0))
+                continue;
+            harness_open(&h, &harness_configs[i]);
+            check_chunks(&h, p, wanted);
+            harness_close(&h);
+        }
+        free(wanted);
+    }
+}
+
+struct matmul_data {
+    uint32_t n, k, batches;
+    enum dtype dtype;
+    const float *x;
+    const void *weight;
+};
+
+static void matmul_run(struct harness *h, const void *data, uint32_t first, uint32_t count,
+                       float *out)
+{
+    const struct matmul_data *d = data;
+    const uint64_t k = (uint64_t)d->k * d->batches, n = (uint64_t)d->n * d->batches;
+    struct op op = { .kind = OP_MATMUL };
+
+    op.matmul = (struct op_matmul){
+        .out = harness_put(h, out, count * n * 4),
+        .x = harness_put(h, d->x + first * k, count * k * 4),
+        .weight = harness_put(h, d->weight, d->n * k * dtype_info(d->dtype)->block_bytes),
+        .weight_dtype = d->dtype,
+        .row_count = count, .n_count = d->n, .k_count = d->k, .batch_count = d->batches,
+        .out_row_stride = n, .x_row_stride = k,
+        .out_batch_stride = d->n, .x_batch_stride = d->k,
+    };
+    harness_run(h, &op);
+    harness_get(h, out, op.matmul.out, count * n * 4);
+}
+
+static void matmul_case(uint32_t rows, uint32_t n, uint32_t k, uint32_t batches, enum dtype dtype)
+{
+    struct harness random = { .random = 77 };
+    float *x = random_floats(&random, (size_t)rows * k * batches);
+    float *w = random_floats(&random, (size_t)n * k * batches);
+    void *weight = rounded_to(w, dtype, (size_t)n * k * batches);
+    const struct matmul_data data = { n, k, batches, dtype, x, weight };
+    const struct problem problem = { rows, n * batches, matmul_run, &data };
+
+    check_problem(&problem);
+    free(x);
+    free(w);
+    free(weight);
+}
+
+static void matmul_is_exact(void **state)
+{
+    static const enum dtype dtypes[] = { DTYPE_F32, DTYPE_F16, DTYPE_BF16 };
+
+    (void)state;
+    for (size_t d = 0; d < 3; d++) {
+        matmul_case(31, 29, 131, 1, dtypes[d]);
+        matmul_case(26, 7, 36, 3, dtypes[d]);
+    }
+    matmul_case(140, 16, 24, 1, DTYPE_BF16); /* more rows than a strip has */
+}
+
+struct attention_data {
+    uint32_t heads, kv_heads, k_width, v_width;
+    const float *q, *k, *v; /* k and v by [sequence][position] */
+    const int32_t *sequences, *positions;
+    uint32_t page_size;     /* where they lie in the cache; 0: changes from call to call */
+};
+
+enum { CONTEXT = 140, SEQUENCES = 2 };
+
+static void attention_run(struct harness *h, const void *data, uint32_t first, uint32_t count,
+                          float *out)
+{
+    static const uint32_t page_sizes[] = { 1, 5, 16, 64, 128 };
+    const struct attention_data *d = data;
+    const uint32_t page_size = page_sizes[(first * 7 + count) % 5];
+    const uint32_t each = (CONTEXT - 1) / page_size + 1, pages_count = SEQUENCES * each;
+    const size_t k_width = (size_t)d->kv_heads * d->k_width;
+    const size_t v_width = (size_t)d->kv_heads * d->v_width;
+    float *k = calloc((size_t)pages_count * page_size * k_width, sizeof(*k));
+    float *v = calloc((size_t)pages_count * page_size * v_width, sizeof(*v));
+    int32_t *pages = calloc(pages_count, sizeof(*pages));
+    struct op op = { .kind = OP_ATTENTION };
+
+    for (uint32_t i = 0; i < pages_count; i++) /* backwards: even or odd pages, then the others */
+        pages[i] = (int32_t)(i % 2 == first % 2 ? i : pages_count - 1 - i);
+    for (uint32_t i = 0; i < pages_count; i++) {
+        for (uint32_t j = 0; j < i; j++) {
+            for (uint32_t l = 0; pages[i] == pages[j] && l < pages_count; l++)
+                pages[l] = (int32_t)(pages_count - 1 - l);
+        }
+    }
+    for (uint32_t i = 0; i < SEQUENCES * CONTEXT; i++) {
+        const uint32_t position = i % CONTEXT;
+        const size_t slot = (size_t)pages[i / CONTEXT * each + position / page_size] * page_size +
+                            position % page_size;
+        memcpy(k + slot * k_width, d->k + i * k_width, k_width * sizeof(*k));
+        memcpy(v + slot * v_width, d->v + i * v_width, v_width * sizeof(*v));
+    }
+    op.attention = (struct op_attention){
+        .out = harness_put(h, out, (uint64_t)count * d->heads * d->v_width * 4),
+        .q = harness_put(h, d->q + (size_t)first * d->heads * d->k_width,
+                         (uint64_t)count * d->heads * d->k_width * 4),
+        .k_cache = harness_put(h, k, (uint64_t)pages_count * page_size * k_width * 4),
+        .v_cache = harness_put(h, v, (uint64_t)pages_count * page_size * v_width * 4),
+        .pages = harness_put(h, pages, (uint64_t)pages_count * 4),
+        .sequences = harness_put(h, d->sequences + first, (uint64_t)count * 4),
+        .positions = harness_put(h, d->positions + first, (uint64_t)count * 4),
+        .row_count = count, .head_count = d->heads, .kv_head_count = d->kv_heads,
+        .k_width = d->k_width, .v_width = d->v_width,
+        .page_size = page_size, .page_count_max = each,
+        .out_row_stride = (uint64_t)d->heads * d->v_width,
+        .q_row_stride = (uint64_t)d->heads * d->k_width,
+        .k_cache_row_stride = k_width, .v_cache_row_stride = v_width,
+        .scale = 0.25f,
+    };
+    harness_run(h, &op);
+    harness_get(h, out, op.attention.out, (uint64_t)count * d->heads * d->v_width * 4);
+    free(k);
+    free(v);
+    free(pages);
+}
+
+static void attention_case(uint32_t heads, uint32_t kv_heads, uint32_t k_width, uint32_t v_width)
+{
+    enum { ROWS = 38 };
+    struct harness random = { .random = 99 };
+    int32_t sequences[ROWS], positions[ROWS];
+    float *q = random_floats(&random, (size_t)ROWS * heads * k_width);
+    float *k = random_floats(&random, (size_t)SEQUENCES * CONTEXT * kv_heads * k_width);
+    float *v = random_floats(&random, (size_t)SEQUENCES * CONTEXT * kv_heads * v_width);
+    const struct attention_data data = { heads, kv_heads, k_width, v_width, q, k, v, sequences,
+                                         positions, 0 };
+    const struct problem problem = { ROWS, heads * v_width, attention_run, &data };
+
+    for (int32_t t = 0; t < ROWS; t++) { /* a prompt that crosses two tiles, a short one, decodes */
+        sequences[t] = t < 33 ? 0 : 1;
+        positions[t] = t < 33 ? 100 + t : t < 36 ? t - 33 : 3 + 60 * (t - 36);
+    }
+    k[(100 + 32) * kv_heads * k_width] = 1e30f; /* seen by row 32 alone: overflows its scores */
+    check_problem(&problem);
+    free(q);
+    free(k);
+    free(v);
+}
+
+static void attention_is_exact(void **state)
+{
+    (void)state;
+    attention_case(6, 2, 20, 29);
+    attention_case(5, 5, 16, 16);
+    attention_case(36, 1, 40, 33);
+}
+
+struct moe_data {
+    uint32_t top_k, experts, width, ffn;
+    const float *x, *weights, *w13, *w2;
+    const int32_t *ids;
+};
+
+static void moe_run(struct harness *h, const void *data, uint32_t first, uint32_t count, float *out)
+{
+    const struct moe_data *d = data;
+    const uint64_t matrix = (uint64_t)d->experts * d->width * d->ffn;
+    const uint64_t scratch_bytes =
+        op_moe_scratch_bytes(count, d->top_k, d->experts, d->width, d->ffn);
+    void *scratch = calloc(1, scratch_bytes);
+    struct op op = { .kind = OP_MOE };
+
+    memset(out, 0, (size_t)count * d->width * sizeof(*out));
+    op.moe = (struct op_moe){
+        .out = harness_put(h, out, (uint64_t)count * d->width * 4),
+        .x = harness_put(h, d->x + (size_t)first * d->width, (uint64_t)count * d->width * 4),
+        .ids = harness_put(h, d->ids + (size_t)first * d->top_k, (uint64_t)count * d->top_k * 4),
+        .weights =
+            harness_put(h, d->weights + (size_t)first * d->top_k, (uint64_t)count * d->top_k * 4),
+        .w13 = harness_put(h, d->w13, 2 * matrix * 4),
+        .w2 = harness_put(h, d->w2, matrix * 4),
+        .weight_dtype = DTYPE_F32,
+        .scratch = harness_put(h, scratch, scratch_bytes),
+        .row_count = count, .top_k = d->top_k, .expert_count = d->experts, .width = d->width,
+        .ffn_width = d->ffn, .out_row_stride = d->width, .x_row_stride = d->width,
+    };
+    harness_run(h, &op);
+    harness_get(h, out, op.moe.out, (uint64_t)count * d->width * 4);
+    free(scratch);
+}
+
+static void moe_is_exact(void **state)
+{
+    enum { ROWS = 37, TOP_K = 3, EXPERTS = 7, WIDTH = 43, FFN = 26 };
+    struct harness random = { .random = 5 };
+    float *x = random_floats(&random, ROWS * WIDTH), *weights = random_floats(&random, ROWS * TOP_K);
+    float *w13 = random_floats(&random, EXPERTS * 2 * FFN * WIDTH);
+    float *w2 = random_floats(&random, EXPERTS * WIDTH * FFN);
+    int32_t ids[ROWS * TOP_K];
+    const struct moe_data data = { TOP_K, EXPERTS, WIDTH, FFN, x, weights, w13, w2, ids };
+    const struct problem problem = { ROWS, WIDTH, moe_run, &data };
+
+    (void)state;
+    for (int32_t t = 0; t < ROWS; t++) {
+        const int32_t expert = (int32_t)(random_bits(&random) % EXPERTS);
+        for (int32_t j = 0; j < TOP_K; j++) /* most rows share expert 0, in different places */
+            ids[t * TOP_K + j] = (expert * (j != t % TOP_K) + j * 2) % EXPERTS;
+        for (int32_t j = 1; j < TOP_K; j++) {
+            while (ids[t * TOP_K + j] == ids[t * TOP_K] ||
+                   (j == 2 && ids[t * TOP_K + 2] == ids[t * TOP_K + 1]))
+                ids[t * TOP_K + j] = (ids[t * TOP_K + j] + 1) % EXPERTS;
+        }
+    }
+    check_problem(&problem);
+    free(x);
+    free(weights);
+    free(w13);
+    free(w2);
+}
+
+struct row_data {
+    uint32_t width;
+    const float *x;
+};
+
+static void norm_run(struct harness *h, const void *data, uint32_t first, uint32_t count,
+                     float *out)
+{
+    const struct row_data *d = data;
+    struct op op = { .kind = OP_RMS_NORM };
+
+    op.rms_norm = (struct op_rms_norm){
+        .out = harness_put(h, out, (uint64_t)count * d->width * 4),
+        .x = harness_put(h, d->x + (size_t)first * d->width, (uint64_t)count * d->width * 4),
+        .weight = harness_put(h, d->x, (uint64_t)d->width * 4),
+        .row_count = count, .group_count = 1, .width = d->width,
+        .out_row_stride = d->width, .x_row_stride = d->width, .epsilon = 1e-5f,
+    };
+    harness_run(h, &op);
+    harness_get(h, out, op.rms_norm.out, (uint64_t)count * d->width * 4);
+}
+
+/* Softmax of one row over as many experts as d->width; `out` is its ids and weights. */
+static void route_run(struct harness *h, const void *data, uint32_t first, uint32_t count,
+                      float *out)
+{
+    enum { TOP_K = 6 };
+    const struct row_data *d = data;
+    int32_t ids[TOP_K * 100];
+    float weights[TOP_K * 100];
+    struct op op = { .kind = OP_ROUTE };
+
+    op.route = (struct op_route){
+        .ids = harness_put(h, out, (uint64_t)count * TOP_K * 4),
+        .weights = harness_put(h, out, (uint64_t)count * TOP_K * 4),
+        .logits = harness_put(h, d->x + (size_t)first * d->width, (uint64_t)count * d->width * 4),
+        .row_count = count, .expert_count = d->width, .top_k = TOP_K, .group_count = 1,
+        .scoring = ROUTE_SOFTMAX, .normalise = true, .scale = 1.5f,
+    };
+    harness_run(h, &op);
+    harness_get(h, ids, op.route.ids, (uint64_t)count * TOP_K * 4);
+    harness_get(h, weights, op.route.weights, (uint64_t)count * TOP_K * 4);
+    for (uint32_t i = 0; i < count * TOP_K; i++) {
+        out[i / TOP_K * 2 * TOP_K + i % TOP_K] = (float)ids[i];
+        out[i / TOP_K * 2 * TOP_K + TOP_K + i % TOP_K] = weights[i];
+    }
+}
+
+static void norms_and_routes_are_exact(void **state)
+{
+    enum { ROWS = 33, WIDTH = 61 };
+    struct harness random = { .random = 3 };
+    float *x = random_floats(&random, ROWS * WIDTH);
+    const struct row_data data = { WIDTH, x };
+    const struct problem norm = { ROWS, WIDTH, norm_run, &data };
+    const struct problem route = { ROWS, 12, route_run, &data };
+
+    (void)state;
+    check_problem(&norm);
+    check_problem(&route);
+    free(x);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(matmul_is_exact),
+        cmocka_unit_test(attention_is_exact),
+        cmocka_unit_test(moe_is_exact),
+        cmocka_unit_test(norms_and_routes_are_exact),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
