@@ -16,6 +16,7 @@
  * true may resume it. Nothing here blocks: libmicrohttpd's part is a flag and a write to an
  * eventfd. */
 #include <assert.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -91,9 +92,10 @@ static void on_output(void *user, const struct engine_output *output)
         call_free(call);
 }
 
-static enum status tokenize(const struct tokenizer *tokenizer, struct generate_prompt *prompt,
-                            struct err *err)
+static enum status tokenize(const struct call *call, const struct tokenizer *tokenizer,
+                            struct generate_prompt *prompt, struct err *err)
 {
+    const uint64_t context_length = engine_model_info(call->engine)->context_length;
     struct token_ids ids = { 0 };
     enum status st;
 
@@ -102,6 +104,10 @@ static enum status tokenize(const struct tokenizer *tokenizer, struct generate_p
     if (tokenizer == NULL)
         return err_set(err, STATUS_BAD_INPUT,
                        "the model has no tokenizer: give \"input_ids\" instead of \"text\"");
+    if (prompt->text_size / SERVER_TEXT_BYTES_PER_TOKEN_MAX > context_length)
+        return err_set(err, STATUS_BAD_INPUT,
+                       "\"text\" has %zu bytes, too many for the model's context of %" PRIu64
+                       " tokens", prompt->text_size, context_length);
     st = tokenizer_encode(tokenizer, prompt->text, prompt->text_size, true, &ids, err);
     if (st == STATUS_OK && ids.count == 0)
         st = err_set(err, STATUS_BAD_INPUT, "\"text\" has no tokens in it");
@@ -192,7 +198,7 @@ enum status server__call_create(struct engine *engine, const struct tokenizer *t
     call->connection = connection;
     /* All are tokenized before the first is submitted: a bad one costs no computing. */
     for (at = 0; at < request->prompt_count && st == STATUS_OK; at++)
-        st = tokenize(tokenizer, &request->prompts[at], err);
+        st = tokenize(call, tokenizer, &request->prompts[at], err);
     if (st == STATUS_OK) {
         for (at = 0; at < request->prompt_count && st == STATUS_OK; at++)
             st = submit(call, &call->answers[at], &request->prompts[at], err);

@@ -38,10 +38,17 @@ static enum method method_of(const char *name)
 
 /* ---- connections and their bodies ---- */
 
+/* When a turn that begins now has taken too long. */
+static uint64_t turn_deadline_ns(const struct server *server)
+{
+    const uint64_t turn_s = (uint64_t)server->options.idle_s_max + server->options.request_s_max;
+
+    return clock_now_ns() + turn_s * NS_PER_S;
+}
+
 void server__conn_phase(struct conn *conn, enum conn_phase phase)
 {
     struct server *server = conn->server;
-    const uint64_t turn_s = (uint64_t)server->options.idle_s_max + server->options.request_s_max;
 
     (void)pthread_mutex_lock(&server->lock);
     if (conn->phase == CONN_RECEIVING && phase != CONN_RECEIVING)
@@ -53,11 +60,11 @@ void server__conn_phase(struct conn *conn, enum conn_phase phase)
             (void)pthread_cond_broadcast(&server->idle);
     }
     conn->phase = phase;
-    conn->deadline_ns = clock_now_ns() + turn_s * NS_PER_S;
+    conn->deadline_ns = turn_deadline_ns(server);
     (void)pthread_mutex_unlock(&server->lock);
 }
 
-static void drop_body(struct conn *conn)
+void server__conn_drop_body(struct conn *conn)
 {
     struct server *server = conn->server;
 
@@ -80,7 +87,7 @@ static void take_body(struct conn *conn, const char *bytes, size_t size)
         return;
     if (conn->body_seen_bytes > server->options.body_bytes_max) {
         conn->refusal = MHD_HTTP_CONTENT_TOO_LARGE;
-        drop_body(conn);
+        server__conn_drop_body(conn);
         return;
     }
     (void)pthread_mutex_lock(&server->lock);
@@ -92,7 +99,7 @@ static void take_body(struct conn *conn, const char *bytes, size_t size)
         conn->body_accounted_bytes += size;
     if (!room || buf_append(&conn->body, bytes, size, NULL) != STATUS_OK) {
         conn->refusal = MHD_HTTP_SERVICE_UNAVAILABLE;
-        drop_body(conn);
+        server__conn_drop_body(conn);
     }
 }
 
@@ -108,6 +115,8 @@ static void conn_open(struct server *server, struct MHD_Connection *connection, 
         return; /* on_request closes it */
     conn->server = server;
     conn->fd = info->connect_fd;
+    conn->phase = CONN_RECEIVING;
+    conn->deadline_ns = turn_deadline_ns(server); /* before the watcher can see it */
     buf_init(&conn->body, server->options.body_bytes_max);
     (void)pthread_mutex_lock(&server->lock);
     conn->serial = server->next_serial++;
@@ -117,7 +126,6 @@ static void conn_open(struct server *server, struct MHD_Connection *connection, 
     server->conns = conn;
     server->conn_count++;
     (void)pthread_mutex_unlock(&server->lock);
-    server__conn_phase(conn, CONN_RECEIVING);
     if (write(server->wake_fd, &one, sizeof(one)) < 0)
         return; /* the counter is full: the watcher is awake anyway */
 }
@@ -127,7 +135,7 @@ static void conn_close(struct conn *conn)
     struct server *server = conn->server;
 
     assert(conn->call == NULL);
-    drop_body(conn);
+    server__conn_drop_body(conn);
     (void)pthread_mutex_lock(&server->lock);
     if (conn->prev != NULL)
         conn->prev->next = conn->next;
@@ -168,8 +176,9 @@ static void on_completed(void *cls, struct MHD_Connection *connection, void **re
     conn->call = NULL;
     (void)pthread_mutex_unlock(&server->lock);
     server__call_release(call);
-    drop_body(conn);
+    server__conn_drop_body(conn);
     conn->refusal = 0;
+    conn->prepared = false;
     conn->body_seen_bytes = 0;
     server__conn_phase(conn, CONN_RECEIVING);
     *request = NULL;
@@ -329,79 +338,76 @@ static enum MHD_Result start_stream(struct conn *conn, struct MHD_Connection *co
     return respond(conn, connection, MHD_HTTP_OK, response, "text/event-stream; charset=utf-8");
 }
 
-/* request is taken. */
-static enum MHD_Result start_call(struct conn *conn, struct MHD_Connection *connection,
-                                  enum call_kind kind, struct generate_request *request)
+void server__conn_attach(struct conn *conn, struct call *call)
 {
     struct server *server = conn->server;
-    struct call *call;
-    struct err err;
-    enum status st;
-    bool stopping;
 
-    if (is_draining(server))
-        st = err_set(&err, STATUS_UNAVAILABLE, "the server is shutting down");
-    else
-        st = server__call_create(server->engine, server->tokenizer, kind, request, connection,
-                                 &call, &err);
-    server__generate_request_deinit(request);
-    if (st != STATUS_OK)
-        return respond_status(conn, connection, &err);
     (void)pthread_mutex_lock(&server->lock);
+    assert(conn->call == NULL);
     conn->call = call;
-    stopping = server->stopping;
-    (void)pthread_mutex_unlock(&server->lock);
-    server__conn_phase(conn, CONN_WAITING);
-    if (stopping)
+    if (server->stopping || conn->hung_up)
         server__call_abandon(call);
-    return call->stream ? start_stream(conn, connection) : continue_call(conn, connection);
+    (void)pthread_mutex_unlock(&server->lock);
+}
+
+/* Goes on after preparing. */
+static enum MHD_Result prepared(struct conn *conn, struct MHD_Connection *connection)
+{
+    conn->prepared = false;
+    if (conn->prepare_status != STATUS_OK)
+        return respond_status(conn, connection, &conn->prepare_err);
+    return conn->call->stream ? start_stream(conn, connection) : continue_call(conn, connection);
+}
+
+static enum MHD_Result respond_draining(struct conn *conn, struct MHD_Connection *connection)
+{
+    return respond_error(conn, connection, MHD_HTTP_SERVICE_UNAVAILABLE,
+                         status_name(STATUS_UNAVAILABLE), "the server is shutting down");
 }
 
 /* ---- routes ---- */
 
+/* WAITING comes before the look at `draining`, so that server_drain, which looks at who is WAITING
+ * after the engine has drained, misses nobody. */
 static enum MHD_Result route_generate(struct conn *conn, struct MHD_Connection *connection)
 {
-    const struct generate_limits limits = {
-        .prompt_count_max = conn->server->options.prompt_count_max,
-        .prompt_token_count_max = engine_model_info(conn->server->engine)->context_length,
-    };
-    struct generate_request request;
-    struct err err;
-    enum status st;
-
-    st = server__generate_parse(conn->body.data, conn->body.size, &limits, &request, &err);
-    drop_body(conn);
-    if (st != STATUS_OK)
-        return respond_status(conn, connection, &err);
-    return start_call(conn, connection, CALL_GENERATE, &request);
+    server__conn_phase(conn, CONN_WAITING);
+    if (is_draining(conn->server))
+        return respond_draining(conn, connection);
+    conn->prepared = true;
+    if (conn->body.size > SERVER_INLINE_BYTES && conn->server->preparer_started)
+        return server__prepare_later(conn, connection) ? MHD_YES : MHD_NO;
+    server__prepare(conn, connection);
+    return prepared(conn, connection);
 }
 
 static enum MHD_Result route_health(struct conn *conn, struct MHD_Connection *connection)
 {
     if (is_draining(conn->server))
-        return respond_error(conn, connection, MHD_HTTP_SERVICE_UNAVAILABLE,
-                             status_name(STATUS_UNAVAILABLE), "the server is shutting down");
+        return respond_draining(conn, connection);
     return respond_empty(conn, connection);
 }
 
 static enum MHD_Result route_health_generate(struct conn *conn, struct MHD_Connection *connection)
 {
-    const struct model_info *info = engine_model_info(conn->server->engine);
-    struct generate_request request = { .prompt_count = 1 };
+    const struct server *server = conn->server;
+    const struct model_info *info = engine_model_info(server->engine);
+    int32_t id = info->bos_id >= 0 ? info->bos_id : 0;
+    struct generate_prompt prompt = { .ids = &id, .id_count = 1 };
+    struct generate_request request = { .prompt_count = 1, .prompts = &prompt };
+    struct call *call;
 
-    request.prompts = calloc(1, sizeof(*request.prompts));
-    if (request.prompts != NULL)
-        request.prompts->ids = calloc(1, sizeof(*request.prompts->ids));
-    if (request.prompts == NULL || request.prompts->ids == NULL) {
-        free(request.prompts);
-        return MHD_NO;
-    }
-    request.prompts->ids[0] = info->bos_id >= 0 ? info->bos_id : 0;
-    request.prompts->id_count = 1;
-    sampling_params_init(&request.prompts->params);
-    request.prompts->params.max_new_tokens = 1;
-    request.prompts->params.temperature = 0;
-    return start_call(conn, connection, CALL_HEALTH, &request);
+    server__conn_phase(conn, CONN_WAITING);
+    if (is_draining(conn->server))
+        return respond_draining(conn, connection);
+    sampling_params_init(&prompt.params);
+    prompt.params.max_new_tokens = 1;
+    prompt.params.temperature = 0;
+    conn->prepare_status = server__call_create(server->engine, server->tokenizer, CALL_HEALTH,
+                                               &request, connection, &call, &conn->prepare_err);
+    if (conn->prepare_status == STATUS_OK)
+        server__conn_attach(conn, call);
+    return prepared(conn, connection);
 }
 
 static enum MHD_Result route_model_info(struct conn *conn, struct MHD_Connection *connection)
@@ -565,6 +571,8 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *connection, 
         *body_size = 0;
         return conn->body_seen_bytes / 2 > conn->server->options.body_bytes_max ? MHD_NO : MHD_YES;
     }
+    if (conn->prepared)
+        return prepared(conn, connection);
     if (conn->call != NULL)
         return continue_call(conn, connection);
     if (conn->refusal != 0)
@@ -614,8 +622,8 @@ void server__http_stop(struct server *server)
 {
     if (server->daemon == NULL)
         return;
-    /* libmicrohttpd may not be stopped while a connection is suspended. No new call is suspended
-     * once `stopping` is set: start_call looks at it after the call is in the list. */
+    /* libmicrohttpd may not be stopped while a connection is suspended. No call is suspended any
+     * more once `stopping` is set: server__conn_attach looks at it. */
     (void)pthread_mutex_lock(&server->lock);
     server->stopping = true;
     for (struct conn *conn = server->conns; conn != NULL; conn = conn->next) {

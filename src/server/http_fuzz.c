@@ -83,7 +83,6 @@ static void run(struct server *server, const uint8_t *data, size_t size)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static int tokenizer; /* any address will do */
     struct server_options options;
     struct engine *engine = testing_engine_create(false);
     struct server *server = NULL;
@@ -92,8 +91,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     server_options_init(&options);
     options.body_bytes_max = 2048;
     options.prompt_count_max = 4;
-    check(server__create(engine, (struct tokenizer *)&tokenizer, &options, NULL, &server, NULL) ==
-          STATUS_OK);
+    check(server__create(engine, &testing_tokenizer, &options, NULL, &server, NULL) == STATUS_OK);
     check(server__http_start(server, NULL) == STATUS_OK);
     run(server, data, size);
     check(server->bodies_bytes == 0);

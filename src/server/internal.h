@@ -5,6 +5,7 @@
  *     connection <--http.c-- reply.c <------------- struct call <--------+
  *
  *     http.c    libmicrohttpd's callbacks: routes, bodies, suspended connections
+ *     prepare.c bodies become calls; a thread of its own for large ones
  *     watch.c   a thread that notices clients that have gone and those that dawdle
  *     server.c  the socket listened on, start and stop
  *
@@ -23,7 +24,9 @@
 #include "base/size.h"
 #include "server/server.h"
 
-#define SERVER_THREADS 2                    /* while one tokenizes a long prompt, one is free */
+#define SERVER_THREADS 2                    /* libmicrohttpd's */
+#define SERVER_INLINE_BYTES (16 * KIB)      /* larger bodies are prepared by their own thread */
+#define SERVER_TEXT_BYTES_PER_TOKEN_MAX 256 /* a text that needs more to fit is not tokenized */
 #define SERVER_HEADER_BYTES_MAX (32 * KIB)  /* libmicrohttpd's memory for one connection */
 #define SERVER_BODIES_BYTES_MAX (64 * MIB)  /* of all bodies that are being received */
 #define SERVER_REFUSAL_CONNECTIONS 16       /* past connection_count_max, to say 503 on */
@@ -158,7 +161,7 @@ enum status server__call_write(struct call *call, struct buf *out, struct err *e
  * MHD_CONTENT_READER_END_OF_STREAM or MHD_CONTENT_READER_END_WITH_ERROR. */
 ssize_t server__call_read(struct call *call, char *dst, size_t size);
 
-/* ---- http.c, watch.c ---- */
+/* ---- http.c, prepare.c, watch.c ---- */
 
 enum conn_phase {
     CONN_RECEIVING, /* the client's turn; also between requests */
@@ -169,14 +172,20 @@ enum conn_phase {
 /* One TCP connection. Lives from libmicrohttpd's "started" to its "closed". */
 struct conn {
     struct server *server;
-    struct conn *next, *prev;       /* guarded by server->lock, as are the next six */
+    struct conn *next, *prev;       /* guarded by server->lock, as are those to prepare_next */
     int fd;
     uint64_t serial;                /* tells it from a later one at the same address */
     enum conn_phase phase;
     uint64_t deadline_ns;           /* RECEIVING and SENDING end by then */
     struct call *call;
     bool hung_up;                   /* noticed already */
-    /* The connection's HTTP thread's. */
+    bool preparing;                 /* in the queue or in hand; the connection is suspended */
+    struct conn *prepare_next;
+    /* The connection's HTTP thread's; while `preparing`, the preparing thread's. */
+    struct MHD_Connection *connection;
+    enum status prepare_status;     /* what came of it: an error, or `call` is set */
+    struct err prepare_err;
+    bool prepared;                  /* on_request has handed over a body and shall look here */
     struct buf body;
     size_t body_accounted_bytes;    /* of server->bodies_bytes */
     uint64_t body_seen_bytes;       /* kept or not */
@@ -192,10 +201,12 @@ struct server {
     struct MHD_Daemon *daemon;
     int listen_fd;                  /* -1: none */
     pthread_t watcher;
-    bool watcher_started;
+    pthread_t preparer;
+    bool watcher_started, preparer_started;
     int wake_fd;                    /* an eventfd: the watcher looks again */
     pthread_mutex_t lock;
     pthread_cond_t idle;            /* signaled when answering_count becomes 0 */
+    pthread_cond_t prepare_wake;    /* signaled when the queue or `stopping` changes */
     /* Guarded by lock. */
     struct conn *conns;
     uint64_t next_serial;
@@ -204,6 +215,7 @@ struct server {
     uint64_t bodies_bytes;
     bool draining;                  /* refuse new requests */
     bool stopping;
+    struct conn *prepare_first, *prepare_last; /* the queue */
 };
 
 /* Starts libmicrohttpd on server->listen_fd, or, when that is -1, without a thread, to be driven by
@@ -215,6 +227,19 @@ enum status server__http_add(struct server *server, int fd, struct err *err);
 void server__http_run(struct server *server);
 /* Moves a connection to a phase: sets its deadline and counts who is being answered. */
 void server__conn_phase(struct conn *conn, enum conn_phase phase);
+
+/* Frees the body. */
+void server__conn_drop_body(struct conn *conn);
+/* Gives the connection its call; one that nobody wants any more is abandoned. */
+void server__conn_attach(struct conn *conn, struct call *call);
+
+/* Makes a call of the connection's body: conn->prepare_status, and conn->call when that is OK. */
+void server__prepare(struct conn *conn, struct MHD_Connection *connection);
+/* The same, by the preparing thread; the connection is suspended until it is done. False when the
+ * server is stopping. */
+bool server__prepare_later(struct conn *conn, struct MHD_Connection *connection);
+enum status server__prepare_start(struct server *server, struct err *err);
+void server__prepare_stop(struct server *server);
 
 enum status server__watch_start(struct server *server, struct err *err);
 void server__watch_stop(struct server *server);

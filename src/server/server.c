@@ -1,8 +1,8 @@
 /* server/server.c - the listening socket, and how a server starts, drains and stops.
  *
- *     create: socket - libmicrohttpd's threads - watcher
- *     drain:  stop listening - refuse - the engine finishes - the answers are sent
- *     destroy: watcher - libmicrohttpd's threads (resumed first) - socket */
+ *     create:  socket - preparer - libmicrohttpd's threads - watcher
+ *     drain:   stop listening - refuse - the engine finishes - the answers are sent
+ *     destroy: watcher - preparer - libmicrohttpd's threads, all resumed first - socket */
 #include "server/server.h"
 
 #include <assert.h>
@@ -26,7 +26,7 @@ void server_options_init(struct server_options *options)
     *options = (struct server_options){
         .host = "127.0.0.1",
         .port = 30000,
-        .body_bytes_max = 16 * MIB,
+        .body_bytes_max = 8 * MIB,
         .connection_count_max = 256,
         .prompt_count_max = 256,
         .idle_s_max = 30,
@@ -145,6 +145,7 @@ enum status server__create(struct engine *engine, const struct tokenizer *tokeni
     (void)pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
     (void)pthread_cond_init(&server->idle, &attributes);
     (void)pthread_condattr_destroy(&attributes);
+    (void)pthread_cond_init(&server->prepare_wake, NULL);
     if (!copy_options(&server->options, options)) {
         server_destroy(server);
         return err_set(err, STATUS_NO_MEMORY, "no memory for a server's options");
@@ -170,6 +171,8 @@ enum status server_create(struct engine *engine, const struct tokenizer *tokeniz
         return st;
     st = listen_open(server, err);
     if (st == STATUS_OK)
+        st = server__prepare_start(server, err);
+    if (st == STATUS_OK)
         st = server__http_start(server, err);
     if (st == STATUS_OK)
         st = server__watch_start(server, err);
@@ -190,12 +193,14 @@ void server_destroy(struct server *server)
     if (server == NULL)
         return;
     server__watch_stop(server);
+    server__prepare_stop(server);
     server__http_stop(server);
     assert(server->conns == NULL);
     if (server->listen_fd >= 0)
         (void)close(server->listen_fd);
     if (server->wake_fd >= 0)
         (void)close(server->wake_fd);
+    (void)pthread_cond_destroy(&server->prepare_wake);
     (void)pthread_cond_destroy(&server->idle);
     (void)pthread_mutex_destroy(&server->lock);
     free((void *)server->options.host);

@@ -38,7 +38,7 @@ struct server_options {
     const char *served_model_name;  /* NULL: model_path. Copied */
     const json_t *launch;           /* an object: the launch options and the version, shown by
                                        /get_server_info. Copied; NULL: none */
-    size_t body_bytes_max;          /* 16 MiB; a longer body is refused with 413 */
+    size_t body_bytes_max;          /* 8 MiB; a longer body is refused with 413 */
     uint32_t connection_count_max;  /* 256; more are answered 503 */
     uint32_t prompt_count_max;      /* 256; prompts in one request */
     uint32_t idle_s_max;            /* 30; a client that neither sends nor takes a byte for so long,

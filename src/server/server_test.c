@@ -33,7 +33,6 @@ struct fixture {
 
 static struct fixture start(const struct server_options *changed)
 {
-    static int tokenizer; /* any address will do */
     struct server_options options;
     struct fixture fixture;
     struct err err;
@@ -48,8 +47,8 @@ static struct fixture start(const struct server_options *changed)
     options.model_path = "models/none";
     fixture.engine = testing_engine_create(true);
     assert_non_null(fixture.engine);
-    if (server_create(fixture.engine, (struct tokenizer *)&tokenizer, &options, NULL,
-                      &fixture.server, &err) != STATUS_OK)
+    if (server_create(fixture.engine, &testing_tokenizer, &options, NULL, &fixture.server, &err) !=
+        STATUS_OK)
         fail_msg("%s", err.message);
     return fixture;
 }
@@ -664,6 +663,116 @@ static void a_client_that_dawdles_is_cut_off(void **state)
     stop(&fixture);
 }
 
+/* ---- large bodies, which are prepared by a thread of their own ---- */
+
+static void hold_tokenizer(bool held)
+{
+    (void)pthread_mutex_lock(&testing_tokenizer.lock);
+    testing_tokenizer.held = held;
+    (void)pthread_cond_broadcast(&testing_tokenizer.changed);
+    (void)pthread_mutex_unlock(&testing_tokenizer.lock);
+}
+
+static struct fixture start_for_large_bodies(void)
+{
+    struct server_options options;
+
+    server_options_init(&options);
+    options.body_bytes_max = 4 * SERVER_INLINE_BYTES;
+    return start(&options);
+}
+
+/* `json` and blanks, more than are prepared at once. */
+static const char *large(const char *json)
+{
+    static char body[2 * SERVER_INLINE_BYTES];
+
+    memset(body, ' ', sizeof(body) - 1);
+    memcpy(body, json, strlen(json));
+    return body;
+}
+
+static void large_bodies_are_answered_alike(void **state)
+{
+    struct fixture fixture = start_for_large_bodies();
+    const struct reply *reply;
+
+    (void)state;
+    for (int i = 0; i < 20; i++) {
+        reply = post(&fixture, large("{\"input_ids\": [[5], [6]]}"));
+        assert_int_equal(reply->code, 200);
+        assert_non_null(strstr(reply->body, "<7>"));
+        reply = post(&fixture, large("{\"text\": \"a\", \"stream\": true}"));
+        assert_non_null(strstr(reply->body, "data: [DONE]"));
+        check_error(post(&fixture, large("{\"input_ids\": []}")), 400, "empty list");
+        check_error(post(&fixture, large("{\"input_ids\": [1000]}")), 400, "id 1000");
+    }
+    stop(&fixture);
+}
+
+static void a_text_that_cannot_fit_is_not_tokenized(void **state)
+{
+    struct fixture fixture = start_for_large_bodies();
+    static char body[TESTING_CONTEXT * SERVER_TEXT_BYTES_PER_TOKEN_MAX + 1024];
+
+    (void)state;
+    hold_tokenizer(true); /* so that it would hang */
+    memset(body, 'a', sizeof(body));
+    memcpy(body, "{\"text\": \"", 10);
+    memcpy(body + sizeof(body) - 3, "\"}", 3);
+    check_error(post(&fixture, body), 400, "too many for the model's context of 64 tokens");
+    hold_tokenizer(false);
+    stop(&fixture);
+}
+
+/* While one prompt takes long to tokenize, others are served, and its client may leave. */
+static void a_long_prompt_stops_nobody(void **state)
+{
+    struct fixture fixture = start_for_large_bodies();
+    static struct reply reply;
+    int staying, leaving;
+
+    (void)state;
+    hold_tokenizer(true);
+    staying = dial(&fixture);
+    assert_true(send_post(staying, "/generate", large("{\"text\": [\"a\", \"b\"]}")));
+    leaving = dial(&fixture);
+    assert_true(send_post(leaving, "/generate", large("{\"text\": \"c\"}")));
+    for (int i = 0; i < 20; i++)
+        assert_int_equal(post(&fixture, "{\"input_ids\": [5]}")->code, 200);
+    assert_int_equal(peek(fixture.engine, &fixture.engine->submit_count), 20);
+    (void)close(leaving);
+    hold_tokenizer(false);
+    assert_true(receive(staying, &reply));
+    assert_int_equal(reply.code, 200);
+    (void)close(staying);
+    wait_for(fixture.engine, &fixture.engine->running_count, 0);
+    stop(&fixture);
+}
+
+static void stopping_ends_what_is_prepared(void **state)
+{
+    struct fixture fixture = start_for_large_bodies();
+    static struct reply reply;
+    int fds[3];
+
+    (void)state;
+    testing_engine_set(fixture.engine, &fixture.engine->held, true);
+    hold_tokenizer(true);
+    for (int i = 0; i < 3; i++) {
+        fds[i] = dial(&fixture);
+        assert_true(send_post(fds[i], "/generate", large("{\"text\": \"a\"}")));
+    }
+    hold_tokenizer(false);
+    server_destroy(fixture.server);
+    for (int i = 0; i < 3; i++) {
+        if (receive(fds[i], &reply))
+            check_error(&reply, 503, "shutting down");
+        (void)close(fds[i]);
+    }
+    testing_engine_destroy(fixture.engine);
+}
+
 /* ---- leaving and stopping ---- */
 
 static void leaving_cancels(void **state)
@@ -796,6 +905,10 @@ int main(void)
         cmocka_unit_test(a_full_engine_says_busy),
         cmocka_unit_test(a_crowd_is_told_to_wait),
         cmocka_unit_test(a_client_that_dawdles_is_cut_off),
+        cmocka_unit_test(large_bodies_are_answered_alike),
+        cmocka_unit_test(a_text_that_cannot_fit_is_not_tokenized),
+        cmocka_unit_test(a_long_prompt_stops_nobody),
+        cmocka_unit_test(stopping_ends_what_is_prepared),
         cmocka_unit_test(leaving_cancels),
         cmocka_unit_test(draining_finishes_what_runs),
         cmocka_unit_test(stopping_ends_what_waits),

@@ -1,0 +1,303 @@
+#!/usr/bin/env python3
+"""`lighter serve` on the demo model, as clients see it: answers, streams, many at once, what is refused,
+clients that leave, and SIGTERM. One server, on the processor with its weights in place, for most tests;
+the demo's test starts servers with offloading."""
+import concurrent.futures
+import http.client
+import json
+import signal
+import socket
+import sys
+import time
+import urllib.parse
+
+import lighter
+
+PROMPTS = [f"The capital of {country} is" for country in (
+    "France", "Japan", "Peru", "Kenya", "Norway", "Chad", "Cuba", "Fiji", "India", "Italy",
+    "Iran", "Iraq", "Mali", "Malta", "Nepal", "Oman", "Qatar", "Spain", "Togo", "Yemen")]
+GREEDY = {"temperature": 0, "max_new_tokens": 24}
+LONG = {"temperature": 0, "max_new_tokens": 200, "ignore_eos": True}
+WAIT_SECONDS = 60
+server = None  # set below, before the tests run
+
+
+def address(of=None):
+    url = urllib.parse.urlsplit((of or server).url)
+    return url.hostname, url.port
+
+
+def connect(of=None):
+    return http.client.HTTPConnection(*address(of), timeout=WAIT_SECONDS)
+
+
+def post(body, of=None):
+    """An open connection and its response, whose headers have come."""
+    connection = connect(of)
+    connection.request("POST", "/generate", json.dumps(body), {"Content-Type": "application/json"})
+    return connection, connection.getresponse()
+
+
+def events(response):
+    """What a stream's events say, up to [DONE]."""
+    buffered = b""
+    while True:
+        line = response.readline()
+        assert line, "the stream ended without [DONE]"
+        if line == b"\n":
+            assert buffered.startswith(b"data: "), buffered
+            if buffered == b"data: [DONE]":
+                assert response.read() == b""
+                return
+            yield json.loads(buffered[6:])
+            buffered = b""
+        else:
+            buffered += line.rstrip(b"\n")
+
+
+def stream(**body):
+    connection, response = post({**body, "stream": True})
+    assert response.status == 200 and response.getheader("Content-Type").startswith("text/event-stream")
+    said = list(events(response))
+    connection.close()
+    return said
+
+
+def engine(of=None):
+    return (of or server).request("/get_server_info")[1]["engine"]
+
+
+def wait_until(what, true):
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
+
+
+def raw(text):
+    """The bytes that come back until the server closes; the client closes its sending half."""
+    with socket.create_connection(address(), timeout=WAIT_SECONDS) as plug:
+        got = b""
+        try:
+            plug.sendall(text)
+            plug.shutdown(socket.SHUT_WR)
+            while True:
+                piece = plug.recv(65536)
+                if not piece:
+                    break
+                got += piece
+        except (ConnectionResetError, BrokenPipeError):
+            pass
+        return got
+
+
+def test_an_answer_has_sglangs_shape():
+    answer = server.generate(text=PROMPTS[0], sampling_params=GREEDY, rid="mine")
+    assert set(answer) == {"text", "output_ids", "meta_info"}, answer
+    assert "Paris" in answer["text"]
+    meta = answer["meta_info"]
+    assert meta["id"] == "mine" and meta["cached_tokens"] == 0 and meta["e2e_latency"] > 0, meta
+    assert meta["completion_tokens"] == len(answer["output_ids"]) and meta["prompt_tokens"] > 0, meta
+    assert meta["finish_reason"] == {"type": "stop", "matched": answer["output_ids"][-1]}, meta
+    short = server.generate(text=PROMPTS[0], sampling_params={"temperature": 0, "max_new_tokens": 1})
+    assert short["meta_info"]["finish_reason"] == {"type": "length", "length": 1}, short
+    stopped = server.generate(text=PROMPTS[0], sampling_params={**GREEDY, "stop": ["ris"]})
+    assert stopped["meta_info"]["finish_reason"] == {"type": "stop", "matched": "ris"}, stopped
+    assert stopped["text"] == " Pa", stopped
+
+
+def test_a_list_is_answered_as_its_prompts_alone():
+    alone = [server.generate(text=prompt, sampling_params=GREEDY)["text"] for prompt in PROMPTS]
+    assert len(set(alone)) == len(alone)
+    together = server.generate(text=PROMPTS, sampling_params=GREEDY)
+    assert [answer["text"] for answer in together] == alone
+    one = server.generate(text=PROMPTS[:1], sampling_params=[GREEDY])
+    assert isinstance(one, list) and one[0]["text"] == alone[0]
+
+
+def test_ids_and_text_are_the_same_prompt():
+    found = lighter.run_json("tokenize", "--model", lighter.DEMO, stdin=PROMPTS[0])
+    by_ids = server.generate(input_ids=found["ids"], sampling_params=GREEDY)
+    by_text = server.generate(text=PROMPTS[0], sampling_params=GREEDY)
+    assert by_ids["text"] == by_text["text"] and by_ids["output_ids"] == by_text["output_ids"]
+    lists = server.generate(input_ids=[found["ids"], found["ids"][:2]], sampling_params=GREEDY)
+    assert lists[0]["output_ids"] == by_text["output_ids"]
+
+
+def test_a_stream_says_what_the_answer_says():
+    whole = server.generate(text=PROMPTS[1], sampling_params=GREEDY)
+    said = stream(text=PROMPTS[1], sampling_params=GREEDY)
+    assert all(later["text"].startswith(earlier["text"]) for earlier, later in zip(said, said[1:]))
+    assert all(event["meta_info"]["finish_reason"] is None for event in said[:-1])
+    assert said[-1]["text"] == whole["text"] and said[-1]["output_ids"] == whole["output_ids"]
+    assert said[-1]["meta_info"]["finish_reason"] == whole["meta_info"]["finish_reason"]
+
+
+def test_a_stream_of_a_list():
+    wanted = [answer["text"] for answer in server.generate(text=PROMPTS[:3], sampling_params=GREEDY)]
+    last = {}
+    for event in stream(text=PROMPTS[:3], sampling_params=GREEDY):
+        last[event["index"]] = event
+    assert [last[at]["text"] for at in range(3)] == wanted
+
+
+def test_a_stream_is_not_held_back():
+    """Tokens come while later ones are still being made."""
+    connection, response = post({"text": PROMPTS[0], "stream": True, "sampling_params": LONG})
+    first = next(events(response))
+    running = engine()["running"]
+    connection.close()
+    assert first["meta_info"]["completion_tokens"] < 200 and running >= 1, (first, running)
+
+
+def test_twenty_clients_get_what_they_get_alone():
+    sampled = [{"temperature": 0.9, "top_p": 0.95, "max_new_tokens": 16, "sampling_seed": at} for at in range(20)]
+    params = [GREEDY if at % 2 == 0 else sampled[at] for at in range(20)]
+
+    def ask(at):
+        if at % 3 == 0:
+            return stream(text=PROMPTS[at], sampling_params=params[at])[-1]["output_ids"]
+        return server.generate(text=PROMPTS[at], sampling_params=params[at])["output_ids"]
+
+    alone = [ask(at) for at in range(20)]
+    with concurrent.futures.ThreadPoolExecutor(20) as pool:
+        together = list(pool.map(ask, range(20)))
+    assert alone == together
+
+
+def test_what_is_served():
+    assert server.request("/health") == (200, None)
+    assert server.request("/health_generate") == (200, None)
+    status, info = server.request("/get_model_info")
+    assert status == 200 and info["model_path"] == lighter.DEMO and info["is_generation"] is True, info
+    assert info["architectures"] == ["DeepseekV3ForCausalLM"] and info["context_length"] > 0, info
+    status, info = server.request("/get_server_info")
+    assert status == 200 and info["model_path"] == lighter.DEMO and info["version"], info
+    assert info["engine"]["manifest"] and info["engine"]["completion_tokens"] > 0, info
+    status, info = server.request("/")
+    assert status == 200 and "/generate" in info["endpoints"], info
+
+
+def test_bad_requests_are_told_why():
+    context = server.request("/get_model_info")[1]["context_length"]
+    cases = [
+        ({}, 400, "text"),
+        ({"text": "a", "input_ids": [1]}, 400, "both"),
+        ({"text": 5}, 400, "text"),
+        ({"text": ["a", 5]}, 400, "[1]"),
+        ({"input_ids": [10 ** 6]}, 400, str(10 ** 6)),
+        ({"input_ids": [[1], [2, 10 ** 6]]}, 400, "prompt 1"),
+        ({"input_ids": [-1]}, 400, "-1"),
+        ({"input_ids": [1] * (context + 1)}, 400, str(context)),
+        ({"text": "a " * 2000}, 400, str(context)),
+        ({"text": "a", "stream": "yes"}, 400, "stream"),
+        ({"text": "a", "sampling_params": 3}, 400, "sampling_params"),
+        ({"text": "a", "sampling_params": {"temperature": -1}}, 400, "temperature"),
+        ({"text": "a", "sampling_params": {"temperatur": 1}}, 400, "temperature"),
+        ({"text": "a", "temperature": 1}, 400, "sampling_params"),
+        ({"text": "a", "steam": True}, 400, "stream"),
+        ({"text": "a", "return_logprob": True}, 400, "return_logprob"),
+        ({"text": "a", "stream": True, "sampling_params": {"top_p": 2}}, 400, "top_p"),
+        (b"", 400, "no body"),
+        (b"{", 400, "JSON"),
+        (b"[" * 100000, 400, "JSON"),
+        (b'{"text": "\xff"}', 400, "JSON"),
+        (b'{"text": "a", "text": "b"}', 400, "JSON"),
+    ]
+    for body, status, word in cases:
+        got, answer = server.request("/generate", body)
+        error = answer["error"]
+        assert got == status and error["code"] == status and word in error["message"], (body, got, answer)
+    assert server.request("/nothing")[0] == 404
+    assert server.request("/generate")[0] == 405
+    assert server.request("/health", {})[0] == 405
+
+
+def test_too_large_a_body():
+    status, answer = server.request("/generate", b" " * (8 * 2 ** 20 + 1))
+    assert status == 413 and "8388608" in answer["error"]["message"], answer
+    big = {"text": "a", "custom_labels": {"x": "y" * (7 * 2 ** 20)}, "sampling_params": GREEDY}
+    assert server.request("/generate", big)[0] == 200
+    endless = b"POST /generate HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n" + \
+        (b"100000\r\n" + b" " * 2 ** 20 + b"\r\n") * 40
+    raw(endless)
+    got = raw(b"POST /generate HTTP/1.1\r\nHost: h\r\nContent-Length: 99999999999\r\n\r\n")
+    assert b" 413 " in got.split(b"\r\n")[0], got
+    assert server.request("/health")[0] == 200
+
+
+def test_broken_http():
+    for text in (b"\r\n\r\n", b"GET\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00", b"GET / HTTP/7.7\r\n\r\n",
+                 b"GET / HTTP/1.1\r\n\r\n", b"POST /generate HTTP/1.1\r\nHost: h\r\nContent-Length: -5\r\n\r\n",
+                 b"POST /generate HTTP/1.1\r\nHost: h\r\nContent-Length: 7x\r\n\r\n{}",
+                 b"POST /generate HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+                 b"GET /health HTTP/1.1\r\nHost: h\r\n" + b"X: y\r\n" * 50000,
+                 b"GET /" + b"a" * 10 ** 6 + b" HTTP/1.1\r\nHost: h\r\n\r\n"):
+        got = raw(text)
+        assert got == b"" or int(got.split()[1]) >= 400, (text[:80], got)
+    # A body that is cut off is not a request.
+    before = engine()["submitted"]
+    raw(b"POST /generate HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n{\"input_ids\": [5]}")
+    assert engine()["submitted"] == before
+
+
+def test_leaving_cancels_and_disturbs_nobody():
+    wanted = server.generate(text=PROMPTS[2], sampling_params={**LONG, "max_new_tokens": 100})["output_ids"]
+    before = engine()["aborted"]
+    leaving = []
+    for body in ({"text": PROMPTS[0]}, {"text": PROMPTS[:2]}, {"text": PROMPTS[0], "stream": True}):
+        connection = connect()
+        connection.request("POST", "/generate", json.dumps({**body, "sampling_params": LONG}))
+        leaving.append(connection)
+    wait_until("four prompts run", lambda: engine()["running"] + engine()["waiting"] >= 4)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        staying = pool.submit(server.generate, text=PROMPTS[2], sampling_params={**LONG, "max_new_tokens": 100})
+        for connection in leaving:
+            connection.sock.close()
+        wait_until("four prompts are canceled", lambda: engine()["aborted"] == before + 4)
+        assert staying.result()["output_ids"] == wanted
+    wait_until("nothing is left", lambda: engine()["running"] + engine()["waiting"] == 0)
+
+
+def test_a_full_queue_says_busy():
+    with lighter.Server("--model", lighter.DEMO, "--max-running-requests", "1",
+                        "--max-queued-requests", "1") as small:
+        status, answer = small.request("/generate", {"text": PROMPTS, "sampling_params": LONG})
+        assert status == 503 and answer["error"]["code"] == 503, answer
+        wait_until("what had found room is canceled", lambda: engine(small)["running"] + engine(small)["waiting"] == 0)
+        assert small.generate(text=PROMPTS[0], sampling_params=GREEDY)["text"]
+
+
+def test_without_a_tokenizer():
+    with lighter.Server("--model", lighter.DEMO, "--skip-tokenizer-init") as bare:
+        answer = bare.generate(input_ids=[5, 6, 7], sampling_params=GREEDY)
+        assert "text" not in answer and answer["output_ids"], answer
+        status, answer = bare.request("/generate", {"text": "a"})
+        assert status == 400 and "input_ids" in answer["error"]["message"], answer
+
+
+def test_sigterm_finishes_what_runs():
+    with lighter.Server("--model", lighter.DEMO) as ending:
+        connection, response = post({"text": PROMPTS[0], "stream": True, "sampling_params": LONG}, ending)
+        reader = events(response)
+        next(reader)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            whole = pool.submit(ending.generate, text=PROMPTS[1], sampling_params=LONG)
+            wait_until("both run", lambda: engine(ending)["submitted"] == 2)
+            ending.process.send_signal(signal.SIGTERM)
+            last = list(reader)[-1]
+            assert last["meta_info"]["completion_tokens"] == 200, last
+            assert whole.result()["meta_info"]["completion_tokens"] == 200
+        connection.close()
+        assert ending.process.wait(WAIT_SECONDS) == 0
+        try:
+            connect(ending).connect()
+            raise AssertionError("something still listens")
+        except ConnectionRefusedError:
+            pass
+
+
+if __name__ == "__main__":
+    with lighter.Server("--model", lighter.DEMO) as server:
+        code = lighter.main(sys.modules[__name__])
+    sys.exit(code)
