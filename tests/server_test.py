@@ -17,7 +17,10 @@ PROMPTS = [f"The capital of {country} is" for country in (
     "France", "Japan", "Peru", "Kenya", "Norway", "Chad", "Cuba", "Fiji", "India", "Italy",
     "Iran", "Iraq", "Mali", "Malta", "Nepal", "Oman", "Qatar", "Spain", "Togo", "Yemen")]
 GREEDY = {"temperature": 0, "max_new_tokens": 24}
-LONG = {"temperature": 0, "max_new_tokens": 200, "ignore_eos": True}
+LONG = {"temperature": 0, "max_new_tokens": 400, "ignore_eos": True}
+# A step takes at least 60 ms, what the link needs for two units, so that what is asked for in the middle of
+# an answer of 400 tokens comes in its middle.
+SLOW = ["--device", "sim:memory=64MiB,link=20MB/s", "--offload-group-size", "4", "--offload-num-in-group", "1"]
 WAIT_SECONDS = 60
 server = None  # set below, before the tests run
 
@@ -86,8 +89,10 @@ def raw(text):
                 if not piece:
                     break
                 got += piece
-        except (ConnectionResetError, BrokenPipeError):
-            pass
+        except TimeoutError:
+            raise
+        except OSError:
+            pass  # the server has closed, maybe before all was sent
         return got
 
 
@@ -143,11 +148,11 @@ def test_a_stream_of_a_list():
 
 def test_a_stream_is_not_held_back():
     """Tokens come while later ones are still being made."""
-    connection, response = post({"text": PROMPTS[0], "stream": True, "sampling_params": LONG})
-    first = next(events(response))
-    running = engine()["running"]
-    connection.close()
-    assert first["meta_info"]["completion_tokens"] < 200 and running >= 1, (first, running)
+    with lighter.Server("--model", lighter.DEMO, *SLOW) as slow:
+        connection, response = post({"text": PROMPTS[0], "stream": True, "sampling_params": LONG}, slow)
+        first = next(events(response))
+        assert first["meta_info"]["completion_tokens"] < 400 and engine(slow)["running"] == 1, first
+        connection.close()
 
 
 def test_twenty_clients_get_what_they_get_alone():
@@ -216,7 +221,7 @@ def test_bad_requests_are_told_why():
 def test_too_large_a_body():
     status, answer = server.request("/generate", b" " * (8 * 2 ** 20 + 1))
     assert status == 413 and "8388608" in answer["error"]["message"], answer
-    big = {"text": "a", "custom_labels": {"x": "y" * (7 * 2 ** 20)}, "sampling_params": GREEDY}
+    big = {"text": "a", "custom_labels": {"x": "y" * (2 * 2 ** 20)}, "sampling_params": GREEDY}
     assert server.request("/generate", big)[0] == 200
     endless = b"POST /generate HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n" + \
         (b"100000\r\n" + b" " * 2 ** 20 + b"\r\n") * 40
@@ -242,21 +247,22 @@ def test_broken_http():
 
 
 def test_leaving_cancels_and_disturbs_nobody():
-    wanted = server.generate(text=PROMPTS[2], sampling_params={**LONG, "max_new_tokens": 100})["output_ids"]
-    before = engine()["aborted"]
-    leaving = []
-    for body in ({"text": PROMPTS[0]}, {"text": PROMPTS[:2]}, {"text": PROMPTS[0], "stream": True}):
-        connection = connect()
-        connection.request("POST", "/generate", json.dumps({**body, "sampling_params": LONG}))
-        leaving.append(connection)
-    wait_until("four prompts run", lambda: engine()["running"] + engine()["waiting"] >= 4)
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        staying = pool.submit(server.generate, text=PROMPTS[2], sampling_params={**LONG, "max_new_tokens": 100})
-        for connection in leaving:
-            connection.sock.close()
-        wait_until("four prompts are canceled", lambda: engine()["aborted"] == before + 4)
-        assert staying.result()["output_ids"] == wanted
-    wait_until("nothing is left", lambda: engine()["running"] + engine()["waiting"] == 0)
+    short = {**LONG, "max_new_tokens": 20}
+    with lighter.Server("--model", lighter.DEMO, *SLOW) as slow:
+        wanted = server.generate(text=PROMPTS[2], sampling_params=short)["output_ids"]
+        leaving = []
+        for body in ({"text": PROMPTS[0]}, {"text": PROMPTS[:2]}, {"text": PROMPTS[0], "stream": True}):
+            connection = connect(slow)
+            connection.request("POST", "/generate", json.dumps({**body, "sampling_params": LONG}))
+            leaving.append(connection)
+        wait_until("four prompts run", lambda: engine(slow)["running"] == 4)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            staying = pool.submit(slow.generate, text=PROMPTS[2], sampling_params=short)
+            for connection in leaving:
+                connection.sock.close()
+            wait_until("four prompts are canceled", lambda: engine(slow)["aborted"] == 4)
+            assert staying.result()["output_ids"] == wanted
+        assert engine(slow)["running"] + engine(slow)["waiting"] == 0
 
 
 def test_a_full_queue_says_busy():
@@ -277,17 +283,18 @@ def test_without_a_tokenizer():
 
 
 def test_sigterm_finishes_what_runs():
-    with lighter.Server("--model", lighter.DEMO) as ending:
-        connection, response = post({"text": PROMPTS[0], "stream": True, "sampling_params": LONG}, ending)
+    params = {**LONG, "max_new_tokens": 25}
+    with lighter.Server("--model", lighter.DEMO, *SLOW) as ending:
+        connection, response = post({"text": PROMPTS[0], "stream": True, "sampling_params": params}, ending)
         reader = events(response)
         next(reader)
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            whole = pool.submit(ending.generate, text=PROMPTS[1], sampling_params=LONG)
-            wait_until("both run", lambda: engine(ending)["submitted"] == 2)
+            whole = pool.submit(ending.generate, text=PROMPTS[1], sampling_params=params)
+            wait_until("both were submitted", lambda: engine(ending)["submitted"] == 2)
             ending.process.send_signal(signal.SIGTERM)
             last = list(reader)[-1]
-            assert last["meta_info"]["completion_tokens"] == 200, last
-            assert whole.result()["meta_info"]["completion_tokens"] == 200
+            assert last["meta_info"]["completion_tokens"] == 25, last
+            assert whole.result()["meta_info"]["completion_tokens"] == 25
         connection.close()
         assert ending.process.wait(WAIT_SECONDS) == 0
         try:
