@@ -9,8 +9,7 @@
 
 #include <stdbool.h>
 #include <stdlib.h>
-
-#define WINDOW_WORDS (COVER_WINDOW_ELEMENTS / 64)
+#include <string.h>
 
 static uint64_t min_u64(uint64_t a, uint64_t b)
 {
@@ -67,7 +66,8 @@ static enum cover_result check_runs(struct cover_box *boxes, size_t box_count,
 {
     uint64_t end = 0;
 
-    qsort(boxes, box_count, sizeof(*boxes), compare_boxes);
+    if (box_count > 0)
+        qsort(boxes, box_count, sizeof(*boxes), compare_boxes);
     for (size_t i = 0; i < box_count; i++) {
         if (boxes[i].offset != end) {
             *element_out = min_u64(boxes[i].offset, end);
@@ -168,8 +168,7 @@ static enum cover_result check_bitmap(const struct cover_box *boxes, size_t box_
 
     for (; window.first < element_count; window.first = window.end) {
         window.end = min_u64(element_count, window.first + COVER_WINDOW_ELEMENTS);
-        for (size_t i = 0; i < WINDOW_WORDS; i++)
-            bits[i] = 0;
+        memset(bits, 0, (window.end - window.first + 63) / 64 * sizeof(*bits));
         for (size_t i = 0; i < box_count; i++)
             if (!mark_box(&window, &boxes[i], element_out))
                 return COVER_TWICE;
@@ -193,7 +192,7 @@ enum status cover_check(struct cover_box *boxes, size_t box_count, uint64_t elem
         *result_out = check_runs(boxes, box_count, element_count, element_out);
         return STATUS_OK;
     }
-    bits = malloc(WINDOW_WORDS * sizeof(*bits));
+    bits = malloc((min_u64(element_count, COVER_WINDOW_ELEMENTS) + 63) / 64 * sizeof(*bits));
     if (bits == NULL)
         return err_set(err, STATUS_NO_MEMORY, "no memory to check what a loader fills");
     *result_out = check_bitmap(boxes, box_count, element_count, bits, element_out);
