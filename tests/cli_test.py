@@ -170,9 +170,10 @@ def test_generate_obeys_its_sampling_options():
     by_id = lighter.run_json(*ask, *GREEDY, "--stop-token-ids", str(on["output_ids"][1]))
     assert len(by_id["output_ids"]) <= 2
     hot = ("--temperature", "5", "--max-new-tokens", "24", "--ignore-eos")
-    first = lighter.run_json(*ask, *hot, "--seed", "7")["output_ids"]
-    assert first == lighter.run_json(*ask, *hot, "--random-seed", "7")["output_ids"]
-    assert first != lighter.run_json(*ask, *hot, "--seed", "8")["output_ids"]
+    for flag in ("--seed", "--random-seed"):
+        first, again, other = (lighter.run_json(*ask, *hot, flag, seed)["output_ids"] for seed in (7, 7, 8))
+        assert first == again != other, flag
+    fails(*ask, "--stop-token-ids", ",".join(["5"] * 65), code=2, words=["65", "64"])
 
 
 def test_meta_mode_marks_its_answers():

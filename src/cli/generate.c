@@ -62,7 +62,10 @@ enum status cli_generate(struct cli_context *context, struct err *err)
     struct cli_answer answer;
     enum status st;
 
-    cli_options_sampling(options, &params);
+    st = cli_options_sampling(options, &params, err);
+    context->bad_usage = st != STATUS_OK;
+    if (st != STATUS_OK)
+        return st;
     st = cli_session_open_tokenizer(&session, options, log, err);
     if (st == STATUS_OK)
         st = cli_session_prompt(&session, options, &ids, err);

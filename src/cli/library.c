@@ -153,8 +153,9 @@ enum lighter_status lighter_generate(struct lighter *lighter,
         st = read_prompt(lighter, request, &ids, &err);
     if (st == STATUS_OK && ids.count == 0)
         st = err_set(&err, STATUS_BAD_INPUT, "the prompt has no tokens");
-    if (st == STATUS_OK) {
-        cli_options_sampling(&parsed, &params);
+    if (st == STATUS_OK)
+        st = cli_options_sampling(&parsed, &params, &err);
+    if (st == STATUS_OK)
         st = cli_ask(lighter->session.engine,
                      &(struct cli_ask){
                          .ids = ids.ids,
@@ -164,7 +165,6 @@ enum lighter_status lighter_generate(struct lighter *lighter,
                          .user = &request,
                      },
                      &answer, &err);
-    }
     if (st == STATUS_OK) {
         st = convert(&answer, answer_out, &err);
         cli_answer_deinit(&answer);

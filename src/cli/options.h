@@ -112,7 +112,8 @@ enum status cli_options_check(const struct cli_options *options, enum cli_comman
                               struct err *err);
 
 /* The sampling options as the engine takes them; stop strings stay borrowed. */
-void cli_options_sampling(const struct cli_options *options, struct sampling_params *params_out);
+enum status cli_options_sampling(const struct cli_options *options,
+                                 struct sampling_params *params_out, struct err *err);
 /* The lowest level that --log-level and --quiet let through. */
 enum log_level cli_options_log_level(const struct cli_options *options);
 

@@ -3,7 +3,8 @@
 
 #include "cli/options.h"
 
-void cli_options_sampling(const struct cli_options *options, struct sampling_params *params_out)
+enum status cli_options_sampling(const struct cli_options *options,
+                                 struct sampling_params *params_out, struct err *err)
 {
     struct sampling_params params;
 
@@ -19,13 +20,16 @@ void cli_options_sampling(const struct cli_options *options, struct sampling_par
     params.ignore_eos = options->ignore_eos;
     params.skip_special_tokens = !options->keep_special;
     params.no_stop_trim = options->no_stop_trim;
-    params.has_seed = options->seed >= 0 || options->random_seed >= 0;
-    params.seed = (uint64_t)(options->seed >= 0 ? options->seed
-                             : options->random_seed >= 0 ? options->random_seed : 0);
+    params.has_seed = options->seed >= 0;
+    params.seed = options->seed >= 0 ? (uint64_t)options->seed : 0;
     static_assert(CLI_TEXTS_MAX <= ENGINE_STOP_STRINGS_MAX, "stop strings fit");
     for (size_t i = 0; i < options->stop.count; i++)
         params.stop[params.stop_count++] = options->stop.items[i];
-    for (size_t i = 0; i < options->stop_token_ids.count && i < ENGINE_STOP_IDS_MAX; i++)
+    if (options->stop_token_ids.count > ENGINE_STOP_IDS_MAX)
+        return err_set(err, STATUS_BAD_INPUT, "--stop-token-ids: %zu ids, at most %d can be given",
+                       options->stop_token_ids.count, ENGINE_STOP_IDS_MAX);
+    for (size_t i = 0; i < options->stop_token_ids.count; i++)
         params.stop_ids[params.stop_id_count++] = options->stop_token_ids.ids[i];
     *params_out = params;
+    return STATUS_OK;
 }

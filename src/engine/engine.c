@@ -11,6 +11,7 @@
 #include "base/size.h"
 
 #define QUEUE_COUNT_MAX (1u << 20)
+#define SEED_STEP UINT64_C(0x9e3779b97f4a7c15) /* odd: every request's seed is another */
 #define WAITING_TOKENS_MAX (UINT64_C(16) << 20) /* 64 MiB of prompts in the queue */
 
 void engine_options_init(struct engine_options *options)
@@ -208,6 +209,8 @@ static enum status enqueue(struct engine *engine, struct engine__request *reques
     st = check_room(engine, request, err);
     if (st == STATUS_OK) {
         request->id = *id_out = ++engine->last_id;
+        if (engine->options.has_random_seed && !request->params.has_seed)
+            request->seed = engine->options.random_seed ^ (request->id * SEED_STEP);
         if (engine->queue_tail == NULL)
             engine->queue_head = request;
         else

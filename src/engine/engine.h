@@ -102,6 +102,8 @@ struct engine_options {
     uint32_t running_count_max;      /* requests in one step, at most its rows; 0: as many as the
                                         model takes */
     uint32_t queue_count_max;        /* 1024; requests waiting; more are STATUS_BUSY */
+    bool has_random_seed;            /* requests without a seed get one that follows from */
+    uint64_t random_seed;            /* this and their number; else the system's random numbers */
 };
 void engine_options_init(struct engine_options *options);
 

@@ -106,11 +106,17 @@ static void check_same(const struct client *clients, const struct client *others
     }
 }
 
+#define CASE(rows, chunk, running)                                                              \
+    {                                                                                           \
+        .step_row_count_max = (rows), .prefill_chunk = (chunk), .running_count_max = (running), \
+        .queue_count_max = 100                                                                  \
+    }
+
 static void answers_do_not_depend_on_the_batch(void **state)
 {
     static const struct engine_options cases[] = {
-        { 0, 0, 0, 100 }, { 0, 1, 0, 100 }, { 0, 3, 0, 100 }, { 0, 16, 2, 100 },
-        { 7, 0, 0, 100 }, { 64, 50, 3, 100 }, { 1, 0, 0, 100 },
+        CASE(0, 0, 0), CASE(0, 1, 0), CASE(0, 3, 0), CASE(0, 16, 2),
+        CASE(7, 0, 0), CASE(64, 50, 3), CASE(1, 0, 0),
     };
     static struct client alone[REQUESTS], together[REQUESTS];
     uint32_t different = 0;
@@ -190,6 +196,33 @@ static void seeds_decide(void **state)
     assert_memory_equal(clients[0].ids, clients[2].ids, 20 * sizeof(int32_t));
     assert_memory_not_equal(clients[0].ids, clients[1].ids, 20 * sizeof(int32_t));
     assert_memory_not_equal(clients[0].ids, clients[3].ids, 20 * sizeof(int32_t));
+}
+
+static void the_random_seed_stands_in_for_missing_ones(void **state)
+{
+    const uint64_t random_seeds[] = { 5, 5, 6 };
+    struct sampling_params params = greedy(20);
+    static struct client clients[3][2];
+    int32_t prompt[5];
+
+    (void)state;
+    make_prompt(3, prompt, 5);
+    params.temperature = 5;
+    for (size_t i = 0; i < 3; i++) {
+        const struct engine_options options = { .queue_count_max = 10,
+                                                .has_random_seed = true,
+                                                .random_seed = random_seeds[i] };
+        harness_start(&harness, &options);
+        for (size_t j = 0; j < 2; j++) {
+            client_run(&clients[i][j], harness.engine, prompt, 5, &params, false);
+            client_deinit(&clients[i][j]);
+        }
+    }
+    for (size_t j = 0; j < 2; j++) {
+        assert_memory_equal(clients[0][j].ids, clients[1][j].ids, 20 * sizeof(int32_t));
+        assert_memory_not_equal(clients[0][j].ids, clients[2][j].ids, 20 * sizeof(int32_t));
+    }
+    assert_memory_not_equal(clients[0][0].ids, clients[0][1].ids, 20 * sizeof(int32_t));
 }
 
 /* -- logits ------------------------------------------------------------------------------------ */
@@ -343,10 +376,12 @@ static void options_outside_the_model_are_refused(void **state)
         struct engine_options options;
         const char *said;
     } cases[] = {
-        { { 65, 0, 0, 10 }, "step_row_count_max is 65" },
-        { { 0, 0, 9, 10 }, "running_count_max is 9" },
-        { { 0, 0, 0, 0 }, "queue_count_max is 0" },
-        { { 0, 0, 0, UINT32_MAX }, "queue_count_max" },
+        { { .step_row_count_max = 65, .queue_count_max = 10 },
+          "step_row_count_max is 65" },
+        { { .running_count_max = 9, .queue_count_max = 10 },
+          "running_count_max is 9" },
+        { { .queue_count_max = 0 }, "queue_count_max is 0" },
+        { { .queue_count_max = UINT32_MAX }, "queue_count_max" },
     };
 
     (void)state;
@@ -449,6 +484,7 @@ int main(void)
         cmocka_unit_test(answers_do_not_depend_on_the_weights_home),
         cmocka_unit_test(requests_share_steps),
         cmocka_unit_test(seeds_decide),
+        cmocka_unit_test(the_random_seed_stands_in_for_missing_ones),
         cmocka_unit_test(logits_are_those_that_serving_samples),
         cmocka_unit_test(limits_hold),
         cmocka_unit_test(a_small_cache_is_shared_and_never_passed),
