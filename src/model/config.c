@@ -1,6 +1,7 @@
 /* model/config.c - see config.h. */
 #include "model/config.h"
 
+#include <assert.h>
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -200,6 +201,7 @@ static void read_special_ids(struct config_reader *reader, struct model_config *
 enum status model__config_read(const json_t *json, const char *what,
                                struct model_config *config_out, struct err *err)
 {
+    /* cppcheck-suppress ctuuninitvar; only its address is taken */
     struct config_reader reader = { json, what, err, STATUS_OK };
     struct model_config config = { .bos_id = -1 };
 
@@ -218,8 +220,10 @@ enum status model__config_read(const json_t *json, const char *what,
     config.norm_epsilon = (float)model__read_double(&reader, "rms_norm_eps", 0.0, 1.0, 1e-6);
     config.tied_embeddings = model__read_bool(&reader, "tie_word_embeddings", false);
     config.rope_scale = 1.0f;
-    if (reader.status == STATUS_OK)
+    if (reader.status == STATUS_OK) {
+        assert(config.arch != NULL);
         config.arch->read_config(&reader, &config);
+    }
     read_special_ids(&reader, &config);
     if (reader.status == STATUS_OK)
         *config_out = config;
@@ -229,6 +233,7 @@ enum status model__config_read(const json_t *json, const char *what,
 enum status model__config_read_generation(const json_t *json, const char *what,
                                           struct model_config *config, struct err *err)
 {
+    /* cppcheck-suppress ctuuninitvar; only its address is taken */
     struct config_reader reader = { json, what, err, STATUS_OK };
 
     if (!json_is_object(json))

@@ -73,9 +73,9 @@ void model__params_forget_loaders(struct params *params);
 /* Index by role, or PARAM_NONE. */
 uint32_t model__params_index(const struct params *params, int32_t layer, enum model_role role);
 
-/* Hands out consecutive aligned pieces of a block; from address 0 it only measures. */
+/* Hands out consecutive aligned pieces of a block; from NULL it hands out NULLs and measures. */
 struct slicer {
-    uintptr_t base;
+    char *base;
     uint64_t used_bytes;
 };
 void *model__slice(struct slicer *slicer, uint64_t size_bytes);
@@ -155,7 +155,7 @@ enum status model__sizes_plan(const struct model_config *config,
                               struct model_sizes *sizes_out, struct err *err);
 /* Lays scratch out from base; returns its size. */
 uint64_t model__slice_scratch(const struct model_config *config, const struct model_sizes *sizes,
-                              uintptr_t base, struct model_buffers *buffers);
+                              char *base, struct model_buffers *buffers);
 /* Rows of logits that are computed at once. */
 #define LOGITS_ROWS_AT_ONCE 32u
 

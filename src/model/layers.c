@@ -5,7 +5,7 @@
 
 void *model__slice(struct slicer *slicer, uint64_t size_bytes)
 {
-    void *piece = (void *)(slicer->base + slicer->used_bytes);
+    void *piece = slicer->base == NULL ? NULL : slicer->base + slicer->used_bytes;
 
     slicer->used_bytes +=
         (size_bytes + DEVICE_ALIGNMENT - 1) / DEVICE_ALIGNMENT * DEVICE_ALIGNMENT;

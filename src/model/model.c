@@ -73,7 +73,7 @@ static enum status take_memory(struct model *model, struct err *err)
 
     if (st != STATUS_OK)
         return st;
-    (void)model__slice_scratch(&model->config, sizes, (uintptr_t)model->scratch, &model->buffers);
+    (void)model__slice_scratch(&model->config, sizes, model->scratch, &model->buffers);
     st = device_alloc(device, DEVICE_USE_KV, sizes->kv_bytes, &model->kv, err);
     if (st != STATUS_OK)
         return st;

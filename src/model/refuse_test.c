@@ -258,7 +258,7 @@ static uint64_t smallest_budget(const char *message)
 
     if (at == NULL)
         fail_msg("\"%s\" names no budget that would do", message);
-    return strtoull(at + sizeof(said) - 1, NULL, 10);
+    return at == NULL ? 0 : strtoull(at + sizeof(said) - 1, NULL, 10);
 }
 
 static void check_runs(const char *name, const struct setting *setting)

@@ -17,7 +17,7 @@
 #define IMPOSSIBLE_BYTES (UINT64_C(1) << 60)
 
 uint64_t model__slice_scratch(const struct model_config *config, const struct model_sizes *sizes,
-                              uintptr_t base, struct model_buffers *buffers)
+                              char *base, struct model_buffers *buffers)
 {
     const uint64_t rows = sizes->row_count;
     const uint64_t logits_rows = rows < LOGITS_ROWS_AT_ONCE ? rows : LOGITS_ROWS_AT_ONCE;
@@ -32,7 +32,7 @@ uint64_t model__slice_scratch(const struct model_config *config, const struct mo
     buffers->normed = model__slice(&common, rows * config->hidden_size * sizeof(float));
     buffers->gathered = model__slice(&common, logits_rows * config->hidden_size * sizeof(float));
     buffers->logits = model__slice(&common, logits_rows * config->vocab_size * sizeof(float));
-    attention = (struct slicer){ base + common.used_bytes, 0 };
+    attention = (struct slicer){ base == NULL ? NULL : base + common.used_bytes, 0 };
     ffn = attention;
     config->arch->slice_attention(&attention, config, rows, buffers);
     config->arch->slice_ffn(&ffn, config, rows, buffers);
@@ -67,7 +67,7 @@ static uint64_t with_pages(const struct model_config *config, uint64_t page_coun
     if (!size_mul(sizes->kv_layer_k_bytes + sizes->kv_layer_v_bytes, config->layer_count,
                   &sizes->kv_bytes) || sizes->kv_bytes > IMPOSSIBLE_BYTES)
         sizes->kv_bytes = IMPOSSIBLE_BYTES;
-    sizes->scratch_bytes = model__slice_scratch(config, sizes, 0, &buffers);
+    sizes->scratch_bytes = model__slice_scratch(config, sizes, NULL, &buffers);
     return sizes->scratch_bytes + sizes->kv_bytes;
 }
 
