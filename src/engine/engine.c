@@ -98,7 +98,7 @@ static enum status take_memory(struct engine *engine, struct err *err)
     if (st != STATUS_OK)
         return st;
     engine->turns = calloc(running_max, sizeof(*engine->turns));
-    engine->running = calloc(running_max, sizeof(*engine->running));
+    engine->running = calloc(running_max, sizeof(void *));
     if (size_mul(running_max, info->vocab_size, &logits_count) && logits_count <= SIZE_MAX / 4)
         engine->logits = calloc(logits_count, sizeof(*engine->logits));
     if (engine->turns == NULL || engine->running == NULL || engine->logits == NULL)

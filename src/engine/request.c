@@ -24,7 +24,7 @@ const char *finish_reason_name(enum finish_reason reason)
     switch (reason) {
     case FINISH_NONE: return "none";
     case FINISH_LENGTH: return "length";
-    case FINISH_EOS: return "stop";
+    case FINISH_EOS:
     case FINISH_STOP: return "stop";
     case FINISH_ABORT: return "abort";
     }

@@ -119,6 +119,7 @@ static void greedy_takes_the_lowest_of_the_best(void **state)
 static void garbage_gives_a_valid_id(void **state)
 {
     static const float odd[] = { NAN, -NAN, INFINITY, -INFINITY, 3.4e38f, -3.4e38f, 1e-45f, 0, 1 };
+    const size_t odd_count = COUNT(odd);
     struct engine__sampler sampler = new_sampler(8);
 
     (void)state;
@@ -129,7 +130,7 @@ static void garbage_gives_a_valid_id(void **state)
         int32_t id;
 
         for (size_t i = 0; i < 8; i++) {
-            logits[i] = odd[(size_t)(engine__random(round, i) * COUNT(odd))];
+            logits[i] = odd[(size_t)(engine__random(round, i) * (double)odd_count)];
             has_number |= logits[i] > -INFINITY;
         }
         params.temperature = round % 3 == 0 ? 1e-5 : round % 3 == 1 ? 1 : 1e300;
