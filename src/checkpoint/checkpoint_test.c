@@ -203,6 +203,13 @@ static void malformed_files_are_refused(void **state)
     }
 }
 
+/* Over what stands there, without a NUL. */
+static void put(char *at, const char *text)
+{
+    while (*text != '\0')
+        *at++ = *text++;
+}
+
 static void large_members_are_refused_by_their_size(void **state)
 {
     enum { SIZE = 1 << 22 };
@@ -213,17 +220,17 @@ static void large_members_are_refused_by_their_size(void **state)
     memset(text, '0', SIZE + 64); /* an entry that would make two million JSON values */
     for (size_t i = 0; i < SIZE; i += 2)
         text[i] = ',';
-    memcpy(text, "{\"a\":{\"b\":[0", 12);
-    memcpy(text + SIZE, "]}}", 3);
+    put(text, "{\"a\":{\"b\":[0");
+    put(text + SIZE, "]}}");
     write_header("model.safetensors", text, SIZE + 3, 0);
     expect_refusal("tensor 'a': its entry has", "model.safetensors");
     memset(text, '[', SIZE); /* and one that is nested deeply */
-    memcpy(text, "{\"a\":", 5);
+    put(text, "{\"a\":");
     write_header("model.safetensors", text, SIZE, 0);
     expect_refusal("not valid JSON", "model.safetensors");
     memset(text, 'n', SIZE);
-    memcpy(text, "{\"", 2);
-    memcpy(text + 300, "\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[0,4]}}", 50);
+    put(text, "{\"");
+    put(text + 300, "\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[0,4]}}");
     write_header("model.safetensors", text, 350, 4);
     expect_refusal("has 298 bytes, at most 256 are read", "model.safetensors");
     free(text);
