@@ -66,7 +66,8 @@ static void buffers_stop_at_their_limit(void **state)
 
 static void unknown_names_find_the_nearest(void **state)
 {
-    static const char *const names[] = { "temperature", "top_p", "top_k", "stop", "max_new_tokens" };
+    static const char *const names[] = { "temperature", "top_p", "top_k", "stop",
+                                         "max_new_tokens" };
     static const struct {
         const char *name, *nearest;
     } cases[] = {

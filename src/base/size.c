@@ -65,7 +65,8 @@ enum status size_parse(const char *text, const char *what, uint64_t *bytes_out, 
         return STATUS_OK;
     }
     return err_set(err, STATUS_BAD_INPUT,
-                   "%s: '%s' has an unknown unit; use B, KiB, MiB, GiB, TiB, KB, MB, GB or TB", what,
+                   "%s: '%s' has an unknown unit; use B, KiB, MiB, GiB, TiB, KB, MB, GB or TB",
+                   what,
                    text);
 }
 
