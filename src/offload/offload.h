@@ -25,7 +25,8 @@
  * Nothing is written back: weights don't change. On a device whose memory is host memory, units at
  * home on the host are used in place and nothing moves.
  *
- * Threads: one (the engine's) but for offload_report, which any thread may call. */
+ * Threads: one (the engine's), but for offload_report_json, _log and _check, the manifest and
+ * offload_is_garbage, which any thread may call. */
 #ifndef LIGHTER_OFFLOAD_OFFLOAD_H
 #define LIGHTER_OFFLOAD_OFFLOAD_H
 
@@ -90,8 +91,10 @@ void offload_options_init(struct offload_options *options);
 struct offload_sizes {
     uint64_t resident_bytes;      /* device memory for what stays */
     uint64_t slot_bytes;          /* of one slot: the largest unit's record */
-    uint64_t slot_count;
-    uint64_t moving_bytes;        /* homes in total: moved once per pass */
+    uint64_t slot_count;          /* 0, like slot_bytes: no unit needs one, all are used in place */
+    uint64_t moving_bytes;        /* the units' records in total. Home host: what the homes take,
+                                     and what moves in a pass unless used in place; home meta:
+                                     neither */
     uint64_t unit_count;          /* that move */
 };
 
@@ -117,7 +120,8 @@ const struct tensor *offload_tensor(const struct offload *offload, size_t index)
 bool offload_param_moves(const struct offload *offload, size_t index);
 
 /* One pass over all layers in order: begin and end for every part of every layer that has
- * parameters, each once. A part without moving parameters costs nothing. */
+ * parameters, each once. A part without moving parameters costs nothing. When either fails, the
+ * pass must be abandoned. */
 enum status offload_begin(struct offload *offload, uint32_t layer, enum offload_part part,
                           struct err *err);
 enum status offload_end(struct offload *offload, uint32_t layer, enum offload_part part,
@@ -125,32 +129,35 @@ enum status offload_end(struct offload *offload, uint32_t layer, enum offload_pa
 /* After the compute stream has been synced at the end of a pass: adds the pass to the counters. */
 void offload_pass_done(struct offload *offload);
 /* Abandons a pass that failed midway, so that the next one starts at layer 0. Waits for both
- * streams. */
+ * streams. When the device has failed for good this fails too, and so does every later begin. */
 enum status offload_pass_abort(struct offload *offload, struct err *err);
 
 /* Loads one parameter again through its loader, in place, whatever its home, between passes. A unit
- * whose home is meta gets a home on the host first, so that the bytes have somewhere to be. The old
- * bytes stay when anything fails. */
+ * whose home is meta gets a home on the host first, so that the bytes have somewhere to be, and
+ * zeros for its other parameters until they are loaded. The old bytes stay when anything fails. */
 enum status offload_reload(struct offload *offload, size_t index, const struct ckpt *ckpt,
                            struct err *err);
 
-/* True while any unit has no contents: answers are garbage. */
+/* True while any parameter of any unit has no contents: answers are garbage. */
 bool offload_is_garbage(const struct offload *offload);
 
 /* The manifest: every unit, its home and its bytes; as text, a line per run of equal units, and as
- * a JSON array of {name, home, bytes, layer, part, params: [...]}. Caller frees / decrefs. */
+ * a JSON array of {name, home, in_place, bytes, layer, part, params: [...]}, which the caller owns.
+ * Parts of which nothing moves are in it too, at home on the device. */
 enum status offload_manifest_log(const struct offload *offload, const struct log *log,
                                  struct err *err);
 json_t *offload_manifest_json(const struct offload *offload);
 
 /* What moved since the start (or the last reset): see docs/design.md, "The report". A JSON object
  * the caller owns:
- *   mode, device, passes, run_s, compute_s, copy_s, stall_s,
+ *   mode ("off", "cpu", "meta"), device, passes, run_s, compute_s, copy_s, stall_s, onloads,
  *   bytes_moved, bytes_planned (units' bytes x passes, plus what is prefetched for the next one),
+ *   bytes_moved_from: {host, meta},
  *   link: {bytes_per_s_set, bytes_per_s_reached (while copying), busy_share_of_run,
  *          use_share_of_run},
- *   units: [{name, home, bytes, onloads, bytes_moved, copy_s, stall_s}], garbage */
+ *   units: [{name, home, in_place, bytes, onloads, bytes_moved, copy_s, stall_s}], garbage */
 json_t *offload_report_json(const struct offload *offload);
+/* Starts counting afresh, between passes. */
 void offload_report_reset(struct offload *offload);
 /* The same for people, some lines. */
 void offload_report_log(const struct offload *offload, const struct log *log);

@@ -1,12 +1,14 @@
 /* offload/ring.c - the endless sequence of onloads through the slots.
  *
  * Positions count units read since the start, over all passes: position p reads unit p mod
- * unit_count in slot p mod slot_count. With prefetch_step 1 and two slots, units A B C, time to the
- * right:
+ * unit_count in slot p mod slot_count. With units A B C, prefetch step 1 and two slots, time to the
+ * right (small letters: arriving; "B,C": begin of B, which queues C):
  *
- *     begin(A)     queues B          copy:     [A][B]----[C]----[A]----[B]
- *     begin(B)     queues C          compute:     [  A  ][  B  ][  C  ][  A  ]
- *     begin(C)     queues A again    slot:      0  1      0      1      0
+ *     begin,queues       A,B     B,C     C,A     samplingA,B
+ *     copy          [A>0][B>1]   [C>0]   [A>1]           [B>0]
+ *     compute            [ ops A][ ops B][ ops C]        [ ops A]
+ *     slot 0        aaaaaAAAAAAAAcccccCCCCCCCCCCC........bbbbbBBB
+ *     slot 1        .....bbbbbBBBBBBBBBBBaaaaaAAAAAAAAAAAAAAAAAAA
  *
  * Ordering (charter, invariant 3) is by two events alone. `loaded` of an onload is recorded after
  * its copy; the part's ops wait for it. `ended` of a slot is recorded after the part's last op

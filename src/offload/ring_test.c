@@ -333,6 +333,12 @@ static void a_released_slot_is_filled_with_poison(void **state)
     CHECK_OK(stream_sync(model.compute, err));
     for (size_t i = 0; i < model_param_bytes(up); i++)
         assert_int_equal(bytes[i], OFFLOAD_POISON);
+    /* A slot that nothing has come to yet. */
+    address = model.offload->slots + (MODEL_LAYERS - 1) * model.offload->sizes.slot_bytes;
+    CHECK_OK(device_copy_out(model.compute, bytes, address, model_param_bytes(up), err));
+    CHECK_OK(stream_sync(model.compute, err));
+    for (size_t i = 0; i < model_param_bytes(up); i++)
+        assert_int_equal(bytes[i], OFFLOAD_POISON);
     CHECK_OK(offload_pass_abort(model.offload, err));
     free(bytes);
     free(expected);
@@ -353,8 +359,11 @@ static void meta_goes_through_the_same_sequence_and_moves_nothing(void **state)
             struct model model;
             json_t *report;
 
-            options.home = OFFLOAD_HOME_META;
             model_open(&model, devices[d]);
+            model_load(&model, &options, ckpt); /* leaves poison in the device's memory */
+            CHECK_OK(model_pass(&model, out, err));
+            model_unload(&model);
+            options.home = OFFLOAD_HOME_META;
             model_load(&model, &options, ckpt);
             assert_true(offload_is_garbage(model.offload));
             for (int pass = 0; pass < PASSES; pass++) {
