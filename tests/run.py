@@ -82,13 +82,17 @@ def unit_tests(build):
 
 
 def corpora(build):
-    """Every fuzz target over the corpus that bears its name: src/x/NAME_fuzz.c, tests/corpus/NAME*."""
+    """Every fuzz target over its corpus: src/ROOM/NAME_fuzz.c over tests/corpus/ROOM_NAME, else NAME."""
     steps = []
     for path in sorted(glob.glob(f"{build}/fuzz/**/*_fuzz", recursive=True)):
         name = os.path.basename(path)[:-len("_fuzz")]
-        folders = sorted(glob.glob(f"tests/corpus/{name}*"))
-        if folders:
-            steps.append((f"{path} over its corpus", [path, *folders]))
+        room = os.path.basename(os.path.dirname(path))
+        for folder in (f"tests/corpus/{room}_{name}", f"tests/corpus/{name}"):
+            if os.path.isdir(folder):
+                steps.append((f"{path} over its corpus", [path, folder]))
+                break
+        else:
+            steps.append((f"{path} has no corpus", ["false"]))
     return steps
 
 
