@@ -1,6 +1,6 @@
 /* checkpoint/fault_test.c - the n-th allocation or read fails, for every n.
  *
- * Method: malloc and pread are replaced by ones that count and, when armed, fail once. Opening,
+ * Method: malloc (base/testing_alloc.h) and pread count and, when armed, fail once. Opening,
  * checking and loading run again and again with the fault one step later, until they get through
  * without meeting it. Each failure must be reported, and nothing may leak: as many blocks are
  * freed as were given out. Jansson's allocations do not fail here: 2.14 frees a string twice when
@@ -19,77 +19,19 @@
 #include <cmocka.h>
 
 #include "base/size.h"
+#include "base/testing_alloc.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/load.h"
 #include "checkpoint/loader.h"
 #include "checkpoint/testing.h"
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define SANITIZED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define SANITIZED 1
-#endif
-#endif
-
-#ifndef SANITIZED
-
-void *__libc_malloc(size_t size);
-void *__libc_calloc(size_t count, size_t size);
-void *__libc_realloc(void *block, size_t size);
-void *__libc_memalign(size_t alignment, size_t size);
-void __libc_free(void *block);
+#ifdef TESTING_ALLOC
 
 enum read_fault { READ_FAILS, READ_IS_SHORT, READ_IS_INTERRUPTED };
 
-/* How many more calls go well; below 0: none fails. Any thread may count down. */
-static atomic_long allocations_left = -1;
+/* How many more reads go well; below 0: none fails. Any thread may count down. */
 static atomic_long reads_left = -1;
 static enum read_fault read_fault; /* set while nothing runs */
-static atomic_long block_count;    /* given out and not freed */
-
-static bool allocation_fails(void)
-{
-    return atomic_load(&allocations_left) >= 0 && atomic_fetch_sub(&allocations_left, 1) == 0;
-}
-
-void *malloc(size_t size)
-{
-    void *const block = allocation_fails() ? NULL : __libc_malloc(size);
-
-    atomic_fetch_add(&block_count, block != NULL);
-    return block;
-}
-
-void *calloc(size_t count, size_t size)
-{
-    void *const block = allocation_fails() ? NULL : __libc_calloc(count, size);
-
-    atomic_fetch_add(&block_count, block != NULL);
-    return block;
-}
-
-void *realloc(void *old, size_t size)
-{
-    void *const block = allocation_fails() ? NULL : __libc_realloc(old, size);
-
-    atomic_fetch_add(&block_count, block != NULL && old == NULL);
-    return block;
-}
-
-void *aligned_alloc(size_t alignment, size_t size)
-{
-    void *const block = allocation_fails() ? NULL : __libc_memalign(alignment, size);
-
-    atomic_fetch_add(&block_count, block != NULL);
-    return block;
-}
-
-void free(void *block)
-{
-    atomic_fetch_sub(&block_count, block != NULL);
-    __libc_free(block);
-}
 
 ssize_t pread(int fd, void *bytes, size_t size, off_t offset)
 {
