@@ -350,7 +350,7 @@ static void folders_say_what_they_lack(void **state)
     expect_refusal("has no weights: neither model.safetensors nor", folder);
     ckpt_testing_write_file(folder, "pytorch_model.bin", "x", 1);
     expect_refusal("(pytorch_model.bin) and no *.safetensors; only *.safetensors are read", folder);
-    write_header("a.safetensors", "{}", 2, 0);
+    write_header("a.safetensors", "{\"__metadata__\":null}", 21, 0);
     ckpt_close(open_ok());
     write_header("b.safetensors", "{}", 2, 0);
     expect_refusal("has 2 *.safetensors files and no model.safetensors.index.json", folder);

@@ -73,7 +73,7 @@ enum status safetensors__header_bytes(const struct file *file,
     return STATUS_OK;
 }
 
-/* "__metadata__": free for its writers, but strings. */
+/* "__metadata__": free for its writers, but strings; or null. */
 static enum status check_metadata(const char *file_path, const struct member *metadata,
                                   struct err *err)
 {
@@ -83,6 +83,8 @@ static enum status check_metadata(const char *file_path, const struct member *me
     char what[512];
     enum status st;
 
+    if (metadata->value_size == 4 && memcmp(metadata->value, "null", 4) == 0)
+        return STATUS_OK;
     (void)snprintf(what, sizeof(what), "%s: " METADATA_NAME, file_path);
     members_init(&members, metadata->value, metadata->value_size, what);
     for (;;) {
