@@ -4,13 +4,13 @@
  * unit_count in slot p mod slot_count. With units A B C, prefetch step 1 and two slots, time to the
  * right (small letters: arriving; "B,C": begin of B, which queues C):
  *
- *     begin,queues       A,B     B,C     C,A     samplingA,B
+ *     begin,queues       A,B     B,C     C,A     sample  A,B
  *     copy          [A>0][B>1]   [C>0]   [A>1]           [B>0]
  *     compute            [ ops A][ ops B][ ops C]        [ ops A]
  *     slot 0        aaaaaAAAAAAAAcccccCCCCCCCCCCC........bbbbbBBB
  *     slot 1        .....bbbbbBBBBBBBBBBBaaaaaAAAAAAAAAAAAAAAAAAA
  *
- * Ordering (charter, invariant 3) is by two events alone. `loaded` of an onload is recorded after
+ * Ordering is by two events alone. `loaded` of an onload is recorded after
  * its copy; the part's ops wait for it. `ended` of a slot is recorded after the part's last op
  * (and, when poisoning, after the fill behind it); the next copy into the slot waits for it. Since
  * slot_count is more than prefetch_step, the onload that begin(p) queues goes to another slot than
