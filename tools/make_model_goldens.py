@@ -107,14 +107,14 @@ CASES = [
      "float16", ("old", "shards")),
     ("deepseek_v2_biases", "DeepseekV2", lambda s: deepseek(
         s, topk_method="greedy", attention_bias=True, mlp_bias=True, norm_topk_prob=True,
-        n_shared_experts=1), "bfloat16", ()),
+        n_shared_experts=1, rms_norm_eps=1e-3), "bfloat16", ()),
     ("deepseek_v2_period", "DeepseekV2", lambda s: deepseek(
         s, topk_method="greedy", moe_layer_freq=2), None, ("period",)),
     ("deepseek_v3", "DeepseekV3", lambda s: deepseek(
         s, n_group=4, topk_group=2, n_shared_experts=1, routed_scaling_factor=2.5,
         rope_parameters=yarn(mscale=1.0, mscale_all_dim=1.0)), "bfloat16", ("old", "mtp")),
     ("deepseek_v3_one_group", "DeepseekV3", lambda s: deepseek(
-        s, n_group=1, topk_group=1, norm_topk_prob=False,
+        s, n_group=1, topk_group=1, norm_topk_prob=False, rms_norm_eps=1e-3,
         first_k_dense_replace=layers(s) // 2), "float16", ()),
     ("deepseek_v3_plain", "DeepseekV3", lambda s: deepseek(
         s, n_group=2, topk_group=1, q_lora_rank=None, rope_interleave=False,

@@ -31,6 +31,11 @@ struct offload *model_offload(struct model *model)
     return model->offload;
 }
 
+size_t model_param_count(const struct model *model)
+{
+    return model__params_count(model->params);
+}
+
 /* Copies what lies in the staging memory to the device and waits. */
 static enum status upload_staged(struct model *model, void *dst, uint64_t size_bytes,
                                  struct err *err)

@@ -70,6 +70,8 @@ enum status model_create(struct device *device, const struct ckpt *ckpt,
 void model_destroy(struct model *model);
 const struct model_info *model_info(const struct model *model);
 struct offload *model_offload(struct model *model);
+/* Parameters are indexed 0 .. count - 1 in the offloader. */
+size_t model_param_count(const struct model *model);
 
 /* What a checkpoint holds and whether it would run, for `inspect`: fills info as far as it can
  * without a device and returns the first reason why it would not run. */

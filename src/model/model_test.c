@@ -301,6 +301,42 @@ static void meta_runs_and_says_so(void **state)
     }
 }
 
+/* Parameters that went to meta kept their loaders: loaded again, the model answers as if it had
+ * never been without them. */
+static void reloading_ends_the_garbage(void **state)
+{
+    const struct setting setting = { .device = "sim", .group_size = 1, .num_in_group = 1,
+                                     .params_glob = "model.layers.*", .meta = true };
+    const struct paging paging = { 0, 1 };
+
+    (void)state;
+    for (size_t i = 0; i < FEW_COUNT; i++) {
+        struct golden golden = golden_read(few_names[i]);
+        float *wanted = plain_logits(few_names[i], &setting, &golden);
+        struct loaded loaded = harness_open_golden(few_names[i], &setting);
+        struct offload *offload = model_offload(loaded.model);
+        const size_t count = model_param_count(loaded.model);
+        const size_t bytes =
+            (size_t)golden.prompt_count * model_info(loaded.model)->vocab_size * sizeof(float);
+        float *logits = logits_alloc(loaded.model, golden.prompt_count);
+        struct err err;
+
+        harness_run(loaded.model, golden.prompt, 0, golden.prompt_count, 7, &paging, logits);
+        assert_memory_not_equal(logits, wanted, bytes);
+        assert_true(offload_is_garbage(offload));
+        for (size_t k = 0; k < count; k++)
+            if (offload_reload(offload, k, loaded.ckpt, &err) != STATUS_OK)
+                fail_msg("%s: parameter %zu: %s", few_names[i], k, err.message);
+        assert_false(offload_is_garbage(offload));
+        harness_run(loaded.model, golden.prompt, 0, golden.prompt_count, 7, &paging, logits);
+        assert_memory_equal(logits, wanted, bytes);
+        free(logits);
+        free(wanted);
+        free(golden.logits);
+        harness_close(&loaded);
+    }
+}
+
 /* Rows whose logits nobody wants cost nothing and change nothing. */
 static void logits_come_only_for_wanted_rows(void **state)
 {
@@ -367,6 +403,7 @@ int main(void)
         cmocka_unit_test(nothing_changes_a_bit),
         cmocka_unit_test(company_changes_no_bit),
         cmocka_unit_test(meta_runs_and_says_so),
+        cmocka_unit_test(reloading_ends_the_garbage),
         cmocka_unit_test(logits_come_only_for_wanted_rows),
         cmocka_unit_test(matrices_take_another_dtype),
     };

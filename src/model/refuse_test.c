@@ -348,6 +348,72 @@ static void the_cache_takes_what_is_left(void **state)
     }
 }
 
+/* Runs the golden prompt in chunks of 7 on a device on which something fails; returns whether all
+ * went well. Whatever fails, nothing may crash, hang, or stay taken (device_close checks that). */
+static bool survives(const char *device)
+{
+    const struct setting setting = { .device = device, .group_size = 1, .num_in_group = 1 };
+    const int32_t ids[7] = { 1, 2, 3, 4, 5, 6, 7 }, positions[7] = { 0, 1, 2, 3, 4, 5, 6 };
+    const int32_t sequences[7] = { 0 }, pages[2] = { 0, 1 }, rows[1] = { 6 };
+    const struct model_step step = { .row_count = 7, .sequence_count = 1, .page_count_max = 2,
+                                     .token_ids = ids, .positions = positions,
+                                     .sequences = sequences, .slots = positions, .pages = pages,
+                                     .logits_row_count = 1, .logits_rows = rows };
+    struct loaded loaded;
+    float logits[64];
+    struct err err = { STATUS_OK, "" };
+    enum status st = harness_try(GOLDEN_FOLDER "/deepseek_v3", &setting, NULL, &loaded, &err);
+
+    if (st == STATUS_OK) {
+        for (int i = 0; st == STATUS_OK && i < 2; i++)
+            st = model_forward(loaded.model, &step, logits, &err);
+        if (st != STATUS_OK) /* the device stays broken: so does the answer */
+            assert_int_equal(model_forward(loaded.model, &step, logits, &err), STATUS_DEVICE);
+        harness_close(&loaded);
+    }
+    if (st != STATUS_OK) {
+        assert_true(st == STATUS_DEVICE || st == STATUS_NO_MEMORY);
+        assert_non_null(strstr(err.message, "on purpose"));
+    }
+    return st == STATUS_OK;
+}
+
+static void any_failure_of_the_device_is_survived(void **state)
+{
+    static const char *const what[] = { "fail_alloc", "fail_host_alloc", "fail_launch",
+                                        "fail_copy" };
+
+    (void)state;
+    for (size_t k = 0; k < sizeof(what) / sizeof(what[0]); k++) {
+        uint32_t number = 1;
+        char device[64];
+
+        do {
+            assert_true(number < 1000);
+            (void)snprintf(device, sizeof(device), "sim:%s=%u", what[k], number);
+            number += number < 8 ? 1 : 7;
+        } while (!survives(device));
+        assert_true(number > 4); /* the first few did fail */
+    }
+}
+
+static void a_host_budget_is_kept(void **state)
+{
+    const struct device_options options = { .thread_count = 1, .host_budget_bytes = 70000 };
+    const struct setting setting = { .group_size = 1, .num_in_group = 1 };
+    const struct model_options model_options = harness_options(&setting);
+    struct loaded loaded = { NULL, NULL, NULL };
+    struct err err;
+
+    (void)state;
+    assert_int_equal(device_open("sim", &options, &loaded.device, &err), STATUS_OK);
+    assert_int_equal(ckpt_open(GOLDEN_FOLDER "/deepseek_v3", &loaded.ckpt, &err), STATUS_OK);
+    assert_int_equal(model_create(loaded.device, loaded.ckpt, &model_options, NULL, NULL,
+                                  &loaded.model, &err), STATUS_NO_MEMORY);
+    assert_non_null(strstr(err.message, "host"));
+    harness_close(&loaded);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -359,6 +425,8 @@ int main(void)
         cmocka_unit_test(what_is_skipped_or_odd_is_logged),
         cmocka_unit_test(the_smallest_budget_that_is_named_works),
         cmocka_unit_test(the_cache_takes_what_is_left),
+        cmocka_unit_test(any_failure_of_the_device_is_survived),
+        cmocka_unit_test(a_host_budget_is_kept),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
