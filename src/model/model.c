@@ -108,24 +108,29 @@ static void fill_info(struct model *model)
 }
 
 static void log_plan(const struct model *model, const struct offload_sizes *weights,
-                     const struct log *log)
+                     enum offload_home home, const struct log *log)
 {
     const struct model_sizes *sizes = &model->sizes;
     const uint64_t tokens = sizes->page_count * sizes->page_size;
     struct device_memory_report memory;
-    char text[7][32];
+    char moving[96] = "", slots[64] = "";
+    char text[5][32];
 
     device_memory_report(model->device, &memory);
+    if (weights->moving_bytes > 0)
+        (void)snprintf(moving, sizeof(moving), ", %s at home (%s) in %" PRIu64 " units",
+                       size_format(weights->moving_bytes, text[0], sizeof(text[0])),
+                       offload_home_name(home), weights->unit_count);
+    if (weights->slot_count > 0)
+        (void)snprintf(slots, sizeof(slots), "; slots %" PRIu64 " x %s", weights->slot_count,
+                       size_format(weights->slot_bytes, text[0], sizeof(text[0])));
     log_line(log, LOG_INFO,
-             "weights %s: %s on the device, %s away from it in %" PRIu64 " units; slots %" PRIu64
-             " x %s; KV cache %" PRIu64 " tokens %s; scratch %s; budget %s",
-             size_format(model->info.weight_bytes, text[0], sizeof(text[0])),
-             size_format(weights->resident_bytes, text[1], sizeof(text[1])),
-             size_format(weights->moving_bytes, text[2], sizeof(text[2])), weights->unit_count,
-             weights->slot_count, size_format(weights->slot_bytes, text[3], sizeof(text[3])),
-             tokens, size_format(sizes->kv_bytes, text[4], sizeof(text[4])),
-             size_format(sizes->scratch_bytes, text[5], sizeof(text[5])),
-             size_format(memory.budget_bytes, text[6], sizeof(text[6])));
+             "weights %s: %s on the device%s%s; KV cache %" PRIu64 " tokens %s; scratch %s; "
+             "budget %s", size_format(model->info.weight_bytes, text[0], sizeof(text[0])),
+             size_format(weights->resident_bytes, text[1], sizeof(text[1])), moving, slots,
+             tokens, size_format(sizes->kv_bytes, text[2], sizeof(text[2])),
+             size_format(sizes->scratch_bytes, text[3], sizeof(text[3])),
+             size_format(memory.budget_bytes, text[4], sizeof(text[4])));
 }
 
 /* Plans on the described parameters, then takes memory and loads. */
@@ -147,7 +152,7 @@ static enum status plan_and_load(struct model *model, const struct ckpt *ckpt,
     if (st != STATUS_OK)
         return err_prefix(err, st, "%s", ckpt_path(ckpt));
     fill_info(model);
-    log_plan(model, &weights, log);
+    log_plan(model, &weights, options->offload.home, log);
     st = offload_manifest_log(model->offload, log, err);
     if (st == STATUS_OK)
         st = stream_create(model->device, STREAM_COMPUTE, &model->stream, err);
