@@ -167,8 +167,9 @@ static void depth_has_a_limit(void **state)
 
     (void)state;
     assert_non_null(body);
-    memcpy(body, "{\"text\":", 8);
-    memset(body + 8, '[', depth);
+    memset(body, '[', depth + 8);
+    for (size_t i = 0; i < 8; i++)
+        body[i] = "{\"text\":"[i];
     assert_int_equal(server__generate_parse(body, depth + 8, &limits, &request, &err),
                      STATUS_BAD_INPUT);
     free(body);

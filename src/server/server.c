@@ -36,23 +36,21 @@ void server_options_init(struct server_options *options)
 
 /* ---- the listening socket ---- */
 
-static enum status listen_at(const struct addrinfo *address, int *fd_out)
+/* A socket, or an errno below zero. */
+static int listen_at(const struct addrinfo *address)
 {
     const int on = 1;
     const int fd = socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     int error;
 
     if (fd < 0)
-        return STATUS_UNAVAILABLE;
-    if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) != 0 ||
-        bind(fd, address->ai_addr, address->ai_addrlen) != 0 || listen(fd, LISTEN_BACKLOG) != 0) {
-        error = errno;
-        (void)close(fd);
-        errno = error;
-        return STATUS_UNAVAILABLE;
-    }
-    *fd_out = fd;
-    return STATUS_OK;
+        return -errno;
+    if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) == 0 &&
+        bind(fd, address->ai_addr, address->ai_addrlen) == 0 && listen(fd, LISTEN_BACKLOG) == 0)
+        return fd;
+    error = errno;
+    (void)close(fd);
+    return -error;
 }
 
 static enum status listen_open(struct server *server, struct err *err)
@@ -60,8 +58,13 @@ static enum status listen_open(struct server *server, struct err *err)
     const char *host = server->options.host;
     const struct addrinfo hints = { .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE };
     struct addrinfo *addresses = NULL;
-    struct sockaddr_storage bound = { 0 };
+    union {
+        struct sockaddr any;
+        struct sockaddr_in v4;
+        struct sockaddr_in6 v6;
+    } bound = { .v6 = { 0 } };
     socklen_t bound_size = sizeof(bound);
+    int fd = -EADDRNOTAVAIL;
     char port[8];
     int failed;
 
@@ -69,19 +72,17 @@ static enum status listen_open(struct server *server, struct err *err)
     failed = getaddrinfo(host, port, &hints, &addresses);
     if (failed != 0)
         return err_set(err, STATUS_UNAVAILABLE, "--host %s: %s", host, gai_strerror(failed));
-    for (const struct addrinfo *at = addresses; at != NULL; at = at->ai_next) {
-        if (server->listen_fd < 0)
-            (void)listen_at(at, &server->listen_fd);
-    }
+    for (const struct addrinfo *at = addresses; at != NULL && fd < 0; at = at->ai_next)
+        fd = listen_at(at);
     freeaddrinfo(addresses);
-    if (server->listen_fd < 0)
+    if (fd < 0)
         return err_set(err, STATUS_UNAVAILABLE, "can't listen on %s port %u: %s", host,
-                       server->options.port, strerror(errno));
-    if (getsockname(server->listen_fd, (struct sockaddr *)&bound, &bound_size) != 0)
+                       server->options.port, strerror(-fd));
+    server->listen_fd = fd;
+    if (getsockname(fd, &bound.any, &bound_size) != 0)
         return err_set(err, STATUS_UNAVAILABLE, "%s: the port is not known: %s", host,
                        strerror(errno));
-    server->port = ntohs(bound.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&bound)->sin6_port
-                                                     : ((struct sockaddr_in *)&bound)->sin_port);
+    server->port = ntohs(bound.any.sa_family == AF_INET6 ? bound.v6.sin6_port : bound.v4.sin_port);
     return STATUS_OK;
 }
 
@@ -163,12 +164,13 @@ enum status server_create(struct engine *engine, const struct tokenizer *tokeniz
                           const struct server_options *options, const struct log *log,
                           struct server **server_out, struct err *err)
 {
-    struct server *server;
+    struct server *server = NULL;
     enum status st = server__create(engine, tokenizer, options, log, &server, err);
 
     assert(engine != NULL);
     if (st != STATUS_OK)
         return st;
+    assert(server != NULL);
     st = listen_open(server, err);
     if (st == STATUS_OK)
         st = server__prepare_start(server, err);
