@@ -1,9 +1,9 @@
 /* device/backend.h - what a device fills in; only for files inside device/.
  *
  * A back end puts `struct device`, `struct stream` and `struct event` first in its own structs and
- * exports one `const struct device_ops`, which device.c lists. Each entry is a primitive and is never
- * NULL; device.c has checked arguments, budget and sizes before it calls. Semantics are those of the
- * functions of the same name in device.h. */
+ * exports one `const struct device_ops`, which device.c lists. Each entry is a primitive and is
+ * never NULL; device.c has checked arguments, budget and sizes before it calls. Semantics are those
+ * of the functions of the same name in device.h. */
 #ifndef LIGHTER_DEVICE_BACKEND_H
 #define LIGHTER_DEVICE_BACKEND_H
 
@@ -55,8 +55,8 @@ struct event {
 /* One line each for --help: the spec, its settings, what it is. */
 #define DEVICE_CPU_HELP "cpu: this machine's processors; host memory is its memory"
 #define DEVICE_SIM_HELP \
-    "sim[:memory=4GiB,link=16GB/s,latency=10us]: a software accelerator with memory and a link of " \
-    "its own; without link copies run at memcpy's speed (for tests: fail_alloc=N, " \
+    "sim[:memory=4GiB,link=16GB/s,latency=10us]: a software accelerator with memory and a link " \
+    "of its own; without link copies run at memcpy's speed (for tests: fail_alloc=N, " \
     "fail_host_alloc=N, fail_copy=N, fail_launch=N fail the N-th)"
 
 extern const struct device_ops device_cpu_ops;

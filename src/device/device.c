@@ -1,7 +1,7 @@
 /* device/device.c - see device.h: the list of back ends, and the checks before each call to one.
  *
- * Everything another room may do to a device passes here, so a back end can rely on what backend.h says:
- * arguments are sound, objects belong together, memory is within the budget. */
+ * Everything another room may do to a device passes here, so a back end can rely on what backend.h
+ * says: arguments are sound, objects belong together, memory is within the budget. */
 #include "device/device.h"
 
 #include <assert.h>
@@ -10,6 +10,7 @@
 #include <string.h>
 #include <strings.h>
 
+#include "base/nearest.h"
 #include "base/size.h"
 #include "device/backend.h"
 #include "device/memory.h"
@@ -40,7 +41,7 @@ static enum status find_backend(const char *spec, size_t name_length,
     name[name_length] = '\0';
     return err_set(err, STATUS_BAD_INPUT,
                    "--device: this build has no device '%s'; the nearest is '%s'", name,
-                   names[device__nearest(name, names, BACKEND_COUNT)]);
+                   nearest_name(name, names, BACKEND_COUNT));
 }
 
 static enum status open_accounts(struct device *device, const struct device_options *options,
@@ -77,6 +78,7 @@ enum status device_open(const char *spec, const struct device_options *options,
     st = find_backend(spec, name_length, &ops, err);
     if (st != STATUS_OK)
         return st;
+    assert(ops != NULL);
     st = ops->open(settings, options, &device, err);
     if (st != STATUS_OK)
         return st;

@@ -1,8 +1,8 @@
 /* device/device.h - an accelerator, or something that behaves like one.
  *
- * A device has memory, streams that run what is queued on them in order and beside each other, events
- * that order streams, a link over which copies come, and operators (op.h). Nothing outside device/
- * knows a device by name: what differs is said in `device_info`.
+ * A device has memory, streams that run what is queued on them in order and beside each other,
+ * events that order streams, a link over which copies come, and operators (op.h). Nothing outside
+ * device/ knows a device by name: what differs is said in `device_info`.
  *
  * Memory is accounted here, in one place: every byte is taken under a use, the sum never passes the
  * budget, and the peak is kept (charter, invariant 2).
@@ -51,8 +51,8 @@ struct device_info {
 };
 
 /* Opens "cpu", "sim", "sim:memory=2GiB,link=16GB/s,latency=10us", ... The caller owns *device_out.
- * An unknown name or setting is STATUS_BAD_INPUT and names the nearest that exists; a device that is
- * not in this machine is STATUS_UNAVAILABLE. */
+ * An unknown name or setting is STATUS_BAD_INPUT and names the nearest that exists; a device that
+ * is not in this machine is STATUS_UNAVAILABLE. */
 enum status device_open(const char *spec, const struct device_options *options,
                         struct device **device_out, struct err *err);
 /* Everything taken from the device must have been given back. */
@@ -85,7 +85,7 @@ enum stream_kind { STREAM_COMPUTE, STREAM_COPY };
 enum status stream_create(struct device *device, enum stream_kind kind, struct stream **stream_out,
                           struct err *err);
 void stream_destroy(struct stream *stream); /* waits for its queue; NULL is fine */
-/* Waits until everything queued so far is done; returns the first error of the stream, which stays. */
+/* Waits until everything queued so far is done; returns the stream's first error, which stays. */
 enum status stream_sync(struct stream *stream, struct err *err);
 
 enum status event_create(struct device *device, struct event **event_out, struct err *err);

@@ -1,8 +1,8 @@
 /* device/memory.h - the accounts of a device's memory; only for files inside device/.
  *
- * take comes before the back end is asked and give after it has freed, so the budget is never passed,
- * not for a moment. Any thread may call these; one lock guards the numbers, and nothing else is done
- * while it is held. */
+ * take comes before the back end is asked and give after it has freed, so the budget is never
+ * passed, not for a moment. Any thread may call these; one lock guards the numbers, and nothing
+ * else is done while it is held. */
 #ifndef LIGHTER_DEVICE_MEMORY_H
 #define LIGHTER_DEVICE_MEMORY_H
 

@@ -1,16 +1,16 @@
 /* device/op.h - the operators a transformer needs, each a plain description that a device runs.
  *
- * An op is queued on a stream (device_launch) and copied there, so the struct itself may die at once;
- * what its pointers name must stay until the stream has passed it. All pointers are device memory.
- * Activations are F32, row major, with strides counted in elements; integers are int32_t.
+ * An op is queued on a stream (device_launch) and copied there, so the struct itself may die at
+ * once; what its pointers name must stay until the stream has passed it. All pointers are device
+ * memory. Activations are F32, row major, with strides counted in elements; integers are int32_t.
  *
- * Exactness (charter, invariant 1): what an op writes for one row depends on that row's inputs alone,
- * bit for bit: not on how many rows there are, which rows they are, how threads share them, or where
- * in a buffer they lie. Every reduction therefore has one fixed order per device.
+ * Exactness (charter, invariant 1): what an op writes for one row depends on that row's inputs
+ * alone, bit for bit: not on how many rows there are, which rows they are, how threads share them,
+ * or where in a buffer they lie. Every reduction therefore has one fixed order per device.
  *
  * Safety: ids, slots and positions are made by the engine and are right. Activations may hold any
- * bits, NaN and infinity included (weights can be garbage in the meta mode): no op may read or write
- * outside its operands because of them.
+ * bits, NaN and infinity included (weights can be garbage in the meta mode): no op may read or
+ * write outside its operands because of them.
  *
  * To add an operator: a kind and a struct here, a kernel in each device, a case in the conformance
  * test. */
@@ -61,8 +61,8 @@ struct op_rms_norm {
 
 /* For each batch b (heads, usually 1) and row t:
  * out[t][b][n] = sum over k of x[t][b][k] * weight[b][n][k]   (+ bias[n])   (+ out[t][b][n])
- * weight is [batch_count][n_count][k_count], packed. bias is F32[n_count] or NULL, batch_count 1 only.
- * out must not overlap x. */
+ * weight is [batch_count][n_count][k_count], packed. bias is F32[n_count] or NULL, batch_count 1
+ * only. out must not overlap x. */
 struct op_matmul {
     float *out;
     const float *x;
@@ -141,11 +141,12 @@ enum route_scoring { ROUTE_SOFTMAX, ROUTE_SIGMOID };
 enum route_groups { ROUTE_GROUP_MAX, ROUTE_GROUP_TOP2_SUM };
 
 /* Chooses top_k experts for each row. score = softmax or sigmoid of the logits; choice = score +
- * correction_bias. With group_count > 1 the experts fall into group_count equal runs, a run is rated by
- * its best choice (V2) or the sum of its best two (V3), and only the best kept_group_count runs are
- * eligible. The top_k eligible experts by choice are taken, best first, ties to the lower index;
- * weight = score, divided by (the sum of the taken + 1e-20) when normalise, times scale. NaN ranks last. ids are
- * always distinct and in range. DeepSeek-V2 section 2.2; DeepSeek-V3 (arXiv 2412.19437) section 2.1.2. */
+ * correction_bias. With group_count > 1 the experts fall into group_count equal runs, a run is
+ * rated by its best choice (V2) or the sum of its best two (V3), and only the best kept_group_count
+ * runs are eligible. The top_k eligible experts by choice are taken, best first, ties to the lower
+ * index; weight = score, divided by (the sum of the taken + 1e-20) when normalise, times scale. NaN
+ * ranks last. ids are always distinct and in range. DeepSeek-V2 section 2.2; DeepSeek-V3 (arXiv
+ * 2412.19437) section 2.1.2. */
 struct op_route {
     int32_t *ids;                  /* [row_count][top_k] */
     float *weights;                /* [row_count][top_k] */

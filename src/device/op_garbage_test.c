@@ -1,9 +1,10 @@
-/* device/op_garbage_test.c - routing, right and with garbage; and that garbage stays inside operands.
+/* device/op_garbage_test.c - routing, right and with garbage; and that garbage stays inside
+ * operands.
  *
  * In the meta mode weights have no contents, so activations can be any bits. Method: operands of
  * random bits, NaN and infinities; ids must be distinct and in range whatever the logits. Under
- * AddressSanitizer the software accelerator poisons all memory that is no operand, so a stray access
- * ends the test. Right routing is compared with a plain sort in double. */
+ * AddressSanitizer the software accelerator poisons all memory that is no operand, so a stray
+ * access ends the test. Right routing is compared with a plain sort in double. */
 #include "device/test_harness.h"
 
 #include <math.h>
@@ -66,12 +67,13 @@ static void wanted_route(const struct route_case *c, const float *logits, const 
                          int32_t *ids, double *weights)
 {
     const uint32_t size = c->experts / c->groups;
-    double score[256], choice[256], rating[8], sum = 0;
+    double score[256] = { 0 }, choice[256] = { 0 }, rating[8], sum = 0;
 
     for (uint32_t e = 0; e < c->experts; e++)
-        sum += exp(logits[e]);
+        sum += exp((double)logits[e]);
     for (uint32_t e = 0; e < c->experts; e++) {
-        score[e] = c->scoring == ROUTE_SOFTMAX ? exp(logits[e]) / sum : 1 / (1 + exp(-logits[e]));
+        const double logit = logits[e];
+        score[e] = c->scoring == ROUTE_SOFTMAX ? exp(logit) / sum : 1 / (1 + exp(-logit));
         choice[e] = score[e] + (c->bias ? bias[e] : 0);
     }
     for (uint32_t g = 0; g < c->groups; g++) {
@@ -117,7 +119,7 @@ static void routes_are_right(void **state)
             double wanted[TOP_K_MAX], tolerance[TOP_K_MAX];
             wanted_route(c, logits + (size_t)row * c->experts, bias, wanted_ids, wanted);
             for (uint32_t j = 0; j < c->top_k; j++) /* exp to 2 ulp, sums of at most 256 terms */
-                tolerance[j] = wanted[j] * (c->experts / 8 + 16) * 0x1p-24;
+                tolerance[j] = wanted[j] * (c->experts / 8.0 + 16) * 0x1p-24;
             assert_memory_equal(ids + row * c->top_k, wanted_ids, c->top_k * sizeof(*ids));
             check_near("route", weights + row * c->top_k, wanted, tolerance, c->top_k);
         }
@@ -254,7 +256,8 @@ static void layer_on_garbage(struct harness *h)
     float *x = garbage_floats(h, T * WIDTH), *w = garbage_floats(h, EXPERTS * 2 * FFN * WIDTH);
     void *scratch = calloc(1, scratch_bytes);
     struct op gate = { .kind = OP_MATMUL }, route_op = { .kind = OP_ROUTE };
-    struct op moe = { .kind = OP_MOE }, silu = { .kind = OP_SILU_MUL }, norm = { .kind = OP_RMS_NORM };
+    struct op moe = { .kind = OP_MOE }, silu = { .kind = OP_SILU_MUL };
+    struct op norm = { .kind = OP_RMS_NORM };
 
     gate.matmul = (struct op_matmul){
         .out = harness_put(h, x, T * EXPERTS * 4), .x = harness_put(h, x, T * WIDTH * 4),

@@ -1,14 +1,14 @@
 /* device/op_test.c - every op on every device and kernel table against plain loops in double.
  *
  * Method: small random operands, odd sizes, strides wider than the rows; what lies between the rows
- * must stay as it was. Each tolerance is a bound on F32 rounding for the operation, with its reason;
- * u = 2^-24 is the error of one rounding. */
+ * must stay as it was. Each tolerance is a bound on F32 rounding for the operation, with its
+ * reason; u = 2^-24 is the error of one rounding. */
 #include "device/test_harness.h"
 
 #include <math.h>
 
-#define U 0x1p-24
-#define GUARD -12345.0f /* between rows: must survive */
+#define U (0x1p-24)
+#define GUARD (-12345.0f) /* between rows: must survive */
 
 static const enum dtype weight_dtypes[] = { DTYPE_F32, DTYPE_F16, DTYPE_BF16 };
 
@@ -50,7 +50,8 @@ struct matmul_case {
 
 static void matmul_case_run(struct harness *h, const struct matmul_case *c, enum dtype dtype)
 {
-    const size_t x_stride = (size_t)c->k * c->batches + 3, out_stride = (size_t)c->n * c->batches + 5;
+    const size_t x_stride = (size_t)c->k * c->batches + 3;
+    const size_t out_stride = (size_t)c->n * c->batches + 5;
     const size_t out_width = (size_t)c->n * c->batches;
     float *x = random_floats(h, c->rows * x_stride);
     float *w = random_floats(h, (size_t)c->batches * c->n * c->k);
@@ -80,7 +81,7 @@ static void matmul_case_run(struct harness *h, const struct matmul_case *c, enum
             /* Eight lanes of k / 8 products, three additions to join them, bias and out: each
              * term is rounded at most k / 8 + 7 times (Higham 2002, section 4.2). */
             tolerance[t * out_width + i] =
-                (c->k / 8 + 7) * U * (magnitude + (c->accumulate ? (double)(t + i) : 0));
+                (c->k / 8.0 + 7) * U * (magnitude + (c->accumulate ? (double)(t + i) : 0));
         }
     }
     op.matmul = (struct op_matmul){
@@ -189,6 +190,7 @@ static void rms_norm_case(struct harness *h, uint32_t rows, uint32_t groups, uin
     double *wanted = calloc(rows * all, sizeof(*wanted));
     double *tolerance = calloc(rows * all, sizeof(*tolerance));
     struct op op = { .kind = OP_RMS_NORM };
+    float *place;
 
     for (size_t row = 0; row < rows; row++)
         memcpy(in_place ? x + row * stride + all : x, out, row + 1 < rows && in_place ? 12 : 0);
@@ -200,17 +202,17 @@ static void rms_norm_case(struct harness *h, uint32_t rows, uint32_t groups, uin
         for (size_t j = 0; j < width; j++) {
             wanted[i * width + j] = from[j] / sqrt(sum / width + 1e-6) * weight[j];
             /* The sum's error is halved by the root; five more roundings. */
-            tolerance[i * width + j] = (width / 16 + 8) * U * fabs(wanted[i * width + j]) + 1e-30;
+            tolerance[i * width + j] = (width / 16.0 + 8) * U * fabs(wanted[i * width + j]) + 1e-30;
         }
     }
+    place = harness_put(h, x, rows * stride * 4);
     op.rms_norm = (struct op_rms_norm){
-        .x = harness_put(h, x, rows * stride * 4),
+        .x = place,
         .weight = harness_put(h, weight, width * 4),
         .row_count = rows, .group_count = groups, .width = width,
         .out_row_stride = stride, .x_row_stride = stride, .epsilon = 1e-6f,
     };
-    op.rms_norm.out = in_place ? (float *)(uintptr_t)op.rms_norm.x
-                               : harness_put(h, out, rows * stride * 4);
+    op.rms_norm.out = in_place ? place : harness_put(h, out, rows * stride * 4);
     harness_run(h, &op);
     harness_get(h, out, op.rms_norm.out, rows * stride * 4);
     check_rows("rms_norm", out, wanted, tolerance, rows, all, stride);
@@ -339,93 +341,109 @@ struct attention_case {
     bool latent; /* v_cache = k_cache */
 };
 
-/* Three sequences with prompts of odd lengths; rows of one are not all next to each other. */
+enum { ATTENTION_ROWS = 23, ATTENTION_SEQUENCES = 3, ATTENTION_CONTEXT = 150 };
+
+/* One problem: rows of three sequences, those of one not all next to each other. */
+struct attention {
+    const struct attention_case *c;
+    uint32_t pages_each;
+    size_t slot_count, k_stride, v_stride, q_stride, out_width, out_stride;
+    float *k, *v, *q;
+    int32_t *pages;
+    int32_t sequences[ATTENTION_ROWS], positions[ATTENTION_ROWS];
+};
+
+static void attention_make(struct harness *h, struct attention *a, const struct attention_case *c)
+{
+    a->c = c;
+    a->pages_each = (ATTENTION_CONTEXT - 1) / c->page_size + 1;
+    a->slot_count = (size_t)ATTENTION_SEQUENCES * a->pages_each * c->page_size;
+    a->k_stride = (size_t)c->kv_heads * c->k_width + 4;
+    a->v_stride = c->latent ? a->k_stride : (size_t)c->kv_heads * c->v_width + 1;
+    a->q_stride = (size_t)c->heads * c->k_width + 2;
+    a->out_width = (size_t)c->heads * c->v_width;
+    a->out_stride = a->out_width + 3;
+    a->k = random_floats(h, a->slot_count * a->k_stride);
+    a->v = c->latent ? a->k : random_floats(h, a->slot_count * a->v_stride);
+    a->q = random_floats(h, ATTENTION_ROWS * a->q_stride);
+    a->pages = scattered_pages(ATTENTION_SEQUENCES * a->pages_each, 1);
+    for (int32_t t = 0; t < ATTENTION_ROWS; t++) {
+        a->sequences[t] = t < 11 ? 0 : t < 15 ? 2 : t < 22 ? 1 : 2;
+        a->positions[t] = t < 11 ? 59 + t : t < 15 ? t - 11 : t < 22 ? 143 + t - 15 : 4;
+    }
+}
+
+/* One head of one row, in double; returns v_width values in wanted. */
+static void attention_wanted(const struct attention *a, size_t t, size_t head, float scale,
+                             double *wanted)
+{
+    const struct attention_case *c = a->c;
+    const size_t kv = head / (c->heads / c->kv_heads);
+    const float *q = a->q + t * a->q_stride + head * c->k_width;
+    double weights[ATTENTION_CONTEXT], max = -1e30, sum = 0;
+    size_t slot[ATTENTION_CONTEXT];
+
+    for (int32_t j = 0; j <= a->positions[t]; j++) {
+        const uint32_t page = (uint32_t)a->sequences[t] * a->pages_each + j / c->page_size;
+        slot[j] = (size_t)a->pages[page] * c->page_size + (size_t)j % c->page_size;
+        weights[j] = 0;
+        for (size_t e = 0; e < c->k_width; e++)
+            weights[j] += (double)q[e] * a->k[slot[j] * a->k_stride + kv * c->k_width + e];
+        weights[j] *= scale;
+        max = weights[j] > max ? weights[j] : max;
+    }
+    for (int32_t j = 0; j <= a->positions[t]; j++)
+        sum += weights[j] = exp(weights[j] - max);
+    for (size_t e = 0; e < c->v_width; e++) {
+        wanted[e] = 0;
+        for (int32_t j = 0; j <= a->positions[t]; j++)
+            wanted[e] += weights[j] / sum * a->v[slot[j] * a->v_stride + kv * c->v_width + e];
+    }
+}
+
 static void attention_case_run(struct harness *h, const struct attention_case *c)
 {
-    enum { ROWS = 23, SEQUENCES = 3, CONTEXT = 150 };
-    const uint32_t pages_each = (CONTEXT - 1) / c->page_size + 1;
-    const size_t k_stride = (size_t)c->kv_heads * c->k_width + 4;
-    const size_t v_stride = c->latent ? k_stride : (size_t)c->kv_heads * c->v_width + 1;
-    const size_t slots = (size_t)SEQUENCES * pages_each * c->page_size;
-    const size_t q_stride = (size_t)c->heads * c->k_width + 2;
-    const size_t out_width = (size_t)c->heads * c->v_width, out_stride = out_width + 3;
-    float *k = random_floats(h, slots * k_stride);
-    float *v = c->latent ? k : random_floats(h, slots * v_stride);
-    float *q = random_floats(h, ROWS * q_stride), *out = guarded(ROWS * out_stride);
-    int32_t *pages = calloc((size_t)SEQUENCES * pages_each, sizeof(*pages));
-    int32_t sequences[ROWS], positions[ROWS];
-    double *wanted = calloc(ROWS * out_width, sizeof(*wanted));
-    double *tolerance = calloc(ROWS * out_width, sizeof(*tolerance));
-    const float scale = 0.3f;
+    struct attention a;
     struct op op = { .kind = OP_ATTENTION };
+    double *wanted, *tolerance;
+    float *out;
 
-    for (uint32_t i = 0; i < SEQUENCES * pages_each; i++) /* scattered, but with some neighbours */
-        pages[i] = (int32_t)((i / 2 * 2 * 7 + i % 2) % (SEQUENCES * pages_each));
-    for (uint32_t i = 0; i < SEQUENCES * pages_each; i++) {
-        for (uint32_t j = 0; j < i; j++) {
-            if (pages[j] == pages[i]) { /* the formula clashed for this count: take them in order */
-                for (uint32_t l = 0; l < SEQUENCES * pages_each; l++)
-                    pages[l] = (int32_t)(SEQUENCES * pages_each - 1 - l);
-            }
-        }
-    }
-    for (int32_t t = 0; t < ROWS; t++) {
-        sequences[t] = t < 11 ? 0 : t < 15 ? 2 : t < 22 ? 1 : 2;
-        positions[t] = t < 11 ? 59 + t : t < 15 ? t - 11 : t < 22 ? 143 + t - 15 : 4;
-    }
-    for (size_t i = 0; i < (size_t)ROWS * c->heads; i++) {
-        const size_t t = i / c->heads, head = i % c->heads;
-        const size_t kv = head / (c->heads / c->kv_heads);
-        double weights[CONTEXT], max = -1e30, sum = 0;
-        size_t slot[CONTEXT];
-        for (int32_t j = 0; j <= positions[t]; j++) {
-            slot[j] = (size_t)pages[(uint32_t)sequences[t] * pages_each + j / c->page_size] *
-                          c->page_size + (size_t)j % c->page_size;
-            weights[j] = 0;
-            for (size_t e = 0; e < c->k_width; e++)
-                weights[j] += (double)q[t * q_stride + head * c->k_width + e] *
-                              k[slot[j] * k_stride + kv * c->k_width + e];
-            weights[j] *= scale;
-            max = weights[j] > max ? weights[j] : max;
-        }
-        for (int32_t j = 0; j <= positions[t]; j++)
-            sum += weights[j] = exp(weights[j] - max);
-        for (size_t e = 0; e < c->v_width; e++) {
-            double *at = &wanted[t * out_width + head * c->v_width + e];
-            for (int32_t j = 0; j <= positions[t]; j++)
-                *at += weights[j] / sum * v[slot[j] * v_stride + kv * c->v_width + e];
-            /* Values are below 1. A weight's error is its score's, absolute, at most
-             * (k_width / 8 + 8) * u * scale * k_width, plus exp's; then a sum over the context. */
-            tolerance[t * out_width + head * c->v_width + e] =
-                ((c->k_width / 8 + 8) * 0.3 * c->k_width + CONTEXT) * U;
-        }
-    }
+    attention_make(h, &a, c);
+    out = guarded(ATTENTION_ROWS * a.out_stride);
+    wanted = calloc(ATTENTION_ROWS * a.out_width, sizeof(*wanted));
+    tolerance = calloc(ATTENTION_ROWS * a.out_width, sizeof(*tolerance));
+    for (size_t i = 0; i < (size_t)ATTENTION_ROWS * c->heads; i++)
+        attention_wanted(&a, i / c->heads, i % c->heads, 0.3f, wanted + i * c->v_width);
+    /* Values are below 1. A weight's error is its score's, absolute, at most (k_width / 8 + 8) u *
+     * scale * k_width, plus exp's; then a sum over the context. */
+    for (size_t i = 0; i < ATTENTION_ROWS * a.out_width; i++)
+        tolerance[i] = ((c->k_width / 8.0 + 8) * 0.3 * c->k_width + ATTENTION_CONTEXT) * U;
     op.attention = (struct op_attention){
-        .out = harness_put(h, out, ROWS * out_stride * 4),
-        .q = harness_put(h, q, ROWS * q_stride * 4),
-        .k_cache = harness_put(h, k, slots * k_stride * 4),
-        .pages = harness_put(h, pages, (uint64_t)SEQUENCES * pages_each * 4),
-        .sequences = harness_put(h, sequences, sizeof(sequences)),
-        .positions = harness_put(h, positions, sizeof(positions)),
-        .row_count = ROWS, .head_count = c->heads, .kv_head_count = c->kv_heads,
+        .out = harness_put(h, out, ATTENTION_ROWS * a.out_stride * 4),
+        .q = harness_put(h, a.q, ATTENTION_ROWS * a.q_stride * 4),
+        .k_cache = harness_put(h, a.k, a.slot_count * a.k_stride * 4),
+        .pages = harness_put(h, a.pages, (uint64_t)ATTENTION_SEQUENCES * a.pages_each * 4),
+        .sequences = harness_put(h, a.sequences, sizeof(a.sequences)),
+        .positions = harness_put(h, a.positions, sizeof(a.positions)),
+        .row_count = ATTENTION_ROWS, .head_count = c->heads, .kv_head_count = c->kv_heads,
         .k_width = c->k_width, .v_width = c->v_width,
-        .page_size = c->page_size, .page_count_max = pages_each,
-        .out_row_stride = out_stride, .q_row_stride = q_stride,
-        .k_cache_row_stride = k_stride, .v_cache_row_stride = v_stride,
-        .scale = scale,
+        .page_size = c->page_size, .page_count_max = a.pages_each,
+        .out_row_stride = a.out_stride, .q_row_stride = a.q_stride,
+        .k_cache_row_stride = a.k_stride, .v_cache_row_stride = a.v_stride,
+        .scale = 0.3f,
     };
     op.attention.v_cache =
-        c->latent ? op.attention.k_cache : harness_put(h, v, slots * v_stride * 4);
+        c->latent ? op.attention.k_cache : harness_put(h, a.v, a.slot_count * a.v_stride * 4);
     harness_run(h, &op);
-    harness_get(h, out, op.attention.out, ROWS * out_stride * 4);
-    check_rows("attention", out, wanted, tolerance, ROWS, out_width, out_stride);
+    harness_get(h, out, op.attention.out, ATTENTION_ROWS * a.out_stride * 4);
+    check_rows("attention", out, wanted, tolerance, ATTENTION_ROWS, a.out_width, a.out_stride);
     harness_clear(h);
-    free(k);
+    free(a.k);
     if (!c->latent)
-        free(v);
-    free(q);
+        free(a.v);
+    free(a.q);
+    free(a.pages);
     free(out);
-    free(pages);
     free(wanted);
     free(tolerance);
 }
@@ -501,7 +519,7 @@ static void moe_case(struct harness *h, uint32_t rows, uint32_t experts, uint32_
         for (uint32_t i = 0; i < width; i++)
             wanted[t * width + i] = out[t * stride + i] = (float)i;
         for (uint32_t j = 0; j < top_k; j++) {
-            const uint32_t e = (t * 5 + j * 3) % experts; /* distinct: experts is no multiple of 3 */
+            const uint32_t e = (t * 5 + j * 3) % experts; /* distinct: 3 is no divisor */
             ids[t * top_k + j] = (int32_t)e;
             for (uint32_t f = 0; f < ffn; f++) {
                 double g = 0, u = 0;

@@ -1,6 +1,7 @@
 /* device/operands.h - which memory an op touches; only for files inside device/.
  *
- * Lets one function check any op: for NULL and stray pointers, or that all lie in a device's memory. */
+ * Lets one function check any op: for NULL and stray pointers, or that all lie in a device's
+ * memory. */
 #ifndef LIGHTER_DEVICE_OPERANDS_H
 #define LIGHTER_DEVICE_OPERANDS_H
 
@@ -18,14 +19,14 @@ struct op_operand {
                             know, one row */
 };
 
-/* Fills operands and returns how many there are: none when the op has no rows. Optional operands that
- * are absent are left out. */
+/* Fills operands and returns how many there are: none when the op has no rows. Optional operands
+ * that are absent are left out. */
 uint32_t device__operands(const struct op *op, struct op_operand operands[OP_OPERANDS_MAX]);
 
 /* Asserts what op.h demands of each field: our own mistakes, found before anything is queued. */
 void device__op_assert(const struct op *op);
 
-/* True unless the op reads weights of another dtype than F32, F16 and BF16, which *dtype_out names. */
+/* True unless the op reads weights of another dtype than F32, F16 and BF16; *dtype_out names it. */
 bool device__op_dtype_is_plain(const struct op *op, enum dtype *dtype_out);
 
 #endif

@@ -11,46 +11,12 @@
 #include <string.h>
 #include <strings.h>
 
+#include "base/nearest.h"
 #include "base/size.h"
 
-#define NAME_LENGTH_MAX 32  /* longer words are compared by their beginning */
+#define NAME_LENGTH_MAX 32
 #define VALUE_LENGTH_MAX 64
 #define SETTINGS_MAX 16
-
-static size_t edit_distance(const char *a, const char *b)
-{
-    size_t row[NAME_LENGTH_MAX + 1];
-    const size_t a_length = strnlen(a, NAME_LENGTH_MAX);
-    const size_t b_length = strnlen(b, NAME_LENGTH_MAX);
-
-    for (size_t j = 0; j <= b_length; j++)
-        row[j] = j;
-    for (size_t i = 1; i <= a_length; i++) {
-        size_t diagonal = row[0];
-        row[0] = i;
-        for (size_t j = 1; j <= b_length; j++) {
-            const bool same = tolower((unsigned char)a[i - 1]) == tolower((unsigned char)b[j - 1]);
-            const size_t replace = diagonal + !same;
-            diagonal = row[j];
-            row[j] = row[j] < row[j - 1] ? row[j] + 1 : row[j - 1] + 1;
-            if (replace < row[j])
-                row[j] = replace;
-        }
-    }
-    return row[b_length];
-}
-
-size_t device__nearest(const char *text, const char *const *names, size_t name_count)
-{
-    size_t best = 0;
-
-    assert(name_count > 0);
-    for (size_t i = 1; i < name_count; i++) {
-        if (edit_distance(text, names[i]) < edit_distance(text, names[best]))
-            best = i;
-    }
-    return best;
-}
 
 static enum status read_duration(const char *text, const char *what, uint64_t *ns_out,
                                  struct err *err)
@@ -133,7 +99,7 @@ static enum status refuse_name(const char *device_name, const char *name,
     for (size_t i = 0; i < setting_count; i++)
         names[i] = settings[i].name;
     return err_set(err, STATUS_BAD_INPUT, "--device %s has no setting '%s'; the nearest is '%s'",
-                   device_name, name, names[device__nearest(name, names, setting_count)]);
+                   device_name, name, nearest_name(name, names, setting_count));
 }
 
 enum status device__settings_read(const char *device_name, const char *text,

@@ -28,7 +28,4 @@ enum status device__settings_read(const char *device_name, const char *text,
                                   const struct setting *settings, size_t setting_count,
                                   struct err *err);
 
-/* The index of the name nearest to `text` (Levenshtein's distance, ignoring case). name_count > 0. */
-size_t device__nearest(const char *text, const char *const *names, size_t name_count);
-
 #endif

@@ -1,5 +1,5 @@
-/* device/test_harness.h - what the tests of devices share: every device x kernel table, memory that is
- * freed by itself, random numbers that are the same everywhere.
+/* device/test_harness.h - what the tests of devices share: every device x kernel table, memory that
+ * is freed by itself, random numbers that are the same everywhere.
  *
  * Only *_test.c files include this. A failure inside asserts through cmocka. */
 #ifndef LIGHTER_DEVICE_TEST_HARNESS_H
@@ -147,6 +147,21 @@ static inline void *rounded_to(float *values, enum dtype dtype, size_t count)
     if (dtype != DTYPE_F32)
         dtype_convert(values, DTYPE_F32, out, dtype, count);
     return out;
+}
+
+/* Page numbers below count, each once, some side by side and some not. */
+static inline int32_t *scattered_pages(uint32_t count, uint32_t first)
+{
+    int32_t *pages = calloc(count, sizeof(*pages));
+
+    assert_non_null(pages);
+    for (uint32_t i = 0; i < count; i++)
+        pages[i] = (int32_t)i;
+    for (uint32_t i = first % 3; i < count / 2; i += 3) {
+        pages[i] = (int32_t)(count - 1 - i);
+        pages[count - 1 - i] = (int32_t)i;
+    }
+    return pages;
 }
 
 /* Every element of `got` is within tolerance[i] of wanted[i]. */

@@ -1,16 +1,16 @@
 /* device/cpu/attention.c - OP_ATTENTION: softmax over a paged cache, a tile of keys at a time.
  *
- * Keys are visited in tiles of CPU_ATTENTION_TILE positions, counted from position 0, so that a row's
- * tiles are the same however its prompt was cut (Milakov and Gimelshein 2018, arXiv 1805.02867,
- * algorithm 3, by tiles). For a query with maximum m, sum l and output o so far:
+ * Keys are visited in tiles of CPU_ATTENTION_TILE positions, counted from position 0, so that a
+ * row's tiles are the same however its prompt was cut (Milakov and Gimelshein 2018, arXiv
+ * 1805.02867, algorithm 3, by tiles). For a query with maximum m, sum l and output o so far:
  *
  *     m' = max(m, the tile's scores)      p_j = exp(score_j - m')      f = exp(m - m')
  *     l' = l * f + sum p_j                o' = o * f + sum p_j v_j, j ascending
  *
  * A task is a few rows of one kv head, so that a key is used for several queries while it is in the
- * cache. Where the tile's keys lie (pages) decides how many calls the kernels are asked in, not their
- * results: dot products don't depend on their neighbours, and the sum over j goes on from call to
- * call through `out`, which holds o. Nothing is read past a row's own position. */
+ * cache. Where the tile's keys lie (pages) decides how many calls the kernels are asked in, not
+ * their results: dot products don't depend on their neighbours, and the sum over j goes on from
+ * call to call through `out`, which holds o. Nothing is read past a row's own position. */
 #include <assert.h>
 #include <math.h>
 #include <string.h>
@@ -85,8 +85,8 @@ static uint32_t keys_seen(const struct block *block, uint32_t row, uint32_t tile
     return count < 0 ? 0 : count > CPU_ATTENTION_TILE ? CPU_ATTENTION_TILE : (uint32_t)count;
 }
 
-/* scores[query][j] = q . key(tile + j) for all queries, also for keys that a row must not see: they are
- * left out later. */
+/* scores[query][j] = q . key(tile + j) for all queries, also for keys that a row must not see: they
+ * are left out later. */
 static void score_tile(struct block *block, uint32_t tile, uint32_t end)
 {
     const struct op_attention *op = block->job->op;

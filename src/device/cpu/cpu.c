@@ -1,7 +1,7 @@
 /* device/cpu/cpu.c - this machine's processors as a device.
  *
- * Host memory is its memory, so units at home there are used in place. Everything is done before the
- * call returns: a stream has nothing to wait for, and an event is done when it is recorded. */
+ * Host memory is its memory, so units at home there are used in place. Everything is done before
+ * the call returns: a stream has nothing to wait for, and an event is done when it is recorded. */
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -21,7 +21,7 @@ struct cpu_device {
 
 struct cpu_event {
     struct event base;
-    uint64_t time_ns; /* when it was last recorded, or created; atomic, for event_is_done's callers */
+    uint64_t time_ns; /* when it was last recorded, or created */
 };
 
 static void cpu_close(struct device *device)

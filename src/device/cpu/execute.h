@@ -1,9 +1,9 @@
 /* device/cpu/execute.h - runs any op on this machine's processors.
  *
- * Shared by the devices that compute on the host: cpu and sim. An op is cut into pieces that threads
- * take in any order; no output depends on the cut (op.h, exactness).
+ * Shared by the devices that compute on the host: cpu and sim. An op is cut into pieces that
+ * threads take in any order; no output depends on the cut (op.h, exactness).
  *
- * Threads: one thread at a time may call cpu_execute on one executor. No allocation happens there. */
+ * Threads: one thread at a time may call cpu_execute on an executor. Nothing is allocated there. */
 #ifndef LIGHTER_DEVICE_CPU_EXECUTE_H
 #define LIGHTER_DEVICE_CPU_EXECUTE_H
 

@@ -19,9 +19,10 @@ static inline void *cpu__scratch(const struct cpu_executor *executor, uint32_t t
     return (char *)executor->scratch + (size_t)thread_index * CPU_STRIP_SCRATCH_BYTES;
 }
 
-/* How many of count equal pieces of work one task takes: some tasks per thread, so that a slow thread
- * does not keep the others waiting, but no task below work_min units of work, because handing out a
- * task costs about a microsecond. `granule` divides the answer unless it is all of count. */
+/* How many of count equal pieces of work one task takes: some tasks per thread, so that a slow
+ * thread does not keep the others waiting, but no task below work_min units of work, because
+ * handing out a task costs about a microsecond. `granule` divides the answer unless it is all of
+ * count. */
 uint32_t cpu__task_size(const struct cpu_executor *executor, uint32_t count, uint64_t work_each,
                         uint32_t granule);
 

@@ -2,10 +2,11 @@
  *
  * execute.c cuts ops into pieces for threads; these compute a piece on one thread. A table must be
  * consistent in itself: the value of an output depends on its own inputs alone, bit for bit, not on
- * how many rows or columns are asked for together. Tables need not agree with each other bit for bit.
+ * how many rows or columns are asked for together. Tables need not agree with each other bit for
+ * bit.
  *
- * How matmul keeps that promise: each output is summed over k in one order, whatever the shape of the
- * tile that computes it:
+ * How matmul keeps that promise: each output is summed over k in one order, whatever the shape of
+ * the tile that computes it:
  *
  *     lane[l] = sum over i of x[8 i + l] * weight[8 i + l], i ascending, missing elements are 0
  *     output  = ((lane0 + lane1) + (lane2 + lane3)) + ((lane4 + lane5) + (lane6 + lane7))
@@ -49,7 +50,8 @@ struct cpu_kernels {
     void (*silu_mul)(float *out, const float *gate, const float *up, uint32_t width);
     /* out[i] = exp(x[i] - shift), to 2 ulp; out may be x. Returns the sum of what it wrote. */
     float (*exp_minus)(float *out, const float *x, uint32_t count, float shift);
-    /* out[q][i] += sum over j, ascending, of weights[q * weight_stride + j] * rows[j * row_stride + i]. */
+    /* out[q][i] += sum over j, ascending, of weights[q * weight_stride + j] * rows[j * row_stride +
+     * i]. */
     void (*add_weighted_rows)(float *const *out, uint32_t out_count, const float *weights,
                               uint64_t weight_stride, const float *rows, uint64_t row_stride,
                               uint32_t row_count, uint32_t width);

@@ -1,8 +1,9 @@
-/* device/cpu/kernels_avx2.c - kernels.h for x86-64 with AVX2, FMA and F16C, but for the matrix product,
- * which is in matmul_avx2.c.
+/* device/cpu/kernels_avx2.c - kernels.h for x86-64 with AVX2, FMA and F16C, but for the matrix
+ * product, which is in matmul_avx2.c.
  *
  * A tail of fewer than eight elements goes through the same instructions as a full vector, with the
- * missing lanes zero, so that an element's result does not depend on how far from the end it stands. */
+ * missing lanes zero, so that an element's result does not depend on how far from the end it
+ * stands. */
 #include <immintrin.h>
 #include <math.h>
 
@@ -10,8 +11,9 @@
 #include "device/cpu/kernels.h"
 
 /* exp to about 1 ulp: x = n ln 2 + r, |r| <= ln 2 / 2, the Taylor polynomial of degree 7 in r (its
- * remainder r^8 / 8! is below 0.1 ulp), times 2^n in two steps so that subnormal results come out too.
- * ln 2 in two parts: Cody and Waite 1980. NaN stays NaN; max and min return their second operand then. */
+ * remainder r^8 / 8! is below 0.1 ulp), times 2^n in two steps so that subnormal results come out
+ * too. ln 2 in two parts: Cody and Waite 1980. NaN stays NaN; max and min return their second
+ * operand then. */
 static inline __m256 exp_lanes(__m256 x)
 {
     const __m256 log2_e = _mm256_set1_ps(0x1.715476p0f);
@@ -110,8 +112,8 @@ static float avx2_exp_minus(float *out, const float *x, uint32_t count, float sh
     return sum_lanes(sum);
 }
 
-/* OUT_COUNT outputs by VECTORS vectors: each output element is one chain of FMAs over j, whatever the
- * tile that holds it. `mask` is for the last vector. */
+/* OUT_COUNT outputs by VECTORS vectors: each output element is one chain of FMAs over j, whatever
+ * the tile that holds it. `mask` is for the last vector. */
 #define TILE_OUTPUTS 4
 #define TILE_VECTORS 3
 

@@ -1,8 +1,8 @@
 /* device/cpu/matmul.c - OP_MATMUL: cut into runs of weight rows, each for all rows of x.
  *
  * A task takes a run of weight rows of one batch, so each weight is read from memory once by one
- * thread; x is read by all. The rows of x are done in strips that stay in the second-level cache while
- * the run goes over them, with a run short enough to stay there beside them. */
+ * thread; x is read by all. The rows of x are done in strips that stay in the second-level cache
+ * while the run goes over them, with a run short enough to stay there beside them. */
 #include "device/cpu/internal.h"
 
 #define RUN_GRANULE 12                      /* weight rows: whole panels of the AVX2 kernel */

@@ -1,17 +1,18 @@
 /* device/cpu/matmul_avx2.c - the matrix product in AVX2 registers.
  *
- * The lanes of a vector run along k: a tile of R rows of x by W rows of weights is R * W sums of eight
- * lanes, each fed by one FMA per eight k. Which tile an output falls into changes what is loaded
- * together with it, never the order in which it is summed, so one row gives the same bits as many.
+ * The lanes of a vector run along k: a tile of R rows of x by W rows of weights is R * W sums of
+ * eight lanes, each fed by one FMA per eight k. Which tile an output falls into changes what is
+ * loaded together with it, never the order in which it is summed, so one row gives the same bits as
+ * many.
  *
- * 4 x 3 sums, 3 weights and an x fill the sixteen registers: seven loads for twelve FMAs, of which the
- * processor starts two in a cycle and loads two or three. Twelve weight rows (a span) go over all rows
- * of x before the next twelve.
+ * 4 x 3 sums, 3 weights and an x fill the sixteen registers: seven loads for twelve FMAs, of which
+ * the processor starts two in a cycle and loads two or three. Twelve weight rows (a span) go over
+ * all rows of x before the next twelve.
  *
- * F16 and BF16 weights become F32 as they are loaded. That costs a quarter of the FMAs' time in a tile,
- * so from PANEL_ROWS_MIN rows on a span is turned into F32 once, in scratch. For F32 weights packing
- * lost: 64 rows by 2048 ran at 92 % of the FMA peak with it, at 98 % without (Xeon of 2023, 2 MiB of
- * second-level cache); so did panels of 512 k with sums kept in memory in between. */
+ * F16 and BF16 weights become F32 as they are loaded. That costs a quarter of the FMAs' time in a
+ * tile, so from PANEL_ROWS_MIN rows on a span is turned into F32 once, in scratch. For F32 weights
+ * packing lost: 64 rows by 2048 ran at 92 % of the FMA peak with it, at 98 % without (Xeon of 2023,
+ * 2 MiB of second-level cache); so did panels of 512 k with sums kept in memory in between. */
 #include <string.h>
 
 #include "device/cpu/avx2.h"

@@ -1,12 +1,12 @@
 /* device/cpu/moe.c - OP_MOE: routed rows sorted by expert, so that each expert is read once.
  *
- *     sort      (row t, choice j) -> routed row r; the routed rows of an expert are adjacent, in the
+ *     sort      (row t, choice j) -> routed row r; those of an expert are adjacent, in the
  *               order of t
  *     up        per expert and run of gate/up rows: hidden[r] = w13 . x[t], product = silu(g) * u
  *     down      per expert and run of w2's rows: result[r] = w2 . product[r]
  *     add       per row t: out[t] += weights[t][j] * result[r(t, j)], j ascending
  *
- * The order of the sum in `add` and the kernels' own promise make a row independent of the others. */
+ * The order of the sum in `add` and the kernels' own promise make a row independent of others. */
 #include <assert.h>
 #include <string.h>
 
@@ -196,8 +196,10 @@ static void add_task(void *context, size_t index, uint32_t thread_index)
 static size_t cut(struct moe_job *job, uint32_t n_count, uint32_t k_count)
 {
     const uint64_t routed_count = (uint64_t)job->op->row_count * job->op->top_k;
-    const uint64_t work_each = (uint64_t)k_count * ((routed_count - 1) / job->hit_count + 1);
+    uint64_t work_each;
 
+    assert(job->hit_count > 0);
+    work_each = (uint64_t)k_count * ((routed_count - 1) / job->hit_count + 1);
     job->run_length = cpu__task_size(job->executor, n_count, work_each, RUN_GRANULE);
     if (job->hit_count >= 8 * job->executor->thread_count)
         job->run_length = n_count; /* the experts alone are tasks enough */

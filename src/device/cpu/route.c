@@ -75,6 +75,7 @@ static void limit_groups(struct choices *choices, const struct op_route *op)
     float rating[OP_ROUTE_EXPERTS_MAX];
     bool kept[OP_ROUTE_EXPERTS_MAX];
 
+    assert(size > 0);
     for (uint32_t g = 0; g < op->group_count; g++) {
         rating[g] = rate_group(choices, op, g);
         kept[g] = false;
@@ -85,6 +86,7 @@ static void limit_groups(struct choices *choices, const struct op_route *op)
             if (!kept[g] && (best < 0 || better(rating[g], rating[best])))
                 best = g;
         }
+        assert(best >= 0);
         kept[best] = true;
     }
     for (uint32_t e = 0; e < op->expert_count; e++)

@@ -1,9 +1,10 @@
 /* device/sim/arena.c - the software accelerator's memory: a capped range, first fit.
  *
  * Free pieces are kept in a list outside the range, in the order of their addresses; neighbours are
- * joined, so a list of one piece means that all is free. Sizes are rounded up to DEVICE_ALIGNMENT.
- * With AddressSanitizer what is free, and the rest of a rounded piece, is poisoned: an op that reads
- * past an operand is caught as it would be with malloc.
+ * joined, so a list of one piece means that all is free. Each
+ * allocation sets a note aside, so that freeing needs none. Sizes are rounded up to
+ * DEVICE_ALIGNMENT. With AddressSanitizer what is free, and the rest of a rounded piece, is
+ * poisoned: an op that reads past an operand is caught as it would be with malloc.
  *
  * Threads: the caller's; workers only ask sim__arena_holds, which reads what never changes. */
 #include <assert.h>
@@ -40,6 +41,7 @@ struct sim_arena {
     char *base;
     uint64_t size;
     struct piece *pieces;
+    struct piece *spares; /* one for each allocation, for when it is freed */
 };
 
 enum status sim__arena_create(uint64_t size_bytes, struct sim_arena **arena_out, struct err *err)
@@ -75,6 +77,7 @@ void sim__arena_destroy(struct sim_arena *arena)
     if (arena == NULL)
         return;
     assert(arena->pieces != NULL && arena->pieces->size == arena->size);
+    assert(arena->spares == NULL);
     UNPOISON(arena->base, arena->size);
     (void)munmap(arena->base, arena->size);
     free(arena->pieces);
@@ -100,7 +103,7 @@ enum status sim__arena_alloc(struct sim_arena *arena, uint64_t size_bytes, void 
                              struct err *err)
 {
     struct piece **link = &arena->pieces;
-    struct piece *piece;
+    struct piece *piece, *spare;
     uint64_t size;
 
     if (size_bytes > arena->size)
@@ -111,6 +114,11 @@ enum status sim__arena_alloc(struct sim_arena *arena, uint64_t size_bytes, void 
     piece = *link;
     if (piece == NULL)
         return refuse(arena, size, err);
+    spare = calloc(1, sizeof(*spare));
+    if (spare == NULL)
+        return err_set(err, STATUS_NO_MEMORY, "sim: no host memory to note an allocation");
+    spare->next = arena->spares;
+    arena->spares = spare;
     *memory_out = arena->base + piece->offset;
     UNPOISON(*memory_out, size_bytes);
     piece->offset += size;
@@ -139,8 +147,9 @@ void sim__arena_free(struct sim_arena *arena, void *memory, uint64_t size_bytes)
     const uint64_t offset = (uint64_t)((char *)memory - arena->base);
     const uint64_t size = size_align_up(size_bytes, DEVICE_ALIGNMENT);
     struct piece *before = NULL, *after = arena->pieces;
-    struct piece *piece;
+    struct piece *piece = arena->spares;
 
+    assert(piece != NULL);
     assert(offset + size <= arena->size);
     POISON(memory, size);
     while (after != NULL && after->offset < offset) {
@@ -149,14 +158,13 @@ void sim__arena_free(struct sim_arena *arena, void *memory, uint64_t size_bytes)
     }
     assert(before == NULL || before->offset + before->size <= offset); /* not freed twice */
     assert(after == NULL || offset + size <= after->offset);
+    arena->spares = piece->next;
     if (before != NULL && before->offset + before->size == offset) {
         before->size += size;
         join_next(before);
+        free(piece);
         return;
     }
-    piece = calloc(1, sizeof(*piece));
-    if (piece == NULL)
-        abort(); /* some bytes to note that memory is free: nothing sensible is left to do */
     *piece = (struct piece){ after, offset, size };
     if (before == NULL)
         arena->pieces = piece;

@@ -1,9 +1,10 @@
 /* device/sim/link.c - copies at a set speed: latency + size / bandwidth each, one after the other.
  *
- * A link has a clock of its own, free_ns: when the last copy that it let in ends. The next one starts
- * there, or when it was ready if that is later, so copies that wait for each other lose nothing to
- * late wake-ups of this thread: what is late is caught up. The bytes are really copied, a piece at a
- * time, spread over the copy's time as a DMA engine would, and the thread sleeps in between.
+ * A link has a clock of its own, free_ns: when the last copy that it let in ends. The next one
+ * starts there, or when it was ready if that is later, so copies that wait for each other lose
+ * nothing to late wake-ups of this thread: what is late is caught up. The bytes are really copied,
+ * a piece at a time, spread over the copy's time as a DMA engine would, and the thread sleeps in
+ * between.
  *
  *     start       + latency                              end
  *       |             | piece | piece | piece | piece     |

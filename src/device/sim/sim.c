@@ -1,9 +1,9 @@
-/* device/sim/sim.c - a software accelerator, so that everything about offloading can be built, tested
- * and planned on any machine.
+/* device/sim/sim.c - a software accelerator, so that everything about offloading can be built,
+ * tested and planned on any machine.
  *
- * Its memory is an arena of its own and a set size, its streams are threads, its link has a bandwidth
- * and a latency, and it computes with the processor's kernels. What only fails on a real accelerator
- * fails here too: host pointers in ops, a missing event, memory that is used up. */
+ * Its memory is an arena of its own and a set size, its streams are threads, its link has a
+ * bandwidth and a latency, and it computes with the processor's kernels. What only fails on a real
+ * accelerator fails here too: host pointers in ops, a missing event, memory that is used up. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

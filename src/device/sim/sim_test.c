@@ -1,10 +1,10 @@
 /* device/sim/sim_test.c - the software accelerator orders what it must and nothing else.
  *
- * Method: no test depends on how fast anything runs. A closed gate is one of the device's own locks,
- * held by the test: while `execute_lock` is held no op runs, while a link's lock is held no copy
- * starts. What must not wait for the gate is synced while it is closed; an order that is too strict
- * hangs (and `alarm` ends it), one that is too loose shows as wrong bytes. The link's pacing is tested
- * on its own clock, with invented times. */
+ * Method: no test depends on how fast anything runs. A closed gate is one of the device's own
+ * locks, held by the test: while `execute_lock` is held no op runs, while a link's lock is held no
+ * copy starts. What must not wait for the gate is synced while it is closed; an order that is too
+ * strict hangs (and `alarm` ends it), one that is too loose shows as wrong bytes. The link's pacing
+ * is tested on its own clock, with invented times. */
 #include "device/test_harness.h"
 
 #include <unistd.h>

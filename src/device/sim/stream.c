@@ -1,10 +1,11 @@
 /* device/sim/stream.c - streams that really run beside each other, and events that order them.
  *
- * A stream is a bounded ring of commands and a worker thread that takes them in order; a caller that
- * finds the ring full waits. An event counts its records: each takes the next number when it is
- * queued, and stream_wait remembers the number that is current when it is called, so recording again
- * does not disturb those who wait already (CUDA Programming Guide, 3.2.8.6, "Events"). A record on
- * another stream than the one before waits for that one, so the numbers are reached in order.
+ * A stream is a bounded ring of commands and a worker thread that takes them in order; a caller
+ * that finds the ring full waits. An event counts its records: each takes the next number when it
+ * is queued, and stream_wait remembers the number that is current when it is called, so recording
+ * again does not disturb those who wait already (CUDA Programming Guide, 3.2.8.6, "Events"). A
+ * record on another stream than the one before waits for that one, so the numbers are reached in
+ * order.
  *
  * The first error of a stream stays: later ops and copies are dropped and refused, but records and
  * waits go on, so nobody hangs.
@@ -40,7 +41,7 @@ struct sim_event {
     atomic_uint_fast64_t recorded; /* the number of the last record that was queued */
     atomic_uint_fast64_t done;     /* the number of the last record that was reached; atomic for
                                       event_is_done: acquire there sees what the stream did */
-    uint64_t time_ns;          /* when it was reached */
+    atomic_uint_fast64_t time_ns;  /* when it was reached; written before `done` */
     uint64_t queued_count;     /* commands in rings that point here */
     const struct stream *last_stream; /* of the last record; owner: the caller's thread */
     struct err error;          /* the stream's, as it was reached; status STATUS_OK: none */
@@ -141,7 +142,7 @@ static void run_record(struct sim_stream *stream, const struct command *command)
     error = stream->error;
     pthread_mutex_unlock(&stream->lock);
     pthread_mutex_lock(&event->lock);
-    event->time_ns = clock_now_ns();
+    atomic_store_explicit(&event->time_ns, clock_now_ns(), memory_order_relaxed);
     event->error = error;
     event->queued_count--;
     atomic_store_explicit(&event->done, command->mark.number, memory_order_release);
@@ -152,12 +153,14 @@ static void run_record(struct sim_stream *stream, const struct command *command)
 static void run_wait(struct sim_stream *stream, const struct command *command)
 {
     struct sim_event *event = command->mark.event;
+    uint64_t reached_ns;
 
     pthread_mutex_lock(&event->lock);
     while (atomic_load_explicit(&event->done, memory_order_relaxed) < command->mark.number)
         pthread_cond_wait(&event->reached, &event->lock);
-    if (event->time_ns > stream->ready_ns)
-        stream->ready_ns = event->time_ns;
+    reached_ns = atomic_load_explicit(&event->time_ns, memory_order_relaxed);
+    if (reached_ns > stream->ready_ns)
+        stream->ready_ns = reached_ns;
     event->queued_count--;
     pthread_cond_broadcast(&event->reached);
     pthread_mutex_unlock(&event->lock);
@@ -218,7 +221,7 @@ static void *worker_main(void *arg)
 {
     struct sim_stream *stream = arg;
 
-    (void)prctl(PR_SET_TIMERSLACK, TIMER_SLACK_NS); /* the usual 50 us would blur the link's clock */
+    (void)prctl(PR_SET_TIMERSLACK, TIMER_SLACK_NS); /* not 50 us: they would blur the link */
     pthread_mutex_lock(&stream->lock);
     for (;;) {
         const struct command *command;
@@ -381,14 +384,8 @@ bool sim__event_is_done(const struct event *base)
 
 uint64_t sim__event_time_ns(const struct event *base)
 {
-    struct sim_event *event = (struct sim_event *)(uintptr_t)base; /* only its lock changes */
-    uint64_t time_ns;
-
     assert(sim__event_is_done(base));
-    pthread_mutex_lock(&event->lock);
-    time_ns = event->time_ns;
-    pthread_mutex_unlock(&event->lock);
-    return time_ns;
+    return atomic_load_explicit(&((const struct sim_event *)base)->time_ns, memory_order_relaxed);
 }
 
 /* True for the call that a test hook wants to fail. */
