@@ -226,8 +226,8 @@ static enum status normalize_content(struct added_token *token,
     size_t lead = 0;
     enum status st;
 
-    buf_init(&text, TEXT_NORMALIZED_MAX);
-    buf_init(&scratch, TEXT_NORMALIZED_MAX);
+    buf_init(&text, TEXT_GROWTH_BASE);
+    buf_init(&scratch, TEXT_GROWTH_BASE);
     st = buf_append(&text, token->content.bytes, token->content.size, err);
     if (st == STATUS_OK)
         st = normalizers_run(normalizers, &text, &lead, &scratch, err);

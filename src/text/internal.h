@@ -18,7 +18,9 @@
 #include "text/tokenizer.h"
 
 #define TEXT_BYTES_MAX ((size_t)64 << 20)        /* what encode takes */
-#define TEXT_NORMALIZED_MAX ((size_t)256 << 20)  /* what normalising may make of it */
+#define TEXT_NORMALIZED_MAX ((size_t)256 << 20)  /* what normalising may make of it, ... */
+#define TEXT_GROWTH_MAX ((size_t)16)             /* ... and by how much it may grow */
+#define TEXT_GROWTH_BASE ((size_t)64 << 10)
 #define TEXT_DECODED_MAX ((size_t)256 << 20)
 #define TOKENIZER_FILE_BYTES_MAX ((size_t)128 << 20)
 #define TOKEN_ID_MAX (INT32_C(1) << 23)
@@ -79,6 +81,15 @@ void pattern_destroy(struct pattern *pattern);
 /* The string of a PATTERN_STRING, NULL for a regular expression. */
 const char *pattern_literal(const struct pattern *pattern, size_t *size_out);
 
+/* Memory for searching, kept from scan to scan; all zeros to begin with. One scan at a time. */
+struct pattern_scratch {
+    void *region;      /* OnigRegion */
+    void *match_param; /* OnigMatchParam */
+    struct buf stand_in;
+};
+
+void pattern_scratch_deinit(struct pattern_scratch *scratch);
+
 /* Walks the matches in one text, from left to right, as rust-onig's find_iter does: the first empty
  * match after one that was not empty does not count, even where it is not next to it. */
 struct pattern_scan {
@@ -87,18 +98,17 @@ struct pattern_scan {
     size_t size;
     size_t next;           /* where the search goes on; > size: done */
     bool skip_next_empty;  /* the last match was not empty */
-    void *region;          /* OnigRegion */
-    void *match_param;     /* OnigMatchParam */
-    char *stand_in;        /* owned, or NULL */
+    struct pattern_scratch *scratch; /* borrowed */
     uint64_t budget;       /* backtracking steps left */
 };
 
+
 enum status pattern_scan_begin(struct pattern_scan *scan, const struct pattern *pattern,
-                               const char *text, size_t size, struct err *err);
+                               const char *text, size_t size,
+                               struct pattern_scratch *scratch, struct err *err);
 /* *found_out false: no further match. */
 enum status pattern_scan_next(struct pattern_scan *scan, bool *found_out, size_t *start_out,
                               size_t *end_out, struct err *err);
-void pattern_scan_end(struct pattern_scan *scan);
 
 /* --- unicode_tables.c, classes.c: characters by class, as the library's crates class them ----- */
 
@@ -389,6 +399,7 @@ struct encoder {
     struct buf normalized, scratch;
     struct buf step_text[STEPS_MAX];   /* a piece with its prefix, spaces replaced */
     struct buf step_mapped[STEPS_MAX]; /* a piece as byte-level characters */
+    struct pattern_scratch step_search[STEPS_MAX];
 };
 
 /* The string an id decodes to, from the added tokens or the model; NULL: no such id. */

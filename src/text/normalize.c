@@ -93,8 +93,9 @@ static enum status replace(const struct normalizer *step, const struct buf *text
     const size_t lead_in = *lead;
     size_t lead_out = 0;
     size_t done = 0;
+    struct pattern_scratch search = { 0 };
     struct pattern_scan scan;
-    enum status st = pattern_scan_begin(&scan, step->pattern, text->data, text->size, err);
+    enum status st = pattern_scan_begin(&scan, step->pattern, text->data, text->size, &search, err);
 
     while (st == STATUS_OK) {
         bool found;
@@ -106,16 +107,16 @@ static enum status replace(const struct normalizer *step, const struct buf *text
             break;
         if (start < done) /* \K can make a match start before the last one's end */
             start = done;
+        if (done < lead_in)
+            lead_out = out->size + (start < lead_in ? start : lead_in) - done;
         st = buf_append(out, text->data + done, start - done, err);
-        if (start <= lead_in && lead_in > 0)
-            lead_out = out->size;
         if (st == STATUS_OK)
             st = buf_append(out, step->content.bytes, step->content.size, err);
         if (end <= lead_in && lead_in > 0)
             lead_out = out->size;
         done = end;
     }
-    pattern_scan_end(&scan);
+    pattern_scratch_deinit(&search);
     if (st == STATUS_OK && done < lead_in)
         lead_out = out->size + lead_in - done;
     *lead = lead_out;

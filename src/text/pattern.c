@@ -23,16 +23,21 @@
 #include "base/json.h"
 #include "base/utf8.h"
 
-#define STEPS_FIRST 4096u          /* backtracking steps of the first try */
+#define STEPS_FIRST 256u           /* backtracking steps of the first try */
 #define STEPS_GROWTH 16u           /* how much more each further try gets */
-#define STEPS_BASE (UINT64_C(1) << 27)
-#define STEPS_PER_BYTE 512u        /* of text */
+#define STEPS_BASE (UINT64_C(1) << 24)
+#define STEPS_PER_BYTE 16u         /* of text */
 #define STACK_ENTRIES_MAX (16u << 20) /* Oniguruma's stack: about 48 bytes an entry */
 #define PARSE_DEPTH_MAX 128u
 #define CALLS_MAX 4096u            /* of subexpressions, \g<name> */
 
+/* DeepSeek-V2's. A long run of spaces inside a text makes Oniguruma try each of its places anew,
+ * which takes a time that is quadratic in the run; find_spaces_at_end looks at each once. */
+#define SPACES_AT_END "\\s+$"
+
 struct pattern {
-    regex_t *regex;             /* NULL: a string */
+    regex_t *regex;             /* NULL: a string, or SPACES_AT_END */
+    bool is_spaces_at_end;
     struct text_string literal; /* when it is a string */
     bool asks_for_classes;      /* \p{...}, \w, [:...:]: Unicode's version matters */
 };
@@ -129,7 +134,7 @@ enum status pattern_create(enum pattern_kind kind, const char *bytes, size_t siz
                            const char *what, struct pattern **pattern_out, struct err *err)
 {
     struct pattern *pattern;
-    enum status st;
+    enum status st = STATUS_OK;
 
     if (size > PATTERN_BYTES_MAX)
         return err_set(err, STATUS_BAD_INPUT, "%s: a pattern of %zu bytes, at most %zu are taken",
@@ -139,6 +144,8 @@ enum status pattern_create(enum pattern_kind kind, const char *bytes, size_t siz
         return err_set(err, STATUS_NO_MEMORY, "%s: no memory for a pattern", what);
     if (kind == PATTERN_STRING)
         st = string_copy(bytes, size, &pattern->literal, err);
+    else if (size == strlen(SPACES_AT_END) && memcmp(bytes, SPACES_AT_END, size) == 0)
+        pattern->is_spaces_at_end = true;
     else
         st = compile(pattern, bytes, size, what, err);
     if (st != STATUS_OK) {
@@ -185,6 +192,7 @@ const char *pattern_literal(const struct pattern *pattern, size_t *size_out)
 static enum status put_stand_ins(struct pattern_scan *scan, struct err *err)
 {
     const char *text = scan->text;
+    struct buf *copy = &scan->scratch->stand_in;
 
     for (size_t i = 0; i < scan->size;) {
         uint32_t code_point;
@@ -198,50 +206,69 @@ static enum status put_stand_ins(struct pattern_scan *scan, struct err *err)
         length = utf8_decode(text + i, scan->size - i, &code_point, NULL);
         stand_in = class_stand_in(code_point);
         if (stand_in != code_point) {
-            if (scan->stand_in == NULL) {
-                scan->stand_in = malloc(scan->size);
-                if (scan->stand_in == NULL)
-                    return err_set(err, STATUS_NO_MEMORY, "no memory for a text of %zu bytes",
-                                   scan->size);
-                memcpy(scan->stand_in, text, scan->size);
-                scan->text = scan->stand_in;
+            if (scan->text == text) {
+                enum status st;
+
+                buf_clear(copy);
+                st = buf_append(copy, text, scan->size, err);
+                if (st != STATUS_OK)
+                    return st;
+                scan->text = copy->data;
             }
-            (void)utf8_encode(stand_in, scan->stand_in + i);
+            (void)utf8_encode(stand_in, copy->data + i);
         }
         i += length;
     }
     return STATUS_OK;
 }
 
-enum status pattern_scan_begin(struct pattern_scan *scan, const struct pattern *pattern,
-                               const char *text, size_t size, struct err *err)
+static enum status prepare_scratch(struct pattern_scratch *scratch, struct err *err)
 {
     OnigMatchParam *param;
 
-    *scan = (struct pattern_scan){ .pattern = pattern, .text = text, .size = size };
-    if (pattern->regex == NULL)
+    if (scratch->match_param != NULL)
         return STATUS_OK;
-    scan->budget = STEPS_BASE + (uint64_t)STEPS_PER_BYTE * size;
-    scan->region = onig_region_new();
+    scratch->stand_in.size_limit = SIZE_MAX / 4;
+    if (scratch->region == NULL)
+        scratch->region = onig_region_new();
     param = onig_new_match_param();
-    scan->match_param = param;
-    if (scan->region == NULL || param == NULL) {
-        pattern_scan_end(scan);
+    if (scratch->region == NULL || param == NULL) {
+        if (param != NULL)
+            onig_free_match_param(param);
         return err_set(err, STATUS_NO_MEMORY, "no memory for a search");
     }
     (void)onig_initialize_match_param(param);
     (void)onig_set_match_stack_limit_size_of_match_param(param, STACK_ENTRIES_MAX);
-    return pattern->asks_for_classes ? put_stand_ins(scan, err) : STATUS_OK;
+    scratch->match_param = param;
+    return STATUS_OK;
 }
 
-void pattern_scan_end(struct pattern_scan *scan)
+void pattern_scratch_deinit(struct pattern_scratch *scratch)
 {
-    if (scan->region != NULL)
-        onig_region_free(scan->region, 1);
-    if (scan->match_param != NULL)
-        onig_free_match_param(scan->match_param);
-    free(scan->stand_in);
-    *scan = (struct pattern_scan){ 0 };
+    if (scratch->region != NULL)
+        onig_region_free(scratch->region, 1);
+    if (scratch->match_param != NULL)
+        onig_free_match_param(scratch->match_param);
+    buf_deinit(&scratch->stand_in);
+    *scratch = (struct pattern_scratch){ 0 };
+}
+
+enum status pattern_scan_begin(struct pattern_scan *scan, const struct pattern *pattern,
+                               const char *text, size_t size,
+                               struct pattern_scratch *scratch, struct err *err)
+{
+    enum status st;
+
+    *scan = (struct pattern_scan){
+        .pattern = pattern, .text = text, .size = size, .scratch = scratch
+    };
+    if (pattern->regex == NULL)
+        return STATUS_OK;
+    scan->budget = STEPS_BASE + (uint64_t)STEPS_PER_BYTE * size;
+    st = prepare_scratch(scratch, err);
+    if (st == STATUS_OK && pattern->asks_for_classes)
+        st = put_stand_ins(scan, err);
+    return st;
 }
 
 /* Finds the string; an empty one is found everywhere. */
@@ -259,12 +286,39 @@ static bool find_literal(struct pattern_scan *scan, size_t *start_out, size_t *e
     return true;
 }
 
+/* \s+$: in the first run of spaces that goes to the end of the text, or in which a line ends, the
+ * spaces up to there. */
+static bool find_spaces_at_end(const struct pattern_scan *scan, size_t *start_out, size_t *end_out)
+{
+    size_t start = scan->next; /* of the run */
+    size_t line_end = 0;       /* the last one in the run, behind its start; 0: none */
+
+    for (size_t i = scan->next; i < scan->size;) {
+        uint32_t code_point;
+        const size_t length = utf8_decode(scan->text + i, scan->size - i, &code_point, NULL);
+
+        if (!class_is_space(code_point)) {
+            if (line_end > 0)
+                break;
+            start = i + length;
+        } else if (code_point == '\n' && i > start) {
+            line_end = i;
+        }
+        i += length;
+        if (i == scan->size && start < i)
+            line_end = i;
+    }
+    *start_out = start;
+    *end_out = line_end;
+    return line_end > 0;
+}
+
 static enum status find_regex(struct pattern_scan *scan, bool *found_out, size_t *start_out,
                               size_t *end_out, struct err *err)
 {
     const OnigUChar *text = (const OnigUChar *)scan->text;
-    OnigRegion *region = scan->region;
-    OnigMatchParam *param = scan->match_param;
+    OnigRegion *region = scan->scratch->region;
+    OnigMatchParam *param = scan->scratch->match_param;
     uint64_t steps = STEPS_FIRST;
     OnigUChar message[ONIG_MAX_ERROR_MESSAGE_LEN];
     int code;
@@ -288,6 +342,11 @@ static enum status find_regex(struct pattern_scan *scan, bool *found_out, size_t
         *found_out = false;
         return STATUS_OK;
     }
+    if (code == ONIGERR_MATCH_STACK_LIMIT_OVER)
+        return err_set(err, STATUS_BAD_INPUT,
+                       "a text of %zu bytes has a stretch without a place to cut that is too long "
+                       "for the tokenizer (some %u million characters)",
+                       scan->size, STACK_ENTRIES_MAX >> 20);
     if (code < 0) {
         (void)onig_error_code_to_str(message, code);
         return err_set(err, code == ONIGERR_MEMORY ? STATUS_NO_MEMORY : STATUS_BAD_INPUT,
@@ -310,7 +369,9 @@ enum status pattern_scan_next(struct pattern_scan *scan, bool *found_out, size_t
         *found_out = false;
         if (scan->next > scan->size)
             return STATUS_OK;
-        if (scan->pattern->regex == NULL)
+        if (scan->pattern->is_spaces_at_end)
+            *found_out = find_spaces_at_end(scan, start_out, end_out);
+        else if (scan->pattern->regex == NULL)
             *found_out = find_literal(scan, start_out, end_out);
         else
             st = find_regex(scan, found_out, start_out, end_out, err);

@@ -110,7 +110,8 @@ static enum status split_at_pattern(struct splitter *splitter, const struct patt
 {
     size_t done = 0;
     struct pattern_scan scan;
-    enum status st = pattern_scan_begin(&scan, pattern, splitter->text, size, err);
+    enum status st = pattern_scan_begin(&scan, pattern, splitter->text, size,
+                                        &splitter->encoder->step_search[splitter->index], err);
 
     while (st == STATUS_OK) {
         bool found;
@@ -128,7 +129,6 @@ static enum status split_at_pattern(struct splitter *splitter, const struct patt
             st = part(splitter, start, end, !invert, err);
         done = end;
     }
-    pattern_scan_end(&scan);
     if (st == STATUS_OK && done < size)
         st = part(splitter, done, size, invert, err);
     return st == STATUS_OK ? emit_held(splitter, err) : st;

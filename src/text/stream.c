@@ -29,6 +29,7 @@
 struct stage {
     struct buf held;        /* of the current token, or of the run of bytes */
     struct buf bytes;       /* ByteFallback: the run of byte tokens */
+    struct pattern_scratch search;
     size_t token_index;
     size_t stripped;        /* Strip: characters taken off the start so far */
     size_t held_characters; /* Strip: that may be the last */
@@ -77,7 +78,7 @@ static enum status replace_held(struct tokenizer_stream *stream, size_t index, s
 
     if (stage->held.size == 0)
         return STATUS_OK; /* the library does not look into an empty token */
-    st = pattern_scan_begin(&scan, step->pattern, text, stage->held.size, err);
+    st = pattern_scan_begin(&scan, step->pattern, text, stage->held.size, &stage->search, err);
     while (st == STATUS_OK) {
         bool found;
         size_t start;
@@ -93,7 +94,6 @@ static enum status replace_held(struct tokenizer_stream *stream, size_t index, s
             st = feed(stream, index + 1, step->content.bytes, step->content.size, err);
         done = end;
     }
-    pattern_scan_end(&scan);
     if (st == STATUS_OK)
         st = feed(stream, index + 1, text + done, stage->held.size - done, err);
     buf_clear(&stage->held);
@@ -468,6 +468,7 @@ void tokenizer_stream_destroy(struct tokenizer_stream *stream)
     for (size_t i = 0; i < STEPS_MAX; i++) {
         buf_deinit(&stream->stages[i].held);
         buf_deinit(&stream->stages[i].bytes);
+        pattern_scratch_deinit(&stream->stages[i].search);
     }
     free(stream);
 }

@@ -293,19 +293,23 @@ static enum status encode_text(struct encoder *encoder, const char *text, size_t
     return st;
 }
 
-static struct encoder *encoder_create(const struct tokenizer *tokenizer, struct token_ids *out)
+static struct encoder *encoder_create(const struct tokenizer *tokenizer, size_t text_size,
+                                      struct token_ids *out)
 {
     struct encoder *encoder = calloc(1, sizeof(*encoder));
+    size_t normalized_max = TEXT_GROWTH_BASE + TEXT_GROWTH_MAX * text_size;
 
     if (encoder == NULL)
         return NULL;
     encoder->tokenizer = tokenizer;
     encoder->out = out;
-    buf_init(&encoder->normalized, TEXT_NORMALIZED_MAX);
-    buf_init(&encoder->scratch, TEXT_NORMALIZED_MAX);
+    if (normalized_max > TEXT_NORMALIZED_MAX)
+        normalized_max = TEXT_NORMALIZED_MAX;
+    buf_init(&encoder->normalized, normalized_max);
+    buf_init(&encoder->scratch, normalized_max);
     buf_init(&encoder->bpe.decorated, 4 * CONTENT_BYTES_MAX);
-    for (size_t i = 0; i < STEPS_MAX; i++) {
-        buf_init(&encoder->step_text[i], 2 * TEXT_NORMALIZED_MAX);
+    for (size_t i = 0; i < STEPS_MAX; i++) { /* several of Metaspace and ByteLevel may follow */
+        buf_init(&encoder->step_text[i], 4 * TEXT_NORMALIZED_MAX);
         buf_init(&encoder->step_mapped[i], 4 * TEXT_NORMALIZED_MAX);
     }
     return encoder;
@@ -318,6 +322,7 @@ static void encoder_destroy(struct encoder *encoder)
     for (size_t i = 0; i < STEPS_MAX; i++) {
         buf_deinit(&encoder->step_text[i]);
         buf_deinit(&encoder->step_mapped[i]);
+        pattern_scratch_deinit(&encoder->step_search[i]);
     }
     bpe_scratch_deinit(&encoder->bpe);
     free(encoder);
@@ -345,7 +350,7 @@ enum status tokenizer_encode(const struct tokenizer *tokenizer, const char *text
     if (size > TEXT_BYTES_MAX)
         return err_set(err, STATUS_BAD_INPUT, "a text of %zu bytes, at most %zu are tokenized",
                        size, TEXT_BYTES_MAX);
-    encoder = encoder_create(tokenizer, ids_out);
+    encoder = encoder_create(tokenizer, size, ids_out);
     if (encoder == NULL)
         return err_set(err, STATUS_NO_MEMORY, "no memory to tokenize");
     buf_init(&sane, 3 * TEXT_BYTES_MAX);

@@ -64,8 +64,11 @@ static enum status stream_all(const struct tokenizer *tokenizer, const struct to
     if (st != STATUS_OK)
         return st;
     for (size_t i = 0; i < ids->count && st == STATUS_OK; i++) {
+        const size_t done = out->size;
+
         st = tokenizer_stream_push(stream, ids->ids[i], out, err);
-        if (st == STATUS_OK && out->data != NULL && !utf8_is_valid(out->data, out->size))
+        if (st == STATUS_OK && done < out->size &&
+            !utf8_is_valid(out->data + done, out->size - done))
             st = err_set(err, STATUS_BAD_INPUT, "a piece of the stream ends inside a character");
     }
     if (st == STATUS_OK)
@@ -351,11 +354,287 @@ static void merges_in_the_order_of_the_list(void **state)
     tokenizer_close(tokenizer);
 }
 
+/* --- long runs -------------------------------------------------------------------------------- */
+
+#define RUN_BYTES ((size_t)1 << 20)
+
+/* The unit again and again, then the end. */
+static void fill(struct buf *text, const char *unit, const char *end)
+{
+    struct err err;
+
+    buf_init(text, 2 * RUN_BYTES);
+    while (text->size < RUN_BYTES)
+        assert_int_equal(buf_append(text, unit, strlen(unit), &err), STATUS_OK);
+    assert_int_equal(buf_append(text, end, strlen(end), &err), STATUS_OK);
+}
+
+/* Each takes days when something is quadratic in the length of a run. */
+static void long_runs_take_linear_time(void **state)
+{
+    static const struct {
+        const char *family, *unit, *end;
+    } runs[] = {
+        { "llama2", "a", "" },           { "llama2", "\xE5\x93\x88", "" },
+        { "llama3", " ", "x" },          { "llama3", "\n", "" },
+        { "deepseek_v2", " ", "x" },     { "deepseek_v3", "a", "" },
+        { "metaspace", "\xCC\x81\xCC\x96", "" }, { "gpt2", "'", "" },
+        { "mistral", "<", "" },
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(runs) / sizeof(runs[0]); i++) {
+        struct tokenizer *tokenizer = open_golden(runs[i].family);
+        struct token_ids ids = { 0 };
+        struct buf text;
+        struct err err;
+
+        fill(&text, runs[i].unit, runs[i].end);
+        if (tokenizer_encode(tokenizer, text.data, text.size, false, &ids, &err) != STATUS_OK)
+            fail_msg("%s: %s", runs[i].family, err.message);
+        assert_true(ids.count > 0);
+        if (strcmp(runs[i].family, "metaspace") != 0) /* its marks are put in order */
+            check_decoding(tokenizer, runs[i].family, i, &ids, false, text.data, text.size);
+        token_ids_deinit(&ids);
+        buf_deinit(&text);
+        tokenizer_close(tokenizer);
+    }
+}
+
+/* Merges that build on each other over the whole run: aa, aaaa, ... of one letter. */
+static void a_run_of_one_letter_is_merged_throughout(void **state)
+{
+    static const char json[] =
+        "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"aa\":1,\"aaaa\":2,\"aaaaaaaa\":3},"
+        "\"merges\":[\"a a\",\"aa aa\",\"aaaa aaaa\"]}}";
+    struct tokenizer *tokenizer;
+    struct token_ids ids = { 0 };
+    struct buf text;
+    struct err err;
+
+    (void)state;
+    fill(&text, "a", "aaa");
+    assert_int_equal(tokenizer_open_json(json, strlen(json), NULL, 0, "run", &tokenizer, &err),
+                     STATUS_OK);
+    assert_int_equal(tokenizer_encode(tokenizer, text.data, text.size, true, &ids, &err),
+                     STATUS_OK);
+    assert_int_equal(ids.count, RUN_BYTES / 8 + 2);
+    for (size_t i = 0; i < RUN_BYTES / 8; i++)
+        assert_int_equal(ids.ids[i], 3);
+    assert_int_equal(ids.ids[RUN_BYTES / 8], 1);
+    assert_int_equal(ids.ids[RUN_BYTES / 8 + 1], 0);
+    token_ids_deinit(&ids);
+    buf_deinit(&text);
+    tokenizer_close(tokenizer);
+}
+
+/* --- what is refused -------------------------------------------------------------------------- */
+
+#define MODEL \
+    "\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":1,\"ab\":2},\"merges\":[\"a b\"]}"
+
+static void bad_files_are_refused_by_name(void **state)
+{
+    static const struct {
+        const char *json, *message;
+    } cases[] = {
+        { "", "not valid JSON" },
+        { "[]", "model: nothing, an object is wanted" },
+        { "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0}", "not valid JSON: line 1" },
+        { "{\"model\":{\"type\":\"Unigram\"}}", "model: the type \"Unigram\" is not supported" },
+        { "{\"model\":{\"type\":\"BPE\"}}", "\"vocab\" is nothing, an object is wanted" },
+        { "{\"model\":{\"vocab\":{\"a\":-1},\"merges\":[]}}", "the id of \"a\"" },
+        { "{\"model\":{\"vocab\":{\"a\":99999999},\"merges\":[]}}", "the id of \"a\"" },
+        { "{\"model\":{\"vocab\":{\"a\":\"0\"},\"merges\":[]}}", "the id of \"a\"" },
+        { "{\"model\":{\"vocab\":{\"a\":0,\"a\":1},\"merges\":[]}}", "duplicate" },
+        { "{\"model\":{\"vocab\":{\"a\":0}}}", "\"merges\" is nothing" },
+        { "{\"model\":{\"vocab\":{\"a\":0},\"merges\":[\"a a a\"]}}", "merge 0 is neither" },
+        { "{\"model\":{\"vocab\":{\"a\":0},\"merges\":[[\"a\"]]}}", "merge 0 is neither" },
+        { "{\"model\":{\"vocab\":{\"a\":0},\"merges\":[\"a b\"]}}",
+          "merge 0 is of \"b\", which the vocab lacks" },
+        { "{\"model\":{\"vocab\":{\"a\":0},\"merges\":[\"a a\"]}}",
+          "merge 0 makes \"aa\", which the vocab lacks" },
+        { "{\"model\":{\"dropout\":0.1,\"vocab\":{},\"merges\":[]}}", "\"dropout\" is 0.1" },
+        { "{" MODEL ",\"normalizer\":{\"type\":\"Nmt\"}}",
+          "normalizer: the type \"Nmt\" is not supported" },
+        { "{" MODEL ",\"normalizer\":{}}", "normalizer: \"type\" is missing" },
+        { "{" MODEL ",\"normalizer\":[]}", "normalizer: an array, an object is wanted" },
+        { "{" MODEL ",\"normalizer\":{\"type\":\"Prepend\"}}", "\"prepend\" is nothing" },
+        { "{" MODEL ",\"normalizer\":{\"type\":\"Replace\",\"content\":\"\"}}",
+          "\"pattern\" must be {\"String\": ...} or {\"Regex\": ...}" },
+        { "{" MODEL ",\"normalizer\":{\"type\":\"Replace\",\"content\":\"\",\"pattern\":"
+          "{\"Regex\":\"(\"}}}", "the regular expression \"(\" is not valid" },
+        { "{" MODEL ",\"pre_tokenizer\":{\"type\":\"BertPreTokenizer\"}}",
+          "pre_tokenizer: the type \"BertPreTokenizer\" is not supported" },
+        { "{" MODEL ",\"pre_tokenizer\":{\"type\":\"Sequence\"}}", "lacks \"pretokenizers\"" },
+        { "{" MODEL ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"String\":\"a\"}}}",
+          "lacks \"behavior\"" },
+        { "{" MODEL ",\"pre_tokenizer\":{\"type\":\"Punctuation\",\"behavior\":\"Odd\"}}",
+          "the behavior \"Odd\" is not known" },
+        { "{" MODEL ",\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"ab\"}}",
+          "\"replacement\" is not exactly one character" },
+        { "{" MODEL ",\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"_\","
+          "\"add_prefix_space\":false,\"prepend_scheme\":\"first\"}}",
+          "\"add_prefix_space\" is false" },
+        { "{" MODEL ",\"post_processor\":{\"type\":\"TemplateProcessing\"}}",
+          "\"single\" is nothing" },
+        { "{" MODEL ",\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":"
+          "[{\"SpecialToken\":{\"id\":\"<s>\"}}]}}", "names \"<s>\"" },
+        { "{" MODEL ",\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":"
+          "[{\"Sequence\":{\"id\":\"B\"}}]}}", "piece 0" },
+        { "{" MODEL ",\"decoder\":{\"type\":\"WordPiece\"}}",
+          "decoder: the type \"WordPiece\" is not supported" },
+        { "{" MODEL ",\"decoder\":{\"type\":\"Strip\",\"content\":\" \"}}",
+          "\"start\" is missing" },
+        { "{" MODEL ",\"added_tokens\":{}}", "added_tokens: an object, an array is wanted" },
+        { "{" MODEL ",\"added_tokens\":[{}]}", "\"content\" is nothing" },
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct tokenizer *tokenizer = NULL;
+        struct err err = { .message = "" };
+
+        assert_int_equal(tokenizer_open_json(cases[i].json, strlen(cases[i].json), NULL, 0,
+                                             "file.json", &tokenizer, &err), STATUS_BAD_INPUT);
+        assert_null(tokenizer);
+        if (strstr(err.message, cases[i].message) == NULL)
+            fail_msg("%s: \"%s\" lacks \"%s\"", cases[i].json, err.message, cases[i].message);
+        assert_non_null(strstr(err.message, "file.json"));
+    }
+}
+
+/* Hostile patterns, growth, nesting, and texts that are too long. */
+static void limits_hold(void **state)
+{
+    static const char slow[] = "{" MODEL ",\"pre_tokenizer\":{\"type\":\"Split\",\"behavior\":"
+                               "\"Isolated\",\"pattern\":{\"Regex\":\"(a|aa|aaa)+[^a]\"}}}";
+    static const char growing[] =
+        "{" MODEL ",\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":["
+        "{\"type\":\"Replace\",\"pattern\":{\"String\":\"a\"},\"content\":\"aaaaaaaaaaaaaaaa\"},"
+        "{\"type\":\"Replace\",\"pattern\":{\"String\":\"a\"},\"content\":\"aaaaaaaaaaaaaaaa\"},"
+        "{\"type\":\"Replace\",\"pattern\":{\"String\":\"a\"},\"content\":\"aaaaaaaaaaaaaaaa\"}]}}";
+    static const char *const files[] = { slow, growing };
+    struct token_ids ids = { 0 };
+    struct tokenizer *tokenizer;
+    struct buf text;
+    struct err err;
+
+    (void)state;
+    fill(&text, "a", "");
+    for (size_t i = 0; i < 2; i++) {
+        assert_int_equal(tokenizer_open_json(files[i], strlen(files[i]), NULL, 0, "x", &tokenizer,
+                                             &err), STATUS_OK);
+        assert_int_not_equal(tokenizer_encode(tokenizer, text.data, text.size, true, &ids, &err),
+                             STATUS_OK);
+        assert_int_equal(ids.count, 0);
+        tokenizer_close(tokenizer);
+    }
+    assert_int_equal(tokenizer_open_json(tiny_json, strlen(tiny_json), NULL, 0, "x", &tokenizer,
+                                         &err), STATUS_OK);
+    assert_int_equal(tokenizer_encode(tokenizer, text.data, ((size_t)64 << 20) + 1, true, &ids,
+                                      &err), STATUS_BAD_INPUT);
+    assert_non_null(strstr(err.message, "at most 67108864"));
+    tokenizer_close(tokenizer);
+    token_ids_deinit(&ids);
+    buf_deinit(&text);
+}
+
+static void deep_sequences_are_refused(void **state)
+{
+    struct tokenizer *tokenizer = NULL;
+    struct buf json;
+    struct err err;
+
+    (void)state;
+    buf_init(&json, MIB);
+    assert_int_equal(buf_printf(&json, &err, "{" MODEL ",\"decoder\":"), STATUS_OK);
+    for (int i = 0; i < 500; i++)
+        assert_int_equal(buf_printf(&json, &err, "{\"type\":\"Sequence\",\"decoders\":["),
+                         STATUS_OK);
+    for (int i = 0; i < 500; i++)
+        assert_int_equal(buf_printf(&json, &err, "]}"), STATUS_OK);
+    assert_int_equal(buf_printf(&json, &err, "}"), STATUS_OK);
+    assert_int_equal(tokenizer_open_json(json.data, json.size, NULL, 0, "x", &tokenizer, &err),
+                     STATUS_BAD_INPUT);
+    assert_non_null(strstr(err.message, "nested more than"));
+    buf_deinit(&json);
+}
+
+/* --- the rest of the interface ---------------------------------------------------------------- */
+
+static void the_config_names_bos_and_eos(void **state)
+{
+    static const char config[] = "{\"bos_token\":{\"content\":\"<s>\"},\"eos_token\":\"ab\"}";
+    static const char other[] = "{\"bos_token\":null,\"eos_token\":\"unknown\"}";
+    struct tokenizer *tokenizer;
+    struct err err;
+
+    (void)state;
+    assert_int_equal(tokenizer_open_json(tiny_json, strlen(tiny_json), config, strlen(config),
+                                         "x", &tokenizer, &err), STATUS_OK);
+    assert_int_equal(tokenizer_bos_id(tokenizer), 5);
+    assert_int_equal(tokenizer_eos_id(tokenizer), 3);
+    assert_int_equal(tokenizer_find(tokenizer, "<s>"), 5);
+    assert_int_equal(tokenizer_find(tokenizer, "b"), 1);
+    assert_int_equal(tokenizer_find(tokenizer, "nothing"), -1);
+    tokenizer_close(tokenizer);
+    assert_int_equal(tokenizer_open_json(tiny_json, strlen(tiny_json), other, strlen(other), "x",
+                                         &tokenizer, &err), STATUS_OK);
+    assert_int_equal(tokenizer_bos_id(tokenizer), -1);
+    assert_int_equal(tokenizer_eos_id(tokenizer), -1);
+    tokenizer_close(tokenizer);
+    assert_int_equal(tokenizer_open_json(tiny_json, strlen(tiny_json), "{", 1, "x", &tokenizer,
+                                         &err), STATUS_BAD_INPUT);
+    assert_non_null(strstr(err.message, "tokenizer_config.json"));
+}
+
+static void ids_that_no_token_has_are_refused(void **state)
+{
+    static const int32_t bad[] = { 6, -1, INT32_MAX, INT32_MIN };
+    struct tokenizer *tokenizer;
+    struct buf text;
+    struct err err;
+
+    (void)state;
+    buf_init(&text, KIB);
+    assert_int_equal(tokenizer_open_json(tiny_json, strlen(tiny_json), NULL, 0, "x", &tokenizer,
+                                         &err), STATUS_OK);
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        const int32_t ids[] = { 0, bad[i] };
+        assert_int_equal(tokenizer_decode(tokenizer, ids, 2, false, &text, &err),
+                         STATUS_BAD_INPUT);
+        assert_non_null(strstr(err.message, "no token with the id"));
+        assert_int_equal(text.size, 0);
+        assert_false(tokenizer_is_special(tokenizer, bad[i]));
+    }
+    buf_deinit(&text);
+    tokenizer_close(tokenizer);
+}
+
+static void a_folder_without_tokenizer_is_unavailable(void **state)
+{
+    struct tokenizer *tokenizer;
+    struct err err;
+
+    (void)state;
+    assert_int_equal(tokenizer_open("tests/golden/text", &tokenizer, &err), STATUS_UNAVAILABLE);
+    assert_non_null(strstr(err.message, "tests/golden/text/tokenizer.json"));
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_library_gives_the_same),
         cmocka_unit_test(merges_in_the_order_of_the_list),
+        cmocka_unit_test(long_runs_take_linear_time),
+        cmocka_unit_test(a_run_of_one_letter_is_merged_throughout),
+        cmocka_unit_test(bad_files_are_refused_by_name),
+        cmocka_unit_test(limits_hold),
+        cmocka_unit_test(deep_sequences_are_refused),
+        cmocka_unit_test(the_config_names_bos_and_eos),
+        cmocka_unit_test(ids_that_no_token_has_are_refused),
+        cmocka_unit_test(a_folder_without_tokenizer_is_unavailable),
     };
 
     if (argc == 3 && strcmp(argv[1], "--cases") == 0)
