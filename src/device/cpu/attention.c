@@ -8,9 +8,9 @@
  *     l' = l * f + sum p_j                o' = o * f + sum p_j v_j, j ascending
  *
  * A task is a few rows of one kv head, so that a key is used for several queries while it is in the
- * cache. Where the tile's keys lie (pages) decides how many calls the kernels are asked in, not
- * their results: dot products don't depend on their neighbours, and the sum over j goes on from
- * call to call through `out`, which holds o. Nothing is read past a row's own position. */
+ * cache. Keys and values are found through pointers, one per position, so where they lie changes
+ * nothing. A row's sum over j stops at its own position: what later keys hold, NaN perhaps, must not
+ * touch it. */
 #include <assert.h>
 #include <math.h>
 #include <string.h>
@@ -26,6 +26,7 @@ struct attention_job {
     uint32_t heads_per_task;     /* of the heads that share a kv head */
     uint32_t head_parts;         /* tasks that a kv head's heads fall into */
     uint32_t rows_per_task;
+    uint32_t row_blocks;         /* tasks of one part follow each other: its keys stay in the cache */
 };
 
 /* The queries of one sequence that a task does at once. */
@@ -40,33 +41,11 @@ struct block {
     float *out[CPU_ATTENTION_QUERIES];
     float max[CPU_ATTENTION_QUERIES];
     float sum[CPU_ATTENTION_QUERIES];
+    /* Of the tile at hand. */
+    const float *keys[CPU_ATTENTION_TILE];
+    const float *values[CPU_ATTENTION_TILE];
     float scores[CPU_ATTENTION_QUERIES][CPU_ATTENTION_TILE];
 };
-
-/* Positions [first, first + count) of a block's sequence that lie side by side in the cache. */
-struct run {
-    uint64_t slot;
-    uint32_t first, count;
-};
-
-static struct run run_at(const struct block *block, uint32_t first, uint32_t end)
-{
-    const struct op_attention *op = block->job->op;
-    uint32_t page = first / op->page_size;
-    struct run run = {
-        .slot = (uint64_t)block->pages[page] * op->page_size + first % op->page_size,
-        .first = first,
-        .count = op->page_size - first % op->page_size,
-    };
-
-    while (first + run.count < end && block->pages[page + 1] == block->pages[page] + 1) {
-        run.count += op->page_size;
-        page++;
-    }
-    if (run.count > end - first)
-        run.count = end - first;
-    return run;
-}
 
 static uint32_t position_max(const struct block *block)
 {
@@ -85,76 +64,78 @@ static uint32_t keys_seen(const struct block *block, uint32_t row, uint32_t tile
     return count < 0 ? 0 : count > CPU_ATTENTION_TILE ? CPU_ATTENTION_TILE : (uint32_t)count;
 }
 
-/* scores[query][j] = q . key(tile + j) for all queries, also for keys that a row must not see: they
- * are left out later. */
-static void score_tile(struct block *block, uint32_t tile, uint32_t end)
+/* Follows the pages to the keys and values of positions [tile, end). */
+static void find_tile(struct block *block, uint32_t tile, uint32_t end)
 {
     const struct op_attention *op = block->job->op;
+    const uint64_t k_at = (uint64_t)block->kv_head * op->k_width;
+    const uint64_t v_at = (uint64_t)block->kv_head * op->v_width;
+    uint32_t page = tile / op->page_size;
+    uint32_t offset = tile % op->page_size;
 
-    for (uint32_t at = tile; at < end;) {
-        const struct run run = run_at(block, at, end);
-        const struct cpu_strip strip = {
-            .out = &block->scores[0][at - tile],
-            .x_rows = block->q,
-            .weight = op->k_cache + run.slot * op->k_cache_row_stride +
-                      (uint64_t)block->kv_head * op->k_width,
-            .weight_dtype = DTYPE_F32,
-            .row_count = block->query_count,
-            .n_count = run.count,
-            .k_count = op->k_width,
-            .out_row_stride = CPU_ATTENTION_TILE,
-            .weight_row_stride = op->k_cache_row_stride,
-        };
-        block->job->executor->kernels->matmul(&strip, block->scratch);
-        at += run.count;
+    for (uint32_t j = 0; j < end - tile; j++) {
+        const uint64_t slot = (uint64_t)block->pages[page] * op->page_size + offset;
+        block->keys[j] = op->k_cache + slot * op->k_cache_row_stride + k_at;
+        block->values[j] = op->v_cache + slot * op->v_cache_row_stride + v_at;
+        if (++offset == op->page_size) {
+            offset = 0;
+            page++;
+        }
     }
+}
+
+/* scores[query][j] = q . key(tile + j) for all queries, also for keys that a row must not see: they
+ * are left out later. */
+static void score_tile(struct block *block, uint32_t key_count)
+{
+    const struct cpu_strip strip = {
+        .out = block->scores[0],
+        .x_rows = block->q,
+        .weight_rows = block->keys,
+        .weight_dtype = DTYPE_F32,
+        .row_count = block->query_count,
+        .n_count = key_count,
+        .k_count = block->job->op->k_width,
+        .out_row_stride = CPU_ATTENTION_TILE,
+    };
+
+    block->job->executor->kernels->matmul(&strip, block->scratch);
 }
 
 /* Turns one query's scores of `count` keys into weights and makes room for them in its sums. */
 static void soften(struct block *block, uint32_t query, uint32_t count)
 {
     const struct op_attention *op = block->job->op;
+    const struct cpu_kernels *kernels = block->job->executor->kernels;
     float *scores = block->scores[query];
     float *out = block->out[query];
-    float max = block->max[query];
-    float keep;
+    const float max = kernels->scale_max(scores, count, op->scale, block->max[query]);
 
-    for (uint32_t j = 0; j < count; j++) {
-        scores[j] *= op->scale;
-        max = scores[j] > max ? scores[j] : max;
-    }
-    (void)block->job->executor->kernels->exp_minus(&keep, &block->max[query], 1, max);
-    block->sum[query] = block->sum[query] * keep +
-                        block->job->executor->kernels->exp_minus(scores, scores, count, max);
-    if (max != block->max[query]) {
+    if (max != block->max[query]) { /* else f is 1 */
+        float keep;
+        (void)kernels->exp_minus(&keep, &block->max[query], 1, max);
+        block->sum[query] *= keep;
         for (uint32_t i = 0; i < op->v_width; i++)
             out[i] *= keep;
     }
+    block->sum[query] += kernels->exp_minus(scores, scores, count, max);
     block->max[query] = max;
 }
 
 /* out[query] += the weights of its first `count` keys times their values. */
-static void add_values(struct block *block, uint32_t query, uint32_t query_count, uint32_t tile,
-                       uint32_t count)
+static void add_values(struct block *block, uint32_t query, uint32_t query_count, uint32_t count)
 {
-    const struct op_attention *op = block->job->op;
-
-    for (uint32_t at = tile; at < tile + count;) {
-        const struct run run = run_at(block, at, tile + count);
-        block->job->executor->kernels->add_weighted_rows(
-            &block->out[query], query_count, &block->scores[query][at - tile], CPU_ATTENTION_TILE,
-            op->v_cache + run.slot * op->v_cache_row_stride +
-                (uint64_t)block->kv_head * op->v_width,
-            op->v_cache_row_stride, run.count, op->v_width);
-        at += run.count;
-    }
+    block->job->executor->kernels->add_weighted_rows(
+        &block->out[query], query_count, block->scores[query], CPU_ATTENTION_TILE, block->values,
+        count, block->job->op->v_width);
 }
 
 static void attend_tile(struct block *block, uint32_t tile, uint32_t end)
 {
     bool all_see_all = true;
 
-    score_tile(block, tile, end);
+    find_tile(block, tile, end);
+    score_tile(block, end - tile);
     for (uint32_t row = 0; row < block->row_count; row++) {
         const uint32_t count = keys_seen(block, row, tile);
         all_see_all = all_see_all && count == end - tile;
@@ -162,13 +143,13 @@ static void attend_tile(struct block *block, uint32_t tile, uint32_t end)
             soften(block, row * block->head_count + h, count);
     }
     if (all_see_all) {
-        add_values(block, 0, block->query_count, tile, end - tile);
+        add_values(block, 0, block->query_count, end - tile);
         return;
     }
     for (uint32_t row = 0; row < block->row_count; row++) {
         const uint32_t count = keys_seen(block, row, tile);
         if (count > 0)
-            add_values(block, row * block->head_count, block->head_count, tile, count);
+            add_values(block, row * block->head_count, block->head_count, count);
     }
 }
 
@@ -205,10 +186,9 @@ static void attention_task(void *context, size_t index, uint32_t thread_index)
     const struct attention_job *job = context;
     const struct op_attention *op = job->op;
     const uint32_t group = op->head_count / op->kv_head_count;
-    const uint32_t parts = op->kv_head_count * job->head_parts;
-    const uint32_t part = (uint32_t)(index % parts);
+    const uint32_t part = (uint32_t)(index / job->row_blocks);
     const uint32_t first_in_group = part % job->head_parts * job->heads_per_task;
-    uint32_t row = (uint32_t)(index / parts) * job->rows_per_task;
+    uint32_t row = (uint32_t)(index % job->row_blocks) * job->rows_per_task;
     const uint32_t left = op->row_count - row;
     const uint32_t end = row + (left < job->rows_per_task ? left : job->rows_per_task);
     struct block block = {
@@ -236,10 +216,10 @@ void cpu__attention(struct cpu_executor *executor, const struct op_attention *op
 
     job.heads_per_task = group < CPU_ATTENTION_QUERIES ? group : CPU_ATTENTION_QUERIES;
     job.rows_per_task = CPU_ATTENTION_QUERIES / job.heads_per_task;
+    job.row_blocks = (op->row_count - 1) / job.rows_per_task + 1;
     for (;;) { /* few rows and few kv heads: share out the heads, so that no thread is idle */
-        const uint64_t blocks = (op->row_count - 1) / job.rows_per_task + 1;
         job.head_parts = (group - 1) / job.heads_per_task + 1;
-        tasks = blocks * op->kv_head_count * job.head_parts;
+        tasks = (uint64_t)job.row_blocks * op->kv_head_count * job.head_parts;
         if (tasks >= executor->thread_count || job.heads_per_task <= 4)
             break;
         job.heads_per_task = (job.heads_per_task + 1) / 2;

@@ -30,7 +30,8 @@
 struct cpu_strip {
     float *out;
     const float *const *x_rows; /* [row_count], each with k_count elements */
-    const void *weight;
+    const void *weight;         /* rows weight_row_stride elements apart, unless ... */
+    const float *const *weight_rows; /* ... not NULL: [n_count], F32, each anywhere */
     const float *bias;          /* [n_count] or NULL */
     enum dtype weight_dtype;    /* F32, F16, BF16 */
     uint32_t row_count;         /* at most CPU_STRIP_ROWS_MAX */
@@ -48,12 +49,13 @@ struct cpu_kernels {
                      float epsilon);
     /* out[i] = silu(gate[i]) * up[i]; out may be gate. */
     void (*silu_mul)(float *out, const float *gate, const float *up, uint32_t width);
+    /* x[i] *= scale; returns the largest of them and `max`, leaving NaN out. */
+    float (*scale_max)(float *x, uint32_t count, float scale, float max);
     /* out[i] = exp(x[i] - shift), to 2 ulp; out may be x. Returns the sum of what it wrote. */
     float (*exp_minus)(float *out, const float *x, uint32_t count, float shift);
-    /* out[q][i] += sum over j, ascending, of weights[q * weight_stride + j] * rows[j * row_stride +
-     * i]. */
+    /* out[q][i] += sum over j, ascending, of weights[q * weight_stride + j] * rows[j][i], i < width. */
     void (*add_weighted_rows)(float *const *out, uint32_t out_count, const float *weights,
-                              uint64_t weight_stride, const float *rows, uint64_t row_stride,
+                              uint64_t weight_stride, const float *const *rows,
                               uint32_t row_count, uint32_t width);
 };
 

@@ -91,6 +91,29 @@ static void avx2_silu_mul(float *out, const float *gate, const float *up, uint32
                                            _mm256_maskload_ps(up + whole, mask)));
 }
 
+/* Where a lane is NaN, max_ps returns its second operand: the largest so far. */
+static float avx2_scale_max(float *x, uint32_t count, float scale, float max)
+{
+    const uint32_t whole = count / CPU_LANES * CPU_LANES;
+    const __m256 scales = _mm256_set1_ps(scale);
+    __m256 maxima = _mm256_set1_ps(max);
+    float lanes[CPU_LANES];
+
+    for (uint32_t i = 0; i < whole; i += CPU_LANES) {
+        const __m256 scaled = _mm256_mul_ps(_mm256_loadu_ps(x + i), scales);
+        _mm256_storeu_ps(x + i, scaled);
+        maxima = _mm256_max_ps(scaled, maxima);
+    }
+    _mm256_storeu_ps(lanes, maxima);
+    for (uint32_t i = 0; i < CPU_LANES; i++)
+        max = lanes[i] > max ? lanes[i] : max;
+    for (uint32_t i = whole; i < count; i++) {
+        x[i] *= scale;
+        max = x[i] > max ? x[i] : max;
+    }
+    return max;
+}
+
 static float avx2_exp_minus(float *out, const float *x, uint32_t count, float shift)
 {
     const uint32_t whole = count / CPU_LANES * CPU_LANES;
@@ -120,7 +143,7 @@ static float avx2_exp_minus(float *out, const float *x, uint32_t count, float sh
 static inline __attribute__((always_inline)) void
 weighted_tile(float *const *out, const uint32_t out_count, uint32_t at, const uint32_t vectors,
               const bool masked, __m256i mask, const float *weights, uint64_t weight_stride,
-              const float *rows, uint64_t row_stride, uint32_t row_count)
+              const float *const *rows, uint32_t row_count)
 {
     __m256 sums[TILE_OUTPUTS][TILE_VECTORS];
 
@@ -132,7 +155,7 @@ weighted_tile(float *const *out, const uint32_t out_count, uint32_t at, const ui
                                 : _mm256_loadu_ps(out[q] + at + v * CPU_LANES);
     }
     for (uint32_t j = 0; j < row_count; j++) {
-        const float *row = rows + j * row_stride + at;
+        const float *row = rows[j] + at;
         __m256 values[TILE_VECTORS];
 #pragma GCC unroll 3
         for (uint32_t v = 0; v < vectors; v++)
@@ -160,35 +183,37 @@ weighted_tile(float *const *out, const uint32_t out_count, uint32_t at, const ui
 
 static inline __attribute__((always_inline)) void
 weighted_outputs(float *const *out, const uint32_t out_count, const float *weights,
-                 uint64_t weight_stride, const float *rows, uint64_t row_stride,
-                 uint32_t row_count, uint32_t width)
+                 uint64_t weight_stride, const float *const *rows, uint32_t row_count,
+                 uint32_t width)
 {
     const __m256i mask = lane_mask(width % CPU_LANES);
+    uint32_t left = width / CPU_LANES; /* whole vectors; four go by two, not by three and one */
     uint32_t at = 0;
 
-    for (; at + TILE_VECTORS * CPU_LANES <= width; at += TILE_VECTORS * CPU_LANES)
-        weighted_tile(out, out_count, at, TILE_VECTORS, false, mask, weights, weight_stride, rows,
-                      row_stride, row_count);
-    for (; at + CPU_LANES <= width; at += CPU_LANES)
-        weighted_tile(out, out_count, at, 1, false, mask, weights, weight_stride, rows, row_stride,
-                      row_count);
+    for (; left >= 3 && left != 4; left -= 3, at += 3 * CPU_LANES)
+        weighted_tile(out, out_count, at, 3, false, mask, weights, weight_stride, rows, row_count);
+    for (; left >= 2; left -= 2, at += 2 * CPU_LANES)
+        weighted_tile(out, out_count, at, 2, false, mask, weights, weight_stride, rows, row_count);
+    if (left == 1) {
+        weighted_tile(out, out_count, at, 1, false, mask, weights, weight_stride, rows, row_count);
+        at += CPU_LANES;
+    }
     if (at < width)
-        weighted_tile(out, out_count, at, 1, true, mask, weights, weight_stride, rows, row_stride,
-                      row_count);
+        weighted_tile(out, out_count, at, 1, true, mask, weights, weight_stride, rows, row_count);
 }
 
 static void avx2_add_weighted_rows(float *const *out, uint32_t out_count, const float *weights,
-                                   uint64_t weight_stride, const float *rows, uint64_t row_stride,
+                                   uint64_t weight_stride, const float *const *rows,
                                    uint32_t row_count, uint32_t width)
 {
     uint32_t q = 0;
 
     for (; q + TILE_OUTPUTS <= out_count; q += TILE_OUTPUTS)
         weighted_outputs(out + q, TILE_OUTPUTS, weights + q * weight_stride, weight_stride, rows,
-                         row_stride, row_count, width);
-    for (; q < out_count; q++)
-        weighted_outputs(out + q, 1, weights + q * weight_stride, weight_stride, rows, row_stride,
                          row_count, width);
+    for (; q < out_count; q++)
+        weighted_outputs(out + q, 1, weights + q * weight_stride, weight_stride, rows, row_count,
+                         width);
 }
 
 const struct cpu_kernels cpu_kernels_avx2 = {
@@ -196,6 +221,7 @@ const struct cpu_kernels cpu_kernels_avx2 = {
     .matmul = cpu__matmul_avx2,
     .rms_norm = avx2_rms_norm,
     .silu_mul = avx2_silu_mul,
+    .scale_max = avx2_scale_max,
     .exp_minus = avx2_exp_minus,
     .add_weighted_rows = avx2_add_weighted_rows,
 };

@@ -51,7 +51,9 @@ static void scalar_matmul(const struct cpu_strip *strip, void *scratch)
         for (uint32_t r = 0; r < strip->row_count; r++) {
             float *out = &strip->out[r * strip->out_row_stride + n];
             float sum;
-            if (strip->weight_dtype == DTYPE_F32)
+            if (strip->weight_rows != NULL)
+                sum = dot(strip->x_rows[r], strip->weight_rows[n], strip->k_count);
+            else if (strip->weight_dtype == DTYPE_F32)
                 sum = dot(strip->x_rows[r],
                           (const float *)strip->weight + n * strip->weight_row_stride,
                           strip->k_count);
@@ -80,6 +82,15 @@ static void scalar_silu_mul(float *out, const float *gate, const float *up, uint
         out[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
 }
 
+static float scalar_scale_max(float *x, uint32_t count, float scale, float max)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        x[i] *= scale;
+        max = x[i] > max ? x[i] : max;
+    }
+    return max;
+}
+
 static float scalar_exp_minus(float *out, const float *x, uint32_t count, float shift)
 {
     float sum = 0;
@@ -92,15 +103,14 @@ static float scalar_exp_minus(float *out, const float *x, uint32_t count, float 
 }
 
 static void scalar_add_weighted_rows(float *const *out, uint32_t out_count, const float *weights,
-                                     uint64_t weight_stride, const float *rows,
-                                     uint64_t row_stride, uint32_t row_count, uint32_t width)
+                                     uint64_t weight_stride, const float *const *rows,
+                                     uint32_t row_count, uint32_t width)
 {
     for (uint32_t q = 0; q < out_count; q++) {
         for (uint32_t j = 0; j < row_count; j++) {
             const float weight = weights[q * weight_stride + j];
-            const float *row = rows + j * row_stride;
             for (uint32_t i = 0; i < width; i++)
-                out[q][i] += weight * row[i];
+                out[q][i] += weight * rows[j][i];
         }
     }
 }
@@ -110,6 +120,7 @@ const struct cpu_kernels cpu_kernels_scalar = {
     .matmul = scalar_matmul,
     .rms_norm = scalar_rms_norm,
     .silu_mul = scalar_silu_mul,
+    .scale_max = scalar_scale_max,
     .exp_minus = scalar_exp_minus,
     .add_weighted_rows = scalar_add_weighted_rows,
 };

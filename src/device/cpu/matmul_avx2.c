@@ -90,15 +90,6 @@ add_products(const struct tile *tile, const uint32_t R, const uint32_t W, const 
     }
 }
 
-static inline void put(const struct cpu_strip *strip, uint32_t row, uint32_t n, float sum)
-{
-    float *out = strip->out + row * strip->out_row_stride + n;
-
-    if (strip->bias != NULL)
-        sum += strip->bias[n];
-    *out = strip->accumulate ? *out + sum : sum;
-}
-
 /* Adds up the lanes of count <= 12 sums; out[i] belongs to sums[i]. */
 static inline __attribute__((always_inline)) void join_lanes(const __m256 *sums,
                                                              const uint32_t count, float *out)
@@ -120,9 +111,16 @@ static inline __attribute__((always_inline)) void put_tile(const struct cpu_stri
     float joined[SUMS_MAX];
 
     join_lanes(sums, R * W, joined);
+#pragma GCC unroll 4
     for (uint32_t r = 0; r < R; r++) {
-        for (uint32_t i = 0; i < W; i++)
-            put(strip, row + r, n + i, joined[r * W + i]);
+        float *out = strip->out + (row + r) * strip->out_row_stride + n;
+#pragma GCC unroll 4
+        for (uint32_t i = 0; i < W; i++) {
+            float sum = joined[r * W + i];
+            if (strip->bias != NULL)
+                sum += strip->bias[n + i];
+            out[i] = strip->accumulate ? out[i] + sum : sum;
+        }
     }
 }
 
@@ -144,8 +142,10 @@ static inline __attribute__((always_inline)) void direct_tile(const struct cpu_s
         tile.x[r] = strip->x_rows[row + r];
 #pragma GCC unroll 4
     for (uint32_t i = 0; i < W; i++)
-        tile.weight[i] = (const char *)strip->weight +
-                         (n + i) * strip->weight_row_stride * element_bytes;
+        tile.weight[i] = strip->weight_rows != NULL
+                             ? (const void *)strip->weight_rows[n + i]
+                             : (const char *)strip->weight +
+                                   (n + i) * strip->weight_row_stride * element_bytes;
     add_products(&tile, R, W, dtype, strip->k_count, sums);
     put_tile(strip, R, W, row, n, sums);
 }
