@@ -10,6 +10,7 @@
 #   make VARIANT=debug       debug | asan | tsan | fuzz (needs clang), in build-VARIANT/
 #   make CC=clang B=build-clang
 #   make tests               the test programs; scripts/test runs them
+#   make bench               bench/*.c: programs that measure
 
 VARIANT ?= release
 ifeq ($(origin CC),default)
@@ -89,9 +90,16 @@ $(B)/fuzz/%: $(B)/obj/%.o $(FUZZ_MAIN) $(B)/liblighter.a
 	@echo "LD $@"
 	@$(CC) $(ALL_LDFLAGS) $(if $(filter fuzz,$(VARIANT)),-fsanitize=fuzzer) -o $@ $^ $(LIBS)
 
+# Programs that measure; nothing tests them, scripts/check only reads them.
+bench: $(patsubst bench/%.c,$(B)/bench/%,$(wildcard bench/*.c))
+$(B)/bench/%: bench/%.c $(B)/liblighter.a
+	@mkdir -p $(@D)
+	@echo "CC $@"
+	@$(CC) $(ALL_CFLAGS) $(ALL_LDFLAGS) -o $@ $^ $(LIBS)
+
 clean:
 	rm -rf build build-*
 
-.PHONY: all tests fuzz clean
+.PHONY: all tests fuzz bench clean
 .SECONDARY:
 -include $(shell find $(B) -name '*.d' 2>/dev/null)

@@ -1,0 +1,299 @@
+/* bench/kernels.c - how near the processor's kernels come to what the processor can do.
+ *
+ * The bounds are measured on the same machine, between the samples: FMAs on registers, and a loop that
+ * only reads memory. A product of few rows is bound by reading its weights, one of many by FMAs. The
+ * weights of the samples lie next to each other in 512 MiB, so that no cache holds them.
+ *
+ *     make bench && build/bench/kernels [THREADS] > bench/results/kernels.csv
+ *
+ * A line per case: best and median of the samples; the bound in the same unit; the best's share. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/size.h"
+#include "base/thread_pool.h"
+#include "device/device.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define WEIGHT_BYTES (512 * MIB)
+#define READ_BYTES (16 * MIB) /* at a time: short, so that the best run is not interrupted */
+#define SAMPLES_MAX 64
+#define CASE_NS UINT64_C(1000000000)
+#define FMA_ROUNDS 400000
+#define ROWS_MAX 256
+#define WIDTH_MAX 8192
+
+struct bench {
+    struct device *device;
+    struct stream *stream;
+    struct thread_pool *pool;
+    uint32_t thread_count;
+    char *weights;
+    float *x, *out;
+    uint64_t read_at;
+    double fma_per_ns, read_per_ns; /* bounds: flops and bytes */
+    uint64_t sink;
+};
+
+static void must(enum status st, const struct err *err)
+{
+    if (st != STATUS_OK) {
+        (void)fprintf(stderr, "%s\n", err->message);
+        exit(1);
+    }
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx2,fma"))) static void fma_task(void *context, size_t index,
+                                                         uint32_t thread_index)
+{
+    const __m256 x = _mm256_set1_ps(0.999f), y = _mm256_set1_ps(0.001f);
+    __m256 sums[12];
+    float out[8];
+
+    (void)index;
+    (void)thread_index;
+    for (int i = 0; i < 12; i++)
+        sums[i] = _mm256_set1_ps((float)i);
+    for (int round = 0; round < FMA_ROUNDS; round++) {
+#pragma GCC unroll 12
+        for (int i = 0; i < 12; i++)
+            sums[i] = _mm256_fmadd_ps(sums[i], x, y);
+    }
+    for (int i = 1; i < 12; i++)
+        sums[0] = _mm256_add_ps(sums[0], sums[i]);
+    _mm256_storeu_ps(out, sums[0]);
+    ((struct bench *)context)->sink += out[0] > 0; /* so that the sums are wanted */
+}
+#endif
+
+static void read_task(void *context, size_t index, uint32_t thread_index)
+{
+    struct bench *bench = context;
+    const uint64_t *words = (const uint64_t *)(const void *)(bench->weights + bench->read_at);
+    const size_t count = READ_BYTES / 8 / bench->thread_count;
+    uint64_t sums[8] = { 0 };
+
+    (void)thread_index;
+    words += index * count;
+    for (size_t i = 0; i + 2 <= count / 4; i += 2) { /* four places at once, as the kernels read */
+        for (size_t j = 0; j < 4; j++) {
+            sums[2 * j] ^= words[j * (count / 4) + i];
+            sums[2 * j + 1] ^= words[j * (count / 4) + i + 1];
+        }
+    }
+    bench->sink ^= sums[0] ^ sums[1] ^ sums[2] ^ sums[3] ^ sums[4] ^ sums[5] ^ sums[6] ^ sums[7];
+}
+
+/* Raises the bounds to what is measured now. */
+static void measure_bounds(struct bench *bench)
+{
+    uint64_t start_ns;
+    double rate;
+
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+        start_ns = clock_now_ns();
+        thread_pool_run(bench->pool, bench->thread_count, fma_task, bench);
+        rate = 12.0 * 16 * FMA_ROUNDS * bench->thread_count / (double)(clock_now_ns() - start_ns);
+        bench->fma_per_ns = rate > bench->fma_per_ns ? rate : bench->fma_per_ns;
+    }
+#endif
+    for (bench->read_at = 0; bench->read_at < WEIGHT_BYTES; bench->read_at += READ_BYTES) {
+        start_ns = clock_now_ns();
+        thread_pool_run(bench->pool, bench->thread_count, read_task, bench);
+        rate = (double)READ_BYTES / (double)(clock_now_ns() - start_ns);
+        bench->read_per_ns = rate > bench->read_per_ns ? rate : bench->read_per_ns;
+    }
+}
+
+static int compare(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+
+    return (x > y) - (x < y);
+}
+
+/* Runs an op again and again; `advance` makes it read other weights each time. */
+static void measure(struct bench *bench, const char *name, struct op *op, double flops,
+                    double bytes, void (*advance)(struct bench *, struct op *, uint32_t))
+{
+    double ns[SAMPLES_MAX];
+    uint32_t count = 0;
+    const uint64_t start_ns = clock_now_ns();
+    bool reads;
+    double work, bound;
+    struct err err;
+
+    while (count < SAMPLES_MAX && (count < 5 || clock_now_ns() - start_ns < CASE_NS)) {
+        uint64_t begin_ns;
+        if (advance != NULL)
+            advance(bench, op, count);
+        begin_ns = clock_now_ns();
+        must(device_launch(bench->stream, op, &err), &err);
+        ns[count++] = (double)(clock_now_ns() - begin_ns);
+    }
+    measure_bounds(bench);
+    qsort(ns, count, sizeof(ns[0]), compare);
+    reads = bytes / bench->read_per_ns > flops / bench->fma_per_ns;
+    work = reads ? bytes : flops;
+    bound = reads ? bench->read_per_ns : bench->fma_per_ns;
+    printf("%s,%u,%s,%.2f,%.2f,%.2f,%.2f\n", name, bench->thread_count,
+           reads ? "GB/s" : "GFLOP/s", work / ns[0], work / ns[count / 2], bound,
+           work / ns[0] / bound);
+    (void)fflush(stdout);
+}
+
+static void advance_matmul(struct bench *bench, struct op *op, uint32_t sample)
+{
+    const uint64_t bytes = (uint64_t)op->matmul.n_count * op->matmul.k_count *
+                           dtype_info(op->matmul.weight_dtype)->block_bytes;
+
+    op->matmul.weight = bench->weights + sample % (WEIGHT_BYTES / bytes) * bytes;
+}
+
+static void bench_matmul(struct bench *bench)
+{
+    static const enum dtype dtypes[] = { DTYPE_F32, DTYPE_F16, DTYPE_BF16 };
+    static const uint32_t rows[] = { 1, 2, 4, 8, 16, 32, 64, 256 };
+    static const struct {
+        uint32_t n, k;
+    } shapes[] = { { 2048, 2048 }, { 8192, 2048 }, { 2048, 8192 } }; /* llama-1b's */
+
+    for (size_t i = 0; i < 3 * 8 * 3; i++) {
+        const enum dtype dtype = dtypes[i / 24];
+        const uint32_t row_count = rows[i % 8], n = shapes[i / 8 % 3].n, k = shapes[i / 8 % 3].k;
+        struct op op = { .kind = OP_MATMUL };
+        char name[96];
+        op.matmul = (struct op_matmul){
+            .out = bench->out, .x = bench->x, .weight_dtype = dtype, .row_count = row_count,
+            .n_count = n, .k_count = k, .batch_count = 1, .out_row_stride = n, .x_row_stride = k,
+        };
+        (void)snprintf(name, sizeof(name), "matmul %s %ux%ux%u", dtype_info(dtype)->name,
+                       row_count, n, k);
+        measure(bench, name, &op, 2.0 * row_count * n * k,
+                (double)n * k * dtype_info(dtype)->block_bytes, advance_matmul);
+    }
+}
+
+/* Attention over a cache in `weights`, pages in order. */
+static void bench_attention(struct bench *bench)
+{
+    static const struct {
+        const char *name;
+        uint32_t rows, start, heads, kv_heads, k_width, v_width;
+    } cases[] = {
+        { "attention gqa 256 rows at 0", 256, 0, 32, 8, 64, 64 },
+        { "attention gqa 256 rows at 2048", 256, 2048, 32, 8, 64, 64 },
+        { "attention gqa 1 row at 4095", 1, 4095, 32, 8, 64, 64 },
+        { "attention mla 256 rows at 0", 256, 0, 16, 1, 576, 512 },
+        { "attention mla 1 row at 4095", 1, 4095, 16, 1, 576, 512 },
+    };
+    enum { PAGE = 16, PAGES = 4096 / PAGE };
+    static int32_t pages[PAGES], sequences[ROWS_MAX], positions[ROWS_MAX];
+
+    for (int32_t i = 0; i < PAGES; i++)
+        pages[i] = i;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        const uint64_t k_stride = (uint64_t)cases[i].kv_heads * cases[i].k_width;
+        const bool latent = cases[i].kv_heads == 1;
+        double keys = 0;
+        struct op op = { .kind = OP_ATTENTION };
+        for (uint32_t t = 0; t < cases[i].rows; t++) {
+            positions[t] = (int32_t)(cases[i].start + t);
+            keys += cases[i].start + t + 1;
+        }
+        op.attention = (struct op_attention){
+            .out = bench->out, .q = bench->x, .k_cache = (const float *)(void *)bench->weights,
+            .v_cache = (const float *)(void *)bench->weights + (latent ? 0 : 4096 * k_stride),
+            .pages = pages, .sequences = sequences, .positions = positions,
+            .row_count = cases[i].rows, .head_count = cases[i].heads,
+            .kv_head_count = cases[i].kv_heads, .k_width = cases[i].k_width,
+            .v_width = cases[i].v_width, .page_size = PAGE, .page_count_max = PAGES,
+            .out_row_stride = (uint64_t)cases[i].heads * cases[i].v_width,
+            .q_row_stride = (uint64_t)cases[i].heads * cases[i].k_width,
+            .k_cache_row_stride = k_stride, .v_cache_row_stride = k_stride, .scale = 0.1f,
+        };
+        measure(bench, cases[i].name, &op,
+                2 * keys * cases[i].heads * (cases[i].k_width + cases[i].v_width),
+                (cases[i].start + cases[i].rows) * (double)k_stride * (latent ? 4 : 8), NULL);
+    }
+}
+
+static void bench_moe(struct bench *bench)
+{
+    enum { WIDTH = 2048, FFN = 1408, EXPERTS = 16, TOP_K = 6 }; /* DeepSeek-V2-Lite's, fewer */
+    static const uint32_t rows[] = { 1, 8, 256 };
+    static int32_t ids[ROWS_MAX * TOP_K];
+    static float weights[ROWS_MAX * TOP_K];
+    void *scratch;
+    const uint64_t scratch_bytes = op_moe_scratch_bytes(ROWS_MAX, TOP_K, EXPERTS, WIDTH, FFN);
+    struct err err;
+
+    must(device_alloc(bench->device, DEVICE_USE_SCRATCH, scratch_bytes, &scratch, &err), &err);
+    for (int32_t i = 0; i < ROWS_MAX * TOP_K; i++) {
+        ids[i] = (i / TOP_K * 5 + i % TOP_K * 3) % EXPERTS;
+        weights[i] = 0.2f;
+    }
+    for (size_t i = 0; i < 3; i++) {
+        const double matrix = 3.0 * WIDTH * FFN;
+        const double hit = rows[i] * TOP_K < EXPERTS ? rows[i] * TOP_K : EXPERTS;
+        struct op op = { .kind = OP_MOE };
+        char name[64];
+        op.moe = (struct op_moe){
+            .out = bench->out, .x = bench->x, .ids = ids, .weights = weights,
+            .w13 = bench->weights, .w2 = bench->weights + UINT64_C(2) * EXPERTS * 2 * FFN * WIDTH,
+            .weight_dtype = DTYPE_BF16, .scratch = scratch, .row_count = rows[i], .top_k = TOP_K,
+            .expert_count = EXPERTS, .width = WIDTH, .ffn_width = FFN, .out_row_stride = WIDTH,
+            .x_row_stride = WIDTH,
+        };
+        (void)snprintf(name, sizeof(name), "moe BF16 %u rows, %d of %d experts", rows[i], TOP_K,
+                       EXPERTS);
+        measure(bench, name, &op, 2.0 * rows[i] * TOP_K * matrix, 2.0 * hit * matrix, NULL);
+    }
+    device_free(bench->device, DEVICE_USE_SCRATCH, scratch, scratch_bytes);
+}
+
+int main(int argc, char **argv)
+{
+    struct bench bench = { .thread_count = argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 10) : 1 };
+    const struct device_options options = { .thread_count = bench.thread_count };
+    const uint64_t x_bytes = (uint64_t)ROWS_MAX * WIDTH_MAX * 2 * 4;
+    void *memory;
+    struct err err;
+
+    if (bench.thread_count < 1 || bench.thread_count > THREAD_POOL_THREADS_MAX) {
+        (void)fprintf(stderr, "usage: kernels [THREADS]\n");
+        return 2;
+    }
+    must(device_open("cpu", &options, &bench.device, &err), &err);
+    must(stream_create(bench.device, STREAM_COMPUTE, &bench.stream, &err), &err);
+    must(thread_pool_create(bench.thread_count, &bench.pool, &err), &err);
+    must(device_alloc(bench.device, DEVICE_USE_WEIGHTS, WEIGHT_BYTES, &memory, &err), &err);
+    bench.weights = memory;
+    memset(memory, 0x38, WEIGHT_BYTES); /* small numbers in every dtype */
+    must(device_alloc(bench.device, DEVICE_USE_SCRATCH, x_bytes, &memory, &err), &err);
+    bench.x = memory;
+    memset(memory, 0x3B, x_bytes);
+    must(device_alloc(bench.device, DEVICE_USE_SCRATCH, x_bytes, &memory, &err), &err);
+    bench.out = memory;
+    for (int i = 0; i < 5; i++)
+        measure_bounds(&bench);
+    printf("case,threads,unit,best,median,bound,best_share\n");
+    bench_matmul(&bench);
+    bench_attention(&bench);
+    bench_moe(&bench);
+    device_free(bench.device, DEVICE_USE_SCRATCH, bench.out, x_bytes);
+    device_free(bench.device, DEVICE_USE_SCRATCH, bench.x, x_bytes);
+    device_free(bench.device, DEVICE_USE_WEIGHTS, bench.weights, WEIGHT_BYTES);
+    thread_pool_destroy(bench.pool);
+    stream_destroy(bench.stream);
+    device_close(bench.device);
+    return 0;
+}
