@@ -24,7 +24,8 @@ static enum status try_open(const char *spec, const struct device_options *optio
 static void good_specs_open(void **state)
 {
     static const char *const specs[] = {
-        "cpu", "CPU", "cpu:", "sim", "sim:", "sim:memory=1MiB", "sim:link=16GB/s,latency=10us",
+        "cpu", "CPU", "cpu:", "sim", "sim:", "sim:memory=1MiB", "sim:link=0",
+        "sim:link=16GB/s,latency=10us",
         "sim:LINK=1.5GiB/s,memory=2MiB,latency=1ms,fail_alloc=3",
     };
     const struct device_options options = { .thread_count = 1 };
@@ -59,7 +60,7 @@ static void bad_specs_name_the_nearest(void **state)
         { "sim:memory=lots", "not a size" },
         { "sim:memory=1", "must be from" },
         { "sim:memory=1e30", "too large" },
-        { "sim:link=0", "must be from" },
+        { "sim:link=999", "must be from" },
         { "sim:link=fast", "not a size" },
         { "sim:latency=10", "needs a unit" },
         { "sim:latency=2s", "must be from" },

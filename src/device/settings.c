@@ -79,6 +79,10 @@ static enum status read_value(const char *device_name, const struct setting *set
     }
     if (st != STATUS_OK)
         return st;
+    if (setting->kind == SETTING_BANDWIDTH && value == 0) {
+        *setting->value = 0;
+        return STATUS_OK;
+    }
     if (value < setting->value_min || value > setting->value_max)
         return err_set(err, STATUS_BAD_INPUT,
                        "%s: '%s' is %" PRIu64 ", it must be from %" PRIu64 " to %" PRIu64, what,
