@@ -9,8 +9,8 @@
  *
  * A task is a few rows of one kv head, so that a key is used for several queries while it is in the
  * cache. Keys and values are found through pointers, one per position, so where they lie changes
- * nothing. A row's sum over j stops at its own position: what later keys hold, NaN perhaps, must not
- * touch it. */
+ * nothing. A row's sum over j stops at its own position: what later keys hold, NaN perhaps, must
+ * not touch it. */
 #include <assert.h>
 #include <math.h>
 #include <string.h>
@@ -26,7 +26,7 @@ struct attention_job {
     uint32_t heads_per_task;     /* of the heads that share a kv head */
     uint32_t head_parts;         /* tasks that a kv head's heads fall into */
     uint32_t rows_per_task;
-    uint32_t row_blocks;         /* tasks of one part follow each other: its keys stay in the cache */
+    uint32_t row_blocks;         /* tasks of a part follow each other: its keys stay in the cache */
 };
 
 /* The queries of one sequence that a task does at once. */

@@ -53,7 +53,8 @@ struct cpu_kernels {
     float (*scale_max)(float *x, uint32_t count, float scale, float max);
     /* out[i] = exp(x[i] - shift), to 2 ulp; out may be x. Returns the sum of what it wrote. */
     float (*exp_minus)(float *out, const float *x, uint32_t count, float shift);
-    /* out[q][i] += sum over j, ascending, of weights[q * weight_stride + j] * rows[j][i], i < width. */
+    /* For i < width: out[q][i] += sum over j, ascending, of weights[q * weight_stride + j] *
+     * rows[j][i]. */
     void (*add_weighted_rows)(float *const *out, uint32_t out_count, const float *weights,
                               uint64_t weight_stride, const float *const *rows,
                               uint32_t row_count, uint32_t width);
