@@ -25,6 +25,9 @@ static void clean(char *message)
     }
 }
 
+#undef err_set
+#undef err_prefix
+
 enum status err_set(struct err *err, enum status status, const char *format, ...)
 {
     va_list args;

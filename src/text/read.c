@@ -78,7 +78,8 @@ enum status string_copy(const char *bytes, size_t size, struct text_string *out,
     if (size > 0)
         memcpy(copy, bytes, size);
     copy[size] = '\0';
-    *out = (struct text_string){ copy, size };
+    out->bytes = copy;
+    out->size = size;
     return STATUS_OK;
 }
 

@@ -6,6 +6,7 @@
  * utf8proc's own takes a time that is quadratic in their number. */
 #include "text/internal.h"
 
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 #include <utf8proc.h>
@@ -50,6 +51,7 @@ static void sort_marks(utf8proc_int32_t *marks, size_t count, utf8proc_int32_t *
 
     if (count < 2)
         return;
+    assert(scratch != NULL);
     sort_marks(marks, half, scratch);
     sort_marks(marks + half, count - half, scratch);
     if (combining_class(marks[half - 1]) <= combining_class(marks[half]))
@@ -107,7 +109,10 @@ static enum status append_chars(const struct chars *chars, struct buf *out, stru
 
     for (size_t i = 0; i < chars->count && st == STATUS_OK; i++) {
         char bytes[4];
-        const size_t size = utf8_encode((uint32_t)chars->items[i], bytes);
+        size_t size;
+
+        assert(chars->items != NULL);
+        size = utf8_encode((uint32_t)chars->items[i], bytes);
         st = buf_append(out, bytes, size, err);
     }
     return st;
