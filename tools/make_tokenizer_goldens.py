@@ -24,7 +24,7 @@ from tokenizers import Tokenizer, models, trainers
 FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
                       "tests", "golden", "text")
 
-# --- the families ------------------------------------------------------------------------------
+# --- the families -------------------------------------------------------------------------------
 
 LLAMA3_REGEX = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
                 r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
@@ -43,7 +43,8 @@ DEEPSEEK_V2_REGEXES = ["[\r\n]", DEEPSEEK_V2_LETTERS, "\\s?[!-/:-~！-／：-～
                        "[一-龥ࠀ-一가-퟿]+"]
 DEEPSEEK_V3_REGEXES = [
     r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+",
-    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+|"
+    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|"
+    "[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+|"
     " ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"]
 
 
@@ -90,8 +91,10 @@ def families():
         "gpt2": {"size": 700, "added": [added("<|endoftext|>", normalized=True)],
                  "pre_tokenizer": byte_level(False, True, True),
                  "post_processor": byte_level(True, False, True), "decoder": BYTE_LEVEL_DECODER},
-        "roberta": {"size": 600, "added": [added("<s>", normalized=True), added("<pad>", normalized=True),
-                                           added("</s>", normalized=True), added("<unk>", normalized=True),
+        "roberta": {"size": 600, "added": [added("<s>", normalized=True), added("<pad>",
+                                                                                normalized=True),
+                                           added("</s>", normalized=True), added("<unk>",
+                                                                                 normalized=True),
                                            added("<mask>", lstrip=True)],
                     "pre_tokenizer": byte_level(True, True, True),
                     "post_processor": {"type": "RobertaProcessing", "sep": ["</s>", "</s>"],
@@ -119,7 +122,8 @@ def families():
                         "normalizer": sequence("normalizers", []),
                         "pre_tokenizer": sequence(
                             "pretokenizers", [split(r) for r in DEEPSEEK_V2_REGEXES] +
-                            [{"type": "Digits", "individual_digits": True}, byte_level(False, True)]),
+                            [{"type": "Digits", "individual_digits": True}, byte_level(False,
+                                                                                       True)]),
                         "post_processor": template(["<｜begin▁of▁sentence｜>"]),
                         "decoder": BYTE_LEVEL_DECODER},
         "deepseek_v3": {"size": 1100,
@@ -129,10 +133,12 @@ def families():
                                   added("<|EOT|>", normalized=True)],
                         "normalizer": sequence("normalizers", []),
                         "pre_tokenizer": sequence(
-                            "pretokenizers", [split(r) for r in DEEPSEEK_V3_REGEXES] + [byte_level()]),
+                            "pretokenizers",
+                            [split(r) for r in DEEPSEEK_V3_REGEXES] + [byte_level()]),
                         "post_processor": template(["<｜begin▁of▁sentence｜>"]),
                         "decoder": BYTE_LEVEL_DECODER},
-        "tekken": {"size": 800, "added": [added("<unk>"), added("<s>"), added("</s>"), added("[INST]"),
+        "tekken": {"size": 800, "added": [added("<unk>"), added("<s>"), added("</s>"),
+                                          added("[INST]"),
                                           added("[/INST]")],
                    "pre_tokenizer": sequence("pretokenizers", [split(TEKKEN_REGEX), byte_level()]),
                    "post_processor": template(["<s>"]), "decoder": BYTE_LEVEL_DECODER,
@@ -236,7 +242,8 @@ def training_lines(paths):
     for start in (0x00C0, 0x0370, 0x0410, 0x05D0, 0x0627, 0x0905, 0x0E01, 0x3041, 0x30A1, 0x4E00,
                   0xAC00, 0x1F600):
         for _ in range(40):
-            words = ["".join(chr(start + int(rng.triangular(0, 40, 0))) for _ in range(rng.randint(1, 6)))
+            words = ["".join(chr(start + int(rng.triangular(0, 40,
+                                                            0))) for _ in range(rng.randint(1, 6)))
                      for _ in range(8)]
             lines.append(" ".join(words) + "\n")
     return lines
@@ -248,60 +255,86 @@ def planes():
     """Characters from all over Unicode."""
     points = [0, 1, 9, 0x1F, 0x7F, 0x80, 0x85, 0xA0, 0xAD, 0xFF, 0x130, 0x149, 0x17F, 0x1C5, 0x1F0,
               0x300, 0x345, 0x378, 0x3A3, 0x3C2, 0x5D0, 0x600, 0x661, 0x6DD, 0x7FF, 0x800, 0x897,
-              0x958, 0xCDD, 0xE33, 0xF73, 0x10A0, 0x1100, 0x115F, 0x1680, 0x1C89, 0x180E, 0x1E9E, 0x2000,
-              0x2007, 0x200B, 0x200C, 0x200D, 0x200E, 0x2028, 0x2029, 0x202F, 0x2060, 0x2070, 0x20AC,
-              0x2126, 0x212B, 0x2160, 0x2460, 0x2581, 0x2FFC, 0x3000, 0x3007, 0x3021, 0x3042, 0x30FB, 0x3131,
-              0x31EF, 0x3400, 0x4E00, 0x9FFF, 0xA7CB, 0xA7DC, 0xABF0, 0xAC00, 0xD7A3, 0xD7FF, 0xE000, 0xF900,
-              0xFB01, 0xFB1D, 0xFDFA, 0xFE0F, 0xFEFF, 0xFF10, 0xFF21, 0xFF9E, 0xFFFC, 0xFFFD, 0xFFFE,
-              0xFFFF, 0x10000, 0x10107, 0x10330, 0x10400, 0x105C0, 0x10D40, 0x11F00, 0x1109A, 0x16D40, 0x1BC9E,
-              0x1D15E, 0x1D400, 0x1D7CE, 0x1DF2A, 0x1E4D0, 0x1E900, 0x1EE00, 0x1F1E6, 0x1F468, 0x1F600, 0x1FAE0, 0x1FBF0,
-              0x1FFFF, 0x20000, 0x2A6DF, 0x2CEB0, 0x2EBF0, 0x2F800, 0x2FFFE, 0x30000, 0x31350, 0x323AF,
+              0x958, 0xCDD, 0xE33, 0xF73, 0x10A0, 0x1100, 0x115F, 0x1680, 0x1C89, 0x180E, 0x1E9E,
+              0x2000,
+              0x2007, 0x200B, 0x200C, 0x200D, 0x200E, 0x2028, 0x2029, 0x202F, 0x2060, 0x2070,
+              0x20AC,
+              0x2126, 0x212B, 0x2160, 0x2460, 0x2581, 0x2FFC, 0x3000, 0x3007, 0x3021, 0x3042,
+              0x30FB, 0x3131,
+              0x31EF, 0x3400, 0x4E00, 0x9FFF, 0xA7CB, 0xA7DC, 0xABF0, 0xAC00, 0xD7A3, 0xD7FF,
+              0xE000, 0xF900,
+              0xFB01, 0xFB1D, 0xFDFA, 0xFE0F, 0xFEFF, 0xFF10, 0xFF21, 0xFF9E, 0xFFFC, 0xFFFD,
+              0xFFFE,
+              0xFFFF, 0x10000, 0x10107, 0x10330, 0x10400, 0x105C0, 0x10D40, 0x11F00, 0x1109A,
+              0x16D40, 0x1BC9E,
+              0x1D15E, 0x1D400, 0x1D7CE, 0x1DF2A, 0x1E4D0, 0x1E900, 0x1EE00, 0x1F1E6, 0x1F468,
+              0x1F600, 0x1FAE0, 0x1FBF0,
+              0x1FFFF, 0x20000, 0x2A6DF, 0x2CEB0, 0x2EBF0, 0x2F800, 0x2FFFE, 0x30000, 0x31350,
+              0x323AF,
               0x40000, 0xE0001, 0xE0100, 0xEFFFF, 0xF0000, 0x10FFFD, 0x10FFFF]
     return [chr(p) for p in points]
 
 
 SPECIALS = ["<s>", "</s>", "<unk>", "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>",
             "<|begin_of_text|>", "<|eot_id|>", "<｜begin▁of▁sentence｜>", "<｜User｜>", "<|EOT|>",
-            "[INST]", "[/INST]", "[UNK]", "[PAD]", "[L]", "[R]", "[LR]", "hello", "<mask>", "<0x41>",
+            "[INST]", "[/INST]", "[UNK]", "[PAD]", "[L]", "[R]", "[LR]", "hello", "<mask>",
+            "<0x41>",
             "<0xE2>"]
 
 
 def nasty_corpus():
     """str or bytes; bytes are not UTF-8."""
     family = "\U0001F468\u200D\U0001F469\u200D\U0001F467\u200D\U0001F466"
-    texts = ["", " ", "  ", "   ", "\n", "\r\n", "\t", "\x00", "a", "é", "▁", "▁▁", " ▁ ", "Ġ", "Ċ", "ĠĠĠ",
+    texts = ["", " ", "  ", "   ", "\n", "\r\n", "\t", "\x00", "a", "é", "▁", "▁▁", " ▁ ", "Ġ",
+             "Ċ", "ĠĠĠ",
              "Hello world", " Hello  world ", "Hello, y'all! How are you 😁 ?",
              "I'm you're he'S WE'LL they'Ve I'D 'tis don't DON'T ''' 's's'S",
              "it\u2019s \u02BCs '\u017F 'ſ 'LL'll'Ll",
              "3 33 333 3333 33333 333333 3333333 0x1F 1e-9 1,234,567.89 ½ ² ٣٤ Ⅷ 一二三 １２３",
              "tabs\t\tand \t mixed\n\n\n  \r\n\r\n \n x  \n", "trailing   ", "   leading",
-             " \u00A0\u3000\u2003\u202F\u1680x\u0085y\u2028z\u2029", "a\u00A0b\u3000c\u200Bd\uFEFFe",
+             " \u00A0\u3000\u2003\u202F\u1680x\u0085y\u2028z\u2029",
+             "a\u00A0b\u3000c\u200Bd\uFEFFe",
              "def f(x):\n    return x**2  # squared\n\n\nclass A:\n\tpass\n",
              "for (int i = 0; i < n; ++i) { a[i] += \"\\n\" ? 1 : 0; } /* c */ // d",
              "<html><body class='x'>&amp;</body></html>", "https://example.org/a?b=c&d=%20#e",
-             "{\"key\": [1, 2.5, null], \"k\\u00e9y\": true}", "snake_case camelCase SCREAMING_CASE kebab-case",
+             "{\"key\": [1, 2.5, null], \"k\\u00e9y\": true}",
+             "snake_case camelCase SCREAMING_CASE kebab-case",
              "我在北京天安门广场。你好，世界！", "日本語のテキスト、カタカナとひらがな。ｶﾀｶﾅ", "한국어 텍스트 가나다",
-             "\u1112\u1161\u11AB\u1100\u1173\u11AF", "العربية نص ١٢٣ مع تشكيل مُحَمَّد", "עברית שָׁלוֹם",
+             "\u1112\u1161\u11AB\u1100\u1173\u11AF", "العربية نص ١٢٣ مع تشكيل مُحَمَّد",
+             "עברית שָׁלוֹם",
              "हिन्दी क्षत्रिय नमस्ते", "ภาษาไทย น้ำ", "Ελληνικά ΣΊΣΥΦΟΣ ς", "Русский текст Ёё Йй",
              "Tiếng Việt: phở, đường", "İstanbul ıI İi ẞß ŉ ǰ ﬁ ﬀ ﷺ Å Ω K",
-             "cafe\u0301 café re\u0301sume\u0301 A\u030A Å \u212B", "q\u0307\u0323 q\u0323\u0307 \u0344 \u0958",
+             "cafe\u0301 café re\u0301sume\u0301 A\u030A Å \u212B",
+             "q\u0307\u0323 q\u0323\u0307 \u0344 \u0958",
              "e" + "\u0301" * 20, "a" + "\u0315\u0300\u05AE\u0327" * 5, "\u0301start with a mark",
-             family, family * 3, "👍🏽👍🏿👩🏻‍🚀🏳️‍🌈🏴‍☠️", "🇩🇪🇫🇷🇯🇵🇺", "1️⃣2️⃣#️⃣", "🏴\U000E0067\U000E0062\U000E0065\U000E006E\U000E0067\U000E007F",
+             family, family * 3, "👍🏽👍🏿👩🏻‍🚀🏳️‍🌈🏴‍☠️", "🇩🇪🇫🇷🇯🇵🇺", "1️⃣2️⃣#️⃣",
+             "🏴\U000E0067\U000E0062\U000E0065\U000E006E\U000E0067\U000E007F",
              "ﷺ ㎏ ㌔ Ⅷ ① ﬃ ª º ¼", "𝔘𝔫𝔦𝔠𝔬𝔡𝔢 𝟘𝟙𝟚", "\U00020000\U0002A6D6 𠮷", "z̷̢̛a̶͇͝l̵̰͊g̴̙̈́o̸͎̒",
-             "\u202Eright to left\u202C \u200Fx\u200E", "\uD7FF\uE000\uF8FF\uFFFD\uFFFE\uFFFF\U0010FFFF",
-             "a" * 300, "=" * 100, " " * 200, " " * 50 + "x", "\n" * 60, "\t" * 30 + "x", "ab" * 120, "aB" * 60,
-             "哈" * 80, "😀" * 40, "é" * 90, "9" * 64, "!" * 33, " a" * 60, "\r" * 10 + "\n" * 10, " \n" * 20,
+             "\u202Eright to left\u202C \u200Fx\u200E",
+             "\uD7FF\uE000\uF8FF\uFFFD\uFFFE\uFFFF\U0010FFFF",
+             "a" * 300, "=" * 100, " " * 200, " " * 50 + "x", "\n" * 60, "\t" * 30 + "x",
+             "ab" * 120, "aB" * 60,
+             "哈" * 80, "😀" * 40, "é" * 90, "9" * 64, "!" * 33, " a" * 60, "\r" * 10 + "\n" * 10,
+             " \n" * 20,
              "'" * 20, "_" * 30, "a\n" * 20, "-" * 17 + ">" * 17, "\u3000" * 12 + "。" * 12,
              "The quick brown fox jumps over the lazy dog. " * 3,
-             "Where is the capital of France? Paris.", "Hello hello HELLO hellohello hello! (hello)hello_",
-             "x [L] y [L]z  [R]  a[R] b  [LR]  c[LR][LR] d[L][R][L]", "[L]", "  [L]  ", "[R]   ", " [LR] ",
-             "<mask>  <mask> x <mask>", "< s > <s <s>> <<s>> <|im_start <|im_start|", "<|im_start|>user\nHi<|im_end|>\n",
-             "<0x41><0xE2><0x96>", "<｜begin▁of▁sentence｜>", "<｜begin of sentence｜>", "[INST] a [/INST]b</s>[INST]c[/INST]"]
+             "Where is the capital of France? Paris.",
+             "Hello hello HELLO hellohello hello! (hello)hello_",
+             "x [L] y [L]z  [R]  a[R] b  [LR]  c[LR][LR] d[L][R][L]", "[L]", "  [L]  ", "[R]   ",
+             " [LR] ",
+             "<mask>  <mask> x <mask>", "< s > <s <s>> <<s>> <|im_start <|im_start|",
+             "<|im_start|>user\nHi<|im_end|>\n",
+             "<0x41><0xE2><0x96>", "<｜begin▁of▁sentence｜>", "<｜begin of sentence｜>",
+             "[INST] a [/INST]b</s>[INST]c[/INST]"]
     texts += ["".join(SPECIALS), " ".join(SPECIALS), " x".join(SPECIALS), "y ".join(SPECIALS)]
-    texts += ["".join(planes()), " ".join(planes()), "a".join(planes()), "".join(c * 2 + "1" for c in planes())]
-    texts += [b"\xff", b"\xc3", b"a\xc3b", b"\xe2\x82", b"\xe2\x82x", b"\xf0\x9f\x98", b"ok\xf0\x9f\x98ok",
-              b"\xed\xa0\x80", b"\xc0\xaf", b"\xf4\x90\x80\x80", b"\xf8\x88\x80\x80\x80", b"\x80\x81\x82",
-              b"caf\xe9 latin1", b"\xe4\xb8\xad\xe6\x96", b"<s>\xff<s>", b"x \xe2\x96\x81\xe2\x96 y", bytes(range(256)),
+    texts += ["".join(planes()), " ".join(planes()), "a".join(planes()),
+              "".join(c * 2 + "1" for c in planes())]
+    texts += [b"\xff", b"\xc3", b"a\xc3b", b"\xe2\x82", b"\xe2\x82x", b"\xf0\x9f\x98",
+              b"ok\xf0\x9f\x98ok",
+              b"\xed\xa0\x80", b"\xc0\xaf", b"\xf4\x90\x80\x80", b"\xf8\x88\x80\x80\x80",
+              b"\x80\x81\x82",
+              b"caf\xe9 latin1", b"\xe4\xb8\xad\xe6\x96", b"<s>\xff<s>",
+              b"x \xe2\x96\x81\xe2\x96 y", bytes(range(256)),
               b"\xf0\x80\x80\x41", b"\xf0\x9f\xc3\xa9"]
     return texts
 
@@ -328,16 +361,19 @@ def random_text(rng, size):
         elif kind == 6:
             pieces.append(str(rng.randrange(10 ** rng.randint(1, 9))))
         elif kind == 7:
-            pieces.append("".join(chr(rng.randrange(0x300, 0x370)) for _ in range(rng.randint(1, 4))))
+            pieces.append("".join(chr(rng.randrange(0x300, 0x370)) for _ in range(rng.randint(1,
+                                                                                              4))))
         elif kind == 8:
-            start = rng.choice([0x0410, 0x05D0, 0x0627, 0x0905, 0x0E01, 0x3041, 0x4E00, 0xAC00, 0x1100, 0x1F600])
+            start = rng.choice([0x0410, 0x05D0, 0x0627, 0x0905, 0x0E01, 0x3041, 0x4E00, 0xAC00,
+                                0x1100, 0x1F600])
             pieces.append("".join(chr(start + rng.randrange(80)) for _ in range(rng.randint(1, 5))))
         else:
-            pieces.append(rng.choice(["the", " of", "Hello", " world", " return", "ing", "capital", "is ", "A", "é", "naïve"]))
+            pieces.append(rng.choice(["the", " of", "Hello", " world", " return", "ing", "capital",
+                                      "is ", "A", "é", "naïve"]))
     return "".join(pieces)
 
 
-# --- expectations -----------------------------------------------------------------------------
+# --- expectations -------------------------------------------------------------------------------
 
 def sane(text):
     """What reaches the library: bytes that are not UTF-8 are replaced before."""
@@ -345,7 +381,7 @@ def sane(text):
 
 
 def expectations(tokenizer, corpus, rng):
-    """encode: ids of each text; decode: [with special tokens, without], null where it is the text."""
+    """encode: ids of each text; decode: [with special tokens, without], null: it is the text."""
     encoded, decoded = [], []
     for text in map(sane, corpus):
         ids = tokenizer.encode(text, add_special_tokens=True).ids

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Makes src/text/unicode_tables.c: how the `tokenizers` library classes characters.
 
-The library brings its own Unicode data, of several ages: Oniguruma 6.9.10 and Rust's crates Unicode 16 and
-17, its normal forms Unicode 12, its punctuation Unicode 8. Debian's liboniguruma and libutf8proc have
-others. Every code point is asked here, and what must be known to agree is written down, in a form that
-stays right when Debian's libraries grow newer. Needs the PyPI package tokenizers (made with 0.23.3),
-libonig.so.5 and libutf8proc.so.2; takes some minutes.
+The library brings its own Unicode data, of several ages: Oniguruma 6.9.10 and Rust's crates have
+Unicode 16 and 17, its normal forms an older one, its punctuation Unicode 8. Debian's libonig and
+libutf8proc have others. Every code point is asked here, and what must be known to agree is written
+down, in a form that stays right when Debian's libraries grow newer. Needs the PyPI package
+tokenizers (made with 0.23.3), libonig.so.5 and libutf8proc.so.2; takes some minutes.
 """
 import ctypes
 import os
@@ -37,7 +37,7 @@ def utf8_size(point):
     return 1 if point < 0x80 else 2 if point < 0x800 else 3 if point < 0x10000 else 4
 
 
-# --- what Oniguruma says, the library's and this machine's ------------------------------------------
+# --- what Oniguruma says, the library's and this machine's --------------------------------------
 
 class Region(ctypes.Structure):
     _fields_ = [("allocated", ctypes.c_int), ("count", ctypes.c_int),
@@ -67,7 +67,8 @@ def local_members(pattern, library, text, size, index_of_offset):
 
 
 def library_members(pattern):
-    pieces = pre_tokenizers.Split(Regex(pattern + "+"), "removed", invert=True).pre_tokenize_str(ALL)
+    pieces = pre_tokenizers.Split(Regex(pattern + "+"), "removed",
+                                  invert=True).pre_tokenize_str(ALL)
     return {i for _, (start, end) in pieces for i in range(start, end)}
 
 
@@ -111,7 +112,7 @@ def stand_ins():
     return ranges
 
 
-# --- classes, lower case, normal forms ----------------------------------------------------------------
+# --- classes, lower case, normal forms ----------------------------------------------------------
 
 def ranges_of(points):
     ranges = []
@@ -178,7 +179,8 @@ def untouched(utf8proc):
     for point in POINTS:
         # Unassigned, private or an ideograph or syllable older than both: nothing to ask.
         if (point == 0 or utf8proc.utf8proc_category(point) in (0, 29) or
-                0x3400 <= point <= 0x9FFF or 0x20000 <= point <= 0x2F7FF or 0xAC00 < point < 0xD7A3):
+                0x3400 <= point <= 0x9FFF or 0x20000 <= point <= 0x2F7FF or
+                0xAC00 < point < 0xD7A3):
             continue
         char = chr(point)
         # Marks of the lowest and of a high class, before and after, show the combining class.
@@ -202,7 +204,7 @@ def untouched(utf8proc):
     return ranges_of(left_alone)
 
 
-# --- writing ----------------------------------------------------------------------------------------
+# --- writing ------------------------------------------------------------------------------------
 
 def c_table(kind, name, rows, comment):
     lines = [f"/* {comment} */", f"const struct {kind} {name}[] = {{"]
@@ -214,18 +216,21 @@ def c_table(kind, name, rows, comment):
             lines.append(line)
             line = "   "
         line += entry
-    lines += [line, "};", f"const size_t {name}_count =\n    sizeof({name}) / sizeof({name}[0]);", ""]
+    lines += [line, "};", f"const size_t {name}_count =\n    sizeof({name}) / sizeof({name}[0]);",
+              ""]
     return "\n".join(lines)
 
 
 def main():
     utf8proc = ctypes.CDLL("libutf8proc.so.2")
     utf8proc.utf8proc_map.restype = ctypes.c_ssize_t
-    utf8proc.utf8proc_map.argtypes = [ctypes.c_char_p, ctypes.c_ssize_t, ctypes.c_void_p, ctypes.c_int]
+    utf8proc.utf8proc_map.argtypes = [ctypes.c_char_p, ctypes.c_ssize_t, ctypes.c_void_p,
+                                      ctypes.c_int]
     utf8proc.utf8proc_version.restype = ctypes.c_char_p
     parts = [f"""/* text/unicode_tables.c - how the `tokenizers` library classes characters.
  *
- * Made by tools/make_unicode_tables.py with tokenizers {tokenizers.__version__}; not edited by hand. Sorted. */
+ * Made by tools/make_unicode_tables.py with tokenizers {tokenizers.__version__}; not edited by
+ * hand. Sorted. */
 #include "text/internal.h"
 """]
     comments = {"word": "Rust's \\w: added tokens with single_word, the Whitespace pre-tokenizer.",
@@ -235,11 +240,11 @@ def main():
     for name, rows in class_tables().items():
         parts.append(c_table("unicode_range", f"unicode_{name}", rows, comments[name]))
     parts.append(c_table("unicode_mapping", "unicode_lower", lower_case(utf8proc),
-                         "Lower case where older libraries lack it: what to add to the code point."))
+                         "Lower case where older libraries lack it: what to add."))
     parts.append(c_table("unicode_range", "unicode_untouched", untouched(utf8proc),
                          "Younger than the library's normal forms: they leave these alone."))
     parts.append(c_table("unicode_mapping", "unicode_stand_in", stand_ins(),
-                         "Classed by Oniguruma 6.9.10 as the third code point, by older versions not."))
+                         "Classed by Oniguruma 6.9.10 as the third code point is."))
     with open(TARGET, "w", encoding="utf-8") as file:
         file.write("\n".join(parts))
     print(f"{os.path.getsize(TARGET)} bytes, {len(open(TARGET).readlines())} lines")

@@ -3,9 +3,10 @@
 
     oracle_tokenizers.py [--cases N] [--seed S] [--build DIR]
 
-The golden tokenizers of tests/golden/text, and the same models behind random chains of normalisers,
-pre-tokenisers and decoders, encode and decode the nasty corpus and random text. Ids, decoded text and
-streamed text must be equal. Exits 1 on the first few differences. Needs the PyPI package tokenizers.
+The golden tokenizers of tests/golden/text, and the same models behind random chains of
+normalisers, pre-tokenisers and decoders, encode and decode the nasty corpus and random text. Ids,
+decoded text and streamed text must be equal. Exits 1 on the first few differences. Needs the PyPI
+package tokenizers.
 """
 import argparse
 import copy
@@ -74,7 +75,8 @@ class Comparison:
         if wanted == got:
             return
         self.differences += 1
-        print(f"{name}: {what} of {given!r:.300}\n  library: {wanted!r:.300}\n  ours:    {got!r:.300}")
+        print(f"{name}: {what} of {given!r:.300}")
+        print(f"  library: {wanted!r:.300}\n  ours:    {got!r:.300}")
         if self.differences >= DIFFERENCES_MAX:
             sys.exit(1)
 
@@ -108,7 +110,8 @@ class Comparison:
 
 NORMALIZERS = [
     {"type": "NFC"}, {"type": "NFD"}, {"type": "NFKC"}, {"type": "NFKD"}, {"type": "Lowercase"},
-    {"type": "StripAccents"}, {"type": "Prepend", "prepend": "▁"}, {"type": "Prepend", "prepend": " x"},
+    {"type": "StripAccents"}, {"type": "Prepend", "prepend": "▁"}, {"type": "Prepend",
+                                                                    "prepend": " x"},
     {"type": "Strip", "strip_left": True, "strip_right": False},
     {"type": "Strip", "strip_left": False, "strip_right": True},
     {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
@@ -120,7 +123,8 @@ NORMALIZERS = [
 ]
 BEHAVIORS = ["Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"]
 REGEXES = [goldens.LLAMA3_REGEX, goldens.TEKKEN_REGEX, *goldens.DEEPSEEK_V3_REGEXES,
-           *goldens.DEEPSEEK_V2_REGEXES, "\\w+", "\\W", "\\b", "a*", "(?=[A-Z])", "[\\p{Lu}\\p{N}]", "\\p{Sc}|\\p{Han}|x{2,}",
+           *goldens.DEEPSEEK_V2_REGEXES, "\\w+", "\\W", "\\b", "a*", "(?=[A-Z])",
+           "[\\p{Lu}\\p{N}]", "\\p{Sc}|\\p{Han}|x{2,}",
            "[[:punct:]]+", "[[:alpha:]]", "\\d+", "\\X", "$", "^", "\\h", "."]
 
 
@@ -169,14 +173,17 @@ def random_decoder(rng):
         return {"type": "Strip", "content": rng.choice(" ▁a"), "start": rng.randrange(3),
                 "stop": rng.randrange(3)}
     if kind == 5:
-        return {"type": "Replace", "pattern": {"Regex": rng.choice(["\\s+", "[a-e]", "▁?", "l+o?"])},
+        return {"type": "Replace", "pattern": {"Regex": rng.choice(["\\s+", "[a-e]", "▁?",
+                                                                    "l+o?"])},
                 "content": rng.choice(["", " ", "xyz"])}
-    return {"type": "Replace", "pattern": {"String": rng.choice(["▁", " ", "Ġ", "ll", "", "aab", "é", "��"])},
+    return {"type": "Replace", "pattern": {"String": rng.choice(["▁", " ", "Ġ", "ll", "", "aab",
+                                                                 "é", "��"])},
             "content": rng.choice(["", " ", "a", "ll"])}
 
 
 def random_added(rng, content, model_vocab):
-    return {"id": 0, **goldens.added(content, special=rng.random() < 0.5, normalized=rng.random() < 0.5,
+    return {"id": 0, **goldens.added(content, special=rng.random() < 0.5,
+                                     normalized=rng.random() < 0.5,
                                      single_word=rng.random() < 0.3, lstrip=rng.random() < 0.3,
                                      rstrip=rng.random() < 0.3)}
 
@@ -184,17 +191,20 @@ def random_added(rng, content, model_vocab):
 def random_chain(rng, base):
     """A golden model behind another pipeline."""
     mixed = copy.deepcopy(base)
-    mixed["normalizer"] = goldens.sequence("normalizers", rng.choices(NORMALIZERS, k=rng.randrange(4)))
+    mixed["normalizer"] = goldens.sequence("normalizers", rng.choices(NORMALIZERS,
+                                                                      k=rng.randrange(4)))
     mixed["pre_tokenizer"] = goldens.sequence(
         "pretokenizers", [random_pre_tokenizer(rng) for _ in range(rng.randrange(4))])
-    mixed["decoder"] = goldens.sequence("decoders", [random_decoder(rng) for _ in range(rng.randrange(5))])
+    mixed["decoder"] = goldens.sequence("decoders",
+                                        [random_decoder(rng) for _ in range(rng.randrange(5))])
     if rng.random() < 0.2:
         mixed["normalizer"] = rng.choice([None, rng.choice(NORMALIZERS)])
     if rng.random() < 0.2:
         mixed["pre_tokenizer"] = rng.choice([None, random_pre_tokenizer(rng)])
     if rng.random() < 0.2:
         mixed["decoder"] = None
-    contents = rng.sample(goldens.SPECIALS + ["the", " ", "  ", "ll", "\n", "é", "A", "▁", "xx", "a b"], 8)
+    contents = rng.sample(goldens.SPECIALS + ["the", " ", "  ", "ll", "\n", "é", "A", "▁", "xx",
+                                              "a b"], 8)
     mixed["added_tokens"] = [random_added(rng, c, mixed["model"]["vocab"]) for c in contents]
     model = mixed["model"]
     if model["vocab"].get("<unk>") is not None and rng.random() < 0.5:
@@ -226,6 +236,8 @@ def main():
     parser.add_argument("--chain", type=int, help="only the random chain of this number")
     args = parser.parse_args()
     program = os.path.join(args.build, "tests", "text", "tokenizer_test")
+    if not os.path.exists(program):
+        subprocess.run(["make", f"B={args.build}", program], check=True, stdout=sys.stderr)
     comparison = Comparison()
     rng = random.Random(args.seed)
     bases = {}

@@ -17,6 +17,7 @@
 #include "base/utf8.h"
 
 #define ADDED_COUNT_MAX 200000u
+#define NODE_COUNT_MAX (8u << 20)
 
 /* --- the trie --------------------------------------------------------------------------------- */
 
@@ -25,8 +26,12 @@ static enum status node_add(struct added_trie *trie, unsigned char byte, uint32_
 {
     if (trie->node_count == trie->node_capacity) {
         const uint32_t capacity = trie->node_capacity == 0 ? 64 : 2 * trie->node_capacity;
-        struct added_node *nodes = realloc(trie->nodes, capacity * sizeof(*nodes));
+        struct added_node *nodes;
 
+        if (capacity > NODE_COUNT_MAX)
+            return err_set(err, STATUS_BAD_INPUT, "added_tokens: more than %u different beginnings",
+                           NODE_COUNT_MAX);
+        nodes = realloc(trie->nodes, capacity * sizeof(*nodes));
         if (nodes == NULL)
             return err_set(err, STATUS_NO_MEMORY, "no memory for %u nodes of added tokens",
                            capacity);
@@ -111,27 +116,35 @@ static bool is_single_word(const struct added_scan *scan, size_t start, size_t e
     return !class_is_word(code_point);
 }
 
-static size_t before_spaces(const char *text, size_t end)
+/* Where the spaces before `end` start, but no earlier than what has been handed out. */
+static size_t before_spaces(const struct added_scan *scan, size_t end)
 {
-    while (end > 0) {
+    while (end > scan->done) {
         size_t length;
-        if (!class_is_space(utf8_last(text, end, &length)))
-            break;
+        if (!class_is_space(utf8_last(scan->text, end, &length)))
+            return end;
         end -= length;
     }
-    return end;
+    return scan->done;
 }
 
-static size_t after_spaces(const char *text, size_t size, size_t start)
+/* Where the spaces from `start` on end. The last run is remembered: many tokens may lie in it. */
+static size_t after_spaces(struct added_scan *scan, size_t start)
 {
-    while (start < size) {
+    size_t end = start;
+
+    if (start >= scan->spaces_start && start < scan->spaces_end)
+        return scan->spaces_end;
+    while (end < scan->size) {
         uint32_t code_point;
-        const size_t length = utf8_decode(text + start, size - start, &code_point, NULL);
+        const size_t length = utf8_decode(scan->text + end, scan->size - end, &code_point, NULL);
         if (!class_is_space(code_point))
             break;
-        start += length;
+        end += length;
     }
-    return start;
+    scan->spaces_start = start;
+    scan->spaces_end = end;
+    return end;
 }
 
 bool added_scan_next(struct added_scan *scan, const struct added_token **token_out,
@@ -156,13 +169,10 @@ bool added_scan_next(struct added_scan *scan, const struct added_token **token_o
         scan->position = end;
         if (token->single_word && !is_single_word(scan, start, end))
             continue;
-        if (token->lstrip) {
-            start = before_spaces(scan->text, start);
-            if (start < scan->done)
-                start = scan->done; /* the token before has taken those spaces */
-        }
+        if (token->lstrip)
+            start = before_spaces(scan, start);
         if (token->rstrip)
-            end = after_spaces(scan->text, scan->size, end);
+            end = after_spaces(scan, end);
         if (start >= end) {
             /* Spaces that rstrip gave to the token before: nothing is left of this one. */
             scan->done = end;
@@ -214,7 +224,7 @@ static enum status read_token(const json_t *json, const char *what, struct added
     if (st == STATUS_OK)
         st = json_get_bool(json, "normalized", what, &token->is_normalized, err);
     if (st == STATUS_OK)
-        st = string_read(json, "content", what, CONTENT_BYTES_MAX, &token->content, err);
+        st = string_read(json, "content", what, ADDED_BYTES_MAX, &token->content, err);
     return st;
 }
 

@@ -19,6 +19,7 @@
 #define BPE_NONE UINT32_MAX
 #define MERGE_EMPTY UINT64_MAX
 #define CHARACTER_IDS 0x10000u
+#define SYMBOL_COUNT_MAX ((size_t)128 << 20)
 #define SCANNED_SYMBOLS_MAX 24 /* up to here a scan for the best pair beats the heap */
 
 /* --- opening ---------------------------------------------------------------------------------- */
@@ -71,8 +72,8 @@ static enum status merge_halves(const json_t *merge, size_t index, const char *w
 static enum status add_merge(struct bpe *bpe, const json_t *json, size_t index, uint32_t rank,
                              struct buf *joined, const char *what, struct err *err)
 {
-    const char *halves[2];
-    size_t sizes[2];
+    const char *halves[2] = { NULL, NULL };
+    size_t sizes[2] = { 0, 0 };
     int32_t left;
     int32_t right;
     int32_t id;
@@ -246,7 +247,7 @@ static enum status add_symbol(struct bpe_scratch *scratch, int32_t id, struct er
         const size_t capacity = index == 0 ? 64 : 2 * index;
         struct bpe_symbol *symbols;
 
-        if (capacity > UINT32_MAX / 2)
+        if (capacity > SYMBOL_COUNT_MAX)
             return err_set(err, STATUS_BAD_INPUT, "a stretch of text of %zu tokens is too long",
                            index);
         symbols = realloc(scratch->symbols, capacity * sizeof(*symbols));

@@ -22,13 +22,14 @@
 #define TEXT_GROWTH_MAX ((size_t)16)             /* ... and by how much it may grow */
 #define TEXT_GROWTH_BASE ((size_t)64 << 10)
 #define TEXT_DECODED_MAX ((size_t)256 << 20)
-#define TOKENIZER_FILE_BYTES_MAX ((size_t)128 << 20)
+#define TOKENIZER_FILE_BYTES_MAX ((size_t)64 << 20)
 #define TOKEN_ID_MAX (INT32_C(1) << 23)
 #define TOKEN_COUNT_MAX ((size_t)4 << 20)
 #define MERGE_COUNT_MAX ((size_t)8 << 20)
 #define TOKEN_BYTES_MAX ((size_t)64 << 10)       /* of one token's string */
-#define PATTERN_BYTES_MAX ((size_t)16 << 10)     /* of one regular expression or string */
-#define CONTENT_BYTES_MAX ((size_t)1024)         /* Replace, Prepend, added tokens */
+#define PATTERN_BYTES_MAX ((size_t)16 << 10)     /* of one regular expression */
+#define CONTENT_BYTES_MAX ((size_t)1024)         /* of the strings of Replace, Prepend, Split */
+#define ADDED_BYTES_MAX ((size_t)256)            /* of an added token */
 #define STEPS_MAX 32                             /* of one kind, Sequences flattened */
 #define SEQUENCE_DEPTH_MAX 8
 #define TEMPLATE_IDS_MAX 256
@@ -326,6 +327,7 @@ struct added_scan {
     size_t size;
     size_t position; /* of the search */
     size_t done;     /* what has been handed out */
+    size_t spaces_start, spaces_end; /* a run of spaces that is known already */
 };
 
 /* The next token; the text between `done` and *start_out lies before it. False: none. */

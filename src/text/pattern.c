@@ -23,6 +23,7 @@
 #include "base/json.h"
 #include "base/utf8.h"
 
+#define LITERAL_WINDOW_BYTES ((size_t)4096)
 #define STEPS_FIRST 256u           /* backtracking steps of the first try */
 #define STEPS_GROWTH 16u           /* how much more each further try gets */
 #define STEPS_BASE (UINT64_C(1) << 24)
@@ -133,12 +134,13 @@ static enum status compile(struct pattern *pattern, const char *bytes, size_t si
 enum status pattern_create(enum pattern_kind kind, const char *bytes, size_t size,
                            const char *what, struct pattern **pattern_out, struct err *err)
 {
+    const size_t size_max = kind == PATTERN_STRING ? CONTENT_BYTES_MAX : PATTERN_BYTES_MAX;
     struct pattern *pattern;
     enum status st = STATUS_OK;
 
-    if (size > PATTERN_BYTES_MAX)
+    if (size > size_max)
         return err_set(err, STATUS_BAD_INPUT, "%s: a pattern of %zu bytes, at most %zu are taken",
-                       what, size, PATTERN_BYTES_MAX);
+                       what, size, size_max);
     pattern = calloc(1, sizeof(*pattern));
     if (pattern == NULL)
         return err_set(err, STATUS_NO_MEMORY, "%s: no memory for a pattern", what);
@@ -271,19 +273,30 @@ enum status pattern_scan_begin(struct pattern_scan *scan, const struct pattern *
     return st;
 }
 
-/* Finds the string; an empty one is found everywhere. */
-static bool find_literal(struct pattern_scan *scan, size_t *start_out, size_t *end_out)
+/* Finds the string; an empty one is found everywhere. In windows, because the sanitizers look at
+ * all that memmem is given: at the whole rest of the text for each match, it would be quadratic. */
+static bool find_literal(const struct pattern_scan *scan, size_t *start_out, size_t *end_out)
 {
     const struct text_string *literal = &scan->pattern->literal;
-    const char *at = scan->text + scan->next;
+    size_t window = literal->size + LITERAL_WINDOW_BYTES;
 
-    if (literal->size > 0)
-        at = memmem(at, scan->size - scan->next, literal->bytes, literal->size);
-    if (at == NULL)
-        return false;
-    *start_out = (size_t)(at - scan->text);
-    *end_out = *start_out + literal->size;
-    return true;
+    if (literal->size == 0) {
+        *start_out = *end_out = scan->next;
+        return true;
+    }
+    for (size_t i = scan->next; scan->size - i >= literal->size; i += window - literal->size + 1) {
+        const char *at;
+
+        if (window > scan->size - i)
+            window = scan->size - i;
+        at = memmem(scan->text + i, window, literal->bytes, literal->size);
+        if (at != NULL) {
+            *start_out = (size_t)(at - scan->text);
+            *end_out = *start_out + literal->size;
+            return true;
+        }
+    }
+    return false;
 }
 
 /* \s+$: in the first run of spaces that goes to the end of the text, or in which a line ends, the

@@ -1,4 +1,7 @@
-/* text/tokenizer.c - opening a tokenizer, and the way of a text through its parts. */
+/* text/tokenizer.c - opening a tokenizer, and the way of a text through its parts.
+ *
+ * "truncation" and "padding" of the file are not asked: they are for training batches, and what
+ * serves a model turns them off. */
 #include "text/internal.h"
 
 #include <assert.h>
@@ -27,6 +30,19 @@ static int32_t token_of_config(const struct tokenizer *tokenizer, const json_t *
 }
 
 
+/* A template's ids go into the model unseen, so each must be a token's. */
+static enum status check_template(const struct tokenizer *tokenizer, const int32_t *ids,
+                                  size_t count, struct err *err)
+{
+    for (size_t i = 0; i < count; i++) {
+        size_t size;
+        if (tokenizer_token(tokenizer, ids[i], &size) == NULL)
+            return err_set(err, STATUS_BAD_INPUT,
+                           "post_processor: it adds the id %d, which no token has", ids[i]);
+    }
+    return STATUS_OK;
+}
+
 static enum status init_parts(struct tokenizer *tokenizer, const json_t *json, struct err *err)
 {
     enum status st;
@@ -46,6 +62,12 @@ static enum status init_parts(struct tokenizer *tokenizer, const json_t *json, s
     if (st == STATUS_OK)
         st = added_init(&tokenizer->added, json_object_get(json, "added_tokens"), &tokenizer->bpe,
                         &tokenizer->normalizers, "added_tokens", err);
+    if (st == STATUS_OK)
+        st = check_template(tokenizer, tokenizer->postprocessor.before,
+                            tokenizer->postprocessor.before_count, err);
+    if (st == STATUS_OK)
+        st = check_template(tokenizer, tokenizer->postprocessor.after,
+                            tokenizer->postprocessor.after_count, err);
     if (st != STATUS_OK)
         return err_prefix(err, st, "%s", tokenizer->what);
     tokenizer->id_limit = tokenizer->bpe.vocab.id_limit;

@@ -51,7 +51,6 @@ static void run_text(const struct tokenizer *tokenizer, const char *text, size_t
     if (tokenizer_encode(tokenizer, text, size, true, &ids, &err) == STATUS_OK) {
         for (int skip_special = 0; skip_special < 2; skip_special++) {
             buf_clear(&decoded);
-            /* A template may name ids that no token has. */
             if (tokenizer_decode(tokenizer, ids.ids, ids.count, skip_special, &decoded, &err) ==
                 STATUS_OK)
                 stream_and_compare(tokenizer, &ids, skip_special, &decoded);

@@ -7,6 +7,7 @@
  *     d 1,2,3    the text of the ids                              D 1,2  without special tokens
  *     s 1,2,3    the same, pushed one by one                      S 1,2  without special tokens
  */
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -191,10 +192,11 @@ static void check_ids(const char *where, size_t index, const json_t *wanted,
     size_t i;
     json_t *id;
 
-    json_array_foreach((json_t *)wanted, i, id)
+    json_array_foreach((json_t *)wanted, i, id) {
         if (i >= got->count || json_integer_value(id) != got->ids[i])
             fail_msg("%s: text %zu: id %zu is %d, not %d", where, index, i,
                      i < got->count ? got->ids[i] : -1, (int)json_integer_value(id));
+    }
     if (got->count != json_array_size(wanted))
         fail_msg("%s: text %zu: %zu ids, not %zu", where, index, got->count,
                  json_array_size(wanted));
@@ -286,9 +288,10 @@ static void check_random(const char *name, const struct tokenizer *tokenizer,
         size_t k;
         json_t *id;
 
-        json_array_foreach(json_array_get(item, 0), k, id)
+        json_array_foreach(json_array_get(item, 0), k, id) {
             assert_int_equal(token_ids_push(&ids, (int32_t)json_integer_value(id), &err),
                              STATUS_OK);
+        }
         for (size_t skip = 0; skip < 2; skip++) {
             const json_t *wanted = json_array_get(item, 1 + skip);
             check_decoding(tokenizer, name, i, &ids, skip == 1, json_string_value(wanted),
@@ -487,6 +490,8 @@ static void bad_files_are_refused_by_name(void **state)
           "[{\"SpecialToken\":{\"id\":\"<s>\"}}]}}", "names \"<s>\"" },
         { "{" MODEL ",\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":"
           "[{\"Sequence\":{\"id\":\"B\"}}]}}", "piece 0" },
+        { "{" MODEL ",\"post_processor\":{\"type\":\"BertProcessing\",\"cls\":[\"a\",0],"
+          "\"sep\":[\"c\",3]}}", "it adds the id 3, which no token has" },
         { "{" MODEL ",\"decoder\":{\"type\":\"WordPiece\"}}",
           "decoder: the type \"WordPiece\" is not supported" },
         { "{" MODEL ",\"decoder\":{\"type\":\"Strip\",\"content\":\" \"}}",
@@ -617,6 +622,31 @@ static void ids_that_no_token_has_are_refused(void **state)
     tokenizer_close(tokenizer);
 }
 
+static void *encode_corpus(void *argument)
+{
+    const struct tokenizer *tokenizer = argument;
+    json_t *corpus = read_golden("corpus", ".json");
+    json_t *expected = read_golden("llama3", ".expected.json");
+
+    check_corpus("llama3", tokenizer, expected, json_object_get(corpus, "texts"));
+    json_decref(expected);
+    json_decref(corpus);
+    return NULL;
+}
+
+static void threads_share_a_tokenizer(void **state)
+{
+    struct tokenizer *tokenizer = open_golden("llama3");
+    pthread_t threads[3];
+
+    (void)state;
+    for (size_t i = 0; i < 3; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, encode_corpus, tokenizer), 0);
+    for (size_t i = 0; i < 3; i++)
+        assert_int_equal(pthread_join(threads[i], NULL), 0);
+    tokenizer_close(tokenizer);
+}
+
 static void a_folder_without_tokenizer_is_unavailable(void **state)
 {
     struct tokenizer *tokenizer;
@@ -639,6 +669,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(deep_sequences_are_refused),
         cmocka_unit_test(the_config_names_bos_and_eos),
         cmocka_unit_test(ids_that_no_token_has_are_refused),
+        cmocka_unit_test(threads_share_a_tokenizer),
         cmocka_unit_test(a_folder_without_tokenizer_is_unavailable),
     };
 

@@ -1,6 +1,7 @@
 /* text/unicode_tables.c - how the `tokenizers` library classes characters.
  *
- * Made by tools/make_unicode_tables.py with tokenizers 0.23.3; not edited by hand. Sorted. */
+ * Made by tools/make_unicode_tables.py with tokenizers 0.23.3; not edited by
+ * hand. Sorted. */
 #include "text/internal.h"
 
 /* Rust's \w: added tokens with single_word, the Whitespace pre-tokenizer. */
@@ -299,7 +300,7 @@ const struct unicode_range unicode_mark[] = {
 const size_t unicode_mark_count =
     sizeof(unicode_mark) / sizeof(unicode_mark[0]);
 
-/* Lower case where older libraries lack it: what to add to the code point. */
+/* Lower case where older libraries lack it: what to add. */
 const struct unicode_mapping unicode_lower[] = {
     {0x1C89,0x1C89,0x0001}, {0xA7CB,0xA7CB,-42343}, {0xA7CC,0xA7CC,0x0001}, {0xA7CE,0xA7CE,0x0001},
     {0xA7D2,0xA7D2,0x0001}, {0xA7D4,0xA7D4,0x0001}, {0xA7DA,0xA7DA,0x0001}, {0xA7DC,0xA7DC,-42561},
@@ -324,7 +325,7 @@ const struct unicode_range unicode_untouched[] = {
 const size_t unicode_untouched_count =
     sizeof(unicode_untouched) / sizeof(unicode_untouched[0]);
 
-/* Classed by Oniguruma 6.9.10 as the third code point, by older versions not. */
+/* Classed by Oniguruma 6.9.10 as the third code point is. */
 const struct unicode_mapping unicode_stand_in[] = {
     {0x0363,0x036F,0x064B}, {0x0897,0x0897,0x08D4}, {0x0C04,0x0C04,0x0816}, {0x0CF3,0x0CF3,0x0982},
     {0x0ECE,0x0ECE,0x0818}, {0x0F82,0x0F83,0x0816}, {0x10FC,0x10FC,0x1D2C}, {0x1B4E,0x1B4F,0x0830},
