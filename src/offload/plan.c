@@ -217,6 +217,7 @@ static enum status units_fill(struct offload *offload, const bool *moves, struct
         } else {
             struct offload__unit *unit = &offload->units[param->unit];
 
+            assert(unit->params != NULL); /* made above for every unit */
             unit->params[unit->param_count++] = i;
             st = record_append(param, &unit->size_bytes, err);
         }
