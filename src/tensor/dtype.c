@@ -11,6 +11,8 @@ static const struct dtype_info infos[DTYPE_COUNT] = {
     [DTYPE_F16] = { "F16", 1, 2 },
     [DTYPE_BF16] = { "BF16", 1, 2 },
     [DTYPE_I32] = { "I32", 1, 4 },
+    [DTYPE_Q8_0] = { "Q8_0", 32, 34 },
+    [DTYPE_Q4_0] = { "Q4_0", 32, 18 },
 };
 
 static const struct {

@@ -15,6 +15,9 @@ enum dtype {
     DTYPE_F16,  /* IEEE 754 binary16 */
     DTYPE_BF16, /* the upper half of a binary32 */
     DTYPE_I32,
+    DTYPE_Q8_0, /* GGUF: 32 elements are an F16 scale and 32 int8 */
+    DTYPE_Q4_0, /* GGUF: 32 elements are an F16 scale and 16 bytes; byte i holds element i in its
+                   low and i + 16 in its high half, each less 8 */
     DTYPE_COUNT
 };
 
