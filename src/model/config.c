@@ -87,8 +87,8 @@ void model__read_refuse(struct config_reader *reader, const char *format, ...)
 
 bool model__config_layer_has_experts(const struct model_config *config, uint32_t layer)
 {
-    return config->expert_count > 0 && layer >= config->dense_layer_count &&
-           layer % config->moe_layer_period == 0;
+    assert(layer < config->layer_count);
+    return config->has_experts[layer];
 }
 
 /* "LlamaForCausalLM, MistralForCausalLM, ..." */

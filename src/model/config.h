@@ -58,8 +58,7 @@ struct model_config {
 
     /* Mixture of experts; expert_count 0: none. */
     uint32_t expert_count, expert_top_k, expert_ffn_width, shared_expert_count;
-    uint32_t dense_layer_count;      /* the first ones */
-    uint32_t moe_layer_period;       /* of the others, every so-manyth has experts */
+    bool has_experts[CONFIG_LAYERS_MAX]; /* which layers; the others are dense */
     uint32_t group_count, kept_group_count;
     enum route_scoring scoring;
     enum route_groups groups;

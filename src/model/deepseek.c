@@ -76,6 +76,7 @@ static void read_experts(struct config_reader *reader, struct model_config *conf
         model__read_is_null(reader, "n_routed_experts") ? 0 : missing->expert_count;
     const uint32_t shared_missing =
         model__read_is_null(reader, "n_shared_experts") ? 0 : missing->shared_count;
+    uint32_t dense_layers, period;
 
     config->expert_count = model__read_count_or(reader, "n_routed_experts", 0, CONFIG_EXPERTS_MAX,
                                                 experts_missing);
@@ -83,10 +84,11 @@ static void read_experts(struct config_reader *reader, struct model_config *conf
                                                        shared_missing);
     config->expert_ffn_width = model__read_count_or(reader, "moe_intermediate_size", 1,
                                                     CONFIG_FFN_MAX / 64, missing->ffn_width);
-    config->dense_layer_count = model__read_count_or(reader, "first_k_dense_replace", 0,
-                                                     UINT32_MAX, missing->dense_layers);
-    config->moe_layer_period = model__read_count_or(reader, "moe_layer_freq", 1,
-                                                    CONFIG_LAYERS_MAX, 1);
+    dense_layers = model__read_count_or(reader, "first_k_dense_replace", 0, UINT32_MAX,
+                                        missing->dense_layers);
+    period = model__read_count_or(reader, "moe_layer_freq", 1, CONFIG_LAYERS_MAX, 1);
+    for (uint32_t i = dense_layers; i < config->layer_count && reader->status == STATUS_OK; i++)
+        config->has_experts[i] = config->expert_count > 0 && i % period == 0;
     config->route_scale = (float)model__read_double(reader, "routed_scaling_factor", -1e6, 1e6,
                                                     missing->scale);
     if (config->expert_count > 0 && missing->top_k == 0)
@@ -268,57 +270,21 @@ static void describe_attention(struct params *params, const struct model_config 
         model__describe_norm(params, layer, ROLE_O_BIAS, part, "self_attn.o_proj.bias", hidden);
 }
 
-/* Each expert's three matrices into one pair of stacks, as SGLang's fused MoE lays them. */
-static void describe_experts(struct params *params, const struct model_config *config,
-                             uint32_t layer)
-{
-    const uint64_t experts = config->expert_count, width = config->expert_ffn_width;
-    const uint64_t hidden = config->hidden_size;
-    const uint64_t in[2] = { width, hidden }, out[2] = { hidden, width };
-    struct param_spec spec = { .name = "mlp.experts.w13_weight", .layer = (int32_t)layer,
-                               .role = ROLE_W13, .part = OFFLOAD_PART_FFN, .moves = true,
-                               .rank = 3, .shape = { experts, 2 * width, hidden } };
-
-    model__param_begin(params, &spec);
-    for (uint32_t i = 0; i < experts; i++) {
-        model__param_add(params, 2, in, "mlp.experts.%u.gate_proj.weight", i);
-        model__param_add(params, 2, in, "mlp.experts.%u.up_proj.weight", i);
-    }
-    model__param_end(params);
-    spec.name = "mlp.experts.w2_weight";
-    spec.role = ROLE_W2;
-    spec.shape[1] = hidden;
-    spec.shape[2] = width;
-    model__param_begin(params, &spec);
-    for (uint32_t i = 0; i < experts; i++)
-        model__param_add(params, 2, out, "mlp.experts.%u.down_proj.weight", i);
-    model__param_end(params);
-}
-
 static void deepseek_describe_layer(struct params *params, const struct model_config *config,
                                     uint32_t layer)
 {
-    const struct param_spec router = {
-        .name = "mlp.gate.weight", .layer = (int32_t)layer, .role = ROLE_ROUTER,
-        .part = OFFLOAD_PART_FFN, .rank = 2,
-        .shape = { config->expert_count, config->hidden_size },
+    static const struct expert_names names = {
+        .block = "mlp", .gate = "gate_proj", .up = "up_proj", .down = "down_proj",
+        .router_bias = "mlp.gate.e_score_correction_bias", .shared = "mlp.shared_experts",
     };
 
     describe_attention(params, config, layer);
     model__describe_norm(params, layer, ROLE_POST_NORM, OFFLOAD_PART_FFN,
                          "post_attention_layernorm.weight", config->hidden_size);
-    if (!model__config_layer_has_experts(config, layer)) {
+    if (model__config_layer_has_experts(config, layer))
+        model__describe_experts(params, config, layer, &names);
+    else
         model__describe_mlp(params, config, layer, "mlp", config->ffn_width);
-        return;
-    }
-    model__param_same(params, &router);
-    if (config->route_bias)
-        model__describe_norm(params, layer, ROLE_ROUTER_BIAS, OFFLOAD_PART_FFN,
-                             "mlp.gate.e_score_correction_bias", config->expert_count);
-    describe_experts(params, config, layer);
-    if (config->shared_expert_count > 0)
-        model__describe_mlp(params, config, layer, "mlp.shared_experts",
-                            (uint64_t)config->shared_expert_count * config->expert_ffn_width);
 }
 
 static void mla_slice(struct slicer *slicer, const struct model_config *config,
@@ -332,24 +298,6 @@ static void mla_slice(struct slicer *slicer, const struct model_config *config,
     buffers->kv_a = model__slice(slicer, row_count * latent_width(config) * sizeof(float));
     buffers->attended = model__slice(slicer, rows_heads * config->kv_lora_rank * sizeof(float));
     buffers->values = model__slice(slicer, rows_heads * config->v_dim * sizeof(float));
-}
-
-static void deepseek_slice_ffn(struct slicer *slicer, const struct model_config *config,
-                               uint64_t row_count, struct model_buffers *buffers)
-{
-    const uint64_t top_k = config->expert_top_k, experts = config->expert_count;
-    uint64_t width = (uint64_t)config->shared_expert_count * config->expert_ffn_width;
-
-    width = width > config->ffn_width ? width : config->ffn_width;
-    model__slice_mlp(slicer, row_count, width, buffers);
-    if (experts == 0)
-        return;
-    buffers->route_logits = model__slice(slicer, row_count * experts * sizeof(float));
-    buffers->route_weights = model__slice(slicer, row_count * top_k * sizeof(float));
-    buffers->route_ids = model__slice(slicer, row_count * top_k * sizeof(int32_t));
-    buffers->moe = model__slice(slicer, op_moe_scratch_bytes(row_count, top_k, experts,
-                                                             config->hidden_size,
-                                                             config->expert_ffn_width));
 }
 
 static uint32_t mla_iota_per_row(const struct model_config *config)
@@ -480,61 +428,10 @@ static void mla_attention(struct model_pass *pass, uint32_t layer)
     model__pass_linear(pass, &back);
 }
 
-static void route(struct model_pass *pass, uint32_t layer)
-{
-    const struct model_config *config = pass->config;
-    const struct model_buffers *buffers = pass->buffers;
-    const struct tensor *bias = model__pass_param(pass, (int32_t)layer, ROLE_ROUTER_BIAS);
-    const struct pass_linear logits = {
-        .out = buffers->route_logits, .x = buffers->normed, .layer = (int32_t)layer,
-        .weight = ROLE_ROUTER, .bias = ROLE_COUNT,
-    };
-    const struct op choice = { .kind = OP_ROUTE, .route = {
-        .ids = buffers->route_ids, .weights = buffers->route_weights,
-        .logits = buffers->route_logits, .correction_bias = bias != NULL ? bias->data : NULL,
-        .row_count = pass->row_count, .expert_count = config->expert_count,
-        .top_k = config->expert_top_k, .group_count = config->group_count,
-        .kept_group_count = config->kept_group_count, .scoring = config->scoring,
-        .groups = config->groups, .normalise = config->route_normalise,
-        .scale = config->route_scale,
-    } };
-
-    model__pass_linear(pass, &logits);
-    model__pass_launch(pass, &choice);
-}
-
-static void deepseek_ffn(struct model_pass *pass, uint32_t layer)
-{
-    const struct model_config *config = pass->config;
-    const struct model_buffers *buffers = pass->buffers;
-    const struct tensor *w13 = model__pass_param(pass, (int32_t)layer, ROLE_W13);
-    const struct tensor *w2 = model__pass_param(pass, (int32_t)layer, ROLE_W2);
-    struct op experts = { .kind = OP_MOE, .moe = {
-        .out = buffers->x, .x = buffers->normed, .ids = buffers->route_ids,
-        .weights = buffers->route_weights, .scratch = buffers->moe,
-        .row_count = pass->row_count, .top_k = config->expert_top_k,
-        .expert_count = config->expert_count, .width = config->hidden_size,
-        .ffn_width = config->expert_ffn_width, .out_row_stride = config->hidden_size,
-        .x_row_stride = config->hidden_size,
-    } };
-
-    if (w13 == NULL) {
-        model__pass_mlp(pass, layer);
-        return;
-    }
-    experts.moe.w13 = w13->data;
-    experts.moe.w2 = w2->data;
-    experts.moe.weight_dtype = w13->dtype;
-    route(pass, layer);
-    model__pass_launch(pass, &experts);
-    if (config->shared_expert_count > 0)
-        model__pass_mlp(pass, layer);
-}
-
 #define DEEPSEEK_FAMILY                                                                            \
     .kv_widths = mla_kv_widths, .describe_layer = deepseek_describe_layer,                         \
-    .slice_attention = mla_slice, .slice_ffn = deepseek_slice_ffn,                                 \
-    .iota_per_row = mla_iota_per_row, .attention = mla_attention, .ffn = deepseek_ffn
+    .slice_attention = mla_slice, .slice_ffn = model__slice_ffn,                                   \
+    .iota_per_row = mla_iota_per_row, .attention = mla_attention, .ffn = model__pass_ffn
 
 const struct model_arch model_arch_deepseek_v2 = {
     .architecture = "DeepseekV2ForCausalLM", .model_type = "deepseek_v2", .read_config = read_v2,

@@ -224,6 +224,19 @@ void model__describe_mlp(struct params *params, const struct model_config *confi
 void model__slice_mlp(struct slicer *slicer, uint64_t row_count, uint64_t width,
                       struct model_buffers *buffers);
 void model__pass_mlp(struct model_pass *pass, uint32_t layer);
+/* experts.c: a mixture of experts as a layer's FFN. How the checkpoint calls it, within the layer;
+ * what config says is not there is not asked for. */
+struct expert_names {
+    const char *block;             /* "mlp": BLOCK.gate.weight is the router */
+    const char *gate, *up, *down;  /* "gate_proj": BLOCK.experts.E.gate_proj.weight */
+    const char *router_bias, *shared; /* whole; may be NULL where no config has them */
+};
+void model__describe_experts(struct params *params, const struct model_config *config,
+                             uint32_t layer, const struct expert_names *names);
+/* Slices for layers of both kinds, dense and with experts; the pass takes the kind the layer is. */
+void model__slice_ffn(struct slicer *slicer, const struct model_config *config,
+                      uint64_t row_count, struct model_buffers *buffers);
+void model__pass_ffn(struct model_pass *pass, uint32_t layer);
 /* A norm's weight: spec but for what follows from role and width. */
 void model__describe_norm(struct params *params, uint32_t layer, enum model_role role,
                           enum offload_part part, const char *name, uint64_t width);

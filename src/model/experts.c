@@ -1,0 +1,143 @@
+/* model/experts.c - a mixture of experts in the place of a layer's FFN, as all families have it.
+ *
+ *     r = h Wrouter;  ids, weights = choose top_k of r          (OP_ROUTE)
+ *     x += sum over j of weights[j] * expert[ids[j]](h)         (OP_MOE)
+ *     x += shared(h)                                            where there are shared experts
+ *
+ * Each expert is a gated MLP, and so are all shared ones together. On the device a layer's experts
+ * are two stacks, as SGLang's fused MoE lays them, so that one operator reads whichever were
+ * chosen:
+ *
+ *     w13 [experts][2 x width][hidden]      gate, then up, of each expert
+ *     w2  [experts][hidden][width] */
+#include <stdio.h>
+
+#include "model/internal.h"
+
+#define NAME_BYTES_MAX 96
+
+static void describe_router(struct params *params, const struct model_config *config,
+                            uint32_t layer, const struct expert_names *names)
+{
+    char name[NAME_BYTES_MAX];
+    const struct param_spec spec = { .name = name, .layer = (int32_t)layer, .role = ROLE_ROUTER,
+                                     .part = OFFLOAD_PART_FFN, .rank = 2,
+                                     .shape = { config->expert_count, config->hidden_size } };
+
+    (void)snprintf(name, sizeof(name), "%s.gate.weight", names->block);
+    model__param_same(params, &spec);
+    if (config->route_bias)
+        model__describe_norm(params, layer, ROLE_ROUTER_BIAS, OFFLOAD_PART_FFN,
+                             names->router_bias, config->expert_count);
+}
+
+static void describe_stacks(struct params *params, const struct model_config *config,
+                            uint32_t layer, const struct expert_names *names)
+{
+    const uint64_t width = config->expert_ffn_width, hidden = config->hidden_size;
+    const uint64_t in[2] = { width, hidden }, out[2] = { hidden, width };
+    char name[NAME_BYTES_MAX];
+    struct param_spec spec = { .name = name, .layer = (int32_t)layer, .role = ROLE_W13,
+                               .part = OFFLOAD_PART_FFN, .moves = true, .rank = 3,
+                               .shape = { config->expert_count, 2 * width, hidden } };
+
+    (void)snprintf(name, sizeof(name), "%s.experts.w13_weight", names->block);
+    model__param_begin(params, &spec);
+    for (uint32_t i = 0; i < config->expert_count; i++) {
+        model__param_add(params, 2, in, "%s.experts.%u.%s.weight", names->block, i, names->gate);
+        model__param_add(params, 2, in, "%s.experts.%u.%s.weight", names->block, i, names->up);
+    }
+    model__param_end(params);
+    (void)snprintf(name, sizeof(name), "%s.experts.w2_weight", names->block);
+    spec.role = ROLE_W2;
+    spec.shape[1] = hidden;
+    spec.shape[2] = width;
+    model__param_begin(params, &spec);
+    for (uint32_t i = 0; i < config->expert_count; i++)
+        model__param_add(params, 2, out, "%s.experts.%u.%s.weight", names->block, i, names->down);
+    model__param_end(params);
+}
+
+static uint64_t shared_width(const struct model_config *config)
+{
+    return (uint64_t)config->shared_expert_count * config->expert_ffn_width;
+}
+
+void model__describe_experts(struct params *params, const struct model_config *config,
+                             uint32_t layer, const struct expert_names *names)
+{
+    describe_router(params, config, layer, names);
+    describe_stacks(params, config, layer, names);
+    if (config->shared_expert_count > 0)
+        model__describe_mlp(params, config, layer, names->shared, shared_width(config));
+}
+
+void model__slice_ffn(struct slicer *slicer, const struct model_config *config,
+                      uint64_t row_count, struct model_buffers *buffers)
+{
+    const uint64_t top_k = config->expert_top_k, experts = config->expert_count;
+    const uint64_t shared = shared_width(config), dense = config->ffn_width;
+
+    model__slice_mlp(slicer, row_count, shared > dense ? shared : dense, buffers);
+    if (experts == 0)
+        return;
+    buffers->route_logits = model__slice(slicer, row_count * experts * sizeof(float));
+    buffers->route_weights = model__slice(slicer, row_count * top_k * sizeof(float));
+    buffers->route_ids = model__slice(slicer, row_count * top_k * sizeof(int32_t));
+    buffers->moe = model__slice(slicer, op_moe_scratch_bytes(row_count, top_k, experts,
+                                                             config->hidden_size,
+                                                             config->expert_ffn_width));
+}
+
+static void route(struct model_pass *pass, uint32_t layer)
+{
+    const struct model_config *config = pass->config;
+    const struct model_buffers *buffers = pass->buffers;
+    const struct tensor *bias = model__pass_param(pass, (int32_t)layer, ROLE_ROUTER_BIAS);
+    const struct pass_linear logits = {
+        .out = buffers->route_logits, .x = buffers->normed, .layer = (int32_t)layer,
+        .weight = ROLE_ROUTER, .bias = ROLE_COUNT,
+    };
+    const struct op choice = { .kind = OP_ROUTE, .route = {
+        .ids = buffers->route_ids, .weights = buffers->route_weights,
+        .logits = buffers->route_logits, .correction_bias = bias != NULL ? bias->data : NULL,
+        .row_count = pass->row_count, .expert_count = config->expert_count,
+        .top_k = config->expert_top_k, .group_count = config->group_count,
+        .kept_group_count = config->kept_group_count, .scoring = config->scoring,
+        .groups = config->groups, .normalise = config->route_normalise,
+        .scale = config->route_scale,
+    } };
+
+    model__pass_linear(pass, &logits);
+    model__pass_launch(pass, &choice);
+}
+
+static void mix(struct model_pass *pass, uint32_t layer)
+{
+    const struct model_config *config = pass->config;
+    const struct model_buffers *buffers = pass->buffers;
+    const struct tensor *w13 = model__pass_param(pass, (int32_t)layer, ROLE_W13);
+    const struct tensor *w2 = model__pass_param(pass, (int32_t)layer, ROLE_W2);
+    const struct op experts = { .kind = OP_MOE, .moe = {
+        .out = buffers->x, .x = buffers->normed, .ids = buffers->route_ids,
+        .weights = buffers->route_weights, .w13 = w13->data, .w2 = w2->data,
+        .weight_dtype = w13->dtype, .scratch = buffers->moe, .row_count = pass->row_count,
+        .top_k = config->expert_top_k, .expert_count = config->expert_count,
+        .width = config->hidden_size, .ffn_width = config->expert_ffn_width,
+        .out_row_stride = config->hidden_size, .x_row_stride = config->hidden_size,
+    } };
+
+    model__pass_launch(pass, &experts);
+}
+
+void model__pass_ffn(struct model_pass *pass, uint32_t layer)
+{
+    if (!model__config_layer_has_experts(pass->config, layer)) {
+        model__pass_mlp(pass, layer);
+        return;
+    }
+    route(pass, layer);
+    mix(pass, layer);
+    if (pass->config->shared_expert_count > 0)
+        model__pass_mlp(pass, layer);
+}
