@@ -290,7 +290,8 @@ static enum status read_dtype(struct params *params, const char *dtype, struct e
 {
     if (dtype == NULL || strcmp(dtype, "auto") == 0)
         return STATUS_OK;
-    if (!dtype_parse(dtype, &params->dtype) || params->dtype == DTYPE_I32)
+    if (!dtype_parse(dtype, &params->dtype) || params->dtype == DTYPE_I32 ||
+        dtype_info(params->dtype)->block_elements > 1)
         return err_set(err, STATUS_BAD_INPUT,
                        "--dtype \"%.32s\" is not known; auto, float32, bfloat16 and float16 are",
                        dtype);

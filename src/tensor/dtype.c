@@ -5,14 +5,15 @@
 #include <strings.h>
 
 #include "base/size.h"
+#include "tensor/quant.h"
 
 static const struct dtype_info infos[DTYPE_COUNT] = {
     [DTYPE_F32] = { "F32", 1, 4 },
     [DTYPE_F16] = { "F16", 1, 2 },
     [DTYPE_BF16] = { "BF16", 1, 2 },
     [DTYPE_I32] = { "I32", 1, 4 },
-    [DTYPE_Q8_0] = { "Q8_0", 32, 34 },
-    [DTYPE_Q4_0] = { "Q4_0", 32, 18 },
+    [DTYPE_Q8_0] = { "Q8_0", QUANT_BLOCK_ELEMENTS, QUANT_Q8_0_BYTES },
+    [DTYPE_Q4_0] = { "Q4_0", QUANT_BLOCK_ELEMENTS, QUANT_Q4_0_BYTES },
 };
 
 static const struct {
@@ -22,7 +23,7 @@ static const struct {
     { "F32", DTYPE_F32 },   { "float32", DTYPE_F32 },   { "float", DTYPE_F32 },
     { "F16", DTYPE_F16 },   { "float16", DTYPE_F16 },   { "half", DTYPE_F16 },
     { "BF16", DTYPE_BF16 }, { "bfloat16", DTYPE_BF16 }, { "I32", DTYPE_I32 },
-    { "int32", DTYPE_I32 },
+    { "int32", DTYPE_I32 }, { "Q8_0", DTYPE_Q8_0 },     { "Q4_0", DTYPE_Q4_0 },
 };
 
 const struct dtype_info *dtype_info(enum dtype dtype)
@@ -51,9 +52,18 @@ bool dtype_bytes(enum dtype dtype, uint64_t element_count, uint64_t *bytes_out)
     return size_mul(element_count / info->block_elements, info->block_bytes, bytes_out);
 }
 
-/* The conversions below have no branches, only selections by mask, so that compilers turn loops of
- * them into SIMD code (a conditional operator over the sum of floats would stay a branch, since
- * adding may trap); comparisons are of signed numbers because SSE2 has no others. */
+uint64_t dtype_row_bytes(enum dtype dtype, uint64_t element_count)
+{
+    const struct dtype_info *info = dtype_info(dtype);
+
+    assert(element_count % info->block_elements == 0);
+    return element_count / info->block_elements * info->block_bytes;
+}
+
+/* The conversions between plain types below have no branches, only selections by mask, so that
+ * compilers turn loops of them into SIMD code (a conditional operator over the sum of floats would
+ * stay a branch, since adding may trap); comparisons are of signed numbers because SSE2 has no
+ * others. */
 
 static inline uint32_t float_bits(float value)
 {
@@ -170,23 +180,58 @@ static void bf16_from_f16(uint16_t *restrict to, const uint16_t *restrict from, 
         to[i] = bf16_of(f16_value(from[i]));
 }
 
+static void to_f32(float *to, const void *from, enum dtype dtype, size_t count)
+{
+    switch (dtype) {
+    case DTYPE_F16: f32_from_f16(to, from, count); break;
+    case DTYPE_BF16: f32_from_bf16(to, from, count); break;
+    case DTYPE_Q8_0: quant_q8_0_to_f32(to, from, count / QUANT_BLOCK_ELEMENTS); break;
+    case DTYPE_Q4_0: quant_q4_0_to_f32(to, from, count / QUANT_BLOCK_ELEMENTS); break;
+    default: assert(!"a conversion from integers");
+    }
+}
+
+static void from_f32(void *to, enum dtype dtype, const float *from, size_t count)
+{
+    switch (dtype) {
+    case DTYPE_F16: f16_from_f32(to, from, count); break;
+    case DTYPE_BF16: bf16_from_f32(to, from, count); break;
+    case DTYPE_Q8_0: quant_q8_0_from_f32(to, from, count / QUANT_BLOCK_ELEMENTS); break;
+    case DTYPE_Q4_0: quant_q4_0_from_f32(to, from, count / QUANT_BLOCK_ELEMENTS); break;
+    default: assert(!"a conversion to integers");
+    }
+}
+
+/* Some blocks at a time, through F32. */
+static void through_f32(void *to, enum dtype to_dtype, const void *from, enum dtype from_dtype,
+                        size_t count)
+{
+    enum { AT_A_TIME = 8 * QUANT_BLOCK_ELEMENTS };
+    float values[AT_A_TIME];
+
+    for (size_t at = 0; at < count; at += AT_A_TIME) {
+        const size_t left = count - at;
+        const size_t some = left < AT_A_TIME ? left : AT_A_TIME;
+        to_f32(values, (const char *)from + dtype_row_bytes(from_dtype, at), from_dtype, some);
+        from_f32((char *)to + dtype_row_bytes(to_dtype, at), to_dtype, values, some);
+    }
+}
+
 void dtype_convert(void *dst, enum dtype dst_dtype, const void *src, enum dtype src_dtype,
                    size_t count)
 {
+    assert(count % dtype_info(src_dtype)->block_elements == 0);
+    assert(count % dtype_info(dst_dtype)->block_elements == 0);
     if (dst_dtype == src_dtype)
-        memcpy(dst, src, count * dtype_info(src_dtype)->block_bytes);
-    else if (dst_dtype == DTYPE_F32 && src_dtype == DTYPE_F16)
-        f32_from_f16(dst, src, count);
-    else if (dst_dtype == DTYPE_F32 && src_dtype == DTYPE_BF16)
-        f32_from_bf16(dst, src, count);
-    else if (dst_dtype == DTYPE_F16 && src_dtype == DTYPE_F32)
-        f16_from_f32(dst, src, count);
+        memcpy(dst, src, dtype_row_bytes(src_dtype, count));
+    else if (dst_dtype == DTYPE_F32)
+        to_f32(dst, src, src_dtype, count);
+    else if (src_dtype == DTYPE_F32)
+        from_f32(dst, dst_dtype, src, count);
     else if (dst_dtype == DTYPE_F16 && src_dtype == DTYPE_BF16)
         f16_from_bf16(dst, src, count);
-    else if (dst_dtype == DTYPE_BF16 && src_dtype == DTYPE_F32)
-        bf16_from_f32(dst, src, count);
     else if (dst_dtype == DTYPE_BF16 && src_dtype == DTYPE_F16)
         bf16_from_f16(dst, src, count);
     else
-        assert(0);
+        through_f32(dst, dst_dtype, src, src_dtype, count);
 }

@@ -29,13 +29,19 @@ struct dtype_info {
 
 /* Never NULL for a valid dtype. */
 const struct dtype_info *dtype_info(enum dtype dtype);
-/* Finds "F32", "bf16", "bfloat16", "float16", "half", ... ignoring case; false when unknown. */
+/* Finds "F32", "bf16", "bfloat16", "float16", "half", "Q8_0", ... ignoring case; false when
+ * unknown. */
 bool dtype_parse(const char *name, enum dtype *dtype_out);
 /* Bytes of element_count elements; false on overflow or a part of a block. */
 bool dtype_bytes(enum dtype dtype, uint64_t element_count, uint64_t *bytes_out);
 
-/* Converts count elements of a floating type to another; src and dst must not overlap. Rounds to
- * nearest, ties to even; NaN stays NaN, and what is too large for F16 becomes infinity. */
+/* Bytes of elements that are known to fit in memory and to be whole blocks. */
+uint64_t dtype_row_bytes(enum dtype dtype, uint64_t element_count);
+
+/* Converts count elements, whole blocks, of any type but I32 to another; src and dst must not
+ * overlap. Plain types: rounds to nearest, ties to even; NaN stays NaN, and what is too large for
+ * F16 becomes infinity. Quantised types: tensor/quant.h, from and to F32, rounded as above for F16
+ * and BF16. */
 void dtype_convert(void *dst, enum dtype dst_dtype, const void *src, enum dtype src_dtype,
                    size_t count);
 

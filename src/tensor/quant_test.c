@@ -1,0 +1,142 @@
+/* tensor/quant_test.c - quantised blocks against the package gguf, bit for bit.
+ *
+ * Method: tests/golden/quant, made by tools/make_quant_goldens.py, holds values, what gguf makes of
+ * them, and what it makes of blocks of random bits. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <cmocka.h>
+
+#include "tensor/dtype.h"
+#include "tensor/quant.h"
+
+enum { VALUE_BLOCKS = 24, BLOCKS = VALUE_BLOCKS + 12, ELEMENTS = BLOCKS * 32 };
+
+static const struct {
+    enum dtype dtype;
+    const char *file;
+} types[] = { { DTYPE_Q8_0, "q8_0" }, { DTYPE_Q4_0, "q4_0" } };
+#define TYPE_COUNT (sizeof(types) / sizeof(types[0]))
+
+/* Exactly size_bytes of a golden file. */
+static void read_golden(const char *name, const char *suffix, void *out, size_t size_bytes)
+{
+    char path[96];
+    FILE *file;
+
+    (void)snprintf(path, sizeof(path), "tests/golden/quant/%s.%s", name, suffix);
+    file = fopen(path, "rb");
+    if (file == NULL)
+        fail_msg("%s: cannot be opened", path);
+    assert_int_equal(fread(out, 1, size_bytes, file), size_bytes);
+    assert_int_equal(fgetc(file), EOF);
+    (void)fclose(file);
+}
+
+static void blocks_are_widened_as_gguf_does(void **state)
+{
+    (void)state;
+    for (size_t t = 0; t < TYPE_COUNT; t++) {
+        uint8_t blocks[BLOCKS * QUANT_Q8_0_BYTES];
+        float wanted[ELEMENTS], got[ELEMENTS];
+        read_golden(types[t].file, "blocks", blocks, dtype_row_bytes(types[t].dtype, ELEMENTS));
+        read_golden(types[t].file, "f32", wanted, sizeof(wanted));
+        dtype_convert(got, DTYPE_F32, blocks, types[t].dtype, ELEMENTS);
+        for (size_t i = 0; i < ELEMENTS; i++)
+            if (!(isnan(got[i]) && isnan(wanted[i])))
+                assert_memory_equal(&got[i], &wanted[i], sizeof(float));
+    }
+}
+
+static void values_are_quantised_as_gguf_does(void **state)
+{
+    float values[VALUE_BLOCKS * 32];
+
+    (void)state;
+    read_golden("values", "f32", values, sizeof(values));
+    for (size_t t = 0; t < TYPE_COUNT; t++) {
+        const size_t size_bytes = dtype_row_bytes(types[t].dtype, VALUE_BLOCKS * 32);
+        uint8_t wanted[BLOCKS * QUANT_Q8_0_BYTES], got[BLOCKS * QUANT_Q8_0_BYTES];
+        read_golden(types[t].file, "blocks", wanted, dtype_row_bytes(types[t].dtype, ELEMENTS));
+        memset(got, 0xA5, sizeof(got));
+        dtype_convert(got, types[t].dtype, values, DTYPE_F32, VALUE_BLOCKS * 32);
+        assert_memory_equal(got, wanted, size_bytes);
+        assert_int_equal(got[size_bytes], 0xA5);
+    }
+}
+
+/* Every pair of types with a quantised one goes the way over F32, in runs longer than one step. */
+static void other_types_go_through_f32(void **state)
+{
+    static const enum dtype dtypes[] = { DTYPE_F16, DTYPE_BF16, DTYPE_Q8_0, DTYPE_Q4_0 };
+    float values[VALUE_BLOCKS * 32], between[VALUE_BLOCKS * 32];
+    uint8_t from[sizeof(values)], got[sizeof(values)], wanted[sizeof(values)];
+
+    (void)state;
+    read_golden("values", "f32", values, sizeof(values));
+    for (size_t i = 0; i < 16; i++) {
+        const enum dtype src = dtypes[i / 4], dst = dtypes[i % 4];
+        for (size_t count = 0; count <= VALUE_BLOCKS * 32; count += 32) {
+            if (src == dst)
+                continue;
+            memset(got, 0xA5, sizeof(got));
+            dtype_convert(from, src, values, DTYPE_F32, count);
+            dtype_convert(got, dst, from, src, count);
+            dtype_convert(between, DTYPE_F32, from, src, count);
+            dtype_convert(wanted, dst, between, DTYPE_F32, count);
+            assert_memory_equal(got, wanted, dtype_row_bytes(dst, count));
+            assert_int_equal(got[dtype_row_bytes(dst, count)], 0xA5);
+        }
+    }
+}
+
+/* What has no meaning still gives a block, with every q in its range. */
+static void garbage_gives_a_block(void **state)
+{
+    static const float garbage[] = { NAN, INFINITY, -INFINITY, 1e-45f, -1e-39f, 3e38f, -0.0f, 1 };
+
+    (void)state;
+    for (size_t first = 0; first < 8; first++)
+        for (size_t step = 0; step < 8; step++) {
+            float values[32];
+            uint8_t q8_0[QUANT_Q8_0_BYTES], q4_0[QUANT_Q4_0_BYTES];
+            for (size_t i = 0; i < 32; i++)
+                values[i] = garbage[(first + i * step) % 8];
+            quant_q8_0_from_f32(q8_0, values, 1);
+            quant_q4_0_from_f32(q4_0, values, 1);
+            for (size_t i = 0; i < 32; i++) {
+                assert_int_not_equal((int8_t)q8_0[2 + i], -128);
+                if (isnan(values[i]))
+                    assert_int_equal((int8_t)q8_0[2 + i], 0);
+            }
+        }
+}
+
+static void names_are_parsed(void **state)
+{
+    enum dtype dtype;
+
+    (void)state;
+    assert_true(dtype_parse("q8_0", &dtype));
+    assert_int_equal(dtype, DTYPE_Q8_0);
+    assert_true(dtype_parse("Q4_0", &dtype));
+    assert_int_equal(dtype, DTYPE_Q4_0);
+    assert_false(dtype_parse("Q4", &dtype));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(blocks_are_widened_as_gguf_does),
+        cmocka_unit_test(values_are_quantised_as_gguf_does),
+        cmocka_unit_test(other_types_go_through_f32),
+        cmocka_unit_test(garbage_gives_a_block),
+        cmocka_unit_test(names_are_parsed),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
