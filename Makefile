@@ -4,6 +4,7 @@
 #     *_test.c               a program of cmocka tests            -> $(B)/tests/
 #     *_fuzz.c               a fuzz target (libFuzzer or a corpus)-> $(B)/fuzz/
 #     *_avx2.c               compiled for AVX2, FMA and F16C (x86-64 only)
+#     mpi_module.c           a module opened at run time, where Open MPI is -> $(B)/lighter_mpi.so
 #   src/cli/main.c           the program                          -> $(B)/lighter
 #
 #   make                     release, in build/
@@ -43,7 +44,7 @@ ARCH        = $(shell $(CC) -dumpmachine | cut -d- -f1)
 SOURCES  = $(sort $(shell find src -name '*.c'))
 TESTS    = $(filter %_test.c,$(SOURCES))
 FUZZ     = $(filter %_fuzz.c,$(SOURCES))
-LIBRARY  = $(filter-out %_test.c %_fuzz.c src/cli/main.c src/base/fuzz_main.c,$(SOURCES))
+LIBRARY  = $(filter-out %_test.c %_fuzz.c %_module.c src/cli/main.c src/base/fuzz_main.c,$(SOURCES))
 ifneq ($(ARCH),x86_64)
 LIBRARY := $(filter-out %_avx2.c,$(LIBRARY))
 TESTS   := $(filter-out %_avx2_test.c,$(TESTS))
@@ -52,7 +53,10 @@ OBJECTS  = $(LIBRARY:src/%.c=$(B)/obj/%.o)
 PROGRAMS = $(TESTS:src/%.c=$(B)/tests/%)
 FUZZERS  = $(FUZZ:src/%.c=$(B)/fuzz/%)
 
-all: $(B)/lighter $(B)/liblighter.a
+# What is opened at run time is built where its packages are.
+MPI      = $(shell pkg-config --exists ompi-c && echo $(B)/lighter_mpi.so)
+
+all: $(B)/lighter $(B)/liblighter.a $(MPI)
 tests: $(PROGRAMS)
 fuzz: $(FUZZERS)
 
@@ -72,6 +76,12 @@ $(B)/liblighter.a: $(OBJECTS)
 $(B)/lighter: $(B)/obj/cli/main.o $(B)/liblighter.a
 	@echo "LD $@"
 	@$(CC) $(ALL_LDFLAGS) -o $@ $^ $(LIBS)
+
+$(B)/lighter_mpi.so: src/cluster/mpi_module.c src/cluster/module.h src/cluster/cluster.h Makefile
+	@mkdir -p $(@D)
+	@echo "LD $@"
+	@$(CC) $(filter-out -MMD -MP,$(ALL_CFLAGS)) $(ALL_LDFLAGS) -fPIC -shared \
+	    $(shell pkg-config --cflags ompi-c) -o $@ $< $(shell pkg-config --libs ompi-c)
 
 $(B)/tests/%: $(B)/obj/%.o $(B)/liblighter.a
 	@mkdir -p $(@D)
