@@ -160,19 +160,41 @@ struct op_route {
     float scale;
 };
 
-/* out[t] += sum over j, in order, of weights[t][j] * w2[e] . (silu(g) * u), where e = ids[t][j] and
- * g, u are the first and second half of w13[e] . x[t].
- * w13 [expert_count][2 * ffn_width][width], w2 [expert_count][width][ffn_width], packed.
- * Each expert that is hit is read once for all its rows. */
+/* One expert's matrices, wherever they lie: gate and up [ffn_width][width] and down
+ * [width][ffn_width], each packed and in device memory, at an address that suits its elements. */
+struct op_moe_expert {
+    const void *gate, *up, *down;
+    int32_t id;
+};
+
+/* out[t] += sum over j, in order, of weights[t][j] * down[e] . (silu(g) * u), where e = ids[t][j],
+ * g = gate[e] . x[t] and u = up[e] . x[t]. Each expert that is hit is read once for all its rows.
+ *
+ * The experts are either stacked: w13 [expert_count][2 * ffn_width][width] (gate over up), w2
+ * [expert_count][width][ffn_width], packed; or listed one by one, and then the op may be queued as
+ * several launches, each with some of the experts, as they become available:
+ *
+ *     { .experts = those at hand, .unfinished = true }     sorts the rows, computes
+ *     { .experts = others, .continued = true, .unfinished = true }     computes
+ *     { .experts = the last ones, .continued = true }      computes, and adds to out
+ *
+ * scratch keeps the results in between. The launches agree in everything but these fields. Every
+ * expert that is hit is in exactly one list; those that are not hit are skipped. As the sum is made
+ * at the end, in the order of the choice, its bits don't depend on the lists. */
 struct op_moe {
     float *out;
     const float *x;
     const int32_t *ids;      /* [row_count][top_k], distinct within a row */
     const float *weights;    /* [row_count][top_k] */
-    const void *w13, *w2;
+    const void *w13, *w2;    /* stacked; not looked at when `experts` is there */
+    const struct op_moe_expert *experts; /* [expert_list_count], device memory, ids ascending;
+                                            NULL: stacked */
     enum dtype weight_dtype; /* F32, F16, BF16 */
     void *scratch;           /* op_moe_scratch_bytes of it, 64-byte aligned */
     uint32_t row_count, top_k, expert_count, width, ffn_width;
+    uint32_t expert_list_count;
+    bool continued;          /* a launch before this one has sorted the rows */
+    bool unfinished;         /* a launch after this one adds to out */
     uint64_t out_row_stride, x_row_stride;
 };
 
@@ -181,8 +203,9 @@ static inline uint64_t op_moe_scratch_bytes(uint64_t row_count, uint64_t top_k,
                                             uint64_t expert_count, uint64_t width,
                                             uint64_t ffn_width)
 {
-    /* per routed row: gate and up, their product, the expert's output, two indices; per expert two
-     * counters; and 64 bytes of alignment for each of the parts */
+    /* per routed row: gate and up, their product, the expert's output, two indices; per expert
+     * where its rows end, and an entry of the list of hits; and 64 bytes of alignment for each of
+     * the parts */
     return row_count * top_k * (4 * (3 * ffn_width + width) + 8) + expert_count * 8 + 8 * 64;
 }
 

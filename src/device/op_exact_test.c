@@ -205,30 +205,64 @@ struct moe_data {
     const int32_t *ids;
 };
 
+enum { MOE_EXPERTS_MAX = 16 };
+
+/* Experts one by one, each matrix anywhere; in `launch_count` launches, every launch_count-th of
+ * them in each, and then those that nobody asked for too. */
+static void moe_run_listed(struct harness *h, const struct moe_data *d, const struct op *whole,
+                           uint32_t launch_count)
+{
+    const uint64_t matrix = (uint64_t)d->width * d->ffn;
+
+    assert_true(d->experts <= MOE_EXPERTS_MAX);
+    for (uint32_t launch = 0; launch < launch_count; launch++) {
+        struct op_moe_expert list[MOE_EXPERTS_MAX];
+        struct op op = *whole;
+
+        for (uint32_t e = launch; e < d->experts; e += launch_count) {
+            struct op_moe_expert *expert = &list[op.moe.expert_list_count++];
+            expert->down = harness_put(h, d->w2 + e * matrix, matrix * 4);
+            expert->up = harness_put(h, d->w13 + (2 * e + 1) * matrix, matrix * 4);
+            expert->gate = harness_put(h, d->w13 + 2 * e * matrix, matrix * 4);
+            expert->id = (int32_t)e;
+        }
+        op.moe.experts = harness_put(h, list, op.moe.expert_list_count * sizeof(*list));
+        op.moe.continued = launch > 0;
+        op.moe.unfinished = launch + 1 < launch_count;
+        harness_run(h, &op);
+    }
+}
+
 static void moe_run(struct harness *h, const void *data, uint32_t first, uint32_t count, float *out)
 {
     const struct moe_data *d = data;
     const uint64_t matrix = (uint64_t)d->experts * d->width * d->ffn;
+    const uint32_t launch_count = (first * 3 + count) % 4; /* 0: stacked */
     const uint64_t scratch_bytes =
         op_moe_scratch_bytes(count, d->top_k, d->experts, d->width, d->ffn);
     void *scratch = calloc(1, scratch_bytes);
     struct op op = { .kind = OP_MOE };
 
     memset(out, 0, (size_t)count * d->width * sizeof(*out));
+    memset(scratch, 0xff, scratch_bytes); /* NaN: what is not computed shows */
     op.moe = (struct op_moe){
         .out = harness_put(h, out, (uint64_t)count * d->width * 4),
         .x = harness_put(h, d->x + (size_t)first * d->width, (uint64_t)count * d->width * 4),
         .ids = harness_put(h, d->ids + (size_t)first * d->top_k, (uint64_t)count * d->top_k * 4),
         .weights =
             harness_put(h, d->weights + (size_t)first * d->top_k, (uint64_t)count * d->top_k * 4),
-        .w13 = harness_put(h, d->w13, 2 * matrix * 4),
-        .w2 = harness_put(h, d->w2, matrix * 4),
         .weight_dtype = DTYPE_F32,
         .scratch = harness_put(h, scratch, scratch_bytes),
         .row_count = count, .top_k = d->top_k, .expert_count = d->experts, .width = d->width,
         .ffn_width = d->ffn, .out_row_stride = d->width, .x_row_stride = d->width,
     };
-    harness_run(h, &op);
+    if (launch_count == 0) {
+        op.moe.w13 = harness_put(h, d->w13, 2 * matrix * 4);
+        op.moe.w2 = harness_put(h, d->w2, matrix * 4);
+        harness_run(h, &op);
+    } else {
+        moe_run_listed(h, d, &op, launch_count);
+    }
     harness_get(h, out, op.moe.out, (uint64_t)count * d->width * 4);
     free(scratch);
 }

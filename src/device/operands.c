@@ -80,8 +80,12 @@ static void list_moe(struct list *list, const struct op_moe *op)
     add_rows(list, "x", op->x, op->row_count, op->x_row_stride, op->width);
     add(list, "ids", op->ids, (uint64_t)op->row_count * op->top_k * 4);
     add(list, "weights", op->weights, (uint64_t)op->row_count * op->top_k * 4);
-    add_matrix(list, "w13", op->w13, op->weight_dtype, 2 * matrix);
-    add_matrix(list, "w2", op->w2, op->weight_dtype, matrix);
+    if (op->experts == NULL) {
+        add_matrix(list, "w13", op->w13, op->weight_dtype, 2 * matrix);
+        add_matrix(list, "w2", op->w2, op->weight_dtype, matrix);
+    } else {
+        add(list, "experts", op->experts, op->expert_list_count * sizeof(*op->experts));
+    }
     add(list, "scratch", op->scratch,
         op_moe_scratch_bytes(op->row_count, op->top_k, op->expert_count, op->width,
                              op->ffn_width));
@@ -196,6 +200,8 @@ void device__op_assert(const struct op *op)
         assert(op->moe.top_k > 0 && op->moe.top_k <= op->moe.expert_count);
         assert(op->moe.width > 0 && op->moe.ffn_width > 0);
         assert((uintptr_t)op->moe.scratch % 64 == 0);
+        /* stacked are all there are: nothing is left for another launch */
+        assert(op->moe.experts != NULL || !(op->moe.continued || op->moe.unfinished));
         break;
     default: break;
     }

@@ -6,7 +6,9 @@
  *     down      per expert and run of w2's rows: result[r] = w2 . product[r]
  *     add       per row t: out[t] += weights[t][j] * result[r(t, j)], j ascending
  *
- * The order of the sum in `add` and the kernels' own promise make a row independent of others. */
+ * The first launch sorts, each computes the experts it has, the last one adds; what they share lies
+ * in the op's scratch. The order of the sum in `add` and the kernels' own promise make a row
+ * independent of others, and of how the experts were spread over launches. */
 #include <assert.h>
 #include <string.h>
 
@@ -24,8 +26,9 @@ struct moe_job {
     float *result;         /* [routed_count][width] */
     uint32_t *routed_row;  /* [routed_count]: t of routed row r */
     uint32_t *routed_at;   /* [row_count][top_k]: r of (t, j) */
-    uint32_t *hit_expert;  /* [hit_count]: experts with rows, ascending */
-    uint32_t *hit_end;     /* [hit_count]: their routed rows end here */
+    uint32_t *end;         /* [expert_count]: routed rows of e are [end[e - 1], end[e]) */
+    uint32_t *hit;         /* [hit_count]: experts with rows that this launch has; indices of
+                              op->experts, or ids when stacked */
     uint32_t hit_count;
     uint32_t run_length, runs_per_expert; /* of the current step */
     uint32_t rows_per_task;
@@ -50,19 +53,19 @@ static void divide_scratch(struct moe_job *job)
     job->result = carve(&at, routed_count * op->width * sizeof(float));
     job->routed_row = carve(&at, routed_count * sizeof(uint32_t));
     job->routed_at = carve(&at, routed_count * sizeof(uint32_t));
-    job->hit_expert = carve(&at, op->expert_count * sizeof(uint32_t));
-    job->hit_end = carve(&at, op->expert_count * sizeof(uint32_t));
+    job->end = carve(&at, op->expert_count * sizeof(uint32_t));
+    job->hit = carve(&at, op->expert_count * sizeof(uint32_t));
     assert((uint64_t)(at - (char *)op->scratch) <=
            op_moe_scratch_bytes(op->row_count, op->top_k, op->expert_count, op->width,
                                 op->ffn_width));
 }
 
-/* A counting sort of (t, j) by expert; then the experts without rows are dropped. */
+/* A counting sort of (t, j) by expert. */
 static void sort_by_expert(struct moe_job *job)
 {
     const struct op_moe *op = job->op;
     const uint32_t routed_count = op->row_count * op->top_k;
-    uint32_t *next = job->hit_end;
+    uint32_t *next = job->end;
     uint32_t sum = 0;
 
     memset(next, 0, op->expert_count * sizeof(*next));
@@ -80,30 +83,56 @@ static void sort_by_expert(struct moe_job *job)
         job->routed_row[r] = i / op->top_k;
         job->routed_at[i] = r;
     }
-    /* next[e] is now the end of e's routed rows, equal to the end before it when e has none. */
-    sum = 0;
+    /* next[e] has become the end of e's routed rows, equal to the end before it when e has none */
+}
+
+static uint32_t rows_begin(const struct moe_job *job, uint32_t expert)
+{
+    return expert == 0 ? 0 : job->end[expert - 1];
+}
+
+/* Which of the experts at hand have rows. */
+static void find_hits(struct moe_job *job)
+{
+    const struct op_moe *op = job->op;
+    const uint32_t count = op->experts != NULL ? op->expert_list_count : op->expert_count;
+
     job->hit_count = 0;
-    for (uint32_t e = 0; e < op->expert_count; e++) {
-        const uint32_t end = next[e];
-        if (end == sum)
-            continue;
-        job->hit_expert[job->hit_count] = e;
-        job->hit_end[job->hit_count++] = end;
-        sum = end;
+    for (uint32_t i = 0; i < count; i++) {
+        const uint32_t expert = op->experts != NULL ? (uint32_t)op->experts[i].id : i;
+        assert(expert < op->expert_count);
+        if (job->end[expert] > rows_begin(job, expert))
+            job->hit[job->hit_count++] = i;
     }
 }
 
-/* out[r][0 .. n_count) = rows n_first .. of the expert's matrix times x of its routed rows. */
-static void multiply(const struct moe_job *job, uint32_t hit, uint32_t thread_index,
+/* Where the matrices of a hit lie. */
+static struct op_moe_expert expert_of(const struct moe_job *job, uint32_t hit)
+{
+    const struct op_moe *op = job->op;
+    const uint32_t index = job->hit[hit];
+    const uint64_t element_bytes = dtype_info(op->weight_dtype)->block_bytes;
+    const uint64_t matrix_bytes = (uint64_t)op->width * op->ffn_width * element_bytes;
+    const char *gate;
+
+    if (op->experts != NULL)
+        return op->experts[index];
+    gate = (const char *)op->w13 + index * 2 * matrix_bytes;
+    return (struct op_moe_expert){ gate, gate + matrix_bytes,
+                                   (const char *)op->w2 + index * matrix_bytes, (int32_t)index };
+}
+
+/* out[r][0 .. n_count) = the strip's weight rows times x of the expert's routed rows. */
+static void multiply(const struct moe_job *job, uint32_t expert, uint32_t thread_index,
                      const struct cpu_strip *whole, bool x_is_input)
 {
     const struct op_moe *op = job->op;
-    const uint32_t end = job->hit_end[hit];
+    const uint32_t end = job->end[expert];
     const float *x_rows[CPU_STRIP_ROWS_MAX];
     struct cpu_strip strip = *whole;
 
     strip.x_rows = x_rows;
-    for (uint32_t r = hit == 0 ? 0 : job->hit_end[hit - 1]; r < end; r += strip.row_count) {
+    for (uint32_t r = rows_begin(job, expert); r < end; r += strip.row_count) {
         strip.row_count = end - r < CPU_STRIP_ROWS_MAX ? end - r : CPU_STRIP_ROWS_MAX;
         strip.out = whole->out + r * whole->out_row_stride;
         for (uint32_t i = 0; i < strip.row_count; i++)
@@ -127,23 +156,23 @@ static void up_task(void *context, size_t index, uint32_t thread_index)
     const uint32_t first = (uint32_t)(index % job->runs_per_expert) * job->run_length;
     const uint32_t left = op->ffn_width - first;
     const uint32_t count = left < job->run_length ? left : job->run_length;
-    const uint64_t expert_row = (uint64_t)job->hit_expert[hit] * 2 * op->ffn_width;
+    const struct op_moe_expert expert = expert_of(job, hit);
+    const uint32_t id = (uint32_t)expert.id;
     const uint64_t hidden_width = 2 * (uint64_t)op->ffn_width;
 
     for (uint32_t half = 0; half < 2; half++) {
-        const uint64_t at = (uint64_t)half * op->ffn_width + first;
         const struct cpu_strip strip = {
-            .out = job->hidden + at,
-            .weight = weight_rows(op, op->w13, expert_row + at, op->width),
+            .out = job->hidden + (uint64_t)half * op->ffn_width + first,
+            .weight = weight_rows(op, half == 0 ? expert.gate : expert.up, first, op->width),
             .weight_dtype = op->weight_dtype,
             .n_count = count,
             .k_count = op->width,
             .out_row_stride = hidden_width,
             .weight_row_stride = op->width,
         };
-        multiply(job, hit, thread_index, &strip, true);
+        multiply(job, id, thread_index, &strip, true);
     }
-    for (uint32_t r = hit == 0 ? 0 : job->hit_end[hit - 1]; r < job->hit_end[hit]; r++) {
+    for (uint32_t r = rows_begin(job, id); r < job->end[id]; r++) {
         const float *gate = job->hidden + r * hidden_width + first;
         job->executor->kernels->silu_mul(job->product + (uint64_t)r * op->ffn_width + first, gate,
                                          gate + op->ffn_width, count);
@@ -157,10 +186,10 @@ static void down_task(void *context, size_t index, uint32_t thread_index)
     const uint32_t hit = (uint32_t)(index / job->runs_per_expert);
     const uint32_t first = (uint32_t)(index % job->runs_per_expert) * job->run_length;
     const uint32_t left = op->width - first;
+    const struct op_moe_expert expert = expert_of(job, hit);
     const struct cpu_strip strip = {
         .out = job->result + first,
-        .weight = weight_rows(op, op->w2, (uint64_t)job->hit_expert[hit] * op->width + first,
-                              op->ffn_width),
+        .weight = weight_rows(op, expert.down, first, op->ffn_width),
         .weight_dtype = op->weight_dtype,
         .n_count = left < job->run_length ? left : job->run_length,
         .k_count = op->ffn_width,
@@ -168,7 +197,7 @@ static void down_task(void *context, size_t index, uint32_t thread_index)
         .weight_row_stride = op->ffn_width,
     };
 
-    multiply(job, hit, thread_index, &strip, false);
+    multiply(job, (uint32_t)expert.id, thread_index, &strip, false);
 }
 
 static void add_task(void *context, size_t index, uint32_t thread_index)
@@ -192,10 +221,21 @@ static void add_task(void *context, size_t index, uint32_t thread_index)
     }
 }
 
-/* Cuts each expert's matrix of n_count rows into runs; the average expert has its share of rows. */
-static size_t cut(struct moe_job *job, uint32_t n_count, uint32_t k_count)
+/* Routed rows of this launch's hits. */
+static uint64_t hit_rows(const struct moe_job *job)
 {
-    const uint64_t routed_count = (uint64_t)job->op->row_count * job->op->top_k;
+    uint64_t count = 0;
+
+    for (uint32_t hit = 0; hit < job->hit_count; hit++) {
+        const uint32_t expert = (uint32_t)expert_of(job, hit).id;
+        count += job->end[expert] - rows_begin(job, expert);
+    }
+    return count;
+}
+
+/* Cuts each expert's matrix of n_count rows into runs; the average expert has its share of rows. */
+static size_t cut(struct moe_job *job, uint64_t routed_count, uint32_t n_count, uint32_t k_count)
+{
     uint64_t work_each;
 
     assert(job->hit_count > 0);
@@ -213,9 +253,16 @@ void cpu__moe(struct cpu_executor *executor, const struct op_moe *op)
     struct thread_pool *pool = executor->pool;
 
     divide_scratch(&job);
-    sort_by_expert(&job);
-    thread_pool_run(pool, cut(&job, op->ffn_width, 2 * op->width), up_task, &job);
-    thread_pool_run(pool, cut(&job, op->width, op->ffn_width), down_task, &job);
+    if (!op->continued)
+        sort_by_expert(&job);
+    find_hits(&job);
+    if (job.hit_count > 0) {
+        const uint64_t rows = hit_rows(&job);
+        thread_pool_run(pool, cut(&job, rows, op->ffn_width, 2 * op->width), up_task, &job);
+        thread_pool_run(pool, cut(&job, rows, op->width, op->ffn_width), down_task, &job);
+    }
+    if (op->unfinished)
+        return;
     job.rows_per_task = cpu__task_size(executor, op->row_count, (uint64_t)op->width * op->top_k, 1);
     thread_pool_run(pool, (op->row_count + job.rows_per_task - 1) / job.rows_per_task, add_task,
                     &job);

@@ -287,6 +287,35 @@ static void stray_pointers_are_named(void **state)
     rig_close(&rig);
 }
 
+/* A list of experts lies in device memory itself, so it is checked when the op runs. */
+static void stray_experts_are_named(void **state)
+{
+    struct rig rig;
+    struct err err;
+    struct op_moe_expert list = { .id = 0 };
+    struct op op = { .kind = OP_MOE };
+
+    (void)state;
+    rig_open(&rig, "sim:memory=1MiB");
+    list.gate = list.up = rig.memory;
+    list.down = rig.host;
+    memcpy(rig.host, &list, sizeof(list));
+    must(device_copy_in(rig.a, rig.memory + 256, rig.host, sizeof(list), &err), &err);
+    op.moe = (struct op_moe){
+        .out = (float *)(void *)rig.memory, .x = (const float *)(const void *)rig.memory,
+        .ids = (const int32_t *)(const void *)(rig.memory + 512),
+        .weights = (const float *)(const void *)rig.memory,
+        .experts = (const struct op_moe_expert *)(const void *)(rig.memory + 256),
+        .expert_list_count = 1, .weight_dtype = DTYPE_F32, .scratch = rig.memory + 1024,
+        .row_count = 1, .top_k = 1, .expert_count = 1, .width = 4, .ffn_width = 4,
+        .out_row_stride = 4, .x_row_stride = 4,
+    };
+    must(device_launch(rig.a, &op, &err), &err);
+    assert_int_equal(stream_sync(rig.a, &err), STATUS_DEVICE);
+    assert_non_null(strstr(err.message, "moe: expert 0"));
+    rig_close(&rig);
+}
+
 static void the_link_loses_nothing_between_copies(void **state)
 {
     struct sim_link link;
@@ -390,6 +419,7 @@ int main(void)
         cmocka_unit_test(errors_stay_and_nobody_hangs),
         cmocka_unit_test(every_copy_can_fail),
         cmocka_unit_test(stray_pointers_are_named),
+        cmocka_unit_test(stray_experts_are_named),
         cmocka_unit_test(the_link_loses_nothing_between_copies),
         cmocka_unit_test(copies_are_never_faster_than_the_link),
         cmocka_unit_test(memory_is_never_given_twice),
