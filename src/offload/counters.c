@@ -27,7 +27,7 @@ void offload__count_planned(struct offload *offload, size_t unit)
     if (path == OFFLOAD_PATH_IN_PLACE)
         return;
     offload->counters[unit].onloads_planned++;
-    if (path == OFFLOAD_PATH_COPY)
+    if (path == OFFLOAD_PATH_FETCH)
         offload->counters[unit].bytes_planned += u->size_bytes;
 }
 
@@ -53,13 +53,15 @@ static void count_copy(struct offload *offload, size_t unit, uint64_t bytes, uin
 
 void offload__counters_harvest(struct offload *offload)
 {
+    const uint64_t onload_count = 2 * (uint64_t)offload->ring_count;
+
     if (offload->sizes.slot_count == 0)
         return;
     for (uint64_t k = offload->pass_position; k < offload->position; k++) {
-        const size_t unit = (size_t)(k % offload->unit_count);
+        const size_t unit = (size_t)(k % offload->ring_count);
         uint64_t began_ns, ended_ns;
 
-        if (!offload->onloads[k % (2 * offload->unit_count)].copied)
+        if (offload->onloads[k % onload_count].state == OFFLOAD_FETCH_NONE)
             continue;
         began_ns = event_time_ns(offload->stall_began[unit]);
         ended_ns = event_time_ns(offload->stall_ended[unit]);
@@ -68,18 +70,18 @@ void offload__counters_harvest(struct offload *offload)
     }
     for (; offload->harvested < offload->head; offload->harvested++) {
         const uint64_t k = offload->harvested;
-        const struct offload__onload *onload = &offload->onloads[k % (2 * offload->unit_count)];
-        const size_t unit = (size_t)(k % offload->unit_count);
-
-        if (!onload->copied)
-            continue;
+        const struct offload__fetch *onload = &offload->onloads[k % onload_count];
+        const size_t unit = (size_t)(k % offload->ring_count);
         /* The pass has waited for its own onloads, unless a test's fault left the wait out. */
-        if (k < offload->position && event_sync(onload->loaded, NULL) != STATUS_OK)
+        const bool of_this_pass = k < offload->position;
+        uint64_t began_ns, ended_ns;
+
+        if (onload->state == OFFLOAD_FETCH_NONE)
             continue;
-        if (!event_is_done(onload->loaded))
+        if (offload__fetch_times(onload, of_this_pass, &began_ns, &ended_ns))
+            count_copy(offload, unit, offload->units[unit].size_bytes, began_ns, ended_ns);
+        else if (!of_this_pass)
             return;
-        count_copy(offload, unit, offload->units[unit].size_bytes, event_time_ns(onload->started),
-                   event_time_ns(onload->loaded));
     }
 }
 

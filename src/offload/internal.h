@@ -7,6 +7,8 @@
  *   offload.c   create and destroy, and what can be asked of an offload at any time
  *   load.c      memory, and filling it through the loaders
  *   reload.c    filling one parameter again
+ *   home.c      the table of homes (home.h), and the plainest of them
+ *   fetch.c     one unit on its way from its home into a slot
  *   ring.c      the endless sequence of onloads through the slots
  *   counters.c  what moved and how long it took, collected by the engine's thread and
  *               published per pass
@@ -18,6 +20,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "offload/home.h"
 #include "offload/offload.h"
 
 #define OFFLOAD_SLOTS_MAX 65536
@@ -39,7 +42,7 @@ struct offload__param {
 
 /* How the contents of a unit get to where the compute stream reads them. */
 enum offload__path {
-    OFFLOAD_PATH_COPY,     /* from the host, over the link, into a slot */
+    OFFLOAD_PATH_FETCH,    /* from its home into a slot */
     OFFLOAD_PATH_NOTHING,  /* from meta: a slot, and nothing is copied into it */
     OFFLOAD_PATH_IN_PLACE, /* read at home; takes no slot */
 };
@@ -53,13 +56,7 @@ struct offload__unit {
     uint64_t size_bytes;      /* of the record: what one onload moves */
     size_t *params;           /* indices, ascending */
     size_t param_count;
-    void *record;             /* at home on the host; NULL: meta, or not loaded yet */
-};
-
-/* What the k-th onload was, kept until its times have been read. */
-struct offload__onload {
-    bool copied;
-    struct event *started, *loaded; /* on the copy stream, around the copy */
+    void *record;             /* in host memory, where the home has it there; NULL: nowhere */
 };
 
 /* Numbers of one unit since the last reset. */
@@ -84,7 +81,8 @@ struct offload {
     size_t param_count;
     uint32_t layer_count;
     struct offload__unit *units;
-    size_t unit_count;
+    size_t unit_count, ring_count;          /* all; those that the ring moves, which are the first,
+                                               in the order in which a pass uses them */
     size_t *unit_of;                        /* [layer_count][OFFLOAD_PART_COUNT] */
     struct offload_sizes sizes;
     bool in_place;                          /* the device's memory is the host's */
@@ -97,8 +95,8 @@ struct offload {
     uint8_t *resident;                      /* device memory of what stays */
     uint8_t *slots;                         /* device memory, slot_count * slot_bytes */
     struct event **ended;                   /* [slot_count]: the slot's last reader, on compute */
-    struct offload__onload *onloads;        /* [2 * unit_count]; the k-th is at k mod that */
-    struct event **stall_began, **stall_ended; /* [unit_count], on compute, around the wait */
+    struct offload__fetch *onloads;         /* [2 * ring_count]; the k-th is at k mod that */
+    struct event **stall_began, **stall_ended; /* [ring_count], on compute, around the wait */
 
     /* The endless sequence; owner: the engine's thread. */
     bool started;                           /* false: only a restart helps */
@@ -107,6 +105,7 @@ struct offload {
     uint64_t head;                          /* the next onload to be queued */
     uint64_t harvested;                     /* the next onload whose times are to be read */
     size_t active;                          /* unit between begin and end, or OFFLOAD_NO_UNIT */
+    uint8_t *active_base;                   /* where its record lies now */
 
     /* Counters; owner: the engine's thread. */
     struct offload__counters totals;
@@ -151,6 +150,10 @@ enum offload__path offload__path(const struct offload *offload, const struct off
 /* Recomputes `garbage` and publishes the homes. */
 void offload__homes_changed(struct offload *offload);
 
+/* home.c. fetch_begin of homes whose records lie in host memory. */
+enum status offload__record_fetch(struct offload *offload, struct offload__fetch *fetch,
+                                  struct err *err);
+
 /* load.c. Gives back everything that offload_load took; waits for the streams. */
 void offload__memory_free(struct offload *offload);
 
@@ -162,6 +165,8 @@ void offload__ring_destroy(struct offload *offload);
 enum status offload__ring_start(struct offload *offload, struct err *err);
 /* Waits for both streams; returns the first error. */
 enum status offload__ring_sync(struct offload *offload, struct err *err);
+/* Waits until no read writes to a slot any more. */
+void offload__ring_abandon(struct offload *offload);
 /* Queues what is ahead of the next pass and belongs to `unit` once more, after its home has
  * changed. */
 enum status offload__ring_renew(struct offload *offload, size_t unit, struct err *err);

@@ -1,9 +1,9 @@
 /* offload/load.c - taking memory, and filling it through the loaders.
  *
- * What stays lies in one block of device memory; the slots are one more; each moving unit has a
- * record in host memory that the device can copy from. Parameters are loaded one after the other:
- * straight into their record, straight into device memory where that is the host's, and else
- * through one bounce buffer of the largest parameter that stays. So at most one parameter is in
+ * What stays lies in one block of device memory; the slots are one more; moving units lie where
+ * their home puts them. Parameters are loaded one after the other: straight into their record where
+ * the home has one in memory, straight into device memory where that is the host's, and else
+ * through one bounce buffer of the largest such parameter. So at most one parameter is in
  * memory twice, and what is taken beyond the final bytes is bounded by it and by the loaders'
  * staging.
  *
@@ -27,10 +27,29 @@ struct load_job {
     uint64_t done_bytes, total_bytes; /* of the checkpoint */
 };
 
-static bool param_is_meta(const struct offload *offload, const struct offload__param *param)
+/* Whether the parameter's bytes are for this process to load. */
+static bool is_loaded_here(const struct offload *offload, const struct offload__param *param)
 {
-    return param->unit != OFFLOAD_NO_UNIT &&
-           offload->units[param->unit].home == OFFLOAD_HOME_META;
+    const struct offload__home_ops *home;
+
+    if (param->unit == OFFLOAD_NO_UNIT)
+        return true;
+    home = offload__home(offload->units[param->unit].home);
+    return home->has_contents &&
+           (home->is_loaded_here == NULL || home->is_loaded_here(offload, param->unit));
+}
+
+/* Where the loader may write the parameter; NULL: into the bounce buffer. */
+static uint8_t *place_of(struct offload *offload, const struct offload__param *param)
+{
+    const struct offload__home_ops *home;
+    uint8_t *record;
+
+    if (param->unit == OFFLOAD_NO_UNIT)
+        return offload->in_place ? offload->resident + param->offset_bytes : NULL;
+    home = offload__home(offload->units[param->unit].home);
+    record = home->record != NULL ? home->record(offload, param->unit) : NULL;
+    return record != NULL ? record + param->offset_bytes : NULL;
 }
 
 static enum status loaders_check(const struct offload *offload, const struct ckpt *ckpt,
@@ -67,28 +86,22 @@ static enum status memory_take(struct offload *offload, struct err *err)
                               sizes->slot_count, sizes->slot_bytes);
         offload->slots = memory;
     }
-    for (size_t i = 0; i < offload->unit_count; i++) {
-        struct offload__unit *unit = &offload->units[i];
-
-        if (unit->home != OFFLOAD_HOME_HOST)
-            continue;
-        st = device_host_alloc(offload->device, unit->size_bytes, &unit->record, err);
-        if (st != STATUS_OK)
-            return err_prefix(err, st, "home of %s on the host", unit->name);
+    for (unsigned home = 0; home < OFFLOAD_HOME_COUNT && st == STATUS_OK; home++) {
+        if (offload__home((enum offload_home)home)->open != NULL)
+            st = offload__home((enum offload_home)home)->open(offload, err);
     }
-    return STATUS_OK;
+    return st;
 }
 
 void offload__memory_free(struct offload *offload)
 {
+    offload__ring_abandon(offload);
     if (offload->compute != NULL)
         (void)offload__ring_sync(offload, NULL);
     offload__ring_destroy(offload);
-    for (size_t i = 0; i < offload->unit_count; i++) {
-        struct offload__unit *unit = &offload->units[i];
-
-        device_host_free(offload->device, unit->record, unit->size_bytes);
-        unit->record = NULL;
+    for (unsigned home = 0; home < OFFLOAD_HOME_COUNT; home++) {
+        if (offload__home((enum offload_home)home)->close != NULL)
+            offload__home((enum offload_home)home)->close(offload);
     }
     device_free(offload->device, DEVICE_USE_SLOTS, offload->slots,
                 offload->sizes.slot_count * offload->sizes.slot_bytes);
@@ -116,17 +129,17 @@ static enum status job_init(struct load_job *job, struct err *err)
     for (size_t i = 0; i < offload->param_count; i++) {
         const struct offload__param *param = &offload->params[i];
 
-        if (!param_is_meta(offload, param))
-            job->total_bytes += loader_source_bytes(param->loader, job->ckpt);
-        if (param->unit == OFFLOAD_NO_UNIT && !offload->in_place &&
-            param->size_bytes > job->bounce_bytes)
+        if (!is_loaded_here(offload, param))
+            continue;
+        job->total_bytes += loader_source_bytes(param->loader, job->ckpt);
+        if (place_of(offload, param) == NULL && param->size_bytes > job->bounce_bytes)
             job->bounce_bytes = param->size_bytes;
     }
     if (job->bounce_bytes == 0)
         return STATUS_OK;
     st = device_host_alloc(offload->device, job->bounce_bytes, &memory, err);
     if (st != STATUS_OK)
-        return err_prefix(err, st, "a buffer for the largest parameter that stays on the device");
+        return err_prefix(err, st, "a buffer for the largest parameter");
     job->bounce = memory;
     return STATUS_OK;
 }
@@ -137,31 +150,44 @@ static void job_deinit(struct load_job *job)
     loader_staging_destroy(job->staging);
 }
 
+/* From the bounce buffer to the device, or to the unit's home. */
+static enum status bounce_store(struct load_job *job, const struct offload__param *param,
+                                struct err *err)
+{
+    struct offload *offload = job->offload;
+    enum status st;
+
+    if (param->unit != OFFLOAD_NO_UNIT)
+        return offload__home(offload->units[param->unit].home)
+            ->store(offload, param->unit, param->offset_bytes, job->bounce, param->size_bytes, err);
+    st = device_copy_in(offload->copy, offload->resident + param->offset_bytes, job->bounce,
+                        param->size_bytes, err);
+    return st == STATUS_OK ? stream_sync(offload->copy, err) : st; /* the buffer is used again */
+}
+
 static enum status param_load(struct load_job *job, struct offload__param *param, struct err *err)
 {
     struct offload *offload = job->offload;
-    const bool moves = param->unit != OFFLOAD_NO_UNIT;
-    uint8_t *base, *dst;
+    uint8_t *place;
     enum status st;
 
-    if (param_is_meta(offload, param))
+    if (!is_loaded_here(offload, param)) {
+        param->filled = param->unit == OFFLOAD_NO_UNIT ||
+                        offload__home(offload->units[param->unit].home)->has_contents;
         return STATUS_OK;
-    base = moves ? offload->units[param->unit].record : offload->resident;
-    dst = moves || offload->in_place ? base + param->offset_bytes : job->bounce;
-    st = loader_load(param->loader, job->ckpt, dst, job->staging, job->progress, &job->done_bytes,
-                     job->total_bytes, err);
+    }
+    place = place_of(offload, param);
+    st = loader_load(param->loader, job->ckpt, place != NULL ? place : job->bounce, job->staging,
+                     job->progress, &job->done_bytes, job->total_bytes, err);
     if (st != STATUS_OK)
         return st;
-    if (dst == job->bounce) {
-        st = device_copy_in(offload->copy, base + param->offset_bytes, dst, param->size_bytes, err);
-        if (st == STATUS_OK)
-            st = stream_sync(offload->copy, err); /* the buffer is used again */
-        if (st != STATUS_OK)
-            return err_prefix(err, st, "%s", param->name);
-    }
+    if (place == NULL)
+        st = bounce_store(job, param, err);
+    if (st != STATUS_OK)
+        return err_prefix(err, st, "%s", param->name);
     param->filled = true;
-    if (!moves)
-        param->tensor.data = base + param->offset_bytes;
+    if (param->unit == OFFLOAD_NO_UNIT)
+        param->tensor.data = offload->resident + param->offset_bytes;
     return STATUS_OK;
 }
 
@@ -174,6 +200,10 @@ static enum status params_load(struct offload *offload, const struct ckpt *ckpt,
     for (size_t i = 0; i < offload->param_count && st == STATUS_OK; i++)
         st = param_load(&job, &offload->params[i], err);
     job_deinit(&job);
+    for (unsigned home = 0; home < OFFLOAD_HOME_COUNT && st == STATUS_OK; home++) {
+        if (offload__home((enum offload_home)home)->loaded != NULL)
+            st = offload__home((enum offload_home)home)->loaded(offload, err);
+    }
     return st;
 }
 

@@ -138,14 +138,9 @@ static enum status layers_list(const struct rows *rows, size_t start, struct buf
 
 static const char *home_phrase(const struct offload *offload, enum offload_home home)
 {
-    switch (home) {
-    case OFFLOAD_HOME_DEVICE: return "on the device";
-    case OFFLOAD_HOME_HOST:
-        return offload->in_place ? "at home on the host, used in place" : "at home on the host";
-    case OFFLOAD_HOME_META: return "at home in meta (no contents)";
-    case OFFLOAD_HOME_COUNT: break;
-    }
-    return "nowhere";
+    if (home == OFFLOAD_HOME_HOST && offload->in_place)
+        return "at home on the host, used in place";
+    return offload__home(home)->phrase;
 }
 
 /* One line for rows[start] and all rows like it. */

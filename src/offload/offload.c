@@ -111,8 +111,7 @@ enum status offload_create(struct device *device, const struct offload_param_des
         offload_destroy(offload);
         return st;
     }
-    offload->mode = offload->unit_count == 0 ? "off"
-                    : options->home == OFFLOAD_HOME_META ? "meta" : "cpu";
+    offload->mode = offload->unit_count == 0 ? "off" : offload__home(options->home)->mode;
     offload__homes_changed(offload);
     *offload_out = offload;
     return STATUS_OK;

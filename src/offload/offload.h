@@ -65,7 +65,7 @@ struct offload_param_desc {
 
 enum offload_home { OFFLOAD_HOME_DEVICE, OFFLOAD_HOME_HOST, OFFLOAD_HOME_META, OFFLOAD_HOME_COUNT };
 const char *offload_home_name(enum offload_home home);
-/* "cpu" and "meta"; others are STATUS_BAD_INPUT with what exists. */
+/* "cpu", "meta", ...; others are STATUS_BAD_INPUT with what exists. */
 enum status offload_mode_parse(const char *mode, enum offload_home *home_out, struct err *err);
 
 struct offload_options {

@@ -4,6 +4,7 @@
  * works. What would silently do nothing is refused, or, where SGLang accepts it, logged. */
 #include <assert.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/size.h"
@@ -21,28 +22,29 @@ const char *offload_part_name(enum offload_part part)
 
 const char *offload_home_name(enum offload_home home)
 {
-    static const char *const names[OFFLOAD_HOME_COUNT] = { "device", "host", "meta" };
-
-    assert((unsigned)home < OFFLOAD_HOME_COUNT);
-    return names[home];
+    return offload__home(home)->name;
 }
 
 enum status offload_mode_parse(const char *mode, enum offload_home *home_out, struct err *err)
 {
-    if (strcmp(mode, "cpu") == 0) {
-        *home_out = OFFLOAD_HOME_HOST;
-        return STATUS_OK;
+    char modes[128] = "";
+    size_t used = 0;
+
+    for (unsigned home = 0; home < OFFLOAD_HOME_COUNT; home++) {
+        const char *name = offload__home((enum offload_home)home)->mode;
+
+        if (name == NULL)
+            continue;
+        if (strcmp(mode, name) == 0) {
+            *home_out = (enum offload_home)home;
+            return STATUS_OK;
+        }
+        used += (size_t)snprintf(modes + used, sizeof(modes) - used, "%s%s", used > 0 ? ", " : "",
+                                 name);
+        assert(used < sizeof(modes));
     }
-    if (strcmp(mode, "meta") == 0) {
-        *home_out = OFFLOAD_HOME_META;
-        return STATUS_OK;
-    }
-    if (strcmp(mode, "shm_cpu") == 0 || strcmp(mode, "sharded_gpu") == 0)
-        return err_set(err, STATUS_BAD_INPUT,
-                       "--offload-mode: this build has no '%s', which is for several ranks; with "
-                       "one, 'cpu' does the same (modes: cpu, meta)", mode);
-    return err_set(err, STATUS_BAD_INPUT, "--offload-mode: no mode '%.64s' (modes: cpu, meta)",
-                   mode);
+    return err_set(err, STATUS_BAD_INPUT, "--offload-mode: no mode '%.64s' (modes: %s)", mode,
+                   modes);
 }
 
 void offload_options_init(struct offload_options *options)
@@ -78,8 +80,9 @@ static enum status check_off(const struct offload_options *options, const struct
     if (options->num_in_group != 1)
         log_line(log, LOG_WARN, "--offload-num-in-group %" PRId64
                  " has no effect without --offload-group-size", options->num_in_group);
-    if (options->home == OFFLOAD_HOME_META)
-        log_line(log, LOG_WARN, "--offload-mode meta has no effect without --offload-group-size");
+    if (options->home != OFFLOAD_HOME_HOST)
+        log_line(log, LOG_WARN, "--offload-mode %s has no effect without --offload-group-size",
+                 offload__home(options->home)->mode);
     return STATUS_OK;
 }
 
@@ -127,9 +130,7 @@ static enum status check_v2(const struct offload_options *options, uint32_t laye
                        "--offload-group-size %" PRId64 " with --offload-num-in-group %" PRId64
                        " chooses none of the model's %" PRIu32 " layers; the largest group size "
                        "that works is %" PRIu64, group, in_group, layer_count, group_max);
-    if (options->home != OFFLOAD_HOME_HOST && options->home != OFFLOAD_HOME_META)
-        return err_set(err, STATUS_BAD_INPUT, "--offload-mode: units cannot move from home '%s'; "
-                       "use cpu or meta", offload_home_name(options->home));
+    assert(options->home != OFFLOAD_HOME_DEVICE);
     return STATUS_OK;
 }
 

@@ -172,7 +172,7 @@ static enum status units_create(struct offload *offload, const bool *moves, stru
     offload->units = calloc(unit_count + 1, sizeof(*offload->units));
     if (offload->units == NULL)
         return err_set(err, STATUS_NO_MEMORY, "no memory for %zu units", unit_count);
-    offload->unit_count = unit_count;
+    offload->unit_count = offload->ring_count = unit_count;
     for (size_t i = 0; i < place_count; i++) {
         struct offload__unit *unit;
 
@@ -229,10 +229,11 @@ static enum status units_fill(struct offload *offload, const bool *moves, struct
 
 enum offload__path offload__path(const struct offload *offload, const struct offload__unit *unit)
 {
-    if (unit->home == OFFLOAD_HOME_META)
+    const struct offload__home_ops *home = offload__home(unit->home);
+
+    if (!home->has_contents)
         return OFFLOAD_PATH_NOTHING;
-    assert(unit->home == OFFLOAD_HOME_HOST);
-    return offload->in_place ? OFFLOAD_PATH_IN_PLACE : OFFLOAD_PATH_COPY;
+    return offload->in_place && home->is_host_memory ? OFFLOAD_PATH_IN_PLACE : OFFLOAD_PATH_FETCH;
 }
 
 /* Slots and sums. A pool is needed unless every unit is read at home. */

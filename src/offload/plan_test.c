@@ -499,10 +499,9 @@ static void modes_are_named_as_users_type_them(void **state)
     assert_int_equal(home, OFFLOAD_HOME_HOST);
     assert_int_equal(offload_mode_parse("meta", &home, &err), STATUS_OK);
     assert_int_equal(home, OFFLOAD_HOME_META);
-    assert_int_equal(offload_mode_parse("shm_cpu", &home, &err), STATUS_BAD_INPUT);
-    assert_non_null(strstr(err.message, "'cpu'"));
     assert_int_equal(offload_mode_parse("gpu", &home, &err), STATUS_BAD_INPUT);
-    assert_non_null(strstr(err.message, "modes: cpu, meta"));
+    assert_non_null(strstr(err.message, "cpu, "));
+    assert_non_null(strstr(err.message, "meta"));
     assert_int_equal(home, OFFLOAD_HOME_META); /* written on success only */
 }
 

@@ -142,6 +142,22 @@ static json_t *units_json(const struct offload *offload, const struct snapshot *
     return array;
 }
 
+static json_t *moved_from_json(const struct snapshot *snapshot)
+{
+    json_t *object = json_object();
+
+    for (unsigned home = 0; object != NULL && home < OFFLOAD_HOME_COUNT; home++) {
+        if (offload__home((enum offload_home)home)->mode == NULL)
+            continue;
+        if (json_object_set_new(object, offload_home_name((enum offload_home)home),
+                                json_integer((json_int_t)snapshot->moved_from[home])) != 0) {
+            json_decref(object);
+            return NULL;
+        }
+    }
+    return object;
+}
+
 json_t *offload_report_json(const struct offload *offload)
 {
     struct snapshot *snapshot = snapshot_create(offload);
@@ -150,15 +166,14 @@ json_t *offload_report_json(const struct offload *offload)
     if (snapshot == NULL)
         return NULL;
     report = json_pack(
-        "{s:s, s:s, s:I, s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:{s:I, s:I}, s:o, s:o, s:b}", "mode",
+        "{s:s, s:s, s:I, s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:o, s:o, s:o, s:b}", "mode",
         offload->mode, "device", device_info(offload->device)->name, "passes",
         (json_int_t)snapshot->totals.passes, "run_s", seconds(snapshot->totals.run_ns), "compute_s",
         seconds(compute_ns(snapshot)), "copy_s", seconds(snapshot->sum.copy_ns), "stall_s",
         seconds(snapshot->sum.stall_ns), "onloads", (json_int_t)snapshot->sum.onloads,
         "bytes_moved", (json_int_t)snapshot->sum.bytes_moved, "bytes_planned",
-        (json_int_t)snapshot->sum.bytes_planned, "bytes_moved_from", "host",
-        (json_int_t)snapshot->moved_from[OFFLOAD_HOME_HOST], "meta",
-        (json_int_t)snapshot->moved_from[OFFLOAD_HOME_META], "link", link_json(offload, snapshot),
+        (json_int_t)snapshot->sum.bytes_planned, "bytes_moved_from", moved_from_json(snapshot),
+        "link", link_json(offload, snapshot),
         "units", units_json(offload, snapshot), "garbage", offload_is_garbage(offload));
     snapshot_destroy(snapshot);
     return report;

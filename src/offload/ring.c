@@ -1,7 +1,7 @@
 /* offload/ring.c - the endless sequence of onloads through the slots.
  *
  * Positions count units read since the start, over all passes: position p reads unit p mod
- * unit_count in slot p mod slot_count. With units A B C, prefetch step 1 and two slots, time to the
+ * ring_count in slot p mod slot_count. With units A B C, prefetch step 1 and two slots, time to the
  * right (small letters: arriving; "B,C": begin of B, which queues C):
  *
  *     begin,queues       A,B     B,C     C,A     sample  A,B
@@ -17,8 +17,8 @@
  * p's, and `ended` of its slot was recorded in this pass or an earlier one.
  *
  * An onload's events are kept until its times have been read, which happens at the end of the pass
- * that read it. By then at most unit_count onloads of the next pass are ahead (prefetch_step is not
- * more), so 2 * unit_count entries never meet.
+ * that read it. By then at most ring_count onloads of the next pass are ahead (prefetch_step is not
+ * more), so 2 * ring_count entries never meet.
  *
  * Units at home in meta go through the same sequence and occupy slots, but nothing is queued for
  * them. Units read in place take a position and nothing else.
@@ -55,7 +55,7 @@ static void events_destroy(struct event **events, size_t count)
 
 enum status offload__ring_create(struct offload *offload, struct err *err)
 {
-    const size_t count = offload->unit_count;
+    const size_t count = offload->ring_count;
     enum status st = STATUS_OK;
 
     if (!offload->in_place)
@@ -72,26 +72,21 @@ enum status offload__ring_create(struct offload *offload, struct err *err)
     offload->onloads = calloc(2 * count, sizeof(*offload->onloads));
     if (offload->onloads == NULL)
         return err_set(err, STATUS_NO_MEMORY, "no memory for the onloads of %zu units", count);
-    for (size_t i = 0; i < 2 * count && st == STATUS_OK; i++) {
-        st = event_create(offload->device, &offload->onloads[i].started, err);
-        if (st == STATUS_OK)
-            st = event_create(offload->device, &offload->onloads[i].loaded, err);
-    }
+    for (size_t i = 0; i < 2 * count && st == STATUS_OK; i++)
+        st = offload__fetch_create(offload, &offload->onloads[i], err);
     return st;
 }
 
 void offload__ring_destroy(struct offload *offload)
 {
     offload->started = false;
-    for (size_t i = 0; offload->onloads != NULL && i < 2 * offload->unit_count; i++) {
-        event_destroy(offload->onloads[i].loaded);
-        event_destroy(offload->onloads[i].started);
-    }
+    for (size_t i = 0; offload->onloads != NULL && i < 2 * offload->ring_count; i++)
+        offload__fetch_destroy(offload, &offload->onloads[i]);
     free(offload->onloads);
     offload->onloads = NULL;
-    events_destroy(offload->stall_ended, offload->unit_count);
+    events_destroy(offload->stall_ended, offload->ring_count);
     offload->stall_ended = NULL;
-    events_destroy(offload->stall_began, offload->unit_count);
+    events_destroy(offload->stall_began, offload->ring_count);
     offload->stall_began = NULL;
     events_destroy(offload->ended, (size_t)offload->sizes.slot_count);
     offload->ended = NULL;
@@ -101,13 +96,13 @@ void offload__ring_destroy(struct offload *offload)
 
 static size_t unit_at(const struct offload *offload, uint64_t position)
 {
-    assert(offload->unit_count > 0);
-    return (size_t)(position % offload->unit_count);
+    assert(offload->ring_count > 0);
+    return (size_t)(position % offload->ring_count);
 }
 
-static struct offload__onload *onload_at(const struct offload *offload, uint64_t position)
+static struct offload__fetch *onload_at(const struct offload *offload, uint64_t position)
 {
-    return &offload->onloads[position % (2 * offload->unit_count)];
+    return &offload->onloads[position % (2 * offload->ring_count)];
 }
 
 static uint64_t slot_at(const struct offload *offload, uint64_t position)
@@ -121,38 +116,30 @@ static uint8_t *slot_memory(const struct offload *offload, uint64_t position)
     return offload->slots + slot_at(offload, position) * offload->sizes.slot_bytes;
 }
 
-/* Queues the onload of a position. */
-static enum status onload_queue(struct offload *offload, uint64_t position, struct err *err)
+/* Begins the onload of a position. */
+static enum status onload_begin(struct offload *offload, uint64_t position, struct err *err)
 {
     const size_t index = unit_at(offload, position);
     const struct offload__unit *unit = &offload->units[index];
-    struct offload__onload *onload = onload_at(offload, position);
-    enum status st = STATUS_OK;
+    struct offload__fetch *onload = onload_at(offload, position);
+    enum status st;
 
-    onload->copied = false;
+    onload->unit = index;
+    onload->state = OFFLOAD_FETCH_NONE;
     switch (offload__path(offload, unit)) {
     case OFFLOAD_PATH_IN_PLACE:
         return STATUS_OK;
     case OFFLOAD_PATH_NOTHING:
         offload__count_onload(offload, index, 0);
         return STATUS_OK;
-    case OFFLOAD_PATH_COPY:
+    case OFFLOAD_PATH_FETCH:
         break;
     }
-    if (!offload->options.fault_skip_ended_wait)
-        st = stream_wait(offload->copy, offload->ended[slot_at(offload, position)], err);
+    st = offload__fetch_begin(offload, onload, index, (size_t)slot_at(offload, position),
+                              slot_memory(offload, position), err);
     if (st == STATUS_OK)
-        st = event_record(offload->copy, onload->started, err);
-    if (st == STATUS_OK)
-        st = device_copy_in(offload->copy, slot_memory(offload, position), unit->record,
-                            unit->size_bytes, err);
-    if (st == STATUS_OK)
-        st = event_record(offload->copy, onload->loaded, err);
-    if (st != STATUS_OK)
-        return st;
-    onload->copied = true;
-    offload__count_onload(offload, index, unit->size_bytes);
-    return STATUS_OK;
+        offload__count_onload(offload, index, unit->size_bytes);
+    return st;
 }
 
 static enum status slots_prepare(struct offload *offload, struct err *err)
@@ -177,7 +164,7 @@ enum status offload__ring_start(struct offload *offload, struct err *err)
         st = slots_prepare(offload, err);
     while (st == STATUS_OK && offload->sizes.slot_count > 0 &&
            offload->head < (uint64_t)offload->options.prefetch_step) {
-        st = onload_queue(offload, offload->head, err);
+        st = onload_begin(offload, offload->head, err);
         if (st == STATUS_OK)
             offload__count_planned(offload, unit_at(offload, offload->head++));
     }
@@ -195,6 +182,12 @@ enum status offload__ring_sync(struct offload *offload, struct err *err)
     return st != STATUS_OK ? st : st_copy;
 }
 
+void offload__ring_abandon(struct offload *offload)
+{
+    for (uint64_t k = offload->pass_position; offload->onloads != NULL && k < offload->head; k++)
+        offload__fetch_abandon(offload, onload_at(offload, k));
+}
+
 enum status offload__ring_renew(struct offload *offload, size_t unit, struct err *err)
 {
     enum status st = STATUS_OK;
@@ -205,7 +198,8 @@ enum status offload__ring_renew(struct offload *offload, size_t unit, struct err
             continue;
         if (offload->harvested > k)
             offload->harvested = k; /* its events are recorded anew */
-        st = onload_queue(offload, k, err);
+        offload__fetch_abandon(offload, onload_at(offload, k));
+        st = onload_begin(offload, k, err);
         if (st == STATUS_OK)
             offload__count_planned(offload, unit);
     }
@@ -222,55 +216,68 @@ static void tensors_place(struct offload *offload, const struct offload__unit *u
     }
 }
 
-/* Makes the compute stream wait for the onload, between two marks that tell how long it did. */
+/* Makes the compute stream wait for the onload, between two marks that tell how long it did. Where
+ * ending the fetch waits on the host, for a disk, the stream has nothing to do meanwhile. */
 static enum status loaded_wait(struct offload *offload, uint64_t position, struct err *err)
 {
     const size_t index = unit_at(offload, position);
+    struct offload__fetch *onload = onload_at(offload, position);
     enum status st = event_record(offload->compute, offload->stall_began[index], err);
 
-    if (st == STATUS_OK && !offload->options.fault_skip_loaded_wait)
-        st = stream_wait(offload->compute, onload_at(offload, position)->loaded, err);
+    if (st == STATUS_OK)
+        st = offload__fetch_end(offload, onload, err);
+    if (st == STATUS_OK && onload->by_stream && !offload->options.fault_skip_loaded_wait)
+        st = stream_wait(offload->compute, onload->loaded, err);
     if (st == STATUS_OK)
         st = event_record(offload->compute, offload->stall_ended[index], err);
     return st;
 }
 
-/* Queues the onload that is prefetch_step ahead, then the wait for this one. */
+/* Queues the copies of onloads that have come from a disk meanwhile, in order. */
+static enum status arrived_pass_on(struct offload *offload, struct err *err)
+{
+    enum status st = STATUS_OK;
+
+    for (uint64_t k = offload->position + 1; st == STATUS_OK && k < offload->head; k++) {
+        struct offload__fetch *onload = onload_at(offload, k);
+
+        if (onload->state == OFFLOAD_FETCH_NONE)
+            continue;
+        if (!offload__fetch_is_ready(offload, onload))
+            break;
+        st = offload__fetch_end(offload, onload, err);
+    }
+    return st;
+}
+
+/* Begins the onload that is prefetch_step ahead, then waits for this one. */
 static enum status begin_in_slot(struct offload *offload, struct err *err)
 {
     const uint64_t position = offload->position;
     enum status st;
 
     assert(offload->head == position + (uint64_t)offload->options.prefetch_step);
-    st = onload_queue(offload, offload->head, err);
+    st = onload_begin(offload, offload->head, err);
     if (st != STATUS_OK)
         return st;
     offload->head++;
-    if (onload_at(offload, position)->copied)
+    if (onload_at(offload, position)->state != OFFLOAD_FETCH_NONE)
         st = loaded_wait(offload, position, err);
-    return st;
+    return st == STATUS_OK ? arrived_pass_on(offload, err) : st;
 }
 
-enum status offload_begin(struct offload *offload, uint32_t layer, enum offload_part part,
-                          struct err *err)
+/* Makes the unit, which is the next of the sequence, readable until unit_release. */
+static enum status unit_acquire(struct offload *offload, size_t index, struct err *err)
 {
-    struct offload__unit *unit;
+    const struct offload__unit *unit = &offload->units[index];
     enum status st = STATUS_OK;
-    size_t index;
 
-    assert(layer < offload->layer_count && (unsigned)part < OFFLOAD_PART_COUNT);
     assert(offload->active == OFFLOAD_NO_UNIT);
-    if (offload->run_began_ns == 0)
-        offload->run_began_ns = clock_now_ns();
-    index = offload->unit_of[(size_t)layer * OFFLOAD_PART_COUNT + part];
-    if (index == OFFLOAD_NO_UNIT)
-        return STATUS_OK;
     if (!offload->started)
         return err_set(err, STATUS_DEVICE,
                        "offloading has stopped after an error of the device and was not restarted");
     assert(index == unit_at(offload, offload->position));
-    assert(offload->position - offload->pass_position < offload->unit_count);
-    unit = &offload->units[index];
+    assert(offload->position - offload->pass_position < offload->ring_count);
     if (offload->sizes.slot_count > 0)
         st = begin_in_slot(offload, err);
     if (st != STATUS_OK) {
@@ -278,11 +285,62 @@ enum status offload_begin(struct offload *offload, uint32_t layer, enum offload_
         return st;
     }
     if (offload__path(offload, unit) == OFFLOAD_PATH_IN_PLACE)
-        tensors_place(offload, unit, unit->record);
+        offload->active_base = unit->record;
     else
-        tensors_place(offload, unit, slot_memory(offload, offload->position));
+        offload->active_base = slot_memory(offload, offload->position);
     offload->active = index;
     return STATUS_OK;
+}
+
+static enum status end_in_slot(struct offload *offload, struct err *err);
+
+static enum status unit_release(struct offload *offload, size_t index, struct err *err)
+{
+    enum status st = STATUS_OK;
+
+    assert(offload->active == index);
+    (void)index;
+    if (offload->sizes.slot_count > 0)
+        st = end_in_slot(offload, err);
+    offload->active = OFFLOAD_NO_UNIT;
+    offload->active_base = NULL;
+    if (st != STATUS_OK) {
+        offload->started = false;
+        return st;
+    }
+    offload->position++;
+    return STATUS_OK;
+}
+
+enum status offload_begin(struct offload *offload, uint32_t layer, enum offload_part part,
+                          struct err *err)
+{
+    enum status st;
+    size_t index;
+
+    assert(layer < offload->layer_count && (unsigned)part < OFFLOAD_PART_COUNT);
+    if (offload->run_began_ns == 0)
+        offload->run_began_ns = clock_now_ns();
+    index = offload->unit_of[(size_t)layer * OFFLOAD_PART_COUNT + part];
+    if (index == OFFLOAD_NO_UNIT)
+        return STATUS_OK;
+    st = unit_acquire(offload, index, err);
+    if (st == STATUS_OK)
+        tensors_place(offload, &offload->units[index], offload->active_base);
+    return st;
+}
+
+enum status offload_end(struct offload *offload, uint32_t layer, enum offload_part part,
+                        struct err *err)
+{
+    size_t index;
+
+    assert(layer < offload->layer_count && (unsigned)part < OFFLOAD_PART_COUNT);
+    index = offload->unit_of[(size_t)layer * OFFLOAD_PART_COUNT + part];
+    if (index == OFFLOAD_NO_UNIT)
+        return STATUS_OK;
+    tensors_place(offload, &offload->units[index], NULL);
+    return unit_release(offload, index, err);
 }
 
 /* Marks the slot as read; poison goes before the mark, so that only a read that comes too late, or
@@ -292,7 +350,7 @@ static enum status end_in_slot(struct offload *offload, struct err *err)
     const uint64_t position = offload->position;
     enum status st = STATUS_OK;
 
-    if (offload->options.poison && onload_at(offload, position)->copied)
+    if (offload->options.poison && onload_at(offload, position)->state != OFFLOAD_FETCH_NONE)
         st = device_fill(offload->compute, slot_memory(offload, position), OFFLOAD_POISON,
                          offload->sizes.slot_bytes, err);
     if (st == STATUS_OK)
@@ -300,37 +358,14 @@ static enum status end_in_slot(struct offload *offload, struct err *err)
     return st;
 }
 
-enum status offload_end(struct offload *offload, uint32_t layer, enum offload_part part,
-                        struct err *err)
-{
-    enum status st = STATUS_OK;
-    size_t index;
-
-    assert(layer < offload->layer_count && (unsigned)part < OFFLOAD_PART_COUNT);
-    index = offload->unit_of[(size_t)layer * OFFLOAD_PART_COUNT + part];
-    if (index == OFFLOAD_NO_UNIT)
-        return STATUS_OK;
-    assert(offload->active == index);
-    if (offload->sizes.slot_count > 0)
-        st = end_in_slot(offload, err);
-    tensors_place(offload, &offload->units[index], NULL);
-    offload->active = OFFLOAD_NO_UNIT;
-    if (st != STATUS_OK) {
-        offload->started = false;
-        return st;
-    }
-    offload->position++;
-    return STATUS_OK;
-}
-
 void offload_pass_done(struct offload *offload)
 {
     assert(offload->active == OFFLOAD_NO_UNIT);
-    assert(offload->position == offload->pass_position + offload->unit_count);
+    assert(offload->position == offload->pass_position + offload->ring_count);
     offload->totals.passes++;
     if (offload->run_began_ns != 0)
         offload->totals.run_ns = clock_now_ns() - offload->run_began_ns;
-    for (size_t i = 0; i < offload->unit_count; i++)
+    for (size_t i = 0; i < offload->ring_count; i++)
         offload__count_planned(offload, i);
     offload__counters_harvest(offload);
     offload->pass_position = offload->position;
@@ -346,6 +381,8 @@ enum status offload_pass_abort(struct offload *offload, struct err *err)
     if (offload->active != OFFLOAD_NO_UNIT)
         tensors_place(offload, &offload->units[offload->active], NULL);
     offload->active = OFFLOAD_NO_UNIT;
+    offload->active_base = NULL;
+    offload__ring_abandon(offload);
     st = offload__ring_sync(offload, err);
     /* What the abandoned pass has queued was due. */
     for (uint64_t k = offload->pass_position + ahead; k < offload->head; k++)

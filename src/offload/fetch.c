@@ -1,0 +1,120 @@
+/* offload/fetch.c - one unit on its way from its home into a slot: the steps that the ring and the
+ * expert cache share, whatever the home. */
+#include <assert.h>
+
+#include "offload/internal.h"
+
+enum status offload__fetch_create(struct offload *offload, struct offload__fetch *fetch,
+                                  struct err *err)
+{
+    enum status st;
+
+    *fetch = (struct offload__fetch){ .state = OFFLOAD_FETCH_NONE };
+    st = event_create(offload->device, &fetch->started, err);
+    return st == STATUS_OK ? event_create(offload->device, &fetch->loaded, err) : st;
+}
+
+static const struct offload__home_ops *home_of(const struct offload *offload,
+                                               const struct offload__fetch *fetch)
+{
+    return offload__home(offload->units[fetch->unit].home);
+}
+
+void offload__fetch_destroy(struct offload *offload, struct offload__fetch *fetch)
+{
+    for (unsigned home = 0; home < OFFLOAD_HOME_COUNT; home++) {
+        if (offload__home((enum offload_home)home)->fetch_destroy != NULL)
+            offload__home((enum offload_home)home)->fetch_destroy(offload, fetch);
+    }
+    event_destroy(fetch->loaded);
+    event_destroy(fetch->started);
+    fetch->started = fetch->loaded = NULL;
+}
+
+enum status offload__fetch_begin(struct offload *offload, struct offload__fetch *fetch, size_t unit,
+                                 size_t slot, uint8_t *dst, struct err *err)
+{
+    enum status st;
+
+    assert(fetch->state != OFFLOAD_FETCH_BEGUN);
+    fetch->unit = unit;
+    fetch->slot = slot;
+    fetch->dst = dst;
+    fetch->by_stream = false;
+    fetch->state = OFFLOAD_FETCH_NONE;
+    fetch->began_ns = fetch->ended_ns = 0;
+    st = home_of(offload, fetch)->fetch_begin(offload, fetch, err);
+    if (st == STATUS_OK)
+        fetch->state = OFFLOAD_FETCH_BEGUN;
+    return st;
+}
+
+enum status offload__fetch_end(struct offload *offload, struct offload__fetch *fetch,
+                               struct err *err)
+{
+    const struct offload__home_ops *home = home_of(offload, fetch);
+    enum status st = STATUS_OK;
+
+    if (fetch->state == OFFLOAD_FETCH_ENDED)
+        return STATUS_OK;
+    assert(fetch->state == OFFLOAD_FETCH_BEGUN);
+    if (home->fetch_end != NULL)
+        st = home->fetch_end(offload, fetch, err);
+    fetch->state = st == STATUS_OK ? OFFLOAD_FETCH_ENDED : OFFLOAD_FETCH_NONE;
+    return st;
+}
+
+bool offload__fetch_is_ready(const struct offload *offload, const struct offload__fetch *fetch)
+{
+    const struct offload__home_ops *home = home_of(offload, fetch);
+
+    return fetch->state != OFFLOAD_FETCH_BEGUN || home->fetch_is_ready == NULL ||
+           home->fetch_is_ready(offload, fetch);
+}
+
+void offload__fetch_abandon(struct offload *offload, struct offload__fetch *fetch)
+{
+    const struct offload__home_ops *home = home_of(offload, fetch);
+
+    if (fetch->state == OFFLOAD_FETCH_BEGUN && home->fetch_abandon != NULL)
+        home->fetch_abandon(offload, fetch);
+    fetch->state = OFFLOAD_FETCH_NONE;
+}
+
+bool offload__fetch_times(const struct offload__fetch *fetch, bool wait, uint64_t *began_ns_out,
+                          uint64_t *ended_ns_out)
+{
+    if (fetch->state != OFFLOAD_FETCH_ENDED && !fetch->by_stream)
+        return false;
+    if (!fetch->by_stream) {
+        *began_ns_out = fetch->began_ns;
+        *ended_ns_out = fetch->ended_ns;
+        return true;
+    }
+    if (wait && event_sync(fetch->loaded, NULL) != STATUS_OK)
+        return false;
+    if (!event_is_done(fetch->loaded))
+        return false;
+    *began_ns_out = event_time_ns(fetch->started);
+    *ended_ns_out = event_time_ns(fetch->loaded);
+    return true;
+}
+
+enum status offload__copy_begin(struct offload *offload, struct offload__fetch *fetch,
+                                struct err *err)
+{
+    enum status st = STATUS_OK;
+
+    if (!offload->options.fault_skip_ended_wait)
+        st = stream_wait(offload->copy, offload->ended[fetch->slot], err);
+    return st == STATUS_OK ? event_record(offload->copy, fetch->started, err) : st;
+}
+
+enum status offload__copy_end(struct offload *offload, struct offload__fetch *fetch,
+                              struct err *err)
+{
+    const enum status st = event_record(offload->copy, fetch->loaded, err);
+
+    fetch->by_stream = st == STATUS_OK;
+    return st;
+}

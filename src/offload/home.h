@@ -1,0 +1,98 @@
+/* offload/home.h - where the final bytes of moving units live, and how they come into a slot.
+ *
+ * A home is a table of functions, one per value of enum offload_home, listed in home.c: to add one
+ * is to add a file and a line there. The ring and the expert cache know homes only by this table.
+ *
+ * A fetch brings one unit from its home into a slot. It is begun as early as the schedule says and
+ * ended when the unit is about to be read:
+ *
+ *     begin   queues or submits what can be, and returns at once
+ *     end     makes sure that all of it is queued: may wait on the host, for a disk
+ *     ... the compute stream then waits for `loaded`, when the fetch came by the copy stream
+ *
+ * Threads: the engine's. Only for files inside offload/. */
+#ifndef LIGHTER_OFFLOAD_HOME_H
+#define LIGHTER_OFFLOAD_HOME_H
+
+#include "offload/offload.h"
+
+enum offload__fetch_state {
+    OFFLOAD_FETCH_NONE,   /* nothing was to be brought, or it was abandoned */
+    OFFLOAD_FETCH_BEGUN,
+    OFFLOAD_FETCH_ENDED,  /* everything is queued, or there */
+};
+
+struct offload__fetch {
+    size_t unit, slot;
+    uint8_t *dst;                   /* the slot's memory, on the device */
+    enum offload__fetch_state state;
+    bool by_stream;                 /* came by the copy stream, between the two events */
+    struct event *started, *loaded; /* on the copy stream */
+    uint64_t began_ns, ended_ns;    /* of one that did not */
+    void *home_data;                /* the home's own, for as long as the fetch object lives */
+};
+
+struct offload__home_ops {
+    const char *name;               /* "host" */
+    const char *mode;               /* as --offload-mode spells it; NULL: not to be asked for */
+    const char *phrase;             /* for the manifest: "at home on the host" */
+    bool has_contents;              /* false: meta */
+    bool is_host_memory;            /* units have records in host memory, which a device whose
+                                       memory is the host's reads in place */
+    /* Takes what the home needs for its units: memory, segments, files. After the device's memory
+     * has been taken and before anything is loaded. NULL: nothing. */
+    enum status (*open)(struct offload *offload, struct err *err);
+    /* Gives it back; fine when open has failed halfway or was never called. NULL: nothing. */
+    void (*close)(struct offload *offload);
+    /* Whether this process loads the unit at all; NULL: yes. */
+    bool (*is_loaded_here)(const struct offload *offload, size_t unit);
+    /* Where the loader may write parameters of the unit: NULL, or a NULL result: through `store`. */
+    uint8_t *(*record)(struct offload *offload, size_t unit);
+    /* Puts size_bytes of the unit's record, from offset_bytes on, to their place. `bytes`: host
+     * memory that the device can copy from. */
+    enum status (*store)(struct offload *offload, size_t unit, uint64_t offset_bytes,
+                         const uint8_t *bytes, uint64_t size_bytes, struct err *err);
+    /* All of its units have been loaded. NULL: nothing to do. */
+    enum status (*loaded)(struct offload *offload, struct err *err);
+    /* Bringing a unit into fetch->dst. NULL for meta; end may be NULL. */
+    enum status (*fetch_begin)(struct offload *offload, struct offload__fetch *fetch,
+                               struct err *err);
+    enum status (*fetch_end)(struct offload *offload, struct offload__fetch *fetch,
+                             struct err *err);
+    /* Whether end would not wait. NULL: it never does. */
+    bool (*fetch_is_ready)(const struct offload *offload, const struct offload__fetch *fetch);
+    /* Waits until nothing is written to dst any more on behalf of a fetch that was begun and not
+     * ended. NULL: syncing the copy stream is enough. */
+    void (*fetch_abandon)(struct offload *offload, struct offload__fetch *fetch);
+    /* Gives home_data back. NULL: there is none. */
+    void (*fetch_destroy)(struct offload *offload, struct offload__fetch *fetch);
+};
+
+const struct offload__home_ops *offload__home(enum offload_home home);
+
+extern const struct offload__home_ops offload__home_device, offload__home_host,
+    offload__home_meta;
+
+/* fetch.c: the steps that movers share. A fetch object is made once for each place in a ring. */
+enum status offload__fetch_create(struct offload *offload, struct offload__fetch *fetch,
+                                  struct err *err);
+void offload__fetch_destroy(struct offload *offload, struct offload__fetch *fetch);
+/* Begins to bring `unit` into slot memory dst, from which `slot`'s last reader ended. */
+enum status offload__fetch_begin(struct offload *offload, struct offload__fetch *fetch, size_t unit,
+                                 size_t slot, uint8_t *dst, struct err *err);
+enum status offload__fetch_end(struct offload *offload, struct offload__fetch *fetch,
+                               struct err *err);
+bool offload__fetch_is_ready(const struct offload *offload, const struct offload__fetch *fetch);
+void offload__fetch_abandon(struct offload *offload, struct offload__fetch *fetch);
+/* When it ran, on clock_now_ns's clock; false: it has not arrived yet. `wait`: wait for it. */
+bool offload__fetch_times(const struct offload__fetch *fetch, bool wait, uint64_t *began_ns_out,
+                          uint64_t *ended_ns_out);
+
+/* For homes: copies queued between copy_begin and copy_end on offload->copy come behind the slot's
+ * last reader and between the fetch's two events. */
+enum status offload__copy_begin(struct offload *offload, struct offload__fetch *fetch,
+                                struct err *err);
+enum status offload__copy_end(struct offload *offload, struct offload__fetch *fetch,
+                              struct err *err);
+
+#endif
