@@ -9,52 +9,131 @@
  * chosen:
  *
  *     w13 [experts][2 x width][hidden]      gate, then up, of each expert
- *     w2  [experts][hidden][width] */
+ *     w2  [experts][hidden][width]
+ *
+ * Checkpoints lay the experts E of a block in one of three ways:
+ *
+ *     apart    BLOCK.experts.E.GATE.weight [width][hidden], .UP., .DOWN.    as published
+ *     stacked  mlp.experts.gate_proj.weight [experts][width][hidden], up_proj, down_proj
+ *     fused    mlp.experts.gate_up_proj [experts][2 x width][hidden], down_proj
+ *
+ * Stacked is how GGUF files have them, fused what transformers 5 holds in memory, and writes when
+ * it is told not to go back to the published format. Both come with the router in mlp.gate.weight,
+ * whatever the family calls it. */
 #include <stdio.h>
 
 #include "model/internal.h"
 
 #define NAME_BYTES_MAX 96
 
+enum layout { LAYOUT_APART, LAYOUT_STACKED, LAYOUT_FUSED };
+
+/* The one whose first tensor is there; none: the published one, whose tensor is then said to be
+ * missing. */
+static enum layout find_layout(const struct params *params, uint32_t layer)
+{
+    if (model__param_source_exists(params, (int32_t)layer, "mlp.experts.gate_proj.weight"))
+        return LAYOUT_STACKED;
+    if (model__param_source_exists(params, (int32_t)layer, "mlp.experts.gate_up_proj"))
+        return LAYOUT_FUSED;
+    return LAYOUT_APART;
+}
+
 static void describe_router(struct params *params, const struct model_config *config,
                             uint32_t layer, const struct expert_names *names)
 {
-    char name[NAME_BYTES_MAX];
+    char name[NAME_BYTES_MAX], source[NAME_BYTES_MAX];
     const struct param_spec spec = { .name = name, .layer = (int32_t)layer, .role = ROLE_ROUTER,
                                      .part = OFFLOAD_PART_FFN, .rank = 2,
                                      .shape = { config->expert_count, config->hidden_size } };
 
     (void)snprintf(name, sizeof(name), "%s.gate.weight", names->block);
-    model__param_same(params, &spec);
+    (void)snprintf(source, sizeof(source), "%s",
+                   find_layout(params, layer) == LAYOUT_APART ? name : "mlp.gate.weight");
+    model__param_begin(params, &spec);
+    model__param_add(params, 2, spec.shape, "%s", source);
+    model__param_end(params);
     if (config->route_bias)
         model__describe_norm(params, layer, ROLE_ROUTER_BIAS, OFFLOAD_PART_FFN,
                              names->router_bias, config->expert_count);
 }
 
-static void describe_stacks(struct params *params, const struct model_config *config,
-                            uint32_t layer, const struct expert_names *names)
+static void add_apart(struct params *params, uint32_t expert, const struct expert_names *names,
+                      const char *matrix, const uint64_t shape[2])
+{
+    model__param_add(params, 2, shape, "%s.experts.%u.%s.weight", names->block, expert, matrix);
+}
+
+/* A tensor [experts][rows][cols], which fills `rows` of each expert's `rows_of_expert` in the
+ * parameter, from first_row on. */
+struct stack {
+    const char *name;
+    uint64_t rows, cols, first_row, rows_of_expert;
+};
+
+static void add_stack(struct params *params, uint32_t expert_count, const struct stack *stack)
+{
+    const uint64_t size = stack->rows * stack->cols;
+    const struct loader_part part = {
+        .rank = 3, .shape = { expert_count, stack->rows, stack->cols },
+        .dst_offset = stack->first_row * stack->cols,
+        .dims = { { expert_count, size, stack->rows_of_expert * stack->cols },
+                  { 1, 0, 0 }, { size, 1, 1 } },
+    };
+
+    model__param_add_view(params, &part, stack->name);
+}
+
+static void describe_w13(struct params *params, const struct model_config *config, uint32_t layer,
+                         const struct expert_names *names)
 {
     const uint64_t width = config->expert_ffn_width, hidden = config->hidden_size;
-    const uint64_t in[2] = { width, hidden }, out[2] = { hidden, width };
+    const uint64_t shape[2] = { width, hidden };
+    const struct stack gate = { "mlp.experts.gate_proj.weight", width, hidden, 0, 2 * width };
+    const struct stack up = { "mlp.experts.up_proj.weight", width, hidden, width, 2 * width };
+    const struct stack both = { "mlp.experts.gate_up_proj", 2 * width, hidden, 0, 2 * width };
+    const enum layout layout = find_layout(params, layer);
     char name[NAME_BYTES_MAX];
-    struct param_spec spec = { .name = name, .layer = (int32_t)layer, .role = ROLE_W13,
-                               .part = OFFLOAD_PART_FFN, .moves = true, .rank = 3,
-                               .shape = { config->expert_count, 2 * width, hidden } };
+    const struct param_spec spec = { .name = name, .layer = (int32_t)layer, .role = ROLE_W13,
+                                     .part = OFFLOAD_PART_FFN, .moves = true, .rank = 3,
+                                     .shape = { config->expert_count, 2 * width, hidden } };
 
     (void)snprintf(name, sizeof(name), "%s.experts.w13_weight", names->block);
     model__param_begin(params, &spec);
-    for (uint32_t i = 0; i < config->expert_count; i++) {
-        model__param_add(params, 2, in, "%s.experts.%u.%s.weight", names->block, i, names->gate);
-        model__param_add(params, 2, in, "%s.experts.%u.%s.weight", names->block, i, names->up);
+    if (layout == LAYOUT_STACKED) {
+        add_stack(params, config->expert_count, &gate);
+        add_stack(params, config->expert_count, &up);
+    }
+    if (layout == LAYOUT_FUSED)
+        add_stack(params, config->expert_count, &both);
+    for (uint32_t i = 0; layout == LAYOUT_APART && i < config->expert_count; i++) {
+        add_apart(params, i, names, names->gate, shape);
+        add_apart(params, i, names, names->up, shape);
     }
     model__param_end(params);
+}
+
+static void describe_w2(struct params *params, const struct model_config *config, uint32_t layer,
+                        const struct expert_names *names)
+{
+    const uint64_t width = config->expert_ffn_width, hidden = config->hidden_size;
+    const uint64_t shape[2] = { hidden, width };
+    const enum layout layout = find_layout(params, layer);
+    const struct stack down = {
+        layout == LAYOUT_STACKED ? "mlp.experts.down_proj.weight" : "mlp.experts.down_proj",
+        hidden, width, 0, hidden,
+    };
+    char name[NAME_BYTES_MAX];
+    const struct param_spec spec = { .name = name, .layer = (int32_t)layer, .role = ROLE_W2,
+                                     .part = OFFLOAD_PART_FFN, .moves = true, .rank = 3,
+                                     .shape = { config->expert_count, hidden, width } };
+
     (void)snprintf(name, sizeof(name), "%s.experts.w2_weight", names->block);
-    spec.role = ROLE_W2;
-    spec.shape[1] = hidden;
-    spec.shape[2] = width;
     model__param_begin(params, &spec);
-    for (uint32_t i = 0; i < config->expert_count; i++)
-        model__param_add(params, 2, out, "%s.experts.%u.%s.weight", names->block, i, names->down);
+    if (layout != LAYOUT_APART)
+        add_stack(params, config->expert_count, &down);
+    for (uint32_t i = 0; layout == LAYOUT_APART && i < config->expert_count; i++)
+        add_apart(params, i, names, names->down, shape);
     model__param_end(params);
 }
 
@@ -67,7 +146,8 @@ void model__describe_experts(struct params *params, const struct model_config *c
                              uint32_t layer, const struct expert_names *names)
 {
     describe_router(params, config, layer, names);
-    describe_stacks(params, config, layer, names);
+    describe_w13(params, config, layer, names);
+    describe_w2(params, config, layer, names);
     if (config->shared_expert_count > 0)
         model__describe_mlp(params, config, layer, names->shared, shared_width(config));
 }

@@ -45,6 +45,8 @@ void model__param_add(struct params *params, uint32_t rank, const uint64_t *shap
 void model__param_add_view(struct params *params, const struct loader_part *part,
                            const char *name);
 void model__param_end(struct params *params);
+/* Whether the checkpoint has this tensor, of the layer or, as above, outside the layers. */
+bool model__param_source_exists(const struct params *params, int32_t layer, const char *name);
 /* The commonest: begin, one source of the parameter's own name and shape, end. */
 void model__param_same(struct params *params, const struct param_spec *spec);
 /* Rows of several matrices (or vectors, cols 0) on top of each other. */
@@ -224,13 +226,14 @@ void model__describe_mlp(struct params *params, const struct model_config *confi
 void model__slice_mlp(struct slicer *slicer, uint64_t row_count, uint64_t width,
                       struct model_buffers *buffers);
 void model__pass_mlp(struct model_pass *pass, uint32_t layer);
-/* experts.c: a mixture of experts as a layer's FFN. How the checkpoint calls it, within the layer;
- * what config says is not there is not asked for. */
+/* experts.c: a mixture of experts as a layer's FFN. How a checkpoint of the family calls it, within
+ * the layer; what config says is not there is not asked for. */
 struct expert_names {
     const char *block;             /* "mlp": BLOCK.gate.weight is the router */
     const char *gate, *up, *down;  /* "gate_proj": BLOCK.experts.E.gate_proj.weight */
     const char *router_bias, *shared; /* whole; may be NULL where no config has them */
 };
+/* Checkpoints with all of a layer's experts in one tensor are read too. */
 void model__describe_experts(struct params *params, const struct model_config *config,
                              uint32_t layer, const struct expert_names *names);
 /* Slices for layers of both kinds, dense and with experts; the pass takes the kind the layer is. */

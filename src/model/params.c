@@ -74,10 +74,8 @@ static uint32_t *role_slot(const struct params *params, int32_t layer, enum mode
     return &params->layers[row][role];
 }
 
-static void format_name(const struct params *params, int32_t layer, char *out, size_t out_size,
-                        const char *name)
+static void format_name(int32_t layer, char *out, size_t out_size, const char *name)
 {
-    (void)params;
     if (layer == OFFLOAD_NO_LAYER)
         (void)snprintf(out, out_size, "%s", name);
     else
@@ -91,11 +89,19 @@ void model__param_begin(struct params *params, const struct param_spec *spec)
     assert(params->source_count == 0);
     params->open = *spec;
     params->open_offset = 0;
-    format_name(params, spec->layer, params->open_name, sizeof(params->open_name), spec->name);
+    format_name(spec->layer, params->open_name, sizeof(params->open_name), spec->name);
     if (!tensor_element_count(spec->rank, spec->shape, &params->open_elements))
         params->status = err_set(params->err, STATUS_BAD_INPUT,
                                  "%s: the size of parameter %s overflows 64 bits",
                                  ckpt_path(params->ckpt), params->open_name);
+}
+
+bool model__param_source_exists(const struct params *params, int32_t layer, const char *name)
+{
+    char full[NAME_BYTES_MAX];
+
+    format_name(layer, full, sizeof(full), name);
+    return ckpt_find(params->ckpt, full) != NULL;
 }
 
 void model__param_add_view(struct params *params, const struct loader_part *part,
@@ -107,7 +113,7 @@ void model__param_add_view(struct params *params, const struct loader_part *part
 
     if (params->status != STATUS_OK)
         return;
-    format_name(params, params->open.layer, full, sizeof(full), name);
+    format_name(params->open.layer, full, sizeof(full), name);
     if (ckpt_find(params->ckpt, full) == NULL) {
         params->status = err_set(params->err, STATUS_BAD_INPUT,
                                  "%s: the tensor %s is missing; the parameter %s is made of it",
