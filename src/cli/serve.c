@@ -137,16 +137,19 @@ static enum status serve(struct cli_context *context, struct watch *watch, const
     struct cli_session session = { 0 };
     struct server_options server_options;
     struct server *server = NULL;
+    struct fleet *fleet = NULL;
     enum status st;
 
     st = cli_session_open_tokenizer(&session, options, log, err);
     if (st == STATUS_OK)
         st = cli_session_start(&session, options, &demand, log, &context->console->progress, err);
     context->bad_usage = session.bad_usage;
+    if (st == STATUS_OK)
+        st = fleet_create_local(session.engine, &fleet, err);
     if (st == STATUS_OK) {
         watch_serve(watch);
         make_server_options(options, launch, &server_options);
-        st = server_create(session.engine, session.tokenizer, &server_options, log, &server, err);
+        st = server_create(fleet, session.tokenizer, &server_options, log, &server, err);
     }
     if (st == STATUS_OK)
         st = print_address(options, server, err);
@@ -154,10 +157,11 @@ static enum status serve(struct cli_context *context, struct watch *watch, const
         log_line(log, LOG_INFO, "signal %d: finishing what runs; a second one stops at once",
                  watch_wait(watch));
         server_drain(server);
-        engine_drain(session.engine);
+        fleet_drain(fleet);
         offload_report_log(model_offload(session.model), log);
     }
     server_destroy(server);
+    fleet_destroy(fleet);
     cli_session_close(&session);
     return st;
 }

@@ -84,6 +84,7 @@ struct engine_output {
     const char *matched_text;    /* of FINISH_STOP; NULL elsewhere */
     double queue_s, e2e_s;       /* waited before the first step; since submit */
     bool garbage;                /* the weights have no contents (meta mode) */
+    uint32_t dp_rank;            /* which of a server's engines it was; 0 from the engine itself */
 };
 
 struct engine_request {

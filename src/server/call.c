@@ -1,6 +1,6 @@
 /* server/call.c - the prompts of one HTTP request on their way through the engine.
  *
- *     call_create --+-- engine_submit, once per prompt
+ *     call_create --+-- fleet_submit, once per prompt
  *                   |
  *     HTTP thread   |        connection suspended      resumed     suspended   resumed
  *     --------------+------> call_wait / call_read .............> ......
@@ -95,7 +95,7 @@ static void on_output(void *user, const struct engine_output *output)
 static enum status tokenize(const struct call *call, const struct tokenizer *tokenizer,
                             struct generate_prompt *prompt, struct err *err)
 {
-    const uint64_t context_length = engine_model_info(call->engine)->context_length;
+    const uint64_t context_length = fleet_model_info(call->fleet)->context_length;
     struct token_ids ids = { 0 };
     enum status st;
 
@@ -135,7 +135,7 @@ static enum status submit(struct call *call, struct answer *answer,
     enum status st;
 
     server__call_ref(call); /* the engine's */
-    st = engine_submit(call->engine, &request, &engine_id, err);
+    st = fleet_submit(call->fleet, &request, &engine_id, err);
     (void)pthread_mutex_lock(&call->lock);
     if (st == STATUS_OK) {
         answer->engine_id = engine_id;
@@ -182,7 +182,7 @@ static struct call *call_new(const struct generate_request *request, enum call_k
     return call;
 }
 
-enum status server__call_create(struct engine *engine, const struct tokenizer *tokenizer,
+enum status server__call_create(struct fleet *fleet, const struct tokenizer *tokenizer,
                                 enum call_kind kind, struct generate_request *request,
                                 struct MHD_Connection *connection, struct call **call_out,
                                 struct err *err)
@@ -194,7 +194,7 @@ enum status server__call_create(struct engine *engine, const struct tokenizer *t
     if (call == NULL)
         return err_set(err, STATUS_NO_MEMORY, "no memory for a request of %zu prompts",
                        request->prompt_count);
-    call->engine = engine;
+    call->fleet = fleet;
     call->connection = connection;
     /* All are tokenized before the first is submitted: a bad one costs no computing. */
     for (at = 0; at < request->prompt_count && st == STATUS_OK; at++)
@@ -250,7 +250,7 @@ void server__call_release(struct call *call)
         engine_id = answer->engine_id;
         (void)pthread_mutex_unlock(&call->lock);
         if (running)
-            engine_cancel(call->engine, engine_id);
+            fleet_cancel(call->fleet, engine_id);
     }
     server__call_unref(call);
 }

@@ -383,15 +383,20 @@ static enum MHD_Result route_generate(struct conn *conn, struct MHD_Connection *
 
 static enum MHD_Result route_health(struct conn *conn, struct MHD_Connection *connection)
 {
+    struct err err;
+
     if (is_draining(conn->server))
         return respond_draining(conn, connection);
+    if (fleet_health(conn->server->fleet, &err) != STATUS_OK)
+        return respond_error(conn, connection, MHD_HTTP_SERVICE_UNAVAILABLE,
+                             status_name(STATUS_UNAVAILABLE), err.message);
     return respond_empty(conn, connection);
 }
 
 static enum MHD_Result route_health_generate(struct conn *conn, struct MHD_Connection *connection)
 {
     const struct server *server = conn->server;
-    const struct model_info *info = engine_model_info(server->engine);
+    const struct model_info *info = fleet_model_info(server->fleet);
     int32_t id = info->bos_id >= 0 ? info->bos_id : 0;
     struct generate_prompt prompt = { .ids = &id, .id_count = 1 };
     struct generate_request request = { .prompt_count = 1, .prompts = &prompt };
@@ -403,7 +408,7 @@ static enum MHD_Result route_health_generate(struct conn *conn, struct MHD_Conne
     sampling_params_init(&prompt.params);
     prompt.params.max_new_tokens = 1;
     prompt.params.temperature = 0;
-    conn->prepare_status = server__call_create(server->engine, server->tokenizer, CALL_HEALTH,
+    conn->prepare_status = server__call_create(server->fleet, server->tokenizer, CALL_HEALTH,
                                                &request, connection, &call, &conn->prepare_err);
     if (conn->prepare_status == STATUS_OK)
         server__conn_attach(conn, call);
@@ -413,7 +418,7 @@ static enum MHD_Result route_health_generate(struct conn *conn, struct MHD_Conne
 static enum MHD_Result route_model_info(struct conn *conn, struct MHD_Connection *connection)
 {
     const struct server *server = conn->server;
-    const struct model_info *info = engine_model_info(server->engine);
+    const struct model_info *info = fleet_model_info(server->fleet);
 
     return respond_json(
         conn, connection,
@@ -436,17 +441,19 @@ static enum MHD_Result route_server_info(struct conn *conn, struct MHD_Connectio
     const struct server *server = conn->server;
     json_t *json = server->options.launch == NULL ? json_object()
                                                   : json_deep_copy(server->options.launch);
-    json_t *own = json_pack("{s:s, s:s, s:s, s:s, s:i, s:o}",
+    json_t *fleet = fleet_report_json(server->fleet);
+    json_t *own = json_pack("{s:s, s:s, s:s, s:s, s:i}",
                             "model_path", server->options.model_path,
                             "tokenizer_path", server->options.tokenizer_path,
                             "served_model_name", server->options.served_model_name,
-                            "host", server->options.host, "port", (int)server->port,
-                            "engine", engine_report_json(server->engine));
+                            "host", server->options.host, "port", (int)server->port);
 
-    if (json != NULL && json_object_update(json, own) != 0) {
+    if (json != NULL && (json_object_update(json, own) != 0 ||
+                         json_object_update(json, fleet) != 0)) {
         json_decref(json);
         json = NULL;
     }
+    json_decref(fleet);
     json_decref(own);
     return respond_json(conn, connection, json);
 }

@@ -26,13 +26,13 @@ static void check(bool right)
 }
 
 /* One turn of everybody: the server, the engine, the client. False when the server has closed. */
-static bool turn(struct server *server, int fd)
+static bool turn(struct server *server, struct engine *engine, int fd)
 {
     char sink[4096];
     ssize_t got;
 
     server__http_run(server);
-    testing_engine_step(server->engine);
+    testing_engine_step(engine);
     do {
         got = recv(fd, sink, sizeof(sink), MSG_DONTWAIT);
     } while (got > 0);
@@ -40,7 +40,8 @@ static bool turn(struct server *server, int fd)
 }
 
 /* Sends the input, taking turns; false when the server has closed before its end. */
-static bool feed(struct server *server, int fd, const uint8_t *data, size_t size)
+static bool feed(struct server *server, struct engine *engine, int fd, const uint8_t *data,
+                 size_t size)
 {
     const size_t piece = size % 3 != 0 ? size : 1 + (size_t)data[size / 2] % 64;
 
@@ -51,13 +52,13 @@ static bool feed(struct server *server, int fd, const uint8_t *data, size_t size
             at += (size_t)sent;
         else if (errno != EAGAIN && errno != EWOULDBLOCK)
             return false;
-        if (!turn(server, fd))
+        if (!turn(server, engine, fd))
             return false;
     }
     return true;
 }
 
-static void run(struct server *server, const uint8_t *data, size_t size)
+static void run(struct server *server, struct engine *engine, const uint8_t *data, size_t size)
 {
     size_t rounds = 0;
     int fds[2];
@@ -66,17 +67,17 @@ static void run(struct server *server, const uint8_t *data, size_t size)
     check(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) == 0);
     check(fcntl(fds[1], F_SETFL, O_NONBLOCK) == 0);
     check(server__http_add(server, fds[1], NULL) == STATUS_OK);
-    open = feed(server, fds[0], data, size);
+    open = feed(server, engine, fds[0], data, size);
     /* Every third client waits for its answer, the others leave at once. */
     for (int i = 0; open && size % 3 == 0 && i < 80; i++)
-        open = turn(server, fds[0]);
+        open = turn(server, engine, fds[0]);
     (void)shutdown(fds[0], SHUT_WR);
     for (int i = 0; open && i < 80; i++)
-        open = turn(server, fds[0]);
+        open = turn(server, engine, fds[0]);
     (void)close(fds[0]);
     while (server->conn_count > 0) {
         server__http_run(server);
-        testing_engine_step(server->engine);
+        testing_engine_step(engine);
         check(rounds++ < ROUNDS_MAX);
     }
 }
@@ -85,18 +86,21 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct server_options options;
     struct engine *engine = testing_engine_create(false);
+    struct fleet *fleet = NULL;
     struct server *server = NULL;
 
     check(engine != NULL);
     server_options_init(&options);
     options.body_bytes_max = 2048;
     options.prompt_count_max = 4;
-    check(server__create(engine, &testing_tokenizer, &options, NULL, &server, NULL) == STATUS_OK);
+    check(fleet_create_local(engine, &fleet, NULL) == STATUS_OK);
+    check(server__create(fleet, &testing_tokenizer, &options, NULL, &server, NULL) == STATUS_OK);
     check(server__http_start(server, NULL) == STATUS_OK);
-    run(server, data, size);
+    run(server, engine, data, size);
     check(server->bodies_bytes == 0);
     check(server->answering_count == 0);
     server_destroy(server);
+    fleet_destroy(fleet);
     testing_engine_destroy(engine);
     return 0;
 }

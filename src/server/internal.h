@@ -88,6 +88,7 @@ struct answer {
     int32_t matched_id;
     double queue_s, e2e_s;
     bool garbage;
+    uint32_t dp_rank;
 };
 
 struct answer_style {
@@ -116,7 +117,7 @@ enum call_kind { CALL_GENERATE, CALL_HEALTH };
 
 struct call {
     pthread_mutex_t lock;
-    struct engine *engine;          /* borrowed; used by HTTP threads only */
+    struct fleet *fleet;            /* borrowed; used by HTTP threads only */
     enum call_kind kind;            /* the next five are set once */
     bool stream, is_list;
     struct answer_style style;
@@ -139,7 +140,7 @@ struct call {
 /* Tokenizes and submits all prompts of a request, whose strings are copied; `connection` waits for
  * them. The call may end before this returns. On failure what was submitted is canceled. The caller
  * (the connection) owns one reference: server__call_release. */
-enum status server__call_create(struct engine *engine, const struct tokenizer *tokenizer,
+enum status server__call_create(struct fleet *fleet, const struct tokenizer *tokenizer,
                                 enum call_kind kind, struct generate_request *request,
                                 struct MHD_Connection *connection, struct call **call_out,
                                 struct err *err);
@@ -193,7 +194,7 @@ struct conn {
 };
 
 struct server {
-    struct engine *engine;          /* these five are set once */
+    struct fleet *fleet;            /* these five are set once */
     const struct tokenizer *tokenizer;
     const struct log *log;
     struct server_options options;  /* strings and json are copies */
@@ -245,7 +246,7 @@ enum status server__watch_start(struct server *server, struct err *err);
 void server__watch_stop(struct server *server);
 
 /* server.c: everything but the listening socket and the threads. */
-enum status server__create(struct engine *engine, const struct tokenizer *tokenizer,
+enum status server__create(struct fleet *fleet, const struct tokenizer *tokenizer,
                            const struct server_options *options, const struct log *log,
                            struct server **server_out, struct err *err);
 

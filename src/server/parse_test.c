@@ -246,18 +246,18 @@ static void answers_have_sglangs_shape(void **state)
     output = (struct engine_output){
         .text = "is", .text_size = 2, .ids = ids + 2, .id_count = 1, .prompt_token_count = 5,
         .completion_token_count = 3, .finish = FINISH_STOP, .matched_text = "\n\n", .garbage = true,
-        .e2e_s = 1.5, .queue_s = 0.5, .matched_id = -1,
+        .e2e_s = 1.5, .queue_s = 0.5, .matched_id = -1, .dp_rank = 2,
     };
     assert_int_equal(server__answer_append(&answer, &output, NULL), STATUS_OK);
     json = written(&answer, &(struct answer_style){ .has_text = true });
     warning = json_object_get(json_object_get(json, "meta_info"), "warning");
     assert_true(json_string_length(warning) > 0);
-    wanted = json_pack("{s:s, s:[i,i,i], s:{s:s, s:{s:s, s:s}, s:i, s:s, s:i, s:i, s:f, s:f, s:b,"
-                       " s:O}}", "text", "Par\"is", "output_ids", 7, 8, 9, "meta_info",
+    wanted = json_pack("{s:s, s:[i,i,i], s:{s:s, s:{s:s, s:s}, s:i, s:s, s:i, s:i, s:i, s:f, s:f,"
+                       " s:b, s:O}}", "text", "Par\"is", "output_ids", 7, 8, 9, "meta_info",
                        "id", "na\"me", "finish_reason", "type", "stop", "matched", "\n\n",
                        "prompt_tokens", 5, "weight_version", "default", "completion_tokens", 3,
-                       "cached_tokens", 0, "queue_time", 0.5, "e2e_latency", 1.5, "garbage", 1,
-                       "warning", warning);
+                       "cached_tokens", 0, "dp_rank", 2, "queue_time", 0.5, "e2e_latency", 1.5,
+                       "garbage", 1, "warning", warning);
     assert_true(json_equal(json, wanted));
     json_decref(wanted);
     json_decref(json);

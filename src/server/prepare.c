@@ -19,7 +19,7 @@ void server__prepare(struct conn *conn, struct MHD_Connection *connection)
     struct server *server = conn->server;
     const struct generate_limits limits = {
         .prompt_count_max = server->options.prompt_count_max,
-        .prompt_token_count_max = engine_model_info(server->engine)->context_length,
+        .prompt_token_count_max = fleet_model_info(server->fleet)->context_length,
     };
     struct generate_request request;
     struct call *call = NULL;
@@ -29,7 +29,7 @@ void server__prepare(struct conn *conn, struct MHD_Connection *connection)
                                 &conn->prepare_err);
     server__conn_drop_body(conn);
     if (st == STATUS_OK) {
-        st = server__call_create(server->engine, server->tokenizer, CALL_GENERATE, &request,
+        st = server__call_create(server->fleet, server->tokenizer, CALL_GENERATE, &request,
                                  connection, &call, &conn->prepare_err);
         server__generate_request_deinit(&request);
     }

@@ -80,6 +80,7 @@ enum status server__answer_append(struct answer *answer, const struct engine_out
     answer->queue_s = output->queue_s;
     answer->e2e_s = output->e2e_s;
     answer->garbage = output->garbage;
+    answer->dp_rank = output->dp_rank;
     answer->news = true;
     if (st == STATUS_OK && output->finish != FINISH_NONE)
         st = end_answer(answer, output, err);
@@ -140,8 +141,10 @@ static enum status write_meta(const struct answer *answer, struct buf *out, stru
     if (st == STATUS_OK)
         st = buf_printf(out, err,
                         ", \"prompt_tokens\": %" PRIu64 ", \"weight_version\": \"default\""
-                        ", \"completion_tokens\": %" PRIu64 ", \"cached_tokens\": 0",
-                        answer->prompt_token_count, answer->completion_token_count);
+                        ", \"completion_tokens\": %" PRIu64 ", \"cached_tokens\": 0"
+                        ", \"dp_rank\": %" PRIu32,
+                        answer->prompt_token_count, answer->completion_token_count,
+                        answer->dp_rank);
     if (st == STATUS_OK && answer->finish != FINISH_NONE)
         st = buf_printf(out, err, ", \"queue_time\": %.6f, \"e2e_latency\": %.6f", answer->queue_s,
                         answer->e2e_s);

@@ -122,7 +122,7 @@ static enum status check_options(const struct server_options *options, struct er
     return STATUS_OK;
 }
 
-enum status server__create(struct engine *engine, const struct tokenizer *tokenizer,
+enum status server__create(struct fleet *fleet, const struct tokenizer *tokenizer,
                            const struct server_options *options, const struct log *log,
                            struct server **server_out, struct err *err)
 {
@@ -135,7 +135,7 @@ enum status server__create(struct engine *engine, const struct tokenizer *tokeni
     server = calloc(1, sizeof(*server));
     if (server == NULL)
         return err_set(err, STATUS_NO_MEMORY, "no memory for a server");
-    server->engine = engine;
+    server->fleet = fleet;
     server->tokenizer = tokenizer;
     server->log = log;
     server->listen_fd = -1;
@@ -160,14 +160,14 @@ enum status server__create(struct engine *engine, const struct tokenizer *tokeni
     return STATUS_OK;
 }
 
-enum status server_create(struct engine *engine, const struct tokenizer *tokenizer,
+enum status server_create(struct fleet *fleet, const struct tokenizer *tokenizer,
                           const struct server_options *options, const struct log *log,
                           struct server **server_out, struct err *err)
 {
     struct server *server = NULL;
-    enum status st = server__create(engine, tokenizer, options, log, &server, err);
+    enum status st = server__create(fleet, tokenizer, options, log, &server, err);
 
-    assert(engine != NULL);
+    assert(fleet != NULL);
     if (st != STATUS_OK)
         return st;
     assert(server != NULL);
@@ -229,7 +229,7 @@ void server_drain(struct server *server)
         (void)close(server->listen_fd);
         server->listen_fd = -1;
     }
-    engine_drain(server->engine);
+    fleet_drain(server->fleet);
     /* What was generated is still to be sent; a client that does not take it is cut off. */
     (void)clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_sec += (time_t)server->options.idle_s_max + (time_t)server->options.request_s_max;

@@ -1,10 +1,10 @@
-/* server/server.h - HTTP in front of an engine, in the shapes of SGLang's native interface.
+/* server/server.h - HTTP in front of a fleet, in the shapes of SGLang's native interface.
  *
  *     POST /generate           a prompt, or a list of them; whole or as server-sent events
  *     GET  /health             200 while requests are taken, 503 while the server drains
  *     GET  /health_generate    200 after the model has generated one token
  *     GET  /get_model_info     what is served
- *     GET  /get_server_info    how it was started, and the engine's report
+ *     GET  /get_server_info    how it was started, and the engines' report
  *     GET  /                   these lines
  *
  * parse.c says what a request may hold. What is wrong with one is answered with 4xx and
@@ -25,7 +25,7 @@
 
 #include "base/log.h"
 #include "base/status.h"
-#include "engine/engine.h"
+#include "fleet/fleet.h"
 #include "text/tokenizer.h"
 
 struct server;
@@ -48,9 +48,9 @@ struct server_options {
 void server_options_init(struct server_options *options);
 
 /* Listens, logs "listening on http://HOST:PORT", and serves. STATUS_UNAVAILABLE when the address
- * can't be had. engine and tokenizer are borrowed until server_destroy; tokenizer may be NULL: then
+ * can't be had. fleet and tokenizer are borrowed until server_destroy; tokenizer may be NULL: then
  * only input_ids are taken and answers have no text. The caller owns *server_out. */
-enum status server_create(struct engine *engine, const struct tokenizer *tokenizer,
+enum status server_create(struct fleet *fleet, const struct tokenizer *tokenizer,
                           const struct server_options *options, const struct log *log,
                           struct server **server_out, struct err *err);
 /* Cancels what runs and closes every connection. NULL is fine. */

@@ -28,6 +28,7 @@
 
 struct fixture {
     struct engine *engine;
+    struct fleet *fleet;
     struct server *server;
 };
 
@@ -47,8 +48,9 @@ static struct fixture start(const struct server_options *changed)
     options.model_path = "models/none";
     fixture.engine = testing_engine_create(true);
     assert_non_null(fixture.engine);
-    if (server_create(fixture.engine, &testing_tokenizer, &options, NULL, &fixture.server, &err) !=
-        STATUS_OK)
+    if (fleet_create_local(fixture.engine, &fixture.fleet, &err) != STATUS_OK ||
+        server_create(fixture.fleet, &testing_tokenizer, &options, NULL, &fixture.server, &err) !=
+            STATUS_OK)
         fail_msg("%s", err.message);
     return fixture;
 }
@@ -56,6 +58,7 @@ static struct fixture start(const struct server_options *changed)
 static void stop(struct fixture *fixture)
 {
     server_destroy(fixture->server);
+    fleet_destroy(fixture->fleet);
     testing_engine_destroy(fixture->engine);
 }
 
@@ -768,6 +771,7 @@ static void stopping_ends_what_is_prepared(void **state)
             check_error(&reply, 503, "shutting down");
         (void)close(fds[i]);
     }
+    fleet_destroy(fixture.fleet);
     testing_engine_destroy(fixture.engine);
 }
 
@@ -861,6 +865,7 @@ static void stopping_ends_what_waits(void **state)
     assert_false(receive(stream, &reply));
     (void)close(whole);
     (void)close(stream);
+    fleet_destroy(fixture.fleet);
     testing_engine_destroy(fixture.engine); /* its last callbacks come after the server's end */
 }
 
@@ -874,14 +879,14 @@ static void addresses_that_cannot_be_had(void **state)
     (void)state;
     server_options_init(&options);
     options.port = server_port(fixture.server);
-    assert_int_equal(server_create(fixture.engine, NULL, &options, NULL, &server, &err),
+    assert_int_equal(server_create(fixture.fleet, NULL, &options, NULL, &server, &err),
                      STATUS_UNAVAILABLE);
     assert_non_null(strstr(err.message, "127.0.0.1"));
     options.host = "256.256.256.256";
-    assert_int_equal(server_create(fixture.engine, NULL, &options, NULL, &server, &err),
+    assert_int_equal(server_create(fixture.fleet, NULL, &options, NULL, &server, &err),
                      STATUS_UNAVAILABLE);
     options.host = "";
-    assert_int_equal(server_create(fixture.engine, NULL, &options, NULL, &server, &err),
+    assert_int_equal(server_create(fixture.fleet, NULL, &options, NULL, &server, &err),
                      STATUS_BAD_INPUT);
     stop(&fixture);
 }
