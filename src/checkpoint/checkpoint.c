@@ -14,6 +14,7 @@
 /* Every format that is read. */
 static const struct ckpt_format *const formats[] = {
     &ckpt__format_hf,
+    &ckpt__format_gguf,
 };
 #define FORMAT_COUNT (sizeof(formats) / sizeof(formats[0]))
 
@@ -47,9 +48,9 @@ static enum status refuse(const char *path, struct err *err)
         return err_set(err, STATUS_BAD_INPUT,
                        "%s: one file of a model; give the folder that also holds its config.json",
                        path);
-    return err_set(err, STATUS_BAD_INPUT, "%s: %s is not supported; a model is %s", path,
-                   dot != NULL && strcmp(dot, ".gguf") == 0 ? "a GGUF file" : "this kind of file",
-                   formats[0]->what);
+    return err_set(err, STATUS_BAD_INPUT,
+                   "%s: this kind of file is not supported; a model is %s or %s", path,
+                   formats[0]->what, formats[1]->what);
 }
 
 enum status ckpt_open(const char *path, struct ckpt **ckpt_out, struct err *err)
@@ -224,6 +225,11 @@ const char *ckpt_format_name(const struct ckpt *ckpt)
 const json_t *ckpt_config(const struct ckpt *ckpt)
 {
     return ckpt->config;
+}
+
+const char *ckpt_config_suffix(const struct ckpt *ckpt)
+{
+    return ckpt->format->config_suffix;
 }
 
 size_t ckpt_tensor_count(const struct ckpt *ckpt)

@@ -38,14 +38,15 @@ struct ckpt_tensor {
 };
 
 /* Opens a Hugging Face folder: config.json and either model.safetensors, or the files that
- * model.safetensors.index.json lists, or else the only *.safetensors file there. The caller owns
- * *ckpt_out. */
+ * model.safetensors.index.json lists, or else the only *.safetensors file there. Or a GGUF file and,
+ * of a split model, the others with it, whichever was given. The caller owns *ckpt_out. */
 enum status ckpt_open(const char *path, struct ckpt **ckpt_out, struct err *err);
 void ckpt_close(struct ckpt *ckpt);
 
 const char *ckpt_path(const struct ckpt *ckpt);          /* as given to ckpt_open */
-const char *ckpt_format_name(const struct ckpt *ckpt);   /* "safetensors" */
+const char *ckpt_format_name(const struct ckpt *ckpt);   /* "safetensors", "gguf" */
 const json_t *ckpt_config(const struct ckpt *ckpt);      /* borrowed; an object */
+const char *ckpt_config_suffix(const struct ckpt *ckpt); /* "/config.json": where that stands */
 
 size_t ckpt_tensor_count(const struct ckpt *ckpt);
 const struct ckpt_tensor *ckpt_tensor_at(const struct ckpt *ckpt, size_t index); /* in file order */

@@ -409,6 +409,7 @@ static enum status hf_open(struct ckpt *ckpt, struct err *err)
 const struct ckpt_format ckpt__format_hf = {
     .name = "safetensors",
     .what = "a Hugging Face folder with config.json and *.safetensors",
+    .config_suffix = "/" CONFIG_NAME,
     .matches = file_is_directory,
     .open = hf_open,
 };

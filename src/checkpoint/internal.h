@@ -16,13 +16,14 @@
 struct ckpt_format {
     const char *name;
     const char *what; /* what a path must be, for the message that refuses one */
+    const char *config_suffix; /* behind the path: where the configuration stands, for messages */
     bool (*matches)(const char *path);
     /* Fills config, files and tensors of a zeroed checkpoint with a path. On failure the caller
      * closes it. */
     enum status (*open)(struct ckpt *ckpt, struct err *err);
 };
 
-extern const struct ckpt_format ckpt__format_hf;
+extern const struct ckpt_format ckpt__format_hf, ckpt__format_gguf;
 
 struct ckpt {
     char *path;

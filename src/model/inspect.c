@@ -32,7 +32,7 @@ static enum status read_config(const struct ckpt *ckpt, struct model_config *con
     char what[512];
     enum status st;
 
-    (void)snprintf(what, sizeof(what), "%s/config.json", ckpt_path(ckpt));
+    (void)snprintf(what, sizeof(what), "%s%s", ckpt_path(ckpt), ckpt_config_suffix(ckpt));
     st = model__config_read(ckpt_config(ckpt), what, config_out, err);
     return st == STATUS_OK ? read_generation(ckpt, config_out, err) : st;
 }

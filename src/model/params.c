@@ -368,6 +368,9 @@ static bool is_of_no_use(const struct params *params, const char *name,
         skipped->inv_freq_count++;
         return true;
     }
+    /* Of a GGUF file: they have come with its metadata. */
+    if (strcmp(name, "rope_freqs.weight") == 0)
+        return true;
     if (config->tied_embeddings && strcmp(name, "lm_head.weight") == 0) {
         skipped->tied_count++;
         return true;

@@ -13,6 +13,9 @@
  *            `factor`, high ones kept, a ramp between
  *   llama3   Llama 3.1: the same idea with bounds given as wavelengths
  *
+ * A GGUF file says more, as "gguf_rope": whether the rotated pairs are adjacent, and "factors", by
+ * which the frequencies are divided.
+ *
  * "longrope" switches its frequencies with the length of each request and is refused, as is
  * anything that is not in this list. */
 #include <math.h>
@@ -194,6 +197,40 @@ static void read_kind(struct config_reader *reader, struct config_reader *rope,
         rope->status = reader->status;
 }
 
+/* A list of pair_count numbers, by which the frequencies are divided: Llama 3.1's scaling as its
+ * converter to GGUF writes it. */
+static void divide_frequencies(struct config_reader *layout, struct model_config *config)
+{
+    const json_t *factors = NULL;
+
+    layout->status = json_get_array(layout->json, "factors", layout->what, &factors, layout->err);
+    if (layout->status != STATUS_OK || factors == NULL)
+        return;
+    if (json_array_size(factors) != config->rope_pair_count)
+        model__read_refuse(layout, "there are %zu divisors of the rope's frequencies, %u are "
+                           "wanted", json_array_size(factors), config->rope_pair_count);
+    for (uint32_t i = 0; layout->status == STATUS_OK && i < config->rope_pair_count; i++)
+        config->rope_frequencies[i] /= (float)json_number_value(json_array_get(factors, i));
+}
+
+static void read_layout(struct config_reader *reader, struct config_reader *rope,
+                        struct model_config *config)
+{
+    const json_t *object = NULL;
+    struct config_reader layout;
+
+    if (rope->status == STATUS_OK)
+        rope->status = json_get_object(reader->json, "gguf_rope", reader->what, &object,
+                                       reader->err);
+    if (rope->status != STATUS_OK || object == NULL)
+        return;
+    layout = (struct config_reader){ object, reader->what, reader->err, STATUS_OK };
+    config->rope_interleaved = model__read_bool(&layout, "interleaved", false);
+    if (layout.status == STATUS_OK)
+        divide_frequencies(&layout, config);
+    rope->status = layout.status;
+}
+
 static void check_frequencies(struct config_reader *rope, const struct model_config *config)
 {
     for (uint32_t i = 0; i < config->rope_pair_count; i++)
@@ -216,6 +253,7 @@ void model__read_rope(struct config_reader *reader, uint32_t pair_count,
     read_kind(reader, &rope, config, &kind);
     if (rope.status == STATUS_OK)
         fill_kind(&rope, &kind, config);
+    read_layout(reader, &rope, config);
     if (rope.status == STATUS_OK)
         check_frequencies(&rope, config);
     if (rope.status == STATUS_OK && scaling_out != NULL) {
