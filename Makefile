@@ -22,7 +22,7 @@ ifeq ($(VARIANT),fuzz)
 CC      := clang
 endif
 
-PACKAGES = jansson libmicrohttpd oniguruma libutf8proc
+PACKAGES = jansson libmicrohttpd oniguruma libutf8proc liburing libxxhash
 WARN     = -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes \
            -Wpointer-arith -Wvla -Wwrite-strings
 CFLAGS_release = -O3 -g
@@ -92,6 +92,7 @@ $(B)/tests/%: $(B)/obj/%.o $(B)/liblighter.a
 WRAPPED_offload = malloc calloc realloc strdup device_alloc device_host_alloc stream_create \
                   event_create event_record stream_wait device_copy_in device_fill ckpt_read
 $(B)/tests/offload/load_test: ALL_LDFLAGS += $(WRAPPED_offload:%=-Wl,--wrap=%)
+$(B)/tests/offload/disk/reader_test: ALL_LDFLAGS += -Wl,--wrap=io_uring_queue_init
 
 # In the fuzz variant libFuzzer drives the target; elsewhere src/base/fuzz_main.c feeds it files.
 FUZZ_MAIN = $(if $(filter fuzz,$(VARIANT)),,$(B)/obj/base/fuzz_main.o)
