@@ -226,6 +226,22 @@ void model__describe_mlp(struct params *params, const struct model_config *confi
 void model__slice_mlp(struct slicer *slicer, uint64_t row_count, uint64_t width,
                       struct model_buffers *buffers);
 void model__pass_mlp(struct model_pass *pass, uint32_t layer);
+/* gqa.c: grouped-query attention. */
+/* Heads, head_dim and rope. What stands for missing keys; kv_heads_missing 0: as many as query
+ * heads; head_dim_missing 0: hidden_size / heads. */
+void model__gqa_read_heads(struct config_reader *reader, struct model_config *config,
+                           uint32_t kv_heads_missing, uint32_t head_dim_missing);
+struct kv_widths model__gqa_kv_widths(const struct model_config *config);
+/* The norm before it, and qkv_bias, qk_norm and o_bias as config says. */
+void model__gqa_describe(struct params *params, const struct model_config *config,
+                         uint32_t layer);
+void model__gqa_slice(struct slicer *slicer, const struct model_config *config,
+                      uint64_t row_count, struct model_buffers *buffers);
+uint32_t model__gqa_iota_per_row(const struct model_config *config);
+void model__gqa_pass(struct model_pass *pass, uint32_t layer);
+#define MODEL_ARCH_GQA                                                                             \
+    .kv_widths = model__gqa_kv_widths, .slice_attention = model__gqa_slice,                        \
+    .iota_per_row = model__gqa_iota_per_row, .attention = model__gqa_pass
 /* experts.c: a mixture of experts as a layer's FFN. How a checkpoint of the family calls it, within
  * the layer; what config says is not there is not asked for. */
 struct expert_names {
