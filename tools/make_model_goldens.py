@@ -58,6 +58,15 @@ def deepseek(scale, **more):
     return config
 
 
+def qwen3_moe(scale, **more):
+    return dense(scale, head_dim=16 * scale, moe_intermediate_size=12 * scale, num_experts=8,
+                 num_experts_per_tok=3, norm_topk_prob=True, **more)
+
+
+def mixtral(scale, **more):
+    return dense(scale, intermediate_size=12 * scale, num_local_experts=8, **more)
+
+
 def rope(kind, **more):
     return dict(rope_type=kind, rope_theta=10000.0, **more)
 
@@ -73,7 +82,8 @@ LLAMA3 = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
 # name, class, config of a scale, dtype of the golden (None: none is kept), and how the folder is
 # written: "old": rope_theta and rope_scaling in config.json instead of rope_parameters; "shards":
 # several files; "mtp": with a layer that is not a part of the model; "period": with moe_layer_freq,
-# which transformers does not know, so that the reference is a model changed by hand
+# which transformers does not know, so that the reference is a model changed by hand; "fused": with
+# the experts as transformers holds them in memory
 CASES = [
     ("llama_gqa_tied", "Llama", lambda s: dense(s, tie_word_embeddings=True), "bfloat16", ()),
     ("llama_biases_mha", "Llama", lambda s: dense(s, num_key_value_heads=4, attention_bias=True,
@@ -97,6 +107,16 @@ CASES = [
      ()),
     ("qwen3_biases", "Qwen3", lambda s: dense(s, head_dim=8 * s, attention_bias=True), "bfloat16",
      ("shards",)),
+    ("qwen3_moe", "Qwen3Moe", qwen3_moe, "bfloat16", ("old", "shards")),
+    ("qwen3_moe_mixed", "Qwen3Moe", lambda s: qwen3_moe(
+        s, mlp_only_layers=[0], attention_bias=True, tie_word_embeddings=True) | {
+            "norm_topk_prob": False}, "float16", ()),
+    ("qwen3_moe_step", "Qwen3Moe", lambda s: qwen3_moe(
+        s, decoder_sparse_step=2, mlp_only_layers=[3]), None, ()),
+    ("qwen3_moe_fused", "Qwen3Moe", qwen3_moe, None, ("fused",)),
+    ("mixtral", "Mixtral", mixtral, "bfloat16", ("old",)),
+    ("mixtral_fused", "Mixtral", lambda s: mixtral(s, num_experts_per_tok=3, head_dim=12 * s),
+     "float16", ("fused",)),
     ("deepseek_v2_lite", "DeepseekV2", lambda s: deepseek(
         s, q_lora_rank=None, topk_method="greedy", n_group=1, topk_group=1,
         routed_scaling_factor=1.0, rope_parameters=yarn(mscale=0.707, mscale_all_dim=0.707)),
@@ -144,13 +164,15 @@ def randomise(model, seed):
 
 
 def to_old_style(path):
-    """Rope as files before transformers 5 have it."""
+    """Rope, and Qwen's number of experts, as files before transformers 5 have them."""
     with open(path) as file:
         config = json.load(file)
     parameters = config.pop("rope_parameters")
     config["rope_theta"] = parameters.pop("rope_theta")
     kind = parameters.pop("rope_type")
     config["rope_scaling"] = dict(type=kind, **parameters) if kind != "default" else None
+    if config["model_type"] == "qwen3_moe":
+        config["num_experts"] = config.pop("num_local_experts")
     with open(path, "w") as file:
         json.dump(config, file, indent=2)
         file.write("\n")
@@ -181,7 +203,8 @@ def make_checkpoint(case, scale, dtype, folder, seed=SEED):
     model = model.to(getattr(torch, dtype))
     shutil.rmtree(folder, ignore_errors=True)
     size = sum(t.numel() * t.element_size() for t in model.parameters())
-    model.save_pretrained(folder, max_shard_size=size // 3 if "shards" in how else "5GB")
+    model.save_pretrained(folder, max_shard_size=size // 3 if "shards" in how else "5GB",
+                          save_original_format="fused" not in how)
     if name != "deepseek_v3":  # one of them has a generation_config.json, the others don't
         os.remove(os.path.join(folder, "generation_config.json"))
     if "old" in how:
@@ -191,16 +214,31 @@ def make_checkpoint(case, scale, dtype, folder, seed=SEED):
     return model
 
 
+def watch_routers(model):
+    """A list of one number: the smallest distance so far, in any router that chooses by its logits
+    alone, between the last expert that was taken and the first that was not."""
+    gaps = [float("inf")]
+
+    def note(router, _inputs, outputs):
+        top = torch.topk(outputs[0], router.top_k + 1).values
+        gaps[0] = min(gaps[0], float((top[..., -2] - top[..., -1]).min()))
+    for module in model.modules():
+        if type(module).__name__ in ("Qwen3MoeTopKRouter", "MixtralTopKRouter"):
+            module.register_forward_hook(note)
+    return gaps
+
+
 def reference(folder, prompt, greedy_tokens, model=None):
     """Logits of the prompt and the greedy continuation, by transformers in float32, and the
-    smallest distance between the two best logits on the way. `model`: instead of the folder's."""
+    smallest distances on the way: between the two best logits, and at the border of a router's
+    choice. `model`: instead of the folder's."""
     if model is None:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager")
     else:  # .to(dtype) has rounded the frequencies too
         model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
     model = model.float().eval()
-    ids = list(prompt)
+    ids, route_gaps = list(prompt), watch_routers(model)
     with torch.no_grad():
         out = model(torch.tensor([ids]), use_cache=True)
         logits, cache = out.logits[0], out.past_key_values
@@ -212,7 +250,7 @@ def reference(folder, prompt, greedy_tokens, model=None):
             ids.append(int(last.argmax()))
             out = model(torch.tensor([ids[-1:]]), past_key_values=cache, use_cache=True)
             last, cache = out.logits[0, -1], out.past_key_values
-    return logits.numpy(), ids[len(prompt):], gap
+    return logits.numpy(), ids[len(prompt):], gap, route_gaps[0]
 
 
 def reference_wide(folder, prompt):
@@ -264,7 +302,7 @@ def main():
         folder = os.path.join(options.out, name)
         make_checkpoint(case, 1, case[3], folder)
         prompt = make_prompt(PROMPT_TOKENS)
-        logits, greedy, gap = reference(folder, prompt, GREEDY_TOKENS)
+        logits, greedy, gap, route_gap = reference(folder, prompt, GREEDY_TOKENS)
         with open(os.path.join(folder, "logits.f32"), "wb") as file:
             file.write(logits.astype("<f4").tobytes())
         expected = dict(prompt=prompt, greedy=greedy, seed=SEED, torch=torch.__version__,
@@ -275,7 +313,8 @@ def main():
         size = sum(os.path.getsize(os.path.join(folder, f)) for f in os.listdir(folder))
         total += size
         print(f"{name:24} {case[3]:9} {size:7} bytes, std {logits.std():.3f}, "
-              f"smallest greedy gap {gap:.2e}, {len(set(greedy))} distinct ids")
+              f"smallest greedy gap {gap:.2e}, router gap {route_gap:.2e}, "
+              f"{len(set(greedy))} distinct ids")
     if not options.names:
         corpus = "tests/corpus/model_config"
         ropes = {name: rope_of(os.path.join(corpus, name)) for name in sorted(os.listdir(corpus))

@@ -35,6 +35,10 @@ SCALE = 4
 PROMPT_TOKENS = 150
 GREEDY_TOKENS = 64
 BOUND = 1e-4
+# Where a router's choice hangs on less than this, float32 may decide either way, and so may we:
+# such a prompt is replaced by another.
+ROUTE_GAP_MIN = 1e-4
+PROMPTS_MAX = 20
 DTYPES = ["float32", "bfloat16", "float16"]
 DOCUMENT = "docs/fidelity.md"
 BEGIN, END = "<!-- table: tools/oracle_models.py -->", "<!-- end of table -->"
@@ -76,9 +80,12 @@ def check_case(case, lighter, folder):
     by_hand = "period" in case[4]
     for dtype in DTYPES:
         model = goldens.make_checkpoint(case, SCALE, dtype, folder)
-        prompt = goldens.make_prompt(PROMPT_TOKENS)
-        expected, greedy, gap = goldens.reference(folder, prompt, GREEDY_TOKENS,
-                                                  model if by_hand else None)
+        for attempt in range(PROMPTS_MAX):
+            prompt = goldens.make_prompt(PROMPT_TOKENS, goldens.SEED + attempt)
+            expected, greedy, gap, route_gap = goldens.reference(
+                folder, prompt, GREEDY_TOKENS, model if by_hand else None)
+            if route_gap >= ROUTE_GAP_MIN:
+                break
         wide = expected if by_hand else goldens.reference_wide(folder, prompt)
         best, scalar, ours, same_ids, same_bits = compare(lighter, folder, prompt, expected, wide,
                                                           greedy)
@@ -90,7 +97,8 @@ def check_case(case, lighter, folder):
                      f"{GREEDY_TOKENS} of {GREEDY_TOKENS}" if same_ids else "DIFFER",
                      "same bits" if same_bits else "DIFFER"))
         print(f"{'ok  ' if fine else 'FAIL'} " + "  ".join(f"{cell:10}" for cell in rows[-1]) +
-              f"  std {expected.std():.2f}, gap {gap:.1e}", flush=True)
+              f"  std {expected.std():.2f}, gap {gap:.1e}, routers "
+              f"{route_gap:.1e}", flush=True)
     return rows, good
 
 

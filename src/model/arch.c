@@ -6,8 +6,10 @@
 static const struct model_arch *const arches[] = {
     &model_arch_llama,
     &model_arch_mistral,
+    &model_arch_mixtral,
     &model_arch_qwen2,
     &model_arch_qwen3,
+    &model_arch_qwen3_moe,
     &model_arch_deepseek_v2,
     &model_arch_deepseek_v3,
 };
@@ -29,8 +31,9 @@ const char *const *model_architectures(void)
 {
     /* Spelled out, as the table above holds addresses, not constants; a test compares the two. */
     static const char *const names[] = {
-        "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM",
-        "DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", NULL,
+        "LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM", "Qwen2ForCausalLM",
+        "Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "DeepseekV2ForCausalLM",
+        "DeepseekV3ForCausalLM", NULL,
     };
 
     return names;

@@ -106,9 +106,10 @@ bool model__read_is_null(const struct config_reader *reader, const char *key);
 void model__read_refuse(struct config_reader *reader, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
-/* rope.c: fills the rope_ fields for heads of 2 * pair_count rotated elements. *scaling_out: what
- * DeepSeek's YaRN multiplies the softmax's scale with; 1 for everything else. May be NULL. */
-void model__read_rope(struct config_reader *reader, uint32_t pair_count,
+/* rope.c: fills the rope_ fields for heads of 2 * pair_count rotated elements. theta_missing stands
+ * for a missing "rope_theta". *scaling_out: what DeepSeek's YaRN multiplies the softmax's scale
+ * with; 1 for everything else. May be NULL. */
+void model__read_rope(struct config_reader *reader, uint32_t pair_count, double theta_missing,
                       struct model_config *config, double *scaling_out);
 
 #endif

@@ -86,6 +86,24 @@ static void published_configurations_are_read(void **state)
     assert_true(config.qkv_bias);
     assert_false(config.o_bias);
     assert_int_equal(config.sliding_window, 0);
+    config = config_of("qwen3-30b-a3b.json");
+    assert_int_equal(config.expert_count, 128);
+    assert_int_equal(config.expert_top_k, 8);
+    assert_int_equal(config.expert_ffn_width, 768);
+    assert_int_equal(config.shared_expert_count, 0);
+    assert_true(config.qk_norm && config.route_normalise && !config.route_bias);
+    assert_true(model__config_layer_has_experts(&config, 0));
+    config = config_of("mixtral-8x7b.json");
+    assert_int_equal(config.expert_count, 8);
+    assert_int_equal(config.expert_top_k, 2);
+    assert_int_equal(config.expert_ffn_width, 14336);
+    assert_true(config.route_normalise);
+    assert_int_equal(config.sliding_window, 0);
+    config = config_of("mixtral-sparse.json"); /* what the class has for what is missing */
+    assert_int_equal(config.kv_head_count, 8);
+    assert_int_equal(config.expert_count, 8);
+    assert_int_equal(config.expert_top_k, 2);
+    assert_true(config.norm_epsilon == 1e-5f);
     config = config_of("qwen3-0.6b.json");
     assert_true(config.qk_norm && config.tied_embeddings);
     assert_int_equal(config.head_dim, 128);
@@ -123,6 +141,43 @@ static void rope_is_that_of_transformers(void **state)
     }
     assert_true(checked >= 10);
     json_decref(golden);
+}
+
+/* transformers 5.23: dense when listed, or when its number, from one, is no multiple of the
+ * step. */
+static void layers_with_experts_are_those_of_transformers(void **state)
+{
+    static const struct {
+        const char *edit;
+        const char *layers; /* of six: 'e' experts, 'd' dense */
+    } cases[] = {
+        { "{}", "eeeeee" },
+        { "{\"decoder_sparse_step\": 2}", "dedede" },
+        { "{\"decoder_sparse_step\": 3, \"mlp_only_layers\": null}", "ddedde" },
+        { "{\"decoder_sparse_step\": 4294967295}", "dddddd" },
+        { "{\"mlp_only_layers\": [0, 5, 6, -1, 2, 2]}", "dedeed" },
+        { "{\"mlp_only_layers\": [3], \"decoder_sparse_step\": 2}", "deddde" },
+        { "{\"num_experts\": 0}", "dddddd" },
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        json_t *json = read_corpus("qwen3-30b-a3b.json");
+        json_t *edit = json_loads(cases[i].edit, 0, NULL);
+        struct model_config config;
+        struct err err;
+
+        assert_int_equal(json_object_update(json, edit), 0);
+        json_object_set_new(json, "num_hidden_layers", json_integer(6));
+        if (model__config_read(json, "x", &config, &err) != STATUS_OK)
+            fail_msg("%s: %s", cases[i].edit, err.message);
+        for (uint32_t layer = 0; layer < 6; layer++)
+            if (model__config_layer_has_experts(&config, layer) !=
+                (cases[i].layers[layer] == 'e'))
+                fail_msg("%s: layer %u is wrong", cases[i].edit, layer);
+        json_decref(edit);
+        json_decref(json);
+    }
 }
 
 struct change {
@@ -207,6 +262,23 @@ static const struct change changes[] = {
     { "deepseek-v2.json", "{\"n_group\": null}", "needs \"n_group\"" },
     { "deepseek-v2.json", "{\"num_experts_per_tok\": null}", "\"num_experts_per_tok\" is missing" },
     { "deepseek-v2.json", "{\"norm_topk_prob\": true}", NULL },
+    { "qwen3-30b-a3b.json", "{\"num_experts\": 1025}", "\"num_experts\" is 1025" },
+    { "qwen3-30b-a3b.json", "{\"num_experts\": null, \"num_local_experts\": 1025}",
+      "\"num_local_experts\" is 1025, it must be from 0 to 1024" },
+    { "qwen3-30b-a3b.json", "{\"num_local_experts\": 64}", "\"num_local_experts\" is 64" },
+    { "qwen3-30b-a3b.json", "{\"num_local_experts\": 128}", NULL },
+    { "qwen3-30b-a3b.json", "{\"num_experts\": null}", NULL },
+    { "qwen3-30b-a3b.json", "{\"num_experts_per_tok\": 129}", "from 1 to 128" },
+    { "qwen3-30b-a3b.json", "{\"num_experts\": 6}", "only 6 experts" },
+    { "qwen3-30b-a3b.json", "{\"decoder_sparse_step\": 0}", "\"decoder_sparse_step\" is 0" },
+    { "qwen3-30b-a3b.json", "{\"mlp_only_layers\": [1, \"2\"]}", "holds a string" },
+    { "qwen3-30b-a3b.json", "{\"mlp_only_layers\": 3}", "\"mlp_only_layers\" is an integer" },
+    { "qwen3-30b-a3b.json", "{\"moe_intermediate_size\": 0}", "\"moe_intermediate_size\" is 0" },
+    { "qwen3-30b-a3b.json", "{\"norm_topk_prob\": 1}", "\"norm_topk_prob\"" },
+    { "mixtral-8x7b.json", "{\"num_local_experts\": 0}", "has at least one" },
+    { "mixtral-8x7b.json", "{\"num_local_experts\": 5000}", "\"num_local_experts\" is 5000" },
+    { "mixtral-8x7b.json", "{\"num_experts_per_tok\": 9}", "only 8 experts" },
+    { "mixtral-8x7b.json", "{\"sliding_window\": 4096}", NULL },
 };
 
 static void one_wrong_field_is_named(void **state)
@@ -295,7 +367,7 @@ static void the_names_are_those_of_the_table(void **state)
         assert_string_equal(arch->architecture, names[count]);
         assert_ptr_equal(model__arch_find(NULL, arch->model_type), arch);
     }
-    assert_int_equal(count, 6);
+    assert_int_equal(count, 8);
     assert_null(model__arch_find("llama", NULL));
     assert_null(model__arch_find(NULL, NULL));
 }
@@ -305,6 +377,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(published_configurations_are_read),
         cmocka_unit_test(rope_is_that_of_transformers),
+        cmocka_unit_test(layers_with_experts_are_those_of_transformers),
         cmocka_unit_test(one_wrong_field_is_named),
         cmocka_unit_test(missing_fields_are_named),
         cmocka_unit_test(not_an_object_is_refused),

@@ -31,6 +31,7 @@
 #include "model/internal.h"
 
 #define LATENT_NORM_EPSILON 1e-6f
+#define ROPE_THETA 10000.0 /* when it is missing */
 
 static void read_attention(struct config_reader *reader, struct model_config *config)
 {
@@ -59,7 +60,7 @@ static void read_attention(struct config_reader *reader, struct model_config *co
     config->latent_norm_epsilon = LATENT_NORM_EPSILON;
     config->latent_bias = config->o_bias = model__read_bool(reader, "attention_bias", false);
     if (reader->status == STATUS_OK)
-        model__read_rope(reader, config->qk_rope_dim / 2, config, &scaling);
+        model__read_rope(reader, config->qk_rope_dim / 2, ROPE_THETA, config, &scaling);
     config->attention_scale = (float)(pow(config->head_dim, -0.5) * scaling);
 }
 

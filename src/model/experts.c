@@ -19,12 +19,31 @@
  *
  * Stacked is how GGUF files have them, fused what transformers 5 holds in memory, and writes when
  * it is told not to go back to the published format. Both come with the router in mlp.gate.weight,
- * whatever the family calls it. */
-#include <stdio.h>
-
+ * whatever the family calls it; the parameters are called so in any case. */
 #include "model/internal.h"
 
-#define NAME_BYTES_MAX 96
+/* Published files say "num_experts" or "num_local_experts", by family; to transformers 5 they are
+ * one attribute, which it writes by its second name. */
+void model__read_softmax_experts(struct config_reader *reader, struct model_config *config,
+                                 uint32_t experts_missing, uint32_t top_k_missing)
+{
+    const uint32_t local = model__read_count_or(reader, "num_local_experts", 0,
+                                                CONFIG_EXPERTS_MAX, experts_missing);
+
+    config->expert_count = model__read_count_or(reader, "num_experts", 0, CONFIG_EXPERTS_MAX,
+                                                local);
+    if (config->expert_count != local && model__read_has(reader, "num_local_experts"))
+        model__read_refuse(reader, "\"num_experts\" is %u, but \"num_local_experts\" is %u",
+                           config->expert_count, local);
+    config->expert_top_k = model__read_count_or(reader, "num_experts_per_tok", 1,
+                                                CONFIG_TOP_K_MAX, top_k_missing);
+    if (config->expert_count > 0 && config->expert_top_k > config->expert_count)
+        model__read_refuse(reader, "\"num_experts_per_tok\" is %u, but there are only %u experts",
+                           config->expert_top_k, config->expert_count);
+    config->scoring = ROUTE_SOFTMAX;
+    config->group_count = config->kept_group_count = 1;
+    config->route_scale = 1.0f;
+}
 
 enum layout { LAYOUT_APART, LAYOUT_STACKED, LAYOUT_FUSED };
 
@@ -42,16 +61,13 @@ static enum layout find_layout(const struct params *params, uint32_t layer)
 static void describe_router(struct params *params, const struct model_config *config,
                             uint32_t layer, const struct expert_names *names)
 {
-    char name[NAME_BYTES_MAX], source[NAME_BYTES_MAX];
-    const struct param_spec spec = { .name = name, .layer = (int32_t)layer, .role = ROLE_ROUTER,
-                                     .part = OFFLOAD_PART_FFN, .rank = 2,
+    const struct param_spec spec = { .name = "mlp.gate.weight", .layer = (int32_t)layer,
+                                     .role = ROLE_ROUTER, .part = OFFLOAD_PART_FFN, .rank = 2,
                                      .shape = { config->expert_count, config->hidden_size } };
 
-    (void)snprintf(name, sizeof(name), "%s.gate.weight", names->block);
-    (void)snprintf(source, sizeof(source), "%s",
-                   find_layout(params, layer) == LAYOUT_APART ? name : "mlp.gate.weight");
     model__param_begin(params, &spec);
-    model__param_add(params, 2, spec.shape, "%s", source);
+    model__param_add(params, 2, spec.shape, "%s.gate.weight",
+                     find_layout(params, layer) == LAYOUT_APART ? names->block : "mlp");
     model__param_end(params);
     if (config->route_bias)
         model__describe_norm(params, layer, ROLE_ROUTER_BIAS, OFFLOAD_PART_FFN,
@@ -93,12 +109,11 @@ static void describe_w13(struct params *params, const struct model_config *confi
     const struct stack up = { "mlp.experts.up_proj.weight", width, hidden, width, 2 * width };
     const struct stack both = { "mlp.experts.gate_up_proj", 2 * width, hidden, 0, 2 * width };
     const enum layout layout = find_layout(params, layer);
-    char name[NAME_BYTES_MAX];
-    const struct param_spec spec = { .name = name, .layer = (int32_t)layer, .role = ROLE_W13,
-                                     .part = OFFLOAD_PART_FFN, .moves = true, .rank = 3,
+    const struct param_spec spec = { .name = "mlp.experts.w13_weight", .layer = (int32_t)layer,
+                                     .role = ROLE_W13, .part = OFFLOAD_PART_FFN,
+                                     .moves = true, .rank = 3,
                                      .shape = { config->expert_count, 2 * width, hidden } };
 
-    (void)snprintf(name, sizeof(name), "%s.experts.w13_weight", names->block);
     model__param_begin(params, &spec);
     if (layout == LAYOUT_STACKED) {
         add_stack(params, config->expert_count, &gate);
@@ -123,12 +138,11 @@ static void describe_w2(struct params *params, const struct model_config *config
         layout == LAYOUT_STACKED ? "mlp.experts.down_proj.weight" : "mlp.experts.down_proj",
         hidden, width, 0, hidden,
     };
-    char name[NAME_BYTES_MAX];
-    const struct param_spec spec = { .name = name, .layer = (int32_t)layer, .role = ROLE_W2,
-                                     .part = OFFLOAD_PART_FFN, .moves = true, .rank = 3,
+    const struct param_spec spec = { .name = "mlp.experts.w2_weight", .layer = (int32_t)layer,
+                                     .role = ROLE_W2, .part = OFFLOAD_PART_FFN,
+                                     .moves = true, .rank = 3,
                                      .shape = { config->expert_count, hidden, width } };
 
-    (void)snprintf(name, sizeof(name), "%s.experts.w2_weight", names->block);
     model__param_begin(params, &spec);
     if (layout != LAYOUT_APART)
         add_stack(params, config->expert_count, &down);
@@ -152,13 +166,23 @@ void model__describe_experts(struct params *params, const struct model_config *c
         model__describe_mlp(params, config, layer, names->shared, shared_width(config));
 }
 
+/* The widest gated MLP that every row goes through: 0 where all layers have experts only. */
+static uint64_t mlp_width(const struct model_config *config)
+{
+    uint64_t width = shared_width(config);
+
+    for (uint32_t i = 0; i < config->layer_count; i++)
+        if (!config->has_experts[i] && config->ffn_width > width)
+            width = config->ffn_width;
+    return width;
+}
+
 void model__slice_ffn(struct slicer *slicer, const struct model_config *config,
                       uint64_t row_count, struct model_buffers *buffers)
 {
     const uint64_t top_k = config->expert_top_k, experts = config->expert_count;
-    const uint64_t shared = shared_width(config), dense = config->ffn_width;
 
-    model__slice_mlp(slicer, row_count, shared > dense ? shared : dense, buffers);
+    model__slice_mlp(slicer, row_count, mlp_width(config), buffers);
     if (experts == 0)
         return;
     buffers->route_logits = model__slice(slicer, row_count * experts * sizeof(float));

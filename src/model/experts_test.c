@@ -18,6 +18,8 @@ struct family {
 static const struct family families[] = {
     { "deepseek_v2_groups", "mlp", { "gate_proj", "up_proj", "down_proj" } },
     { "deepseek_v3_plain", "mlp", { "gate_proj", "up_proj", "down_proj" } },
+    { "qwen3_moe", "mlp", { "gate_proj", "up_proj", "down_proj" } },
+    { "mixtral", "block_sparse_moe", { "w1", "w3", "w2" } },
 };
 #define FAMILY_COUNT (sizeof(families) / sizeof(families[0]))
 

@@ -9,9 +9,9 @@
 #include "model/internal.h"
 
 void model__gqa_read_heads(struct config_reader *reader, struct model_config *config,
-                           uint32_t kv_heads_missing, uint32_t head_dim_missing)
+                           const struct gqa_missing *missing)
 {
-    uint32_t kv_missing = kv_heads_missing;
+    uint32_t kv_missing = missing->kv_heads;
 
     /* A missing key is the class's own number, null is as many as there are query heads. */
     if (kv_missing == 0 || model__read_is_null(reader, "num_key_value_heads"))
@@ -19,7 +19,7 @@ void model__gqa_read_heads(struct config_reader *reader, struct model_config *co
     config->kv_head_count = model__read_count_or(reader, "num_key_value_heads", 1,
                                                  CONFIG_HEADS_MAX, kv_missing);
     config->head_dim = model__read_count_or(reader, "head_dim", 2, CONFIG_HEAD_DIM_MAX,
-                                            head_dim_missing);
+                                            missing->head_dim);
     if (config->head_dim == 0) {
         config->head_dim = config->hidden_size / config->head_count;
         if (config->hidden_size % config->head_count != 0)
@@ -37,7 +37,7 @@ void model__gqa_read_heads(struct config_reader *reader, struct model_config *co
                            "even, from 2 to %u", config->head_dim, CONFIG_HEAD_DIM_MAX);
     config->attention_scale = (float)pow(config->head_dim, -0.5);
     if (reader->status == STATUS_OK)
-        model__read_rope(reader, config->head_dim / 2, config, NULL);
+        model__read_rope(reader, config->head_dim / 2, missing->rope_theta, config, NULL);
 }
 
 struct kv_widths model__gqa_kv_widths(const struct model_config *config)

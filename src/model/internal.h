@@ -136,8 +136,9 @@ struct model_arch {
     void (*attention)(struct model_pass *pass, uint32_t layer);
     void (*ffn)(struct model_pass *pass, uint32_t layer);
 };
-extern const struct model_arch model_arch_llama, model_arch_mistral, model_arch_qwen2,
-    model_arch_qwen3, model_arch_deepseek_v2, model_arch_deepseek_v3;
+extern const struct model_arch model_arch_llama, model_arch_mistral, model_arch_mixtral,
+    model_arch_qwen2, model_arch_qwen3, model_arch_qwen3_moe, model_arch_deepseek_v2,
+    model_arch_deepseek_v3;
 /* By architecture, or by model_type when that is NULL; NULL: not known. */
 const struct model_arch *model__arch_find(const char *architecture, const char *model_type);
 
@@ -227,10 +228,15 @@ void model__slice_mlp(struct slicer *slicer, uint64_t row_count, uint64_t width,
                       struct model_buffers *buffers);
 void model__pass_mlp(struct model_pass *pass, uint32_t layer);
 /* gqa.c: grouped-query attention. */
-/* Heads, head_dim and rope. What stands for missing keys; kv_heads_missing 0: as many as query
- * heads; head_dim_missing 0: hidden_size / heads. */
+/* What stands for missing keys. */
+struct gqa_missing {
+    uint32_t kv_heads; /* 0: as many as query heads */
+    uint32_t head_dim; /* 0: hidden_size / heads */
+    double rope_theta;
+};
+/* Heads, head_dim and rope. */
 void model__gqa_read_heads(struct config_reader *reader, struct model_config *config,
-                           uint32_t kv_heads_missing, uint32_t head_dim_missing);
+                           const struct gqa_missing *missing);
 struct kv_widths model__gqa_kv_widths(const struct model_config *config);
 /* The norm before it, and qkv_bias, qk_norm and o_bias as config says. */
 void model__gqa_describe(struct params *params, const struct model_config *config,
@@ -249,6 +255,10 @@ struct expert_names {
     const char *gate, *up, *down;  /* "gate_proj": BLOCK.experts.E.gate_proj.weight */
     const char *router_bias, *shared; /* whole; may be NULL where no config has them */
 };
+/* Reads what says how many experts there are and how many are chosen, by the softmax of the
+ * router's logits and without groups. The caller says which layers have them. */
+void model__read_softmax_experts(struct config_reader *reader, struct model_config *config,
+                                 uint32_t experts_missing, uint32_t top_k_missing);
 /* Checkpoints with all of a layer's experts in one tensor are read too. */
 void model__describe_experts(struct params *params, const struct model_config *config,
                              uint32_t layer, const struct expert_names *names);

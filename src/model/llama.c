@@ -14,6 +14,8 @@
 #include "base/json.h"
 #include "model/internal.h"
 
+#define ROPE_THETA 10000.0 /* of all four, when it is missing */
+
 /* True when "layer_types" is there; *any_sliding_out then says whether it names a sliding layer. */
 static bool read_layer_types(struct config_reader *reader, const struct model_config *config,
                              bool *any_sliding_out)
@@ -62,9 +64,10 @@ static void read_qwen_window(struct config_reader *reader, struct model_config *
 
 static void read_llama(struct config_reader *reader, struct model_config *config)
 {
+    static const struct gqa_missing missing = { 0, 0, ROPE_THETA };
     bool any_sliding;
 
-    model__gqa_read_heads(reader, config, 0, 0);
+    model__gqa_read_heads(reader, config, &missing);
     config->qkv_bias = config->o_bias = model__read_bool(reader, "attention_bias", false);
     config->mlp_bias = model__read_bool(reader, "mlp_bias", false);
     (void)read_layer_types(reader, config, &any_sliding);
@@ -74,25 +77,32 @@ static void read_llama(struct config_reader *reader, struct model_config *config
 
 static void read_mistral(struct config_reader *reader, struct model_config *config)
 {
-    const uint32_t missing = model__read_is_null(reader, "sliding_window") ? 0 : 4096;
+    static const struct gqa_missing missing = { 8, 0, ROPE_THETA };
+    const uint32_t window_missing = model__read_is_null(reader, "sliding_window") ? 0 : 4096;
     bool any_sliding;
 
-    model__gqa_read_heads(reader, config, 8, 0);
+    model__gqa_read_heads(reader, config, &missing);
     (void)read_layer_types(reader, config, &any_sliding);
     config->sliding_window = model__read_count_or(reader, "sliding_window", 1, CONFIG_CONTEXT_MAX,
-                                                  missing);
+                                                  window_missing);
 }
 
 static void read_qwen2(struct config_reader *reader, struct model_config *config)
 {
-    model__gqa_read_heads(reader, config, 32, 0);
+    static const struct gqa_missing missing = { 32, 0, ROPE_THETA };
+
+    model__gqa_read_heads(reader, config, &missing);
     config->qkv_bias = true;
     read_qwen_window(reader, config);
 }
 
 static void read_qwen3(struct config_reader *reader, struct model_config *config)
 {
-    model__gqa_read_heads(reader, config, 32, model__read_is_null(reader, "head_dim") ? 0 : 128);
+    const struct gqa_missing missing = {
+        32, model__read_is_null(reader, "head_dim") ? 0 : 128, ROPE_THETA,
+    };
+
+    model__gqa_read_heads(reader, config, &missing);
     config->qkv_bias = config->o_bias = model__read_bool(reader, "attention_bias", false);
     config->qk_norm = true;
     read_qwen_window(reader, config);

@@ -114,7 +114,7 @@ static float *plain_logits(const char *name, const struct setting *device,
 static const char *const few_names[] = {
     "qwen3", "deepseek_v3",
 #ifndef LIGHTER_DEBUG
-    "llama_biases_mha", "deepseek_v2_groups",
+    "llama_biases_mha", "deepseek_v2_groups", "qwen3_moe_mixed", "mixtral",
 #endif
 };
 #define FEW_COUNT (sizeof(few_names) / sizeof(few_names[0]))

@@ -164,7 +164,7 @@ static void fill_kind(struct config_reader *rope, const struct rope_kind *kind,
 }
 
 /* Read from the object, with what stands beside it in the configuration for what it does not
- * say. */
+ * say, and kind's theta for what neither says. */
 static void read_kind(struct config_reader *reader, struct config_reader *rope,
                       const struct model_config *config, struct rope_kind *kind)
 {
@@ -174,7 +174,7 @@ static void read_kind(struct config_reader *reader, struct config_reader *rope,
     /* Old files call the kind "type"; transformers prefers "rope_type" when both are there. */
     kind->name = model__read_string(rope, "type", "default");
     kind->name = model__read_string(rope, "rope_type", kind->name);
-    kind->theta = model__read_double(reader, "rope_theta", 1e-3, 1e15, 10000.0);
+    kind->theta = model__read_double(reader, "rope_theta", 1e-3, 1e15, kind->theta);
     kind->theta = model__read_double(rope, "rope_theta", 1e-3, 1e15, kind->theta);
     kind->has_factor = model__read_has(rope, "factor");
     kind->factor = model__read_double(rope, "factor", 1e-6, 1e6, 1.0);
@@ -238,14 +238,14 @@ static void check_frequencies(struct config_reader *rope, const struct model_con
             model__read_refuse(rope, "frequency %u of the rope is not finite", (unsigned)i);
 }
 
-void model__read_rope(struct config_reader *reader, uint32_t pair_count,
+void model__read_rope(struct config_reader *reader, uint32_t pair_count, double theta_missing,
                       struct model_config *config, double *scaling_out)
 {
     const json_t *object = rope_object(reader);
     json_t *empty = object == NULL ? json_object() : NULL;
     struct config_reader rope = { object != NULL ? object : empty, reader->what, reader->err,
                                   reader->status };
-    struct rope_kind kind = { .name = "default" };
+    struct rope_kind kind = { .name = "default", .theta = theta_missing };
     double mscale;
 
     config->rope_pair_count = pair_count;

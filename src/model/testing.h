@@ -27,6 +27,7 @@ static const char *const golden_names[] = {
     "llama_yarn",         "mistral",            "qwen2",               "qwen2_tied_yarn",
     "qwen3",              "qwen3_biases",       "deepseek_v2_lite",    "deepseek_v2_groups",
     "deepseek_v2_biases", "deepseek_v3",        "deepseek_v3_one_group", "deepseek_v3_plain",
+    "qwen3_moe",          "qwen3_moe_mixed",    "mixtral",             "mixtral_fused",
 };
 #define GOLDEN_COUNT (sizeof(golden_names) / sizeof(golden_names[0]))
 

@@ -1,0 +1,77 @@
+/* model/qwen3_moe.c - Qwen3 with a mixture of experts (Qwen3-30B-A3B and its like).
+ *
+ *     x += grouped-query attention of rms_norm(x), q and k normalised per head     (gqa.c)
+ *     h = rms_norm(x);  x += experts(h), or in some layers a dense FFN             (experts.c)
+ *
+ * Scores are the softmax over all experts; the best top_k are taken, and their scores divided by
+ * their sum where "norm_topk_prob" says so. There are no shared experts. Where implementations
+ * differ, this is transformers 5.23 (models/qwen3_moe):
+ * - A layer is dense when "mlp_only_layers" lists it, or its number, counted from one, is no
+ *   multiple of "decoder_sparse_step".
+ * - A sliding window that is switched on is every layer's; "max_window_layers" is not looked at. */
+#include "base/json.h"
+#include "model/internal.h"
+
+static void read_dense_layers(struct config_reader *reader, struct model_config *config)
+{
+    const uint32_t step = model__read_count_or(reader, "decoder_sparse_step", 1, UINT32_MAX, 1);
+    const json_t *dense = NULL;
+
+    if (reader->status == STATUS_OK)
+        reader->status = json_get_array(reader->json, "mlp_only_layers", reader->what, &dense,
+                                        reader->err);
+    if (reader->status != STATUS_OK)
+        return;
+    for (uint32_t i = 0; i < config->layer_count; i++)
+        config->has_experts[i] = config->expert_count > 0 && (i + 1) % step == 0;
+    for (size_t i = 0; i < json_array_size(dense); i++) {
+        const json_t *layer = json_array_get(dense, i);
+
+        if (!json_is_integer(layer))
+            model__read_refuse(reader, "\"mlp_only_layers\" holds %s, integers are wanted",
+                               json_kind(layer));
+        else if (json_integer_value(layer) >= 0 &&
+                 json_integer_value(layer) < config->layer_count)
+            config->has_experts[json_integer_value(layer)] = false;
+    }
+}
+
+static void read_qwen3_moe(struct config_reader *reader, struct model_config *config)
+{
+    static const struct gqa_missing missing = { 4, 0, 10000.0 };
+    const uint32_t window_missing = model__read_is_null(reader, "sliding_window") ? 0 : 4096;
+    const uint32_t window = model__read_count_or(reader, "sliding_window", 1, CONFIG_CONTEXT_MAX,
+                                                 window_missing);
+
+    model__gqa_read_heads(reader, config, &missing);
+    config->qkv_bias = config->o_bias = model__read_bool(reader, "attention_bias", false);
+    config->qk_norm = true;
+    config->sliding_window = model__read_bool(reader, "use_sliding_window", false) ? window : 0;
+    config->expert_ffn_width = model__read_count_or(reader, "moe_intermediate_size", 1,
+                                                    CONFIG_FFN_MAX, 768);
+    model__read_softmax_experts(reader, config, 128, 8);
+    config->route_normalise = model__read_bool(reader, "norm_topk_prob", false);
+    read_dense_layers(reader, config);
+}
+
+static void qwen3_moe_describe_layer(struct params *params, const struct model_config *config,
+                                     uint32_t layer)
+{
+    static const struct expert_names names = {
+        .block = "mlp", .gate = "gate_proj", .up = "up_proj", .down = "down_proj",
+    };
+
+    model__gqa_describe(params, config, layer);
+    model__describe_norm(params, layer, ROLE_POST_NORM, OFFLOAD_PART_FFN,
+                         "post_attention_layernorm.weight", config->hidden_size);
+    if (model__config_layer_has_experts(config, layer))
+        model__describe_experts(params, config, layer, &names);
+    else
+        model__describe_mlp(params, config, layer, "mlp", config->ffn_width);
+}
+
+const struct model_arch model_arch_qwen3_moe = {
+    .architecture = "Qwen3MoeForCausalLM", .model_type = "qwen3_moe",
+    .read_config = read_qwen3_moe, .describe_layer = qwen3_moe_describe_layer,
+    .slice_ffn = model__slice_ffn, .ffn = model__pass_ffn, MODEL_ARCH_GQA,
+};
