@@ -14,13 +14,18 @@
  * Checkpoints lay the experts E of a block in one of three ways:
  *
  *     apart    BLOCK.experts.E.GATE.weight [width][hidden], .UP., .DOWN.    as published
- *     stacked  mlp.experts.gate_proj.weight [experts][width][hidden], up_proj, down_proj
+ *     stacked  BLOCK.experts.GATE.weight [experts][width][hidden], .UP., .DOWN.
  *     fused    mlp.experts.gate_up_proj [experts][2 x width][hidden], down_proj
  *
  * Stacked is how GGUF files have them, fused what transformers 5 holds in memory, and writes when
- * it is told not to go back to the published format. Both come with the router in mlp.gate.weight,
- * whatever the family calls it; the parameters are called so in any case. */
+ * it is told not to go back to the published format. BLOCK, GATE, UP and DOWN are the family's, but
+ * fused comes with the router in mlp.gate.weight, whatever the family calls it. The parameters
+ * here are called mlp. in any case. */
+#include <stdio.h>
+
 #include "model/internal.h"
+
+#define NAME_BYTES_MAX 96
 
 /* Published files say "num_experts" or "num_local_experts", by family; to transformers 5 they are
  * one attribute, which it writes by its second name. */
@@ -47,11 +52,22 @@ void model__read_softmax_experts(struct config_reader *reader, struct model_conf
 
 enum layout { LAYOUT_APART, LAYOUT_STACKED, LAYOUT_FUSED };
 
+static const char *stacked_name(const struct expert_names *names, const char *matrix,
+                                char out[NAME_BYTES_MAX])
+{
+    (void)snprintf(out, NAME_BYTES_MAX, "%s.experts.%s.weight", names->block, matrix);
+    return out;
+}
+
 /* The one whose first tensor is there; none: the published one, whose tensor is then said to be
  * missing. */
-static enum layout find_layout(const struct params *params, uint32_t layer)
+static enum layout find_layout(const struct params *params, uint32_t layer,
+                               const struct expert_names *names)
 {
-    if (model__param_source_exists(params, (int32_t)layer, "mlp.experts.gate_proj.weight"))
+    char name[NAME_BYTES_MAX];
+
+    if (model__param_source_exists(params, (int32_t)layer,
+                                   stacked_name(names, names->gate, name)))
         return LAYOUT_STACKED;
     if (model__param_source_exists(params, (int32_t)layer, "mlp.experts.gate_up_proj"))
         return LAYOUT_FUSED;
@@ -67,7 +83,7 @@ static void describe_router(struct params *params, const struct model_config *co
 
     model__param_begin(params, &spec);
     model__param_add(params, 2, spec.shape, "%s.gate.weight",
-                     find_layout(params, layer) == LAYOUT_APART ? names->block : "mlp");
+                     find_layout(params, layer, names) == LAYOUT_FUSED ? "mlp" : names->block);
     model__param_end(params);
     if (config->route_bias)
         model__describe_norm(params, layer, ROLE_ROUTER_BIAS, OFFLOAD_PART_FFN,
@@ -83,11 +99,11 @@ static void add_apart(struct params *params, uint32_t expert, const struct exper
 /* A tensor [experts][rows][cols], which fills `rows` of each expert's `rows_of_expert` in the
  * parameter, from first_row on. */
 struct stack {
-    const char *name;
     uint64_t rows, cols, first_row, rows_of_expert;
 };
 
-static void add_stack(struct params *params, uint32_t expert_count, const struct stack *stack)
+static void add_stack(struct params *params, uint32_t expert_count, const struct stack *stack,
+                      const char *name)
 {
     const uint64_t size = stack->rows * stack->cols;
     const struct loader_part part = {
@@ -97,7 +113,7 @@ static void add_stack(struct params *params, uint32_t expert_count, const struct
                   { 1, 0, 0 }, { size, 1, 1 } },
     };
 
-    model__param_add_view(params, &part, stack->name);
+    model__param_add_view(params, &part, name);
 }
 
 static void describe_w13(struct params *params, const struct model_config *config, uint32_t layer,
@@ -105,10 +121,11 @@ static void describe_w13(struct params *params, const struct model_config *confi
 {
     const uint64_t width = config->expert_ffn_width, hidden = config->hidden_size;
     const uint64_t shape[2] = { width, hidden };
-    const struct stack gate = { "mlp.experts.gate_proj.weight", width, hidden, 0, 2 * width };
-    const struct stack up = { "mlp.experts.up_proj.weight", width, hidden, width, 2 * width };
-    const struct stack both = { "mlp.experts.gate_up_proj", 2 * width, hidden, 0, 2 * width };
-    const enum layout layout = find_layout(params, layer);
+    const struct stack gate = { width, hidden, 0, 2 * width };
+    const struct stack up = { width, hidden, width, 2 * width };
+    const struct stack both = { 2 * width, hidden, 0, 2 * width };
+    const enum layout layout = find_layout(params, layer, names);
+    char name[NAME_BYTES_MAX];
     const struct param_spec spec = { .name = "mlp.experts.w13_weight", .layer = (int32_t)layer,
                                      .role = ROLE_W13, .part = OFFLOAD_PART_FFN,
                                      .moves = true, .rank = 3,
@@ -116,11 +133,11 @@ static void describe_w13(struct params *params, const struct model_config *confi
 
     model__param_begin(params, &spec);
     if (layout == LAYOUT_STACKED) {
-        add_stack(params, config->expert_count, &gate);
-        add_stack(params, config->expert_count, &up);
+        add_stack(params, config->expert_count, &gate, stacked_name(names, names->gate, name));
+        add_stack(params, config->expert_count, &up, stacked_name(names, names->up, name));
     }
     if (layout == LAYOUT_FUSED)
-        add_stack(params, config->expert_count, &both);
+        add_stack(params, config->expert_count, &both, "mlp.experts.gate_up_proj");
     for (uint32_t i = 0; layout == LAYOUT_APART && i < config->expert_count; i++) {
         add_apart(params, i, names, names->gate, shape);
         add_apart(params, i, names, names->up, shape);
@@ -133,19 +150,19 @@ static void describe_w2(struct params *params, const struct model_config *config
 {
     const uint64_t width = config->expert_ffn_width, hidden = config->hidden_size;
     const uint64_t shape[2] = { hidden, width };
-    const enum layout layout = find_layout(params, layer);
-    const struct stack down = {
-        layout == LAYOUT_STACKED ? "mlp.experts.down_proj.weight" : "mlp.experts.down_proj",
-        hidden, width, 0, hidden,
-    };
+    const enum layout layout = find_layout(params, layer, names);
+    const struct stack down = { hidden, width, 0, hidden };
+    char name[NAME_BYTES_MAX];
     const struct param_spec spec = { .name = "mlp.experts.w2_weight", .layer = (int32_t)layer,
                                      .role = ROLE_W2, .part = OFFLOAD_PART_FFN,
                                      .moves = true, .rank = 3,
                                      .shape = { config->expert_count, hidden, width } };
 
     model__param_begin(params, &spec);
-    if (layout != LAYOUT_APART)
-        add_stack(params, config->expert_count, &down);
+    if (layout == LAYOUT_STACKED)
+        add_stack(params, config->expert_count, &down, stacked_name(names, names->down, name));
+    if (layout == LAYOUT_FUSED)
+        add_stack(params, config->expert_count, &down, "mlp.experts.down_proj");
     for (uint32_t i = 0; layout == LAYOUT_APART && i < config->expert_count; i++)
         add_apart(params, i, names, names->down, shape);
     model__param_end(params);

@@ -59,8 +59,8 @@ static void *read_bytes(const struct ckpt *ckpt, const struct ckpt_tensor *tenso
     return dst;
 }
 
-/* Adds "model.layers.L.mlp.experts.NAME": of each expert the matrices `first` to `last`, on top of
- * each other. Nothing for a layer without experts. */
+/* Adds "model.layers.L.NAME": of each expert the matrices `first` to `last`, on top of each other.
+ * Nothing for a layer without experts. */
 static void stack(const struct ckpt *ckpt, const struct family *family, unsigned layer,
                   const char *name, size_t first, size_t last, struct tensors *out)
 {
@@ -78,7 +78,7 @@ static void stack(const struct ckpt *ckpt, const struct family *family, unsigned
             if (source == NULL)
                 return;
             if (added == NULL) {
-                (void)snprintf(full, sizeof(full), "model.layers.%u.mlp.experts.%s", layer, name);
+                (void)snprintf(full, sizeof(full), "model.layers.%u.%s", layer, name);
                 added = tensors_add(out, full);
                 added->dtype = source->dtype;
                 added->rank = 3;
@@ -94,8 +94,9 @@ static void stack(const struct ckpt *ckpt, const struct family *family, unsigned
     }
 }
 
-/* All but the experts, with the router where stacks have it. */
-static void copy_others(const struct ckpt *ckpt, const struct family *family, struct tensors *out)
+/* All but the experts, with the router where the layout has it. */
+static void copy_others(const struct ckpt *ckpt, const struct family *family, bool fused,
+                        struct tensors *out)
 {
     char router[64];
 
@@ -109,7 +110,7 @@ static void copy_others(const struct ckpt *ckpt, const struct family *family, st
         if (strstr(source->name, ".experts.") != NULL)
             continue;
         (void)snprintf(name, sizeof(name), "%s", source->name);
-        if (at != NULL)
+        if (at != NULL && fused)
             (void)snprintf(name, sizeof(name), "%.*s.mlp.gate.weight", (int)(at - source->name),
                            source->name);
         added = tensors_add(out, name);
@@ -136,15 +137,19 @@ static char *restack(const struct family *family, bool fused, struct tensors *te
     assert_non_null(config);
     ckpt_testing_write_config(folder, config);
     free(config);
-    copy_others(ckpt, family, tensors);
+    copy_others(ckpt, family, fused, tensors);
     for (unsigned layer = 0; layer < 4; layer++) {
         if (fused) {
-            stack(ckpt, family, layer, "gate_up_proj", 0, 1, tensors);
-            stack(ckpt, family, layer, "down_proj", 2, 2, tensors);
-        } else {
-            stack(ckpt, family, layer, "gate_proj.weight", 0, 0, tensors);
-            stack(ckpt, family, layer, "up_proj.weight", 1, 1, tensors);
-            stack(ckpt, family, layer, "down_proj.weight", 2, 2, tensors);
+            stack(ckpt, family, layer, "mlp.experts.gate_up_proj", 0, 1, tensors);
+            stack(ckpt, family, layer, "mlp.experts.down_proj", 2, 2, tensors);
+            continue;
+        }
+        for (size_t m = 0; m < 3; m++) {
+            char name[64];
+
+            (void)snprintf(name, sizeof(name), "%s.experts.%s.weight", family->block,
+                           family->matrices[m]);
+            stack(ckpt, family, layer, name, m, m, tensors);
         }
     }
     ckpt_close(ckpt);
