@@ -268,6 +268,13 @@ enum status ckpt_read(const struct ckpt *ckpt, const struct ckpt_tensor *tensor,
     return st == STATUS_OK ? st : err_prefix(err, st, "tensor '%s'", tensor->name);
 }
 
+enum status ckpt_read_file(const struct ckpt *ckpt, uint32_t file_index, uint64_t offset_bytes,
+                           void *dst, uint64_t size_bytes, struct err *err)
+{
+    assert(file_index < ckpt->file_count);
+    return file_read_at(&ckpt->files[file_index], offset_bytes, dst, size_bytes, err);
+}
+
 void ckpt_read_ahead(const struct ckpt *ckpt, const struct ckpt_tensor *tensor)
 {
     if (tensor->size_bytes > 0)

@@ -56,6 +56,9 @@ const char *ckpt_file_path(const struct ckpt *ckpt, uint32_t file_index);
 /* Reads size_bytes of the tensor's data, from offset_bytes in it. */
 enum status ckpt_read(const struct ckpt *ckpt, const struct ckpt_tensor *tensor,
                       uint64_t offset_bytes, void *dst, uint64_t size_bytes, struct err *err);
+/* Reads from a file of the checkpoint, whatever lies there; see loader_extent. */
+enum status ckpt_read_file(const struct ckpt *ckpt, uint32_t file_index, uint64_t offset_bytes,
+                           void *dst, uint64_t size_bytes, struct err *err);
 /* Tells the kernel that the tensor will be read soon. Best effort. */
 void ckpt_read_ahead(const struct ckpt *ckpt, const struct ckpt_tensor *tensor);
 

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/size.h"
+#include "checkpoint/chunk.h"
 #include "checkpoint/cover.h"
 
 struct loader {
@@ -149,6 +150,72 @@ uint64_t loader_source_bytes(const struct loader *loader, const struct ckpt *ckp
         bytes += part_element_count(&loader->parts[i]) * dtype_info(tensor->dtype)->block_bytes;
     }
     return bytes;
+}
+
+/* Finds the element in the part: *src_out is its place in the tensor, *run_out how many adjacent
+ * elements from it on are adjacent on both sides. False: it is not there, or not in a run. */
+static bool find_in_part(const struct loader_part *part, uint64_t element, uint64_t *src_out,
+                         uint64_t *run_out)
+{
+    struct loader_dim dims[3];
+    uint64_t at, src = part->src_offset;
+
+    if (element < part->dst_offset)
+        return false;
+    at = element - part->dst_offset;
+    memcpy(dims, part->dims, sizeof(dims));
+    chunk_normalise(dims);
+    if (dims[2].count > 1 && (dims[2].src_stride != 1 || dims[2].dst_stride != 1))
+        return false;
+    if (dims[0].dst_stride < dims[1].dst_stride) {
+        const struct loader_dim first = dims[0];
+
+        dims[0] = dims[1];
+        dims[1] = first;
+    }
+    for (size_t d = 0; d < 2; d++) {
+        uint64_t index = 0;
+
+        if (dims[d].count > 1 && dims[d].dst_stride > 0)
+            index = at / dims[d].dst_stride;
+        if (index >= dims[d].count)
+            return false;
+        at -= index * dims[d].dst_stride;
+        src += index * dims[d].src_stride;
+    }
+    if (at >= dims[2].count)
+        return false;
+    *src_out = src + at;
+    *run_out = dims[2].count - at;
+    return true;
+}
+
+bool loader_extent(const struct loader *loader, const struct ckpt *ckpt, uint64_t offset_bytes,
+                   struct loader_extent *extent_out)
+{
+    const struct dtype_info *const info = dtype_info(loader->dtype);
+    const uint64_t element = offset_bytes / info->block_bytes * info->block_elements;
+
+    if (offset_bytes % info->block_bytes != 0)
+        return false;
+    for (size_t i = 0; i < loader->part_count; i++) {
+        const struct ckpt_tensor *tensor;
+        uint64_t src, run, src_bytes;
+
+        if (!find_in_part(&loader->parts[i], element, &src, &run))
+            continue;
+        tensor = ckpt_find(ckpt, loader->parts[i].tensor);
+        assert(tensor != NULL);
+        run -= run % info->block_elements;
+        if (tensor->dtype != loader->dtype || run == 0 ||
+            !dtype_bytes(loader->dtype, src, &src_bytes) ||
+            !dtype_bytes(loader->dtype, run, &extent_out->size_bytes))
+            return false;
+        extent_out->file_index = tensor->file_index;
+        extent_out->file_offset_bytes = tensor->offset_bytes + src_bytes;
+        return true;
+    }
+    return false;
 }
 
 static bool is_float(enum dtype dtype)

@@ -66,6 +66,17 @@ enum status loader_check(const struct loader *loader, const struct ckpt *ckpt,
  * loader_check must have passed. Sums of it are total_bytes. */
 uint64_t loader_source_bytes(const struct loader *loader, const struct ckpt *ckpt);
 
+/* A run of a parameter's bytes that lies in a file of the checkpoint just as it shall be. */
+struct loader_extent {
+    uint32_t file_index;
+    uint64_t file_offset_bytes, size_bytes;
+};
+/* The run that begins at the parameter's byte offset_bytes, as long as it is. False: the byte there
+ * comes of a conversion or is not in line with its neighbours, or no run of whole blocks begins at
+ * it. loader_check must have passed for this checkpoint. */
+bool loader_extent(const struct loader *loader, const struct ckpt *ckpt, uint64_t offset_bytes,
+                   struct loader_extent *extent_out);
+
 /* Memory for loading, made once and used for every parameter: bounded, and apart from it a load
  * takes none. It reads ahead on a thread of its own, so that the disk and the conversion work at
  * once. */

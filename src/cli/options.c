@@ -428,14 +428,14 @@ enum status cli_options_check(const struct cli_options *options, enum cli_comman
                               struct err *err)
 {
     const bool runs = command != CLI_COMMAND_TOKENIZE && command != CLI_COMMAND_INSPECT;
+    enum offload_home home;
 
     if (options->model == NULL || options->model[0] == '\0')
         return err_set(err, STATUS_BAD_INPUT, "'%s' needs a model: --model PATH",
                        commands[command].name);
-    if (runs && strcmp(options->offload_mode, "cpu") != 0 &&
-        strcmp(options->offload_mode, "meta") != 0)
-        return err_set(err, STATUS_BAD_INPUT,
-                       "--offload-mode %s is not built; cpu and meta are", options->offload_mode);
+    if (runs && strcmp(options->offload_mode, "auto") != 0 &&
+        offload_mode_parse(options->offload_mode, &home, err) != STATUS_OK)
+        return STATUS_BAD_INPUT;
     if (command == CLI_COMMAND_GENERATE || command == CLI_COMMAND_LOGITS)
         return check_prompt(options, err);
     if (command == CLI_COMMAND_TOKENIZE && options->skip_special && options->decode.count == 0)

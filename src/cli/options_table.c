@@ -177,7 +177,9 @@ const struct cli_option cli_option_table[] = {
       .group = GROUP_OFFLOAD, .commands = ON_RUN, AT(offload_prefetch_step) },
     { .name = "offload-mode", .kind = CLI_OPTION_CHOICE, .value_name = "MODE",
       .choices = "cpu|meta|shm_cpu|sharded_gpu|disk|auto", .fallback = "cpu",
-      .help = "where moved weights live: cpu, in host memory; meta, nowhere (answers are garbage)",
+      .help = "where moved weights live: cpu, in host memory; disk, in the checkpoint's files; meta, "
+              "nowhere (answers are garbage); auto: what does not fit the budget moves, from where "
+              "it is",
       .group = GROUP_OFFLOAD, .commands = ON_RUN, AT(offload_mode) },
     { .name = "offload-params", .kind = CLI_OPTION_TEXT, .value_name = "GLOB",
       .help = "V2: names of the parameters that move, such as '*.self_attn.*'; default: the FFN "
@@ -186,6 +188,9 @@ const struct cli_option cli_option_table[] = {
     { .name = "offload-slots", .kind = CLI_OPTION_INT, .value_name = "N", .min = 1, .max = 100000,
       .help = "places on the device for moved units; default: prefetch step + 1",
       .group = GROUP_OFFLOAD, .commands = ON_RUN, AT(offload_slots) },
+    { .name = "offload-disk", .kind = CLI_OPTION_TEXT, .value_name = "SETTINGS",
+      .help = "how files are read, such as 'depth=16,piece=512KiB,direct=auto,uring=auto'",
+      .group = GROUP_OFFLOAD, .commands = ON_RUN, AT(offload_disk) },
 
     /* Requests. */
     { .name = "max-running-requests", .kind = CLI_OPTION_INT, .value_name = "N", .min = 1,

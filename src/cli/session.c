@@ -70,6 +70,8 @@ static void set_offload(struct offload_options *offload, const struct cli_option
     offload->prefetch_step = options->offload_prefetch_step;
     offload->params_glob = options->offload_params;
     offload->slot_count = options->offload_slots;
+    offload->disk = options->offload_disk;
+    offload->automatic = strcmp(options->offload_mode, "auto") == 0;
 }
 
 /* Rows and requests in a step, and tokens in the cache: what the options say, else the demand, else
@@ -145,7 +147,10 @@ enum status cli_session_start(struct cli_session *session, const struct cli_opti
     set_offload(&model.offload, options);
     model.dtype = options->dtype;
     model.context_length = (uint32_t)options->context_length;
-    st = offload_mode_parse(options->offload_mode, &model.offload.home, err);
+    if (model.offload.automatic)
+        model.offload.home = OFFLOAD_HOME_DISK;
+    else
+        st = offload_mode_parse(options->offload_mode, &model.offload.home, err);
     if (st == STATUS_OK) {
         set_sizes(&model, &engine, options, demand, info.context_length);
         st = model_create(session->device, session->ckpt, &model, log, progress, &session->model,

@@ -156,6 +156,12 @@ enum status model__sizes_plan(const struct model_config *config,
                               const struct model_options *options,
                               const struct offload_sizes *weights, struct device *device,
                               struct model_sizes *sizes_out, struct err *err);
+/* What the budget leaves for weights once scratch and the cache have theirs. A cache whose size was
+ * not asked for gets an eighth of the budget, but at least a context and at most all sequences';
+ * options->kv_token_count is set to that. */
+enum status model__sizes_leave(const struct model_config *config, struct model_options *options,
+                               struct device *device, uint64_t *weight_bytes_out,
+                               struct err *err);
 /* Lays scratch out from base; returns its size. */
 uint64_t model__slice_scratch(const struct model_config *config, const struct model_sizes *sizes,
                               char *base, struct model_buffers *buffers);

@@ -138,21 +138,28 @@ static enum status plan_and_load(struct model *model, const struct ckpt *ckpt,
                                  const struct model_options *options, const struct log *log,
                                  const struct progress *progress, struct err *err)
 {
-    struct offload_sizes weights;
-    enum status st = offload_create(model->device, model__params_descs(model->params),
-                                    model__params_count(model->params),
-                                    model->config.layer_count, &options->offload, log,
-                                    &model->offload, err);
+    struct model_options own = *options;
+    struct offload_sizes weights = { 0 };
+    enum status st = STATUS_OK;
 
+    own.offload.ckpt = ckpt;
+    if (own.offload.automatic)
+        st = model__sizes_leave(&model->config, &own, model->device,
+                                &own.offload.weight_budget_bytes, err);
+    if (st != STATUS_OK)
+        return err_prefix(err, st, "%s", ckpt_path(ckpt));
+    st = offload_create(model->device, model__params_descs(model->params),
+                        model__params_count(model->params), model->config.layer_count,
+                        &own.offload, log, &model->offload, err);
     model__params_forget_loaders(model->params);
     if (st != STATUS_OK)
         return st;
     offload_sizes(model->offload, &weights);
-    st = model__sizes_plan(&model->config, options, &weights, model->device, &model->sizes, err);
+    st = model__sizes_plan(&model->config, &own, &weights, model->device, &model->sizes, err);
     if (st != STATUS_OK)
         return err_prefix(err, st, "%s", ckpt_path(ckpt));
     fill_info(model);
-    log_plan(model, &weights, options->offload.home, log);
+    log_plan(model, &weights, own.offload.home, log);
     st = offload_manifest_log(model->offload, log, err);
     if (st == STATUS_OK)
         st = stream_create(model->device, STREAM_COMPUTE, &model->stream, err);

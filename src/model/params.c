@@ -209,7 +209,9 @@ void model__param_end(struct params *params)
 {
     const struct param_spec *spec = &params->open;
     struct offload_param_desc desc = { .rank = spec->rank, .layer = spec->layer,
-                                       .part = spec->part, .default_selected = spec->moves };
+                                       .part = spec->part, .default_selected = spec->moves,
+                                       .by_rows = spec->rank == 2 &&
+                                                  spec->layer != OFFLOAD_NO_LAYER };
     struct offload_param_desc *descs;
     char *name;
 

@@ -20,21 +20,43 @@ void model__pass_launch(struct model_pass *pass, const struct op *op)
         pass->status = device_launch(pass->model->stream, op, pass->err);
 }
 
-void model__pass_linear(struct model_pass *pass, const struct pass_linear *linear)
+/* The columns of the result that come of some rows of the matrix. */
+static void linear_rows(struct model_pass *pass, const struct pass_linear *linear,
+                        const struct tensor *weight, const struct tensor *bias,
+                        const struct offload_rows *rows)
 {
-    const struct tensor *weight = model__pass_param(pass, linear->layer, linear->weight);
-    const struct tensor *bias = linear->bias == ROLE_COUNT
-                                    ? NULL
-                                    : model__pass_param(pass, linear->layer, linear->bias);
-    const uint32_t n_count = (uint32_t)weight->shape[0], k_count = (uint32_t)weight->shape[1];
+    const uint32_t k_count = (uint32_t)weight->shape[1];
     const struct op op = { .kind = OP_MATMUL, .matmul = {
-        .out = linear->out, .x = linear->x, .weight = weight->data,
-        .bias = bias != NULL ? bias->data : NULL, .weight_dtype = weight->dtype,
-        .row_count = pass->row_count, .n_count = n_count, .k_count = k_count, .batch_count = 1,
-        .out_row_stride = n_count, .x_row_stride = k_count, .accumulate = linear->accumulate,
+        .out = linear->out + rows->first, .x = linear->x, .weight = rows->data,
+        .bias = bias != NULL ? (const float *)bias->data + rows->first : NULL,
+        .weight_dtype = weight->dtype, .row_count = pass->row_count,
+        .n_count = (uint32_t)rows->count, .k_count = k_count, .batch_count = 1,
+        .out_row_stride = weight->shape[0], .x_row_stride = k_count,
+        .accumulate = linear->accumulate,
     } };
 
     model__pass_launch(pass, &op);
+}
+
+void model__pass_linear(struct model_pass *pass, const struct pass_linear *linear)
+{
+    const uint32_t index = model__params_index(pass->model->params, linear->layer, linear->weight);
+    struct offload *offload = pass->model->offload;
+    const struct tensor *weight = offload_tensor(offload, index);
+    const struct tensor *bias = linear->bias == ROLE_COUNT
+                                    ? NULL
+                                    : model__pass_param(pass, linear->layer, linear->bias);
+    struct offload_rows rows;
+
+    for (uint64_t row = 0; pass->status == STATUS_OK && row < weight->shape[0];) {
+        pass->status = offload_rows_begin(offload, index, row, &rows, pass->err);
+        if (pass->status != STATUS_OK)
+            return;
+        linear_rows(pass, linear, weight, bias, &rows);
+        row += rows.count;
+        if (pass->status == STATUS_OK)
+            pass->status = offload_rows_end(offload, &rows, pass->err);
+    }
 }
 
 void model__pass_norm(struct model_pass *pass, const struct pass_norm *norm)

@@ -162,3 +162,46 @@ enum status model__sizes_plan(const struct model_config *config,
     *sizes_out = sizes;
     return STATUS_OK;
 }
+
+#define CACHE_SHARE 8 /* of the budget, for a cache whose size nobody asked for: one part in so many */
+
+/* Tokens for such a cache. */
+static uint64_t default_tokens(const struct model_config *config,
+                               const struct model_options *options, uint64_t budget_bytes)
+{
+    const struct kv_widths widths = config->arch->kv_widths(config);
+    const uint64_t token_bytes =
+        (uint64_t)(widths.k + widths.v) * sizeof(float) * config->layer_count;
+    const uint64_t context = config->context_length;
+    const uint64_t most = context * options->step_sequence_count_max;
+    uint64_t tokens = budget_bytes / CACHE_SHARE / token_bytes;
+
+    tokens = tokens < context ? context : tokens;
+    tokens = tokens > most ? most : tokens;
+    tokens = tokens > INT32_MAX ? INT32_MAX : tokens;
+    /* even one context may be more than a small budget can spare */
+    while (tokens > options->kv_page_size && tokens * token_bytes > budget_bytes / 4)
+        tokens /= 2;
+    return tokens;
+}
+
+enum status model__sizes_leave(const struct model_config *config, struct model_options *options,
+                               struct device *device, uint64_t *weight_bytes_out, struct err *err)
+{
+    const struct offload_sizes none = { 0 };
+    struct device_memory_report memory;
+    struct model_sizes sizes;
+    enum status st;
+
+    device_memory_report(device, &memory);
+    st = check_options(options, err);
+    if (st != STATUS_OK)
+        return st;
+    if (options->kv_token_count == 0)
+        options->kv_token_count = default_tokens(config, options, memory.budget_bytes);
+    st = model__sizes_plan(config, options, &none, device, &sizes, err);
+    if (st == STATUS_OK)
+        *weight_bytes_out = memory.budget_bytes - memory.used_bytes - sizes.scratch_bytes -
+                            sizes.kv_bytes;
+    return st;
+}

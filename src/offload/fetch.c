@@ -11,7 +11,13 @@ enum status offload__fetch_create(struct offload *offload, struct offload__fetch
 
     *fetch = (struct offload__fetch){ .state = OFFLOAD_FETCH_NONE };
     st = event_create(offload->device, &fetch->started, err);
-    return st == STATUS_OK ? event_create(offload->device, &fetch->loaded, err) : st;
+    if (st == STATUS_OK)
+        st = event_create(offload->device, &fetch->loaded, err);
+    for (unsigned home = 0; home < OFFLOAD_HOME_COUNT && st == STATUS_OK; home++) {
+        if (offload__home((enum offload_home)home)->fetch_create != NULL)
+            st = offload__home((enum offload_home)home)->fetch_create(offload, fetch, err);
+    }
+    return st;
 }
 
 static const struct offload__home_ops *home_of(const struct offload *offload,

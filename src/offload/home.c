@@ -9,6 +9,7 @@
 static const struct offload__home_ops *const homes[OFFLOAD_HOME_COUNT] = {
     [OFFLOAD_HOME_DEVICE] = &offload__home_device,
     [OFFLOAD_HOME_HOST] = &offload__home_host,
+    [OFFLOAD_HOME_DISK] = &offload__home_disk,
     [OFFLOAD_HOME_META] = &offload__home_meta,
 };
 

@@ -54,6 +54,9 @@ struct offload__home_ops {
                          const uint8_t *bytes, uint64_t size_bytes, struct err *err);
     /* All of its units have been loaded. NULL: nothing to do. */
     enum status (*loaded)(struct offload *offload, struct err *err);
+    /* Makes home_data of a fetch object, after open. NULL: there is none. */
+    enum status (*fetch_create)(struct offload *offload, struct offload__fetch *fetch,
+                                struct err *err);
     /* Bringing a unit into fetch->dst. NULL for meta; end may be NULL. */
     enum status (*fetch_begin)(struct offload *offload, struct offload__fetch *fetch,
                                struct err *err);
@@ -70,7 +73,7 @@ struct offload__home_ops {
 
 const struct offload__home_ops *offload__home(enum offload_home home);
 
-extern const struct offload__home_ops offload__home_device, offload__home_host,
+extern const struct offload__home_ops offload__home_device, offload__home_host, offload__home_disk,
     offload__home_meta;
 
 /* fetch.c: the steps that movers share. A fetch object is made once for each place in a ring. */

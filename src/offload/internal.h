@@ -8,6 +8,10 @@
  *   load.c      memory, and filling it through the loaders
  *   reload.c    filling one parameter again
  *   home.c      the table of homes (home.h), and the plainest of them
+ *   segments.c  rows of parameters as they lie in files, and how records are laid out for them
+ *   auto.c      what stays and what moves under a budget
+ *   home_disk.c units that are read from files, past the page cache, each time
+ *   rows.c      a parameter's rows where they are now, piece by piece
  *   fetch.c     one unit on its way from its home into a slot
  *   ring.c      the endless sequence of onloads through the slots
  *   counters.c  what moved and how long it took, collected by the engine's thread and
@@ -37,7 +41,21 @@ struct offload__param {
     bool default_selected;
     bool filled;              /* has contents: false only in a unit at home in meta */
     struct loader *loader;
-    size_t unit;              /* index in offload.units; OFFLOAD_NO_UNIT: stays on the device */
+    size_t unit;              /* index in offload.units; OFFLOAD_NO_UNIT: stays on the device, or
+                                 its segments tell */
+    bool by_rows;
+    size_t segment_first, segment_count; /* in offload.segments, by rows; 0: it is in one piece */
+};
+
+/* Adjacent rows of one parameter that lie together, at home and on the device. A parameter without
+ * segments lies in one piece. */
+struct offload__segment {
+    size_t param, unit;       /* unit OFFLOAD_NO_UNIT: stays on the device */
+    uint64_t row_first, row_count;
+    uint64_t size_bytes;
+    uint64_t offset_bytes;    /* in the unit's record, or in the block of what stays */
+    uint32_t file_index;      /* home disk: where it lies in the checkpoint */
+    uint64_t file_offset_bytes;
 };
 
 /* How the contents of a unit get to where the compute stream reads them. */
@@ -56,6 +74,8 @@ struct offload__unit {
     uint64_t size_bytes;      /* of the record: what one onload moves */
     size_t *params;           /* indices, ascending */
     size_t param_count;
+    size_t segment_first, segment_count; /* in offload.segments; 0: parameters are in one piece */
+    bool is_tile;             /* a part of one parameter; read by offload_rows_begin */
     void *record;             /* in host memory, where the home has it there; NULL: nowhere */
 };
 
@@ -83,6 +103,8 @@ struct offload {
     struct offload__unit *units;
     size_t unit_count, ring_count;          /* all; those that the ring moves, which are the first,
                                                in the order in which a pass uses them */
+    struct offload__segment *segments;
+    size_t segment_count, segment_capacity;
     size_t *unit_of;                        /* [layer_count][OFFLOAD_PART_COUNT] */
     struct offload_sizes sizes;
     bool in_place;                          /* the device's memory is the host's */
@@ -104,6 +126,7 @@ struct offload {
     uint64_t pass_position;                 /* position at the start of this pass */
     uint64_t head;                          /* the next onload to be queued */
     uint64_t harvested;                     /* the next onload whose times are to be read */
+    struct offload__disk *disk;             /* home_disk.c's; NULL: no unit is at home there */
     size_t active;                          /* unit between begin and end, or OFFLOAD_NO_UNIT */
     uint8_t *active_base;                   /* where its record lies now */
 
@@ -126,6 +149,7 @@ bool offload__is_v2(const struct offload_options *options);
 /* What can be checked without knowing the parameters. */
 enum status offload__options_check(const struct offload_options *options, uint32_t layer_count,
                                    const struct log *log, struct err *err);
+enum status offload__options_check_auto(const struct offload_options *options, struct err *err);
 /* What depends on how many units move. */
 enum status offload__options_check_units(const struct offload_options *options, size_t unit_count,
                                          struct err *err);
@@ -144,7 +168,27 @@ enum status offload__plan(const struct offload__param *params, size_t param_coun
  * offload's units, unit_of and sizes. */
 enum status offload__plan_units(struct offload *offload, const bool *moves, struct err *err);
 
+/* Slots and sums, once the units are there. */
+enum status offload__plan_sizes(struct offload *offload, struct err *err);
+/* Appends size_bytes to a block of *size_bytes; *offset_out: where they lie. `name` for messages. */
+enum status offload__block_append(const char *name, uint64_t added_bytes, uint64_t *size_bytes,
+                                  uint64_t *offset_out, struct err *err);
 enum offload__path offload__path(const struct offload *offload, const struct offload__unit *unit);
+
+/* segments.c */
+uint64_t offload__row_bytes(const struct offload__param *param);
+/* Appends segments of the parameter's rows as they lie in the files of options.ckpt, each of at most
+ * max_bytes (but at least a row), to offload.segments. *done_out: false, and nothing is appended,
+ * when its bytes are not in the files as they shall be. */
+enum status offload__segments_add(struct offload *offload, size_t param, uint64_t max_bytes,
+                                  bool *done_out, struct err *err);
+/* Lays segments out as reads past the page cache need them: each at the same place in its block as
+ * in its file. Sets offset_bytes; *size_bytes_out: of a record that holds them. */
+enum status offload__segments_lay_out(struct offload *offload, size_t first, size_t count,
+                                      uint64_t *size_bytes_out, struct err *err);
+
+/* auto.c. Instead of offload__plan and offload__plan_units: what stays, and the tiles that move. */
+enum status offload__plan_auto(struct offload *offload, struct err *err);
 
 /* offload.c */
 /* Recomputes `garbage` and publishes the homes. */
@@ -165,6 +209,9 @@ void offload__ring_destroy(struct offload *offload);
 enum status offload__ring_start(struct offload *offload, struct err *err);
 /* Waits for both streams; returns the first error. */
 enum status offload__ring_sync(struct offload *offload, struct err *err);
+/* Makes the unit, which is the next of the sequence, readable at active_base until it is released. */
+enum status offload__unit_acquire(struct offload *offload, size_t unit, struct err *err);
+enum status offload__unit_release(struct offload *offload, size_t unit, struct err *err);
 /* Waits until no read writes to a slot any more. */
 void offload__ring_abandon(struct offload *offload);
 /* Queues what is ahead of the next pass and belongs to `unit` once more, after its home has

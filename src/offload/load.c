@@ -16,6 +16,8 @@
 
 #include "offload/internal.h"
 
+#define PIECE_BYTES (UINT64_C(4) << 20) /* of a parameter's rows, at once */
+
 /* Of one offload_load. */
 struct load_job {
     struct offload *offload;
@@ -129,6 +131,18 @@ static enum status job_init(struct load_job *job, struct err *err)
     for (size_t i = 0; i < offload->param_count; i++) {
         const struct offload__param *param = &offload->params[i];
 
+        if (param->segment_count > 0 && param->unit == OFFLOAD_NO_UNIT) {
+            for (size_t k = 0; k < param->segment_count; k++) {
+                const struct offload__segment *segment =
+                    &offload->segments[param->segment_first + k];
+
+                if (segment->unit == OFFLOAD_NO_UNIT)
+                    job->total_bytes += segment->size_bytes;
+            }
+            if (!offload->in_place && job->bounce_bytes < PIECE_BYTES)
+                job->bounce_bytes = PIECE_BYTES;
+            continue;
+        }
         if (!is_loaded_here(offload, param))
             continue;
         job->total_bytes += loader_source_bytes(param->loader, job->ckpt);
@@ -165,12 +179,46 @@ static enum status bounce_store(struct load_job *job, const struct offload__para
     return st == STATUS_OK ? stream_sync(offload->copy, err) : st; /* the buffer is used again */
 }
 
+/* Of a parameter of which some rows move: those that stay. */
+static enum status segments_load(struct load_job *job, struct offload__param *param,
+                                 struct err *err)
+{
+    struct offload *offload = job->offload;
+    enum status st = STATUS_OK;
+
+    for (size_t i = 0; i < param->segment_count && st == STATUS_OK; i++) {
+        const struct offload__segment *segment = &offload->segments[param->segment_first + i];
+        uint8_t *const place = offload->resident + segment->offset_bytes;
+        uint64_t done = 0;
+
+        while (segment->unit == OFFLOAD_NO_UNIT && done < segment->size_bytes && st == STATUS_OK) {
+            const uint64_t left = segment->size_bytes - done;
+            const uint64_t most = offload->in_place ? PIECE_BYTES : job->bounce_bytes;
+            const uint64_t size_bytes = left < most ? left : most;
+
+            st = ckpt_read_file(job->ckpt, segment->file_index, segment->file_offset_bytes + done,
+                                offload->in_place ? place + done : job->bounce, size_bytes, err);
+            if (st == STATUS_OK && !offload->in_place)
+                st = device_copy_in(offload->copy, place + done, job->bounce, size_bytes, err);
+            if (st == STATUS_OK && !offload->in_place)
+                st = stream_sync(offload->copy, err);
+            done += size_bytes;
+            job->done_bytes += size_bytes;
+            progress_update(job->progress, "loading", job->done_bytes, job->total_bytes);
+        }
+    }
+    param->filled = st == STATUS_OK;
+    return st == STATUS_OK ? st : err_prefix(err, st, "%s", param->name);
+}
+
 static enum status param_load(struct load_job *job, struct offload__param *param, struct err *err)
 {
     struct offload *offload = job->offload;
     uint8_t *place;
     enum status st;
 
+    if (param->segment_count > 0 && param->unit == OFFLOAD_NO_UNIT)
+        return segments_load(job, param, err);
     if (!is_loaded_here(offload, param)) {
         param->filled = param->unit == OFFLOAD_NO_UNIT ||
                         offload__home(offload->units[param->unit].home)->has_contents;

@@ -45,6 +45,7 @@ static enum status params_create(struct offload *offload, const struct offload_p
         param->layer = desc->layer;
         param->part = desc->part;
         param->default_selected = desc->default_selected;
+        param->by_rows = desc->by_rows;
         param->unit = OFFLOAD_NO_UNIT;
     }
     return STATUS_OK;
@@ -103,7 +104,7 @@ enum status offload_create(struct device *device, const struct offload_param_des
     offload->in_place = device_info(device)->memory_is_host;
     st = params_create(offload, params, param_count, err);
     if (st == STATUS_OK)
-        st = plan(offload, err);
+        st = options->automatic ? offload__plan_auto(offload, err) : plan(offload, err);
     offload->options.params_glob = NULL; /* borrowed for the plan only */
     if (st == STATUS_OK)
         st = counters_create(offload, err);
@@ -111,7 +112,7 @@ enum status offload_create(struct device *device, const struct offload_param_des
         offload_destroy(offload);
         return st;
     }
-    offload->mode = offload->unit_count == 0 ? "off" : offload__home(options->home)->mode;
+    offload->mode = options->automatic ? "auto" : offload->unit_count == 0 ? "off" : offload__home(options->home)->mode;
     offload__homes_changed(offload);
     *offload_out = offload;
     return STATUS_OK;
@@ -132,6 +133,7 @@ void offload_destroy(struct offload *offload)
     free(offload->published_counters);
     free(offload->counters);
     free(offload->unit_of);
+    free(offload->segments);
     free(offload->units);
     free(offload->params);
     (void)pthread_mutex_destroy(&offload->lock);
@@ -152,7 +154,8 @@ const struct tensor *offload_tensor(const struct offload *offload, size_t index)
 bool offload_param_moves(const struct offload *offload, size_t index)
 {
     assert(index < offload->param_count);
-    return offload->params[index].unit != OFFLOAD_NO_UNIT;
+    return offload->params[index].unit != OFFLOAD_NO_UNIT ||
+           offload->params[index].segment_count > 0;
 }
 
 bool offload_is_garbage(const struct offload *offload)

@@ -60,10 +60,18 @@ struct offload_param_desc {
     enum offload_part part;  /* of its layer */
     bool default_selected;   /* moved by V2 unless --offload-params says otherwise: the matrices of
                                 the FFN, or the experts */
+    bool by_rows;            /* read through offload_rows_begin or offload_row alone, so that its rows
+                                need not lie together */
     struct loader *loader;   /* taken by offload_create, also when it fails */
 };
 
-enum offload_home { OFFLOAD_HOME_DEVICE, OFFLOAD_HOME_HOST, OFFLOAD_HOME_META, OFFLOAD_HOME_COUNT };
+enum offload_home {
+    OFFLOAD_HOME_DEVICE,
+    OFFLOAD_HOME_HOST,
+    OFFLOAD_HOME_DISK,
+    OFFLOAD_HOME_META,
+    OFFLOAD_HOME_COUNT
+};
 const char *offload_home_name(enum offload_home home);
 /* "cpu", "meta", ...; others are STATUS_BAD_INPUT with what exists. */
 enum status offload_mode_parse(const char *mode, enum offload_home *home_out, struct err *err);
@@ -75,7 +83,15 @@ struct offload_options {
      * group_size 0: off. */
     int64_t group_size, num_in_group;
     int64_t prefetch_step;        /* >= 1 */
-    enum offload_home home;       /* of what moves: HOST or META */
+    enum offload_home home;       /* of what moves; with `automatic`: of what does not fit */
+    /* Auto: as much as the budget holds stays on the device; of the rest, pieces of tile_bytes move,
+     * spread evenly over the layers. Instead of V1 and V2. */
+    bool automatic;
+    uint64_t weight_budget_bytes; /* auto: for what stays and the slots */
+    uint64_t tile_bytes;          /* auto: of a piece, about; 0: chosen */
+    const struct ckpt *ckpt;      /* borrowed; homes on the disk read its files. NULL: none will do */
+    const char *disk;             /* --offload-disk: see disk_reader_options_parse. Borrowed until
+                                     offload_load has returned; NULL: defaults */
     const char *params_glob;      /* NULL: default_selected. Comma-separated globs on names */
     int64_t slot_count;           /* 0: prefetch_step + 1 */
     bool poison;                  /* fill released slots with signalling NaN; on in debug builds */
@@ -119,6 +135,24 @@ enum status offload_load(struct offload *offload, struct stream *compute, const 
 const struct tensor *offload_tensor(const struct offload *offload, size_t index);
 bool offload_param_moves(const struct offload *offload, size_t index);
 
+/* The rows of a matrix (its last dimension is a row, the others count them) in the order in which
+ * they come: from `row` on, as many as lie together. Between begin and end of the parameter's part;
+ * ops that read them are launched before offload_rows_end, and all rows are asked for, in order,
+ * once in a pass. Parameters of a part are read in the order in which they were described. Rows of
+ * a parameter that does not move come at once. */
+struct offload_rows {
+    const void *data;        /* device memory */
+    uint64_t first, count;
+    size_t unit;             /* offload's own */
+};
+enum status offload_rows_begin(struct offload *offload, size_t index, uint64_t row,
+                               struct offload_rows *rows_out, struct err *err);
+enum status offload_rows_end(struct offload *offload, const struct offload_rows *rows,
+                             struct err *err);
+/* Where a row lies now, of a parameter whose unit is its whole part: between begin and end of that,
+ * or always when it does not move. Rows that lie together in the checkpoint lie together here. */
+const void *offload_row(const struct offload *offload, size_t index, uint64_t row);
+
 /* One pass over all layers in order: begin and end for every part of every layer that has
  * parameters, each once. A part without moving parameters costs nothing. When either fails, the
  * pass must be abandoned. */
@@ -134,7 +168,8 @@ enum status offload_pass_abort(struct offload *offload, struct err *err);
 
 /* Loads one parameter again through its loader, in place, whatever its home, between passes. A unit
  * whose home is meta gets a home on the host first, so that the bytes have somewhere to be, and
- * zeros for its other parameters until they are loaded. The old bytes stay when anything fails. */
+ * zeros for its other parameters until they are loaded. The old bytes stay when anything fails.
+ * STATUS_UNAVAILABLE for what is at home on the disk. */
 enum status offload_reload(struct offload *offload, size_t index, const struct ckpt *ckpt,
                            struct err *err);
 

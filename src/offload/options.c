@@ -94,10 +94,10 @@ static enum status check_v1(const struct offload_options *options, struct err *e
         return err_set(err, STATUS_BAD_INPUT,
                        "--offload-params goes with --offload-group-size; --cpu-offload-gb moves "
                        "parameters in model order, whatever their names: leave one of them out");
-    if (options->home != OFFLOAD_HOME_HOST)
+    if (options->home == OFFLOAD_HOME_META)
         return err_set(err, STATUS_BAD_INPUT,
-                       "--cpu-offload-gb (%s) moves to the host, so --offload-mode must be cpu, "
-                       "not %s; for meta use --offload-group-size",
+                       "--cpu-offload-gb (%s) moves weights somewhere, so --offload-mode must be cpu "
+                       "or disk, not %s; for meta use --offload-group-size",
                        size_format(options->cpu_offload_bytes, size, sizeof(size)),
                        offload_home_name(options->home));
     return STATUS_OK;
@@ -131,6 +131,23 @@ static enum status check_v2(const struct offload_options *options, uint32_t laye
                        " chooses none of the model's %" PRIu32 " layers; the largest group size "
                        "that works is %" PRIu64, group, in_group, layer_count, group_max);
     assert(options->home != OFFLOAD_HOME_DEVICE);
+    return STATUS_OK;
+}
+
+enum status offload__options_check_auto(const struct offload_options *options, struct err *err)
+{
+    if (offload__is_v1(options) || offload__is_v2(options) || options->params_glob != NULL)
+        return err_set(err, STATUS_BAD_INPUT,
+                       "--offload-mode auto chooses by itself what moves; leave out %s, or use "
+                       "another mode",
+                       offload__is_v1(options)   ? "--cpu-offload-gb"
+                       : offload__is_v2(options) ? "--offload-group-size"
+                                                 : "--offload-params");
+    if (options->slot_count != 0 &&
+        (options->slot_count < 2 || options->slot_count > OFFLOAD_SLOTS_MAX))
+        return err_set(err, STATUS_BAD_INPUT,
+                       "--offload-slots is %" PRId64 "; 2 to %d are possible, and 0 chooses",
+                       options->slot_count, OFFLOAD_SLOTS_MAX);
     return STATUS_OK;
 }
 

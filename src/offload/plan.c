@@ -127,21 +127,26 @@ enum status offload__plan(const struct offload__param *params, size_t param_coun
     return STATUS_OK;
 }
 
-/* Appends a parameter to a record of *size_bytes. */
-static enum status record_append(struct offload__param *param, uint64_t *size_bytes,
-                                 struct err *err)
+enum status offload__block_append(const char *name, uint64_t added_bytes, uint64_t *size_bytes,
+                                  uint64_t *offset_out, struct err *err)
 {
     uint64_t end_bytes;
 
-    if (!size_add(*size_bytes, param->size_bytes, &end_bytes) ||
+    if (!size_add(*size_bytes, added_bytes, &end_bytes) ||
         end_bytes > UINT64_MAX - DEVICE_ALIGNMENT)
         return err_set(err, STATUS_BAD_INPUT,
-                       "%s: %" PRIu64 " bytes after %" PRIu64 " others overflow 64 bits",
-                       param->name,
-                       param->size_bytes, *size_bytes);
-    param->offset_bytes = *size_bytes;
+                       "%s: %" PRIu64 " bytes after %" PRIu64 " others overflow 64 bits", name,
+                       added_bytes, *size_bytes);
+    *offset_out = *size_bytes;
     *size_bytes = size_align_up(end_bytes, DEVICE_ALIGNMENT);
     return STATUS_OK;
+}
+
+static enum status record_append(struct offload__param *param, uint64_t *size_bytes,
+                                 struct err *err)
+{
+    return offload__block_append(param->name, param->size_bytes, size_bytes, &param->offset_bytes,
+                                 err);
 }
 
 /* The place in unit_of of the parameter's layer and part. */
@@ -227,6 +232,53 @@ static enum status units_fill(struct offload *offload, const bool *moves, struct
     return STATUS_OK;
 }
 
+/* At home on the disk, the record's parts lie as they do in the checkpoint's files. */
+static enum status unit_lay_out_for_disk(struct offload *offload, struct offload__unit *unit,
+                                         struct err *err)
+{
+    enum status st = STATUS_OK;
+
+    unit->segment_first = offload->segment_count;
+    for (size_t i = 0; i < unit->param_count && st == STATUS_OK; i++) {
+        struct offload__param *param = &offload->params[unit->params[i]];
+        const size_t first = offload->segment_count;
+        bool done;
+
+        st = offload__segments_add(offload, unit->params[i], UINT64_MAX, &done, err);
+        if (st == STATUS_OK && (!done || (offload->segment_count - first > 1 && !param->by_rows)))
+            st = err_set(err, STATUS_BAD_INPUT,
+                         "--offload-mode disk: the bytes of %s are not in the checkpoint as they "
+                         "are used (converted, or joined from several tensors); leave it out with "
+                         "--offload-params, or use --offload-mode auto or cpu", param->name);
+        if (st != STATUS_OK)
+            return st;
+        param->segment_first = first;
+        param->segment_count = offload->segment_count - first;
+        for (size_t k = first; k < offload->segment_count; k++)
+            offload->segments[k].unit = param->unit;
+    }
+    unit->segment_count = offload->segment_count - unit->segment_first;
+    st = offload__segments_lay_out(offload, unit->segment_first, unit->segment_count,
+                                   &unit->size_bytes, err);
+    for (size_t i = 0; i < unit->param_count && st == STATUS_OK; i++) {
+        struct offload__param *param = &offload->params[unit->params[i]];
+
+        param->offset_bytes = offload->segments[param->segment_first].offset_bytes;
+    }
+    return st;
+}
+
+static enum status units_lay_out_for_disk(struct offload *offload, struct err *err)
+{
+    enum status st = STATUS_OK;
+
+    for (size_t i = 0; i < offload->unit_count && st == STATUS_OK; i++) {
+        if (offload->units[i].home == OFFLOAD_HOME_DISK)
+            st = unit_lay_out_for_disk(offload, &offload->units[i], err);
+    }
+    return st;
+}
+
 enum offload__path offload__path(const struct offload *offload, const struct offload__unit *unit)
 {
     const struct offload__home_ops *home = offload__home(unit->home);
@@ -237,7 +289,7 @@ enum offload__path offload__path(const struct offload *offload, const struct off
 }
 
 /* Slots and sums. A pool is needed unless every unit is read at home. */
-static enum status sizes_fill(struct offload *offload, struct err *err)
+enum status offload__plan_sizes(struct offload *offload, struct err *err)
 {
     const struct offload_options *options = &offload->options;
     struct offload_sizes *sizes = &offload->sizes;
@@ -275,6 +327,8 @@ enum status offload__plan_units(struct offload *offload, const bool *moves, stru
     if (st == STATUS_OK)
         st = units_fill(offload, moves, err);
     if (st == STATUS_OK)
-        st = sizes_fill(offload, err);
+        st = units_lay_out_for_disk(offload, err);
+    if (st == STATUS_OK)
+        st = offload__plan_sizes(offload, err);
     return st;
 }

@@ -115,6 +115,10 @@ enum status offload_reload(struct offload *offload, size_t index, const struct c
     assert(offload->loaded && offload->active == OFFLOAD_NO_UNIT);
     assert(offload->position == offload->pass_position);
     param = &offload->params[index];
+    if (param->segment_count > 0)
+        return err_set(err, STATUS_UNAVAILABLE,
+                       "%s is at home on the disk, in the checkpoint itself: it cannot be loaded "
+                       "again from another", param->name);
     st = loader_check(param->loader, ckpt, param->name, err);
     if (st != STATUS_OK)
         return st;

@@ -212,7 +212,8 @@ static void tensors_place(struct offload *offload, const struct offload__unit *u
     for (size_t i = 0; i < unit->param_count; i++) {
         struct offload__param *param = &offload->params[unit->params[i]];
 
-        param->tensor.data = base == NULL ? NULL : base + param->offset_bytes;
+        if (param->segment_count <= 1)
+            param->tensor.data = base == NULL ? NULL : base + param->offset_bytes;
     }
 }
 
@@ -266,8 +267,7 @@ static enum status begin_in_slot(struct offload *offload, struct err *err)
     return st == STATUS_OK ? arrived_pass_on(offload, err) : st;
 }
 
-/* Makes the unit, which is the next of the sequence, readable until unit_release. */
-static enum status unit_acquire(struct offload *offload, size_t index, struct err *err)
+enum status offload__unit_acquire(struct offload *offload, size_t index, struct err *err)
 {
     const struct offload__unit *unit = &offload->units[index];
     enum status st = STATUS_OK;
@@ -292,9 +292,22 @@ static enum status unit_acquire(struct offload *offload, size_t index, struct er
     return STATUS_OK;
 }
 
-static enum status end_in_slot(struct offload *offload, struct err *err);
+/* Marks the slot as read; poison goes before the mark, so that only a read that comes too late, or
+ * a copy that comes too early, meets it. */
+static enum status end_in_slot(struct offload *offload, struct err *err)
+{
+    const uint64_t position = offload->position;
+    enum status st = STATUS_OK;
 
-static enum status unit_release(struct offload *offload, size_t index, struct err *err)
+    if (offload->options.poison && onload_at(offload, position)->state != OFFLOAD_FETCH_NONE)
+        st = device_fill(offload->compute, slot_memory(offload, position), OFFLOAD_POISON,
+                         offload->sizes.slot_bytes, err);
+    if (st == STATUS_OK)
+        st = event_record(offload->compute, offload->ended[slot_at(offload, position)], err);
+    return st;
+}
+
+enum status offload__unit_release(struct offload *offload, size_t index, struct err *err)
 {
     enum status st = STATUS_OK;
 
@@ -324,7 +337,7 @@ enum status offload_begin(struct offload *offload, uint32_t layer, enum offload_
     index = offload->unit_of[(size_t)layer * OFFLOAD_PART_COUNT + part];
     if (index == OFFLOAD_NO_UNIT)
         return STATUS_OK;
-    st = unit_acquire(offload, index, err);
+    st = offload__unit_acquire(offload, index, err);
     if (st == STATUS_OK)
         tensors_place(offload, &offload->units[index], offload->active_base);
     return st;
@@ -340,22 +353,7 @@ enum status offload_end(struct offload *offload, uint32_t layer, enum offload_pa
     if (index == OFFLOAD_NO_UNIT)
         return STATUS_OK;
     tensors_place(offload, &offload->units[index], NULL);
-    return unit_release(offload, index, err);
-}
-
-/* Marks the slot as read; poison goes before the mark, so that only a read that comes too late, or
- * a copy that comes too early, meets it. */
-static enum status end_in_slot(struct offload *offload, struct err *err)
-{
-    const uint64_t position = offload->position;
-    enum status st = STATUS_OK;
-
-    if (offload->options.poison && onload_at(offload, position)->state != OFFLOAD_FETCH_NONE)
-        st = device_fill(offload->compute, slot_memory(offload, position), OFFLOAD_POISON,
-                         offload->sizes.slot_bytes, err);
-    if (st == STATUS_OK)
-        st = event_record(offload->compute, offload->ended[slot_at(offload, position)], err);
-    return st;
+    return offload__unit_release(offload, index, err);
 }
 
 void offload_pass_done(struct offload *offload)

@@ -1,0 +1,325 @@
+/* offload/auto.c - what stays and what moves, so that it fits a budget.
+ *
+ * Every weight of a layer is read once in a pass, so it does not matter for the bytes that move
+ * which of them stay; it matters that as many stay as the budget holds, that little of it is taken
+ * by slots, and that what moves is spread evenly, so that the home's link is never idle while
+ * computing waits. So matrices are cut into tiles of some MiB, every so-manyth of which moves:
+ *
+ *     gate_up  |ssss|ssss|mmmm|ssss|ssss|mmmm|...     s stays, m moves
+ *
+ * Only matrices that are read row by row can be cut, and only where their bytes lie in a file as
+ * they are used. All else stays. */
+#include <assert.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/size.h"
+#include "offload/disk/reader.h"
+#include "offload/internal.h"
+
+#define TILE_BYTES (4 * MIB)
+#define TILE_BYTES_MIN (64 * KIB)
+#define TILES_WANTED 64     /* a small model gets small tiles */
+#define SLOTS 8
+
+struct tiles {
+    size_t *segments;       /* indices in offload.segments, in the order of a pass */
+    bool *moves;
+    size_t count;
+    uint64_t bytes;         /* of all */
+    uint64_t slot_bytes;    /* that hold any of them */
+};
+
+static uint64_t tile_bytes_of(const struct offload *offload)
+{
+    uint64_t bytes = 0;
+
+    if (offload->options.tile_bytes != 0)
+        return offload->options.tile_bytes;
+    for (size_t i = 0; i < offload->param_count; i++) {
+        if (offload->params[i].layer != OFFLOAD_NO_LAYER && offload->params[i].by_rows)
+            bytes += offload->params[i].size_bytes;
+    }
+    bytes /= TILES_WANTED;
+    return bytes > TILE_BYTES ? TILE_BYTES : bytes < TILE_BYTES_MIN ? TILE_BYTES_MIN : bytes;
+}
+
+/* Cuts everything that can be cut. */
+static enum status tiles_cut(struct offload *offload, struct tiles *tiles, struct err *err)
+{
+    const uint64_t tile_bytes = tile_bytes_of(offload);
+
+    for (size_t i = 0; i < offload->param_count; i++) {
+        struct offload__param *param = &offload->params[i];
+        const size_t first = offload->segment_count;
+        bool done;
+        enum status st;
+
+        if (param->layer == OFFLOAD_NO_LAYER || !param->by_rows)
+            continue;
+        st = offload__segments_add(offload, i, tile_bytes, &done, err);
+        if (st != STATUS_OK)
+            return st;
+        if (!done)
+            continue;
+        param->segment_first = first;
+        param->segment_count = offload->segment_count - first;
+    }
+    tiles->segments = calloc(offload->segment_count + 1, sizeof(*tiles->segments));
+    tiles->moves = calloc(offload->segment_count + 1, sizeof(*tiles->moves));
+    if (tiles->segments == NULL || tiles->moves == NULL)
+        return err_set(err, STATUS_NO_MEMORY, "no memory to plan %zu tiles",
+                       offload->segment_count);
+    return STATUS_OK;
+}
+
+/* Lists the tiles as a pass comes to them: by layer and part, then as described. */
+static enum status tiles_list(struct offload *offload, struct tiles *tiles, struct err *err)
+{
+    const size_t place_count = (size_t)offload->layer_count * OFFLOAD_PART_COUNT;
+    size_t *next = calloc(place_count + 2, sizeof(*next));
+
+    if (next == NULL)
+        return err_set(err, STATUS_NO_MEMORY, "no memory to plan %zu parts", place_count);
+    for (size_t i = 0; i < offload->segment_count; i++) {
+        const struct offload__param *param = &offload->params[offload->segments[i].param];
+
+        next[(size_t)param->layer * OFFLOAD_PART_COUNT + param->part + 1]++;
+    }
+    for (size_t place = 1; place <= place_count; place++)
+        next[place] += next[place - 1];
+    for (size_t i = 0; i < offload->segment_count; i++) {
+        const struct offload__segment *segment = &offload->segments[i];
+        const struct offload__param *param = &offload->params[segment->param];
+        const uint64_t slot_bytes = size_align_up(
+            segment->file_offset_bytes % DISK_ALIGN + segment->size_bytes, DISK_ALIGN);
+
+        tiles->segments[next[(size_t)param->layer * OFFLOAD_PART_COUNT + param->part]++] = i;
+        tiles->bytes += segment->size_bytes;
+        if (slot_bytes > tiles->slot_bytes)
+            tiles->slot_bytes = slot_bytes;
+    }
+    tiles->count = offload->segment_count;
+    free(next);
+    return STATUS_OK;
+}
+
+/* Marks tiles of at least wanted_bytes in all, evenly; returns the bytes marked. */
+static uint64_t tiles_choose(const struct offload *offload, struct tiles *tiles,
+                             uint64_t wanted_bytes)
+{
+    const double share = tiles->bytes > 0 ? (double)wanted_bytes / (double)tiles->bytes : 0;
+    uint64_t chosen_bytes = 0;
+    double owed = 0;
+
+    for (size_t i = 0; i < tiles->count; i++) {
+        const uint64_t bytes = offload->segments[tiles->segments[i]].size_bytes;
+
+        owed += share * (double)bytes;
+        tiles->moves[i] = owed >= (double)bytes / 2;
+        if (!tiles->moves[i])
+            continue;
+        owed -= (double)bytes;
+        chosen_bytes += bytes;
+    }
+    for (size_t i = tiles->count; i-- > 0 && chosen_bytes < wanted_bytes;) {
+        if (tiles->moves[i])
+            continue;
+        tiles->moves[i] = true;
+        chosen_bytes += offload->segments[tiles->segments[i]].size_bytes;
+    }
+    return chosen_bytes;
+}
+
+/* Forgets the segments of parameters of which nothing moves, and joins neighbours that stay. The
+ * tiles' indices are no longer good afterwards, so moving segments are marked by `unit` before. */
+static void segments_settle(struct offload *offload)
+{
+    size_t kept = 0;
+
+    for (size_t i = 0; i < offload->param_count; i++) {
+        struct offload__param *param = &offload->params[i];
+        const size_t first = param->segment_first, end = first + param->segment_count;
+        bool any = false;
+
+        for (size_t k = first; k < end; k++)
+            any = any || offload->segments[k].unit != OFFLOAD_NO_UNIT;
+        param->segment_first = kept;
+        param->segment_count = 0;
+        for (size_t k = first; any && k < end; k++) {
+            const struct offload__segment segment = offload->segments[k];
+            struct offload__segment *last = &offload->segments[kept - (kept > 0 ? 1 : 0)];
+
+            if (param->segment_count > 0 && segment.unit == OFFLOAD_NO_UNIT &&
+                last->unit == OFFLOAD_NO_UNIT && last->file_index == segment.file_index &&
+                last->file_offset_bytes + last->size_bytes == segment.file_offset_bytes) {
+                last->row_count += segment.row_count;
+                last->size_bytes += segment.size_bytes;
+                continue;
+            }
+            offload->segments[kept++] = segment;
+            param->segment_count++;
+        }
+    }
+    offload->segment_count = kept;
+}
+
+/* A unit for each moving tile. Their numbers follow the pass; segments are found by them. */
+static enum status units_create(struct offload *offload, const struct tiles *tiles,
+                                struct err *err)
+{
+    uint32_t number = 0;
+    size_t count = 0;
+
+    for (size_t i = 0; i < tiles->count; i++)
+        count += tiles->moves[i];
+    offload->units = calloc(count + 1, sizeof(*offload->units));
+    if (offload->units == NULL)
+        return err_set(err, STATUS_NO_MEMORY, "no memory for %zu units", count);
+    for (size_t i = 0; i < tiles->count; i++) {
+        struct offload__segment *segment = &offload->segments[tiles->segments[i]];
+        const struct offload__param *param = &offload->params[segment->param];
+        struct offload__unit *unit = &offload->units[offload->unit_count];
+
+        segment->unit = OFFLOAD_NO_UNIT;
+        if (!tiles->moves[i])
+            continue;
+        segment->unit = offload->unit_count++;
+        unit->layer = (uint32_t)param->layer;
+        unit->part = param->part;
+        unit->home = OFFLOAD_HOME_DISK;
+        unit->is_tile = true;
+        unit->params = malloc(sizeof(*unit->params));
+        if (unit->params == NULL)
+            return err_set(err, STATUS_NO_MEMORY, "no memory for %zu units", count);
+        unit->params[0] = segment->param;
+        unit->param_count = 1;
+        number = segment->unit > 0 && unit[-1].layer == unit->layer && unit[-1].part == unit->part
+                     ? number + 1 : 0;
+        (void)snprintf(unit->name, sizeof(unit->name), "layers.%" PRIu32 ".%s.%" PRIu32,
+                       unit->layer, offload_part_name(unit->part), number);
+    }
+    offload->ring_count = offload->unit_count;
+    return STATUS_OK;
+}
+
+/* Gives what stays its place in one block, and each tile its record. */
+static enum status lay_out(struct offload *offload, struct err *err)
+{
+    uint64_t *resident_bytes = &offload->sizes.resident_bytes;
+    enum status st = STATUS_OK;
+
+    for (size_t i = 0; i < offload->param_count && st == STATUS_OK; i++) {
+        struct offload__param *param = &offload->params[i];
+
+        if (param->segment_count == 0)
+            st = offload__block_append(param->name, param->size_bytes, resident_bytes,
+                                       &param->offset_bytes, err);
+        for (size_t k = 0; k < param->segment_count && st == STATUS_OK; k++) {
+            struct offload__segment *segment = &offload->segments[param->segment_first + k];
+
+            if (segment->unit == OFFLOAD_NO_UNIT) {
+                st = offload__block_append(param->name, segment->size_bytes, resident_bytes,
+                                           &segment->offset_bytes, err);
+                continue;
+            }
+            offload->units[segment->unit].segment_first = param->segment_first + k;
+            offload->units[segment->unit].segment_count = 1;
+            st = offload__segments_lay_out(offload, param->segment_first + k, 1,
+                                           &offload->units[segment->unit].size_bytes, err);
+        }
+    }
+    return st;
+}
+
+/* What everything takes when it stays. */
+static enum status total_bytes(const struct offload *offload, uint64_t *bytes_out, struct err *err)
+{
+    uint64_t offset;
+    enum status st = STATUS_OK;
+
+    *bytes_out = 0;
+    for (size_t i = 0; i < offload->param_count && st == STATUS_OK; i++)
+        st = offload__block_append(offload->params[i].name, offload->params[i].size_bytes,
+                                   bytes_out, &offset, err);
+    return st;
+}
+
+static enum status refuse(const struct offload *offload, uint64_t smallest_bytes, struct err *err)
+{
+    char budget[24], smallest[24];
+
+    return err_set(err, STATUS_NO_MEMORY,
+                   "--offload-mode auto: %s are left for weights, and what has to stay, with the "
+                   "slots for what moves, takes %" PRIu64 " bytes (%s); %" PRIu64
+                   " bytes more would do",
+                   size_format(offload->options.weight_budget_bytes, budget, sizeof(budget)),
+                   smallest_bytes, size_format(smallest_bytes, smallest, sizeof(smallest)),
+                   smallest_bytes - offload->options.weight_budget_bytes);
+}
+
+/* Chooses the tiles that move so that the rest and the slots fit the budget. */
+static enum status choose(struct offload *offload, struct tiles *tiles, struct err *err)
+{
+    const uint64_t budget_bytes = offload->options.weight_budget_bytes;
+    /* joining and cutting takes some padding of DEVICE_ALIGNMENT for each tile */
+    const uint64_t slack_bytes = (uint64_t)tiles->count * DEVICE_ALIGNMENT;
+    const uint64_t slots_bytes = (uint64_t)offload->options.slot_count * tiles->slot_bytes;
+    uint64_t all_bytes, wanted_bytes;
+    enum status st = total_bytes(offload, &all_bytes, err);
+
+    if (st != STATUS_OK || all_bytes <= budget_bytes)
+        return st;
+    if (tiles->count < 2 ||
+        all_bytes - tiles->bytes + slots_bytes + slack_bytes > budget_bytes)
+        return refuse(offload, all_bytes - tiles->bytes + slots_bytes + slack_bytes, err);
+    wanted_bytes = all_bytes + slots_bytes + slack_bytes - budget_bytes;
+    (void)tiles_choose(offload, tiles, wanted_bytes < tiles->bytes ? wanted_bytes : tiles->bytes);
+    return STATUS_OK;
+}
+
+static enum status unit_of_create(struct offload *offload, struct err *err)
+{
+    const size_t place_count = (size_t)offload->layer_count * OFFLOAD_PART_COUNT;
+
+    offload->unit_of = malloc((place_count + 1) * sizeof(*offload->unit_of));
+    if (offload->unit_of == NULL)
+        return err_set(err, STATUS_NO_MEMORY, "no memory to plan %zu parts", place_count);
+    for (size_t i = 0; i < place_count; i++)
+        offload->unit_of[i] = OFFLOAD_NO_UNIT;
+    return STATUS_OK;
+}
+
+enum status offload__plan_auto(struct offload *offload, struct err *err)
+{
+    struct tiles tiles = { 0 };
+    enum status st = offload__options_check_auto(&offload->options, err);
+
+    if (offload->options.slot_count == 0)
+        offload->options.slot_count = SLOTS;
+    if (st == STATUS_OK)
+        st = unit_of_create(offload, err);
+
+    if (st == STATUS_OK)
+        st = tiles_cut(offload, &tiles, err);
+    if (st == STATUS_OK)
+        st = tiles_list(offload, &tiles, err);
+    if (st == STATUS_OK)
+        st = choose(offload, &tiles, err);
+    if (st == STATUS_OK)
+        st = units_create(offload, &tiles, err);
+    free(tiles.segments);
+    free(tiles.moves);
+    if (st != STATUS_OK)
+        return st;
+    segments_settle(offload);
+    st = lay_out(offload, err);
+    if (st != STATUS_OK)
+        return st;
+    offload->options.prefetch_step = offload->options.slot_count - 1;
+    if (offload->unit_count < (uint64_t)offload->options.prefetch_step)
+        offload->options.prefetch_step = (int64_t)offload->unit_count;
+    return offload__plan_sizes(offload, err);
+}

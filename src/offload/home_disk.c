@@ -1,0 +1,325 @@
+/* offload/home_disk.c - units that are read from the checkpoint's own files each time they are
+ * needed, past the page cache (disk/reader.h).
+ *
+ * Where the device's memory is the host's, a unit is read straight into its slot: there the streams
+ * run at once, so whoever read the slot last has ended. Elsewhere it is read into staging memory
+ * that the device can copy from, and copied when it has come:
+ *
+ *     fetch_begin   take a staging record, submit the reads
+ *     fetch_end     wait for the reads, queue the copy, mark the staging record as read behind it
+ *
+ * The engine's thread waits in fetch_end. It queues a pass's ops far ahead of the device, so nothing
+ * but the disk is waited for there.
+ *
+ * A file that was changed since the start makes the pass fail: old and new weights must not mix. */
+#include <assert.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "offload/disk/reader.h"
+#include "offload/internal.h"
+
+struct staging {
+    uint8_t *record;           /* host memory that the device can copy from */
+    struct event *copied;      /* on the copy stream, behind its last copy */
+    bool taken;                /* between fetch_begin and fetch_end */
+};
+
+struct offload__disk {
+    struct disk_reader *reader;
+    struct disk_file **files;  /* [file_count], by the checkpoint's index; NULL: nothing is in it */
+    uint32_t file_count;
+    struct staging *stagings;  /* [staging_count]; none where slots are host memory */
+    size_t staging_count, staging_next;
+    uint64_t record_bytes;     /* of the largest unit */
+    uint32_t reads_max;        /* reads for one unit */
+};
+
+struct disk_fetch { /* a fetch's home_data */
+    struct staging *staging;
+    uint32_t read_count;
+    struct disk_read reads[];
+};
+
+static enum status files_open(struct offload *offload, const struct disk_reader_options *options,
+                              struct err *err)
+{
+    struct offload__disk *disk = offload->disk;
+    enum status st = STATUS_OK;
+
+    for (size_t i = 0; i < offload->segment_count; i++) {
+        const struct offload__segment *segment = &offload->segments[i];
+
+        if (segment->unit != OFFLOAD_NO_UNIT && segment->file_index >= disk->file_count)
+            disk->file_count = segment->file_index + 1;
+    }
+    disk->files = calloc((size_t)disk->file_count + 1, sizeof(struct disk_file *));
+    if (disk->files == NULL)
+        return err_set(err, STATUS_NO_MEMORY, "no memory for %" PRIu32 " files",
+                       disk->file_count);
+    for (size_t i = 0; i < offload->segment_count && st == STATUS_OK; i++) {
+        const struct offload__segment *segment = &offload->segments[i];
+
+        if (segment->unit != OFFLOAD_NO_UNIT && disk->files[segment->file_index] == NULL)
+            st = disk_file_open(ckpt_file_path(offload->options.ckpt, segment->file_index),
+                                options->direct, &disk->files[segment->file_index], err);
+    }
+    return st;
+}
+
+/* One staging record for each slot: so many fetches can be under way. */
+static enum status stagings_create(struct offload *offload, struct err *err)
+{
+    struct offload__disk *disk = offload->disk;
+    const size_t count = (size_t)offload->sizes.slot_count;
+    enum status st = STATUS_OK;
+
+    if (offload->in_place)
+        return STATUS_OK;
+    disk->stagings = calloc(count + 1, sizeof(*disk->stagings));
+    if (disk->stagings == NULL)
+        return err_set(err, STATUS_NO_MEMORY, "no memory for %zu staging records", count);
+    disk->staging_count = count;
+    for (size_t i = 0; i < count && st == STATUS_OK; i++) {
+        void *record = NULL;
+
+        st = event_create(offload->device, &disk->stagings[i].copied, err);
+        if (st == STATUS_OK)
+            st = device_host_alloc(offload->device, disk->record_bytes, &record, err);
+        disk->stagings[i].record = record;
+    }
+    return st == STATUS_OK ? st : err_prefix(err, st, "memory to read weights from the disk into");
+}
+
+static void units_measure(struct offload *offload)
+{
+    struct offload__disk *disk = offload->disk;
+
+    for (size_t i = 0; i < offload->unit_count; i++) {
+        const struct offload__unit *unit = &offload->units[i];
+        const uint32_t reads =
+            (uint32_t)((unit->segment_count + DISK_EXTENTS_MAX - 1) / DISK_EXTENTS_MAX);
+
+        if (unit->home != OFFLOAD_HOME_DISK)
+            continue;
+        disk->reads_max = reads > disk->reads_max ? reads : disk->reads_max;
+        if (unit->size_bytes > disk->record_bytes)
+            disk->record_bytes = unit->size_bytes;
+    }
+}
+
+static enum status disk_open(struct offload *offload, struct err *err)
+{
+    struct disk_reader_options options = { .log = offload->log };
+    bool any = false;
+    enum status st;
+
+    for (size_t i = 0; i < offload->unit_count; i++)
+        any = any || offload->units[i].home == OFFLOAD_HOME_DISK;
+    if (!any)
+        return STATUS_OK;
+    st = disk_reader_options_parse(offload->options.disk, "--offload-disk", &options, err);
+    if (st != STATUS_OK)
+        return st;
+    offload->disk = calloc(1, sizeof(*offload->disk));
+    if (offload->disk == NULL)
+        return err_set(err, STATUS_NO_MEMORY, "no memory for a home on the disk");
+    units_measure(offload);
+    st = files_open(offload, &options, err);
+    if (st == STATUS_OK)
+        st = stagings_create(offload, err);
+    return st == STATUS_OK ? disk_reader_create(&options, &offload->disk->reader, err) : st;
+}
+
+static void disk_close(struct offload *offload)
+{
+    struct offload__disk *disk = offload->disk;
+
+    if (disk == NULL)
+        return;
+    disk_reader_destroy(disk->reader);
+    for (size_t i = 0; i < disk->staging_count; i++) {
+        device_host_free(offload->device, disk->stagings[i].record, disk->record_bytes);
+        event_destroy(disk->stagings[i].copied);
+    }
+    free(disk->stagings);
+    for (uint32_t i = 0; disk->files != NULL && i < disk->file_count; i++)
+        disk_file_close(disk->files[i]);
+    free(disk->files);
+    free(disk);
+    offload->disk = NULL;
+}
+
+/* What lies in the files need not be loaded. */
+static bool disk_is_loaded_here(const struct offload *offload, size_t unit)
+{
+    (void)offload;
+    (void)unit;
+    return false;
+}
+
+static enum status disk_fetch_create(struct offload *offload, struct offload__fetch *fetch,
+                                     struct err *err)
+{
+    struct disk_fetch *mine;
+
+    if (offload->disk == NULL)
+        return STATUS_OK;
+    mine = calloc(1, sizeof(*mine) + offload->disk->reads_max * sizeof(mine->reads[0]));
+    if (mine == NULL)
+        return err_set(err, STATUS_NO_MEMORY, "no memory for reads of weights");
+    fetch->home_data = mine;
+    return STATUS_OK;
+}
+
+static void disk_fetch_destroy(struct offload *offload, struct offload__fetch *fetch)
+{
+    (void)offload;
+    free(fetch->home_data);
+    fetch->home_data = NULL;
+}
+
+/* A staging record that no fetch holds, when its last copy has ended. There are as many as slots, so
+ * as many as fetches that can be under way. */
+static enum status staging_take(struct offload *offload, struct staging **staging_out,
+                                struct err *err)
+{
+    struct offload__disk *disk = offload->disk;
+    struct staging *staging;
+
+    do {
+        staging = &disk->stagings[disk->staging_next];
+        disk->staging_next = (disk->staging_next + 1) % disk->staging_count;
+    } while (staging->taken);
+    staging->taken = true;
+    *staging_out = staging;
+    return event_sync(staging->copied, err);
+}
+
+static enum status files_check(const struct offload__disk *disk, struct err *err)
+{
+    enum status st = STATUS_OK;
+
+    for (uint32_t i = 0; i < disk->file_count && st == STATUS_OK; i++) {
+        if (disk->files[i] != NULL)
+            st = disk_file_check_unchanged(disk->files[i], err);
+    }
+    return st;
+}
+
+static enum status disk_fetch_begin(struct offload *offload, struct offload__fetch *fetch,
+                                    struct err *err)
+{
+    struct offload__disk *disk = offload->disk;
+    struct disk_fetch *mine = fetch->home_data;
+    const struct offload__unit *unit = &offload->units[fetch->unit];
+    uint8_t *base = fetch->dst;
+    enum status st = STATUS_OK;
+
+    if (fetch->unit == 0) /* once in a pass */
+        st = files_check(disk, err);
+    mine->staging = NULL;
+    mine->read_count = 0;
+    if (st == STATUS_OK && !offload->in_place) {
+        st = staging_take(offload, &mine->staging, err);
+        base = mine->staging->record;
+    }
+    if (st != STATUS_OK)
+        return st;
+    for (size_t i = 0; i < unit->segment_count; i++) {
+        const struct offload__segment *segment = &offload->segments[unit->segment_first + i];
+        struct disk_read *read = &mine->reads[i / DISK_EXTENTS_MAX];
+
+        if (i % DISK_EXTENTS_MAX == 0) {
+            read->extent_count = 0;
+            read->class = DISK_DEMAND;
+            mine->read_count++;
+        }
+        read->extents[read->extent_count++] = (struct disk_extent){
+            .file = disk->files[segment->file_index],
+            .offset_bytes = segment->file_offset_bytes,
+            .size_bytes = segment->size_bytes,
+            .dst = base + segment->offset_bytes,
+        };
+    }
+    for (uint32_t i = 0; i < mine->read_count; i++)
+        disk_read_submit(disk->reader, &mine->reads[i]);
+    return STATUS_OK;
+}
+
+static void staging_give(struct disk_fetch *mine)
+{
+    if (mine->staging != NULL)
+        mine->staging->taken = false;
+    mine->staging = NULL;
+}
+
+static void disk_fetch_abandon(struct offload *offload, struct offload__fetch *fetch)
+{
+    struct disk_fetch *mine = fetch->home_data;
+
+    for (uint32_t i = 0; i < mine->read_count; i++)
+        (void)disk_read_cancel(offload->disk->reader, &mine->reads[i]);
+    staging_give(mine);
+}
+
+static enum status disk_fetch_end(struct offload *offload, struct offload__fetch *fetch,
+                                  struct err *err)
+{
+    struct disk_fetch *mine = fetch->home_data;
+    const struct offload__unit *unit = &offload->units[fetch->unit];
+    enum status st = STATUS_OK;
+
+    fetch->began_ns = UINT64_MAX;
+    for (uint32_t i = 0; i < mine->read_count && st == STATUS_OK; i++) {
+        struct disk_read *read = &mine->reads[i];
+
+        st = disk_read_wait(offload->disk->reader, read, err);
+        fetch->began_ns = read->began_ns < fetch->began_ns ? read->began_ns : fetch->began_ns;
+        fetch->ended_ns = read->ended_ns > fetch->ended_ns ? read->ended_ns : fetch->ended_ns;
+    }
+    if (st != STATUS_OK) {
+        disk_fetch_abandon(offload, fetch);
+        return err_prefix(err, st, "%s", unit->name);
+    }
+    if (mine->staging == NULL)
+        return STATUS_OK;
+    st = offload__copy_begin(offload, fetch, err);
+    if (st == STATUS_OK)
+        st = device_copy_in(offload->copy, fetch->dst, mine->staging->record, unit->size_bytes,
+                            err);
+    if (st == STATUS_OK)
+        st = offload__copy_end(offload, fetch, err);
+    if (st == STATUS_OK)
+        st = event_record(offload->copy, mine->staging->copied, err);
+    staging_give(mine);
+    return st;
+}
+
+static bool disk_fetch_is_ready(const struct offload *offload, const struct offload__fetch *fetch)
+{
+    const struct disk_fetch *mine = fetch->home_data;
+
+    (void)offload;
+    for (uint32_t i = 0; i < mine->read_count; i++) {
+        if (!disk_read_is_done(&mine->reads[i]))
+            return false;
+    }
+    return true;
+}
+
+const struct offload__home_ops offload__home_disk = {
+    .name = "disk",
+    .mode = "disk",
+    .phrase = "at home on the disk",
+    .has_contents = true,
+    .open = disk_open,
+    .close = disk_close,
+    .is_loaded_here = disk_is_loaded_here,
+    .fetch_create = disk_fetch_create,
+    .fetch_begin = disk_fetch_begin,
+    .fetch_end = disk_fetch_end,
+    .fetch_is_ready = disk_fetch_is_ready,
+    .fetch_abandon = disk_fetch_abandon,
+    .fetch_destroy = disk_fetch_destroy,
+};

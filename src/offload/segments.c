@@ -1,0 +1,128 @@
+/* offload/segments.c - rows of parameters as they lie in files, and records that hold them.
+ *
+ * Reads past the page cache are of whole blocks, so a piece of a file must lie at the same place in
+ * its block in memory as it does in the file:
+ *
+ *     file    |......gggggggggggg|gggggggg............|......     blocks of DISK_ALIGN bytes
+ *     record  |......gggggggggggg|gggggggg............|...uuuu    the next piece: in blocks of its own
+ *
+ * What lies around a piece in its blocks is read along and never looked at. */
+#include <assert.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "base/size.h"
+#include "offload/disk/reader.h"
+#include "offload/internal.h"
+
+/* Rows of a tile are a multiple of this, where it has as many: kernels take panels of rows. */
+#define ROWS_GRANULE 48
+
+uint64_t offload__row_bytes(const struct offload__param *param)
+{
+    const struct tensor *tensor = &param->tensor;
+    uint64_t bytes = 0;
+    const bool whole = dtype_bytes(tensor->dtype, tensor->shape[tensor->rank - 1], &bytes);
+
+    assert(whole);
+    (void)whole;
+    return bytes;
+}
+
+static enum status append(struct offload *offload, const struct offload__segment *segment,
+                          struct err *err)
+{
+    if (offload->segment_count == offload->segment_capacity) {
+        const size_t capacity = offload->segment_capacity == 0 ? 64 : 2 * offload->segment_capacity;
+        struct offload__segment *segments =
+            reallocarray(offload->segments, capacity, sizeof(*segments));
+
+        if (segments == NULL)
+            return err_set(err, STATUS_NO_MEMORY, "no memory for %zu segments of weights",
+                           capacity);
+        offload->segments = segments;
+        offload->segment_capacity = capacity;
+    }
+    offload->segments[offload->segment_count++] = *segment;
+    return STATUS_OK;
+}
+
+/* Whole rows of at most max_bytes, at least one; a multiple of the granule where that fits. */
+static uint64_t rows_within(uint64_t row_count, uint64_t row_bytes, uint64_t max_bytes)
+{
+    uint64_t rows = max_bytes / row_bytes;
+
+    if (rows >= row_count)
+        return row_count;
+    if (rows > ROWS_GRANULE)
+        rows -= rows % ROWS_GRANULE;
+    return rows > 0 ? rows : 1;
+}
+
+/* What dtype needs of an address: blocks hold 16-bit scales. */
+static uint64_t element_alignment(enum dtype dtype)
+{
+    return dtype == DTYPE_F32 || dtype == DTYPE_I32 ? 4 : 2;
+}
+
+enum status offload__segments_add(struct offload *offload, size_t index, uint64_t max_bytes,
+                                  bool *done_out, struct err *err)
+{
+    const struct offload__param *param = &offload->params[index];
+    const struct ckpt *ckpt = offload->options.ckpt;
+    const uint64_t row_bytes = offload__row_bytes(param);
+    const size_t before = offload->segment_count;
+    struct loader_extent extent = { 0 };
+    enum status st = STATUS_OK;
+
+    *done_out = false;
+    if (ckpt == NULL || param->loader == NULL ||
+        loader_check(param->loader, ckpt, param->name, NULL) != STATUS_OK)
+        return STATUS_OK;
+    for (uint64_t at = 0; at < param->size_bytes && st == STATUS_OK;) {
+        struct offload__segment segment = { .param = index, .unit = OFFLOAD_NO_UNIT };
+        struct offload__segment *last =
+            offload->segment_count > before ? &offload->segments[offload->segment_count - 1] : NULL;
+
+        if (!loader_extent(param->loader, ckpt, at, &extent) || extent.size_bytes % row_bytes != 0 ||
+            extent.file_offset_bytes % element_alignment(param->tensor.dtype) != 0) {
+            offload->segment_count = before;
+            return STATUS_OK;
+        }
+        segment.row_first = at / row_bytes;
+        segment.row_count = rows_within(extent.size_bytes / row_bytes, row_bytes, max_bytes);
+        segment.size_bytes = segment.row_count * row_bytes;
+        segment.file_index = extent.file_index;
+        segment.file_offset_bytes = extent.file_offset_bytes;
+        at += segment.size_bytes;
+        if (last != NULL && max_bytes == UINT64_MAX && last->file_index == segment.file_index &&
+            last->file_offset_bytes + last->size_bytes == segment.file_offset_bytes) {
+            last->row_count += segment.row_count;
+            last->size_bytes += segment.size_bytes;
+        } else {
+            st = append(offload, &segment, err);
+        }
+    }
+    *done_out = st == STATUS_OK;
+    return st;
+}
+
+enum status offload__segments_lay_out(struct offload *offload, size_t first, size_t count,
+                                      uint64_t *size_bytes_out, struct err *err)
+{
+    uint64_t at = 0;
+
+    for (size_t i = first; i < first + count; i++) {
+        struct offload__segment *segment = &offload->segments[i];
+        uint64_t end;
+
+        segment->offset_bytes = at + segment->file_offset_bytes % DISK_ALIGN;
+        if (!size_add(segment->offset_bytes, segment->size_bytes, &end) ||
+            end > UINT64_MAX / 2)
+            return err_set(err, STATUS_BAD_INPUT, "%s: its bytes overflow 64 bits",
+                           offload->params[segment->param].name);
+        at = size_align_up(end, DISK_ALIGN);
+    }
+    *size_bytes_out = at;
+    return STATUS_OK;
+}
