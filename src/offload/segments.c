@@ -47,16 +47,18 @@ static enum status append(struct offload *offload, const struct offload__segment
     return STATUS_OK;
 }
 
-/* Whole rows of at most max_bytes, at least one; a multiple of the granule where that fits. */
+/* Of row_count rows in a run, how many to take: all of at most max_bytes, else parts as equal as can
+ * be; at least one row, and a multiple of the granule where that fits. */
 static uint64_t rows_within(uint64_t row_count, uint64_t row_bytes, uint64_t max_bytes)
 {
-    uint64_t rows = max_bytes / row_bytes;
+    const uint64_t most = max_bytes / row_bytes > 0 ? max_bytes / row_bytes : 1;
+    const uint64_t parts = (row_count - 1) / most + 1;
+    const uint64_t rows = (row_count - 1) / parts + 1;
+    const uint64_t whole = size_align_up(rows, ROWS_GRANULE);
 
-    if (rows >= row_count)
+    if (parts == 1)
         return row_count;
-    if (rows > ROWS_GRANULE)
-        rows -= rows % ROWS_GRANULE;
-    return rows > 0 ? rows : 1;
+    return whole <= most ? whole : rows;
 }
 
 /* What dtype needs of an address: blocks hold 16-bit scales. */
