@@ -276,6 +276,9 @@ def test_random_models_are_the_same_for_the_same_seed():
             with open(os.path.join(made, "model.safetensors"), "rb") as file:
                 bytes_of[name] = file.read()
         assert bytes_of["a"] == bytes_of["b"] != bytes_of["c"] and len(bytes_of["d"]) > len(bytes_of["a"])
+        for preset in ("deepseek-tiny", "mixtral-tiny", "qwen3moe-tiny"):
+            made = make_model(os.path.join(folder, preset), "--preset", preset, "--layers", "2")
+            assert lighter.run_json("inspect", "--model", made)["will_run"] is True, preset
 
 
 def test_serve_tells_its_address_and_ends_on_a_signal():

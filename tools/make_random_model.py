@@ -31,6 +31,17 @@ DEEPSEEK = {
     "tie_word_embeddings": False, "initializer_range": 0.02, "scoring_func": "sigmoid", "topk_method": "noaux_tc",
     "norm_topk_prob": True, "num_nextn_predict_layers": 0, "bos_token_id": 0, "eos_token_id": 1,
 }
+QWEN3_MOE = {
+    "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_act": "silu",
+    "attention_bias": False, "rms_norm_eps": 1e-6, "rope_theta": 500000.0, "tie_word_embeddings": False,
+    "initializer_range": 0.02, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [],
+    "use_sliding_window": False, "sliding_window": None, "bos_token_id": 1, "eos_token_id": 2,
+}
+MIXTRAL = {
+    "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "hidden_act": "silu", "rms_norm_eps": 1e-5,
+    "rope_theta": 1000000.0, "tie_word_embeddings": False, "initializer_range": 0.02, "sliding_window": None,
+    "bos_token_id": 1, "eos_token_id": 2,
+}
 PRESETS = {
     # The shapes of Llama 3.2 1B's layers, with Llama 2's vocabulary and heads of their own.
     "llama-1b": {**LLAMA, "num_hidden_layers": 16, "hidden_size": 2048, "intermediate_size": 8192,
@@ -48,6 +59,18 @@ PRESETS = {
                       "v_head_dim": 16, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1,
                       "n_group": 2, "topk_group": 1, "routed_scaling_factor": 1.5, "first_k_dense_replace": 1,
                       "vocab_size": 320, "max_position_embeddings": 512},
+    "qwen3moe-tiny": {**QWEN3_MOE, "num_hidden_layers": 4, "hidden_size": 64, "intermediate_size": 160,
+                      "moe_intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2,
+                      "head_dim": 16, "num_experts": 8, "num_experts_per_tok": 2, "vocab_size": 320,
+                      "max_position_embeddings": 512},
+    # 10 billion parameters, of which a token uses 1.6; 20 GB in BF16. Fewer --layers make the same layers.
+    "moe-10b-a1b": {**QWEN3_MOE, "num_hidden_layers": 24, "hidden_size": 2048, "intermediate_size": 6144,
+                    "moe_intermediate_size": 1024, "num_attention_heads": 32, "num_key_value_heads": 4,
+                    "head_dim": 64, "num_experts": 64, "num_experts_per_tok": 8, "vocab_size": 32000,
+                    "max_position_embeddings": 8192},
+    "mixtral-tiny": {**MIXTRAL, "num_hidden_layers": 4, "hidden_size": 64, "intermediate_size": 96,
+                     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "num_local_experts": 8,
+                     "num_experts_per_tok": 2, "vocab_size": 320, "max_position_embeddings": 512},
 }
 
 
@@ -56,12 +79,36 @@ def ffn(prefix, hidden, width):
             (prefix + "down_proj.weight", (hidden, width))]
 
 
-def llama_layer(config, prefix, _layer):
+def attention(config, prefix):
     hidden, head_dim = config["hidden_size"], config["head_dim"]
     q, kv = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
     return [(prefix + "self_attn.q_proj.weight", (q, hidden)), (prefix + "self_attn.k_proj.weight", (kv, hidden)),
-            (prefix + "self_attn.v_proj.weight", (kv, hidden)), (prefix + "self_attn.o_proj.weight", (hidden, q)),
-            *ffn(prefix + "mlp.", hidden, config["intermediate_size"])]
+            (prefix + "self_attn.v_proj.weight", (kv, hidden)), (prefix + "self_attn.o_proj.weight", (hidden, q))]
+
+
+def llama_layer(config, prefix, _layer):
+    return attention(config, prefix) + ffn(prefix + "mlp.", config["hidden_size"], config["intermediate_size"])
+
+
+def qwen3_moe_layer(config, prefix, _layer):
+    hidden, head_dim = config["hidden_size"], config["head_dim"]
+    tensors = attention(config, prefix)
+    tensors += [(prefix + "self_attn.q_norm.weight", (head_dim,)), (prefix + "self_attn.k_norm.weight", (head_dim,)),
+                (prefix + "mlp.gate.weight", (config["num_experts"], hidden))]
+    for expert in range(config["num_experts"]):
+        tensors += ffn(f"{prefix}mlp.experts.{expert}.", hidden, config["moe_intermediate_size"])
+    return tensors
+
+
+def mixtral_layer(config, prefix, _layer):
+    hidden, width = config["hidden_size"], config["intermediate_size"]
+    tensors = attention(config, prefix)
+    tensors += [(prefix + "block_sparse_moe.gate.weight", (config["num_local_experts"], hidden))]
+    for expert in range(config["num_local_experts"]):
+        one = f"{prefix}block_sparse_moe.experts.{expert}."
+        tensors += [(one + "w1.weight", (width, hidden)), (one + "w3.weight", (width, hidden)),
+                    (one + "w2.weight", (hidden, width))]
+    return tensors
 
 
 def deepseek_layer(config, prefix, layer):
@@ -86,7 +133,7 @@ def deepseek_layer(config, prefix, layer):
     return tensors + ffn(prefix + "mlp.shared_experts.", hidden, width * config["n_shared_experts"])
 
 
-LAYERS = {"llama": llama_layer, "deepseek_v3": deepseek_layer}
+LAYERS = {"llama": llama_layer, "qwen3_moe": qwen3_moe_layer, "mixtral": mixtral_layer, "deepseek_v3": deepseek_layer}
 
 
 def tensors_of(config):
