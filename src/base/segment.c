@@ -83,11 +83,12 @@ static enum status fill(const char *what, void *address, struct segment *segment
 enum status segment_create(const char *what, uint64_t size_bytes, void *address,
                            struct segment *segment_out, struct err *err)
 {
-    struct segment segment = { .size_bytes = size_bytes, .fd = -1 };
+    struct segment segment = { .size_bytes = size_bytes, .fd = -1, .placed = address != NULL };
     char name[NAME_BYTES];
     enum status st;
 
     assert(size_bytes > 0);
+    assert((uintptr_t)address % 4096 == 0);
     st = check_room(what, size_bytes, err);
     if (st != STATUS_OK)
         return st;
@@ -203,8 +204,14 @@ void segment_close(struct segment *segment)
 {
     if (segment->memory == NULL && segment->size_bytes == 0)
         return; /* zeroed: its fd means nothing */
-    if (segment->memory != NULL)
+    if (segment->memory != NULL && segment->placed) {
+        void *const place = mmap(segment->memory, segment->size_bytes, PROT_READ | PROT_WRITE,
+                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+        assert(place == segment->memory); /* it takes nothing that was not there */
+        (void)place;
+    } else if (segment->memory != NULL) {
         (void)munmap(segment->memory, segment->size_bytes);
+    }
     if (segment->fd >= 0)
         (void)close(segment->fd);
     *segment = (struct segment){ .fd = -1 };

@@ -13,8 +13,8 @@
 #ifndef LIGHTER_BASE_SEGMENT_H
 #define LIGHTER_BASE_SEGMENT_H
 
+#include <stdbool.h>
 #include <stdint.h>
-#include <sys/types.h>
 
 #include "base/status.h"
 
@@ -23,6 +23,7 @@ struct segment {
     uint64_t size_bytes;
     uint64_t cookie;
     int fd;               /* the creator's; -1 in a reader */
+    bool placed;          /* at an address that was given */
 };
 
 /* Plain bytes, for another process of this machine. The cookie makes sure that what the reader
@@ -32,7 +33,9 @@ struct segment_handle {
     int64_t pid, fd;
 };
 
-/* Zeroed. address: where to map it, page-aligned and over what is there, or NULL for anywhere.
+/* Zeroed. address: where to map it, page-aligned and instead of what is there, or NULL for
+ * anywhere; what follows the segment in its last page stays unused. When a segment that was placed
+ * is closed, or its creation fails, private zeroed memory is there, never a hole.
  * Messages begin with `what`. STATUS_NO_MEMORY with both numbers when the machine, the control
  * group or a limit of this process leaves too little. */
 enum status segment_create(const char *what, uint64_t size_bytes, void *address,

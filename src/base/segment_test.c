@@ -154,9 +154,12 @@ static void a_segment_takes_the_place_it_is_given(void **state)
     assert_int_equal(range[4096], 0);
     assert_int_equal(range[3 * 4096 - 1], 0);
     assert_int_equal(range[3 * 4096], 1);
+    range[4096] = 2;
     segment_close(&segment);
-    (void)munmap(range, 4096);
-    (void)munmap(range + (size_t)3 * 4096, (size_t)2 * 4096);
+    for (size_t i = 0; i < 5 * 4096; i++)
+        assert_int_equal(range[i], i >= 4096 && i < 3 * 4096 ? 0 : 1);
+    range[4096] = 2; /* it can be written */
+    (void)munmap(range, (size_t)5 * 4096);
 }
 
 static bool is_refused_at_the_limit(const struct segment_handle *unused)

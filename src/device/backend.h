@@ -20,6 +20,16 @@ struct device_ops {
     enum status (*host_alloc)(struct device *device, uint64_t size_bytes, void **memory_out,
                               struct err *err);
     void (*host_free)(struct device *device, void *memory, uint64_t size_bytes);
+    enum status (*host_register)(struct device *device, const void *memory, uint64_t size_bytes,
+                                 struct err *err);
+    void (*host_unregister)(struct device *device, const void *memory, uint64_t size_bytes);
+    /* Fills handle_out->opaque. */
+    enum status (*shared_alloc)(struct device *device, uint64_t size_bytes, void **memory_out,
+                                struct device_handle *handle_out, struct err *err);
+    void (*shared_free)(struct device *device, void *memory, uint64_t size_bytes);
+    enum status (*peer_open)(struct device *device, const struct device_handle *handle,
+                             const void **memory_out, struct err *err);
+    void (*peer_close)(struct device *device, const void *memory, uint64_t size_bytes);
     enum status (*stream_create)(struct device *device, enum stream_kind kind,
                                  struct stream **stream_out, struct err *err);
     void (*stream_destroy)(struct stream *stream);
@@ -35,6 +45,8 @@ struct device_ops {
                            struct err *err);
     enum status (*copy_out)(struct stream *stream, void *dst, const void *src,
                             uint64_t size_bytes, struct err *err);
+    enum status (*copy_peer)(struct stream *stream, void *dst, const void *src,
+                             uint64_t size_bytes, struct err *err);
     enum status (*fill)(struct stream *stream, void *dst, uint8_t value, uint64_t size_bytes,
                         struct err *err);
     enum status (*launch)(struct stream *stream, const struct op *op, struct err *err);
@@ -55,9 +67,10 @@ struct event {
 /* One line each for --help: the spec, its settings, what it is. */
 #define DEVICE_CPU_HELP "cpu: this machine's processors; host memory is its memory"
 #define DEVICE_SIM_HELP \
-    "sim[:memory=4GiB,link=16GB/s,latency=10us]: a software accelerator with memory and a link " \
-    "of its own; without link copies run at memcpy's speed (for tests: fail_alloc=N, " \
-    "fail_host_alloc=N, fail_copy=N, fail_launch=N fail the N-th)"
+    "sim[:memory=4GiB,link=16GB/s,latency=10us,peer=50GB/s]: a software accelerator with memory " \
+    "and a link of its own; without link copies run at memcpy's speed, without peer copies from " \
+    "other ranks' devices run at the link's (for tests: fail_alloc=N, fail_host_alloc=N, " \
+    "fail_copy=N, fail_launch=N fail the N-th)"
 
 extern const struct device_ops device_cpu_ops;
 extern const struct device_ops device_sim_ops;

@@ -6,6 +6,7 @@
 
 #include <assert.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -169,6 +170,86 @@ void device_host_free(struct device *device, void *memory, uint64_t size_bytes)
     device__memory_give_host(device->memory, size_bytes);
 }
 
+enum status device_host_charge(struct device *device, uint64_t size_bytes, struct err *err)
+{
+    return device__memory_take_host(device->memory, size_bytes, err);
+}
+
+void device_host_discharge(struct device *device, uint64_t size_bytes)
+{
+    device__memory_give_host(device->memory, size_bytes);
+}
+
+enum status device_host_register(struct device *device, const void *memory, uint64_t size_bytes,
+                                 struct err *err)
+{
+    assert(memory != NULL && size_bytes > 0);
+    return device->ops->host_register(device, memory, size_bytes, err);
+}
+
+void device_host_unregister(struct device *device, const void *memory, uint64_t size_bytes)
+{
+    if (memory != NULL)
+        device->ops->host_unregister(device, memory, size_bytes);
+}
+
+enum status device_shared_alloc(struct device *device, enum device_use use, uint64_t size_bytes,
+                                void **memory_out, struct device_handle *handle_out,
+                                struct err *err)
+{
+    struct device_handle handle = { .size_bytes = size_bytes };
+    enum status st;
+
+    assert((unsigned)use < DEVICE_USE_COUNT);
+    assert(size_bytes > 0);
+    st = device__memory_take(device->memory, use, size_bytes, err);
+    if (st != STATUS_OK)
+        return st;
+    st = device->ops->shared_alloc(device, size_bytes, memory_out, &handle, err);
+    if (st != STATUS_OK) {
+        device__memory_give(device->memory, use, size_bytes);
+        return st;
+    }
+    assert((uintptr_t)*memory_out % DEVICE_ALIGNMENT == 0);
+    assert(strlen(device->ops->name) < sizeof(handle.device));
+    (void)snprintf(handle.device, sizeof(handle.device), "%s", device->ops->name);
+    *handle_out = handle;
+    return STATUS_OK;
+}
+
+void device_shared_free(struct device *device, enum device_use use, void *memory,
+                        uint64_t size_bytes)
+{
+    if (memory == NULL)
+        return;
+    device->ops->shared_free(device, memory, size_bytes);
+    device__memory_give(device->memory, use, size_bytes);
+}
+
+enum status device_peer_open(struct device *device, const struct device_handle *handle,
+                             uint64_t size_bytes, const void **memory_out, struct err *err)
+{
+    const char *name = device->ops->name;
+
+    assert(size_bytes > 0);
+    if (strncmp(handle->device, name, sizeof(handle->device)) != 0)
+        return err_set(err, STATUS_PEER,
+                       "%s: the peer's memory is a '%.*s' device's, and only devices of one kind "
+                       "can share",
+                       name, (int)sizeof(handle->device), handle->device);
+    if (handle->size_bytes != size_bytes)
+        return err_set(err, STATUS_PEER,
+                       "%s: the peer shares %" PRIu64 " bytes, where %" PRIu64 " are expected",
+                       name, handle->size_bytes, size_bytes);
+    return device->ops->peer_open(device, handle, memory_out, err);
+}
+
+void device_peer_close(struct device *device, const void *memory, uint64_t size_bytes)
+{
+    if (memory != NULL)
+        device->ops->peer_close(device, memory, size_bytes);
+}
+
 void device_memory_report(const struct device *device, struct device_memory_report *report_out)
 {
     device__memory_report(device->memory, report_out);
@@ -246,6 +327,15 @@ enum status device_copy_out(struct stream *stream, void *dst, const void *src, u
     if (size_bytes == 0)
         return STATUS_OK;
     return stream->device->ops->copy_out(stream, dst, src, size_bytes, err);
+}
+
+enum status device_copy_peer(struct stream *stream, void *dst, const void *src, uint64_t size_bytes,
+                             struct err *err)
+{
+    assert(size_bytes == 0 || (dst != NULL && src != NULL));
+    if (size_bytes == 0)
+        return STATUS_OK;
+    return stream->device->ops->copy_peer(stream, dst, src, size_bytes, err);
 }
 
 enum status device_fill(struct stream *stream, void *dst, uint8_t value, uint64_t size_bytes,

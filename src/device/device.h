@@ -48,6 +48,7 @@ struct device_info {
                                     place, and host pointers are valid operands */
     uint64_t link_bytes_per_s;   /* as set or measured; 0: unknown or no link */
     uint64_t link_latency_ns;
+    uint64_t peer_bytes_per_s;   /* between devices, as link_bytes_per_s */
 };
 
 /* Opens "cpu", "sim", "sim:memory=2GiB,link=16GB/s,latency=10us", ... The caller owns *device_out.
@@ -72,6 +73,38 @@ void device_free(struct device *device, enum device_use use, void *memory, uint6
 enum status device_host_alloc(struct device *device, uint64_t size_bytes, void **memory_out,
                               struct err *err);
 void device_host_free(struct device *device, void *memory, uint64_t size_bytes);
+
+/* Host memory that the caller has taken elsewhere, such as a segment that ranks share: counted
+ * against host_budget_bytes ... */
+enum status device_host_charge(struct device *device, uint64_t size_bytes, struct err *err);
+void device_host_discharge(struct device *device, uint64_t size_bytes);
+/* ... and made fit for copies at full speed (pinned where there is such a thing), until it is
+ * unregistered. It may be read-only. Unregistering NULL is fine. */
+enum status device_host_register(struct device *device, const void *memory, uint64_t size_bytes,
+                                 struct err *err);
+void device_host_unregister(struct device *device, const void *memory, uint64_t size_bytes);
+
+/* Device memory that devices of other processes of this machine can read, and the handle by which
+ * they find it: plain bytes, sent by any means, without a meaning to the sender. What another
+ * device wants to know (CUDA's and CANN's handles have 64 and 65 bytes) is in `opaque`. */
+struct device_handle {
+    char device[16];              /* the kind that made it: "cpu", "sim" */
+    uint64_t size_bytes;
+    uint8_t opaque[104];
+};
+enum status device_shared_alloc(struct device *device, enum device_use use, uint64_t size_bytes,
+                                void **memory_out, struct device_handle *handle_out,
+                                struct err *err);
+/* NULL is fine. Nothing of the memory stays once the last peer has closed it too. */
+void device_shared_free(struct device *device, enum device_use use, void *memory,
+                        uint64_t size_bytes);
+/* Opens what a peer has allocated; only device_copy_peer may read it. size_bytes: what is expected.
+ * STATUS_PEER: the peer is gone, may not be read, is another kind of device, or shares another
+ * size. */
+enum status device_peer_open(struct device *device, const struct device_handle *handle,
+                             uint64_t size_bytes, const void **memory_out, struct err *err);
+/* NULL is fine. No copy from it may be queued. */
+void device_peer_close(struct device *device, const void *memory, uint64_t size_bytes);
 
 struct device_memory_report {
     uint64_t budget_bytes, used_bytes, peak_bytes;
@@ -106,6 +139,10 @@ enum status device_copy_in(struct stream *stream, void *dst, const void *src, ui
                            struct err *err);
 enum status device_copy_out(struct stream *stream, void *dst, const void *src, uint64_t size_bytes,
                             struct err *err);
+/* From a peer's memory (within what device_peer_open returned), over the link between devices; or
+ * from the device's own. */
+enum status device_copy_peer(struct stream *stream, void *dst, const void *src, uint64_t size_bytes,
+                             struct err *err);
 enum status device_fill(struct stream *stream, void *dst, uint8_t value, uint64_t size_bytes,
                         struct err *err);
 

@@ -13,10 +13,12 @@
 #include "device/cpu/execute.h"
 #include "device/host_memory.h"
 #include "device/settings.h"
+#include "device/shared.h"
 
 struct cpu_device {
     struct device base;
     struct cpu_executor *executor;
+    struct device__shared shared, peers;
 };
 
 struct cpu_event {
@@ -71,6 +73,49 @@ static void cpu_free(struct device *device, void *memory, uint64_t size_bytes)
 {
     (void)device;
     host_memory_unmap(memory, size_bytes);
+}
+
+static enum status cpu_host_register(struct device *device, const void *memory,
+                                     uint64_t size_bytes, struct err *err)
+{
+    (void)device; /* nothing is copied from there but by its own processors */
+    (void)memory;
+    (void)size_bytes;
+    (void)err;
+    return STATUS_OK;
+}
+
+static void cpu_host_unregister(struct device *device, const void *memory, uint64_t size_bytes)
+{
+    (void)device;
+    (void)memory;
+    (void)size_bytes;
+}
+
+static enum status cpu_shared_alloc(struct device *device, uint64_t size_bytes, void **memory_out,
+                                    struct device_handle *handle_out, struct err *err)
+{
+    return device__shared_create(&((struct cpu_device *)device)->shared, "cpu", size_bytes, NULL,
+                                 memory_out, handle_out, err);
+}
+
+static void cpu_shared_free(struct device *device, void *memory, uint64_t size_bytes)
+{
+    (void)size_bytes;
+    device__shared_close(&((struct cpu_device *)device)->shared, memory);
+}
+
+static enum status cpu_peer_open(struct device *device, const struct device_handle *handle,
+                                 const void **memory_out, struct err *err)
+{
+    return device__shared_open(&((struct cpu_device *)device)->peers, "cpu", handle, memory_out,
+                               err);
+}
+
+static void cpu_peer_close(struct device *device, const void *memory, uint64_t size_bytes)
+{
+    (void)size_bytes;
+    device__shared_close(&((struct cpu_device *)device)->peers, memory);
 }
 
 static enum status cpu_stream_create(struct device *device, enum stream_kind kind,
@@ -185,6 +230,12 @@ const struct device_ops device_cpu_ops = {
     .free = cpu_free,
     .host_alloc = cpu_alloc,
     .host_free = cpu_free,
+    .host_register = cpu_host_register,
+    .host_unregister = cpu_host_unregister,
+    .shared_alloc = cpu_shared_alloc,
+    .shared_free = cpu_shared_free,
+    .peer_open = cpu_peer_open,
+    .peer_close = cpu_peer_close,
     .stream_create = cpu_stream_create,
     .stream_destroy = cpu_stream_destroy,
     .stream_sync = cpu_stream_sync,
@@ -197,6 +248,7 @@ const struct device_ops device_cpu_ops = {
     .event_time_ns = cpu_event_time_ns,
     .copy_in = cpu_copy,
     .copy_out = cpu_copy,
+    .copy_peer = cpu_copy,
     .fill = cpu_fill,
     .launch = cpu_launch,
 };

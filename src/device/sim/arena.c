@@ -1,10 +1,10 @@
 /* device/sim/arena.c - the software accelerator's memory: a capped range, first fit.
  *
  * Free pieces are kept in a list outside the range, in the order of their addresses; neighbours are
- * joined, so a list of one piece means that all is free. Each
- * allocation sets a note aside, so that freeing needs none. Sizes are rounded up to
- * DEVICE_ALIGNMENT. With AddressSanitizer what is free, and the rest of a rounded piece, is
- * poisoned: an op that reads past an operand is caught as it would be with malloc.
+ * joined, so a list of one piece means that all is free. Each allocation sets a note aside, so that
+ * freeing needs none. Sizes are rounded up to the alignment. With AddressSanitizer what is free,
+ * and the rest of a rounded piece, is poisoned: an op that reads past an operand is caught as it
+ * would be with malloc.
  *
  * Threads: the caller's; workers only ask sim__arena_holds, which reads what never changes. */
 #include <assert.h>
@@ -57,7 +57,7 @@ enum status sim__arena_create(uint64_t size_bytes, struct sim_arena **arena_out,
     }
     arena->size = size_bytes / DEVICE_ALIGNMENT * DEVICE_ALIGNMENT;
     arena->base = mmap(NULL, arena->size, PROT_READ | PROT_WRITE,
-                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0); /* page-aligned */
     if (arena->base == MAP_FAILED) {
         free(arena);
         free(whole);
@@ -99,24 +99,55 @@ static enum status refuse(const struct sim_arena *arena, uint64_t size, struct e
                    size_format(largest, piece, sizeof(piece)));
 }
 
-enum status sim__arena_alloc(struct sim_arena *arena, uint64_t size_bytes, void **memory_out,
-                             struct err *err)
+/* The bytes before the first aligned offset in the piece. */
+static uint64_t padding_of(const struct sim_arena *arena, const struct piece *piece,
+                           uint64_t alignment)
+{
+    const uintptr_t address = (uintptr_t)arena->base + piece->offset;
+
+    return size_align_up(address, alignment) - address;
+}
+
+/* Cuts the first `padding` bytes off *link's piece, which goes on behind them. */
+static struct piece **cut_padding(struct piece **link, struct piece *front, uint64_t padding)
+{
+    struct piece *piece = *link;
+
+    *front = (struct piece){ piece, piece->offset, padding };
+    piece->offset += padding;
+    piece->size -= padding;
+    *link = front;
+    return &front->next;
+}
+
+enum status sim__arena_alloc(struct sim_arena *arena, uint64_t size_bytes, uint64_t alignment,
+                             void **memory_out, struct err *err)
 {
     struct piece **link = &arena->pieces;
-    struct piece *piece, *spare;
-    uint64_t size;
+    struct piece *piece, *spare, *front = NULL;
+    uint64_t size, padding = 0;
 
     if (size_bytes > arena->size)
         return refuse(arena, size_bytes, err);
-    size = size_align_up(size_bytes, DEVICE_ALIGNMENT);
-    while (*link != NULL && (*link)->size < size)
-        link = &(*link)->next;
+    size = size_align_up(size_bytes, alignment);
+    for (; *link != NULL; link = &(*link)->next) {
+        padding = padding_of(arena, *link, alignment);
+        if (padding <= (*link)->size && size <= (*link)->size - padding)
+            break;
+    }
     piece = *link;
     if (piece == NULL)
         return refuse(arena, size, err);
     spare = calloc(1, sizeof(*spare));
-    if (spare == NULL)
+    if (padding > 0)
+        front = calloc(1, sizeof(*front));
+    if (spare == NULL || (padding > 0 && front == NULL)) {
+        free(spare);
+        free(front);
         return err_set(err, STATUS_NO_MEMORY, "sim: no host memory to note an allocation");
+    }
+    if (padding > 0)
+        link = cut_padding(link, front, padding);
     spare->next = arena->spares;
     arena->spares = spare;
     *memory_out = arena->base + piece->offset;
@@ -142,10 +173,11 @@ static void join_next(struct piece *piece)
     free(next);
 }
 
-void sim__arena_free(struct sim_arena *arena, void *memory, uint64_t size_bytes)
+void sim__arena_free(struct sim_arena *arena, void *memory, uint64_t size_bytes,
+                     uint64_t alignment)
 {
     const uint64_t offset = (uint64_t)((char *)memory - arena->base);
-    const uint64_t size = size_align_up(size_bytes, DEVICE_ALIGNMENT);
+    const uint64_t size = size_align_up(size_bytes, alignment);
     struct piece *before = NULL, *after = arena->pieces;
     struct piece *piece = arena->spares;
 

@@ -17,14 +17,17 @@
 
 #include "device/backend.h"
 #include "device/cpu/execute.h"
+#include "device/shared.h"
 
 /* arena.c: the device's memory, one range of addresses that is backed when it is first written. */
 struct sim_arena;
 enum status sim__arena_create(uint64_t size_bytes, struct sim_arena **arena_out, struct err *err);
 void sim__arena_destroy(struct sim_arena *arena);
-enum status sim__arena_alloc(struct sim_arena *arena, uint64_t size_bytes, void **memory_out,
-                             struct err *err);
-void sim__arena_free(struct sim_arena *arena, void *memory, uint64_t size_bytes);
+/* alignment: a power of two, at least DEVICE_ALIGNMENT. */
+enum status sim__arena_alloc(struct sim_arena *arena, uint64_t size_bytes, uint64_t alignment,
+                             void **memory_out, struct err *err);
+void sim__arena_free(struct sim_arena *arena, void *memory, uint64_t size_bytes,
+                     uint64_t alignment);
 /* Whether all of (any of) [pointer, pointer + size_bytes) lies in the arena. */
 bool sim__arena_holds(const struct sim_arena *arena, const void *pointer, uint64_t size_bytes);
 bool sim__arena_touches(const struct sim_arena *arena, const void *pointer, uint64_t size_bytes);
@@ -53,7 +56,8 @@ struct sim_device {
     struct sim_arena *arena;
     struct cpu_executor *executor;
     pthread_mutex_t execute_lock; /* held while an op runs: one job at a time on the thread pool */
-    struct sim_link link_in, link_out;
+    struct sim_link link_in, link_out, link_peer;
+    struct device__shared shared, peers; /* owner: the caller's thread */
     /* Test hooks: the n-th call from now fails; 0: none. Counted by the caller's thread. */
     uint64_t fail_alloc, fail_host_alloc, fail_copy, fail_launch;
 };
@@ -72,6 +76,8 @@ enum status sim__copy_in(struct stream *stream, void *dst, const void *src, uint
                          struct err *err);
 enum status sim__copy_out(struct stream *stream, void *dst, const void *src, uint64_t size_bytes,
                           struct err *err);
+enum status sim__copy_peer(struct stream *stream, void *dst, const void *src, uint64_t size_bytes,
+                           struct err *err);
 enum status sim__fill(struct stream *stream, void *dst, uint8_t value, uint64_t size_bytes,
                       struct err *err);
 enum status sim__launch(struct stream *stream, const struct op *op, struct err *err);

@@ -19,7 +19,9 @@
 #define BANDWIDTH_MIN UINT64_C(1000)      /* slower is a mistake, and a copy would seem to hang */
 #define BANDWIDTH_MAX UINT64_C(1000000000000000)
 #define LATENCY_MAX UINT64_C(1000000000)
-/* On top of the memory, so that rounding 4096 pieces up never refuses what the budget allows. */
+#define PAGE_BYTES UINT64_C(4096)
+/* On top of the memory, so that rounding 4096 pieces up, or 128 shared ones, which begin and end
+ * with a page, never refuses what the budget allows. */
 #define ROUNDING_SLACK (UINT64_C(4096) * DEVICE_ALIGNMENT)
 
 static void sim_close(struct device *device)
@@ -28,6 +30,7 @@ static void sim_close(struct device *device)
 
     cpu_executor_destroy(sim->executor);
     sim__arena_destroy(sim->arena);
+    sim__link_deinit(&sim->link_peer);
     sim__link_deinit(&sim->link_out);
     sim__link_deinit(&sim->link_in);
     pthread_mutex_destroy(&sim->execute_lock);
@@ -54,6 +57,7 @@ static enum status sim_open(const char *settings, const struct device_options *o
                             struct device **device_out, struct err *err)
 {
     uint64_t memory_bytes = MEMORY_DEFAULT, bytes_per_s = 0, latency_ns = 0;
+    uint64_t peer_bytes_per_s = UINT64_MAX; /* not given */
     struct sim_device *sim = calloc(1, sizeof(*sim));
     enum status st;
 
@@ -64,6 +68,7 @@ static enum status sim_open(const char *settings, const struct device_options *o
             { "memory", SETTING_SIZE, &memory_bytes, MEMORY_MIN, MEMORY_MAX },
             { "link", SETTING_BANDWIDTH, &bytes_per_s, BANDWIDTH_MIN, BANDWIDTH_MAX },
             { "latency", SETTING_DURATION, &latency_ns, 0, LATENCY_MAX },
+            { "peer", SETTING_BANDWIDTH, &peer_bytes_per_s, BANDWIDTH_MIN, BANDWIDTH_MAX },
             { "fail_alloc", SETTING_COUNT, &sim->fail_alloc, 0, UINT64_MAX },
             { "fail_host_alloc", SETTING_COUNT, &sim->fail_host_alloc, 0, UINT64_MAX },
             { "fail_copy", SETTING_COUNT, &sim->fail_copy, 0, UINT64_MAX },
@@ -74,6 +79,9 @@ static enum status sim_open(const char *settings, const struct device_options *o
     pthread_mutex_init(&sim->execute_lock, NULL);
     sim__link_init(&sim->link_in, bytes_per_s, latency_ns);
     sim__link_init(&sim->link_out, bytes_per_s, latency_ns);
+    if (peer_bytes_per_s == UINT64_MAX)
+        peer_bytes_per_s = bytes_per_s;
+    sim__link_init(&sim->link_peer, peer_bytes_per_s, latency_ns);
     if (st == STATUS_OK)
         st = sim__arena_create(memory_bytes + ROUNDING_SLACK, &sim->arena, err);
     if (st == STATUS_OK)
@@ -86,6 +94,7 @@ static enum status sim_open(const char *settings, const struct device_options *o
     sim->base.info.memory_bytes = memory_bytes;
     sim->base.info.link_bytes_per_s = bytes_per_s;
     sim->base.info.link_latency_ns = latency_ns;
+    sim->base.info.peer_bytes_per_s = peer_bytes_per_s;
     describe(sim);
     *device_out = &sim->base;
     return STATUS_OK;
@@ -104,12 +113,14 @@ static enum status sim_alloc(struct device *device, uint64_t size_bytes, void **
     struct sim_device *sim = (struct sim_device *)device;
     const enum status st = fail_on_purpose(&sim->fail_alloc, "fail_alloc", err);
 
-    return st == STATUS_OK ? sim__arena_alloc(sim->arena, size_bytes, memory_out, err) : st;
+    return st == STATUS_OK ? sim__arena_alloc(sim->arena, size_bytes, DEVICE_ALIGNMENT,
+                                                  memory_out, err)
+                               : st;
 }
 
 static void sim_free(struct device *device, void *memory, uint64_t size_bytes)
 {
-    sim__arena_free(((struct sim_device *)device)->arena, memory, size_bytes);
+    sim__arena_free(((struct sim_device *)device)->arena, memory, size_bytes, DEVICE_ALIGNMENT);
 }
 
 static enum status sim_host_alloc(struct device *device, uint64_t size_bytes, void **memory_out,
@@ -127,6 +138,64 @@ static void sim_host_free(struct device *device, void *memory, uint64_t size_byt
     host_memory_unmap(memory, size_bytes);
 }
 
+static enum status sim_host_register(struct device *device, const void *memory,
+                                     uint64_t size_bytes, struct err *err)
+{
+    (void)device; /* its link is as fast from any memory */
+    (void)memory;
+    (void)size_bytes;
+    (void)err;
+    return STATUS_OK;
+}
+
+static void sim_host_unregister(struct device *device, const void *memory, uint64_t size_bytes)
+{
+    (void)device;
+    (void)memory;
+    (void)size_bytes;
+}
+
+/* Shared memory takes the place of a piece of the arena, so that to everything else it is device
+ * memory like any other. */
+static enum status sim_shared_alloc(struct device *device, uint64_t size_bytes, void **memory_out,
+                                    struct device_handle *handle_out, struct err *err)
+{
+    struct sim_device *sim = (struct sim_device *)device;
+    enum status st = fail_on_purpose(&sim->fail_alloc, "fail_alloc", err);
+    void *place;
+
+    if (st == STATUS_OK)
+        st = sim__arena_alloc(sim->arena, size_bytes, PAGE_BYTES, &place, err);
+    if (st != STATUS_OK)
+        return st;
+    st = device__shared_create(&sim->shared, "sim", size_bytes, place, memory_out, handle_out,
+                               err);
+    if (st != STATUS_OK)
+        sim__arena_free(sim->arena, place, size_bytes, PAGE_BYTES);
+    return st;
+}
+
+static void sim_shared_free(struct device *device, void *memory, uint64_t size_bytes)
+{
+    struct sim_device *sim = (struct sim_device *)device;
+
+    device__shared_close(&sim->shared, memory);
+    sim__arena_free(sim->arena, memory, size_bytes, PAGE_BYTES);
+}
+
+static enum status sim_peer_open(struct device *device, const struct device_handle *handle,
+                                 const void **memory_out, struct err *err)
+{
+    return device__shared_open(&((struct sim_device *)device)->peers, "sim", handle, memory_out,
+                               err);
+}
+
+static void sim_peer_close(struct device *device, const void *memory, uint64_t size_bytes)
+{
+    (void)size_bytes;
+    device__shared_close(&((struct sim_device *)device)->peers, memory);
+}
+
 const struct device_ops device_sim_ops = {
     .name = "sim",
     .open = sim_open,
@@ -135,6 +204,12 @@ const struct device_ops device_sim_ops = {
     .free = sim_free,
     .host_alloc = sim_host_alloc,
     .host_free = sim_host_free,
+    .host_register = sim_host_register,
+    .host_unregister = sim_host_unregister,
+    .shared_alloc = sim_shared_alloc,
+    .shared_free = sim_shared_free,
+    .peer_open = sim_peer_open,
+    .peer_close = sim_peer_close,
     .stream_create = sim__stream_create,
     .stream_destroy = sim__stream_destroy,
     .stream_sync = sim__stream_sync,
@@ -147,6 +222,7 @@ const struct device_ops device_sim_ops = {
     .event_time_ns = sim__event_time_ns,
     .copy_in = sim__copy_in,
     .copy_out = sim__copy_out,
+    .copy_peer = sim__copy_peer,
     .fill = sim__fill,
     .launch = sim__launch,
 };

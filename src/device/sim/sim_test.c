@@ -363,6 +363,11 @@ static void copies_are_never_faster_than_the_link(void **state)
     rig_close(&rig);
 }
 
+static uint64_t alignment_of(uint32_t piece)
+{
+    return piece % 3 == 0 ? 4096 : DEVICE_ALIGNMENT;
+}
+
 static void memory_is_never_given_twice(void **state)
 {
     enum { PIECES = 64 };
@@ -379,13 +384,13 @@ static void memory_is_never_given_twice(void **state)
         if (pieces[i] != NULL) {
             const uint8_t *bytes = pieces[i];
             assert_true(bytes[0] == (uint8_t)i && bytes[sizes[i] - 1] == (uint8_t)i);
-            sim__arena_free(arena, pieces[i], sizes[i]);
+            sim__arena_free(arena, pieces[i], sizes[i], alignment_of(i));
             pieces[i] = NULL;
             continue;
         }
         sizes[i] = 1 + random_bits(&random) % 40000;
-        if (sim__arena_alloc(arena, sizes[i], &pieces[i], &err) == STATUS_OK) {
-            assert_int_equal((uintptr_t)pieces[i] % DEVICE_ALIGNMENT, 0);
+        if (sim__arena_alloc(arena, sizes[i], alignment_of(i), &pieces[i], &err) == STATUS_OK) {
+            assert_int_equal((uintptr_t)pieces[i] % alignment_of(i), 0);
             assert_true(sim__arena_holds(arena, pieces[i], sizes[i]));
             memset(pieces[i], (int)i, sizes[i]);
         } else {
@@ -395,15 +400,17 @@ static void memory_is_never_given_twice(void **state)
     }
     for (uint32_t i = 0; i < PIECES; i++) {
         if (pieces[i] != NULL)
-            sim__arena_free(arena, pieces[i], sizes[i]);
+            sim__arena_free(arena, pieces[i], sizes[i], alignment_of(i));
     }
-    must(sim__arena_alloc(arena, 1 * MIB, &all, &err), &err); /* all free pieces are joined */
-    assert_int_equal(sim__arena_alloc(arena, 1, &pieces[0], &err), STATUS_NO_MEMORY);
-    assert_int_equal(sim__arena_alloc(arena, UINT64_MAX, &pieces[0], &err), STATUS_NO_MEMORY);
+    /* All free pieces are joined. */
+    must(sim__arena_alloc(arena, 1 * MIB, DEVICE_ALIGNMENT, &all, &err), &err);
+    assert_int_equal(sim__arena_alloc(arena, 1, 4096, &pieces[0], &err), STATUS_NO_MEMORY);
+    assert_int_equal(sim__arena_alloc(arena, UINT64_MAX, DEVICE_ALIGNMENT, &pieces[0], &err),
+                     STATUS_NO_MEMORY);
     assert_false(sim__arena_holds(arena, (char *)all + 1, 1 * MIB));
     assert_false(sim__arena_holds(arena, (char *)all - 1, 2));
     assert_true(sim__arena_touches(arena, (char *)all - 1, 2));
-    sim__arena_free(arena, all, 1 * MIB);
+    sim__arena_free(arena, all, 1 * MIB, DEVICE_ALIGNMENT);
     sim__arena_destroy(arena);
 }
 

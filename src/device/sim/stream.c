@@ -29,6 +29,8 @@ enum command_kind {
     COMMAND_OP,
     COMMAND_COPY_IN,
     COMMAND_COPY_OUT,
+    COMMAND_COPY_PEER,
+    COMMAND_COPY_OWN,   /* within the device's memory: no link is on the way */
     COMMAND_FILL,
     COMMAND_RECORD,
     COMMAND_WAIT,
@@ -219,6 +221,11 @@ static void run_work(struct sim_stream *stream, const struct command *command)
         break;
     case COMMAND_COPY_IN: run_copy(stream, command, &sim->link_in); break;
     case COMMAND_COPY_OUT: run_copy(stream, command, &sim->link_out); break;
+    case COMMAND_COPY_PEER: run_copy(stream, command, &sim->link_peer); break;
+    case COMMAND_COPY_OWN:
+        memmove(command->bytes.dst, command->bytes.src, command->bytes.size_bytes);
+        stream->ready_ns = clock_now_ns();
+        break;
     case COMMAND_FILL:
         memset(command->bytes.dst, command->bytes.value, command->bytes.size_bytes);
         stream->ready_ns = clock_now_ns();
@@ -467,6 +474,27 @@ enum status sim__copy_out(struct stream *stream, void *dst, const void *src, uin
                           struct err *err)
 {
     return copy(stream, COMMAND_COPY_OUT, dst, src, size_bytes, err);
+}
+
+enum status sim__copy_peer(struct stream *base, void *dst, const void *src, uint64_t size_bytes,
+                           struct err *err)
+{
+    struct sim_stream *stream = (struct sim_stream *)base;
+    struct sim_device *sim = sim_of(stream);
+    const bool own = sim__arena_holds(sim->arena, src, size_bytes);
+    const struct command command = {
+        .kind = own ? COMMAND_COPY_OWN : COMMAND_COPY_PEER,
+        .fault = strikes(&sim->fail_copy),
+        .bytes = { .dst = dst, .src = src, .size_bytes = size_bytes },
+    };
+
+    if (!sim__arena_holds(sim->arena, dst, size_bytes))
+        return refuse_pointer(stream, "copy_peer", "dst", dst, size_bytes,
+                              "is not in the device's memory", err);
+    if (!own && !device__shared_holds(&sim->peers, src, size_bytes))
+        return refuse_pointer(stream, "copy_peer", "src", src, size_bytes,
+                              "is neither in a peer's memory nor in the device's", err);
+    return push(stream, &command, err);
 }
 
 enum status sim__fill(struct stream *base, void *dst, uint8_t value, uint64_t size_bytes,
