@@ -54,7 +54,7 @@ static uint64_t rows_within(uint64_t row_count, uint64_t row_bytes, uint64_t max
     const uint64_t most = max_bytes / row_bytes > 0 ? max_bytes / row_bytes : 1;
     const uint64_t parts = (row_count - 1) / most + 1;
     const uint64_t rows = (row_count - 1) / parts + 1;
-    const uint64_t whole = size_align_up(rows, ROWS_GRANULE);
+    const uint64_t whole = (rows - 1 + ROWS_GRANULE) / ROWS_GRANULE * ROWS_GRANULE;
 
     if (parts == 1)
         return row_count;

@@ -134,35 +134,41 @@ static inline void *model_expected(uint64_t seed, size_t index)
     return bytes;
 }
 
-/* Writes a checkpoint of F32 tensors; proj as two halves, "....a" and "....b". skip: the parameter
- * whose tensors are left out, or SIZE_MAX. */
-static inline char *model_write(uint64_t seed, size_t skip)
+/* Writes a checkpoint of F32 tensors, or, when `final`, of tensors in the parameters' own dtypes;
+ * proj as two halves, "....a" and "....b". skip: the parameter whose tensors are left out, or
+ * SIZE_MAX. */
+static inline char *model_write_as(uint64_t seed, size_t skip, bool final)
 {
     struct ckpt_testing_tensor tensors[MODEL_PARAMS * 2];
     static char names[MODEL_PARAMS * 2][64];
-    float *values[MODEL_PARAMS];
+    uint8_t *values[MODEL_PARAMS];
     char *folder = ckpt_testing_folder();
     size_t count = 0;
 
     for (size_t p = 0; p < MODEL_PARAMS; p++) {
         const size_t elements = model_element_count(p);
         const bool halves = p > 0 && (p - 1) % MODEL_PARAMS_PER_LAYER == MODEL_PROJ;
+        const enum dtype dtype = final ? model_dtype(p) : DTYPE_F32;
+        const size_t element_bytes = dtype_info(dtype)->block_bytes;
 
-        values[p] = malloc(elements * sizeof(float));
+        values[p] = malloc(elements * element_bytes);
         assert_non_null(values[p]);
-        for (size_t i = 0; i < elements; i++)
-            values[p][i] = model_value(seed, p, i);
+        for (size_t i = 0; i < elements; i++) {
+            const float value = model_value(seed, p, i);
+
+            dtype_convert(values[p] + i * element_bytes, dtype, &value, DTYPE_F32, 1);
+        }
         for (size_t half = 0; half < (halves ? 2 : 1) && p != skip; half++) {
             struct ckpt_testing_tensor *tensor = &tensors[count];
 
             tensor->name = model_name(p, !halves ? "" : half == 0 ? ".a" : ".b", names[count],
                                       sizeof(names[count]));
-            tensor->dtype = DTYPE_F32;
+            tensor->dtype = dtype;
             model_shape(p, &tensor->rank, tensor->shape);
             tensor->data = values[p];
             if (halves) {
                 tensor->shape[0] /= 2;
-                tensor->data = values[p] + half * elements / 2;
+                tensor->data = values[p] + half * elements / 2 * element_bytes;
             }
             count++;
         }
@@ -172,6 +178,11 @@ static inline char *model_write(uint64_t seed, size_t skip)
     for (size_t p = 0; p < MODEL_PARAMS; p++)
         free(values[p]);
     return folder;
+}
+
+static inline char *model_write(uint64_t seed, size_t skip)
+{
+    return model_write_as(seed, skip, false);
 }
 
 /* The same, opened. */
@@ -200,6 +211,7 @@ static inline void model_describe(struct offload_param_desc *descs, char (*names
             .layer = p == 0 ? OFFLOAD_NO_LAYER : (int32_t)((p - 1) / MODEL_PARAMS_PER_LAYER),
             .part = kind < MODEL_UP ? OFFLOAD_PART_ATTENTION : OFFLOAD_PART_FFN,
             .default_selected = kind >= MODEL_UP,
+            .by_rows = p > 0 && kind != MODEL_NORM,
         };
         model_shape(p, &desc->rank, desc->shape);
         CHECK_OK(loader_create(desc->dtype, elements, &desc->loader, err));
@@ -285,23 +297,35 @@ static inline enum status model_matmul(struct model *model, float *out, const fl
                                        size_t param, struct err *err)
 {
     const struct tensor *weight = offload_tensor(model->offload, param);
-    const struct op op = {
-        .kind = OP_MATMUL,
-        .matmul = {
-            .out = out,
-            .x = x,
-            .weight = weight->data,
-            .weight_dtype = weight->dtype,
-            .row_count = MODEL_ROWS,
-            .n_count = (uint32_t)weight->shape[0],
-            .k_count = (uint32_t)weight->shape[1],
-            .batch_count = 1,
-            .out_row_stride = weight->shape[0],
-            .x_row_stride = weight->shape[1],
-        },
-    };
+    enum status st = STATUS_OK;
 
-    return device_launch(model->compute, &op, err);
+    for (uint64_t row = 0; row < weight->shape[0] && st == STATUS_OK;) {
+        struct offload_rows rows;
+        struct op op = {
+            .kind = OP_MATMUL,
+            .matmul = {
+                .out = out + row,
+                .x = x,
+                .weight_dtype = weight->dtype,
+                .row_count = MODEL_ROWS,
+                .k_count = (uint32_t)weight->shape[1],
+                .batch_count = 1,
+                .out_row_stride = weight->shape[0],
+                .x_row_stride = weight->shape[1],
+            },
+        };
+
+        st = offload_rows_begin(model->offload, param, row, &rows, err);
+        if (st != STATUS_OK)
+            return st;
+        op.matmul.weight = rows.data;
+        op.matmul.n_count = (uint32_t)rows.count;
+        st = device_launch(model->compute, &op, err);
+        if (st == STATUS_OK)
+            st = offload_rows_end(model->offload, &rows, err);
+        row += rows.count;
+    }
+    return st;
 }
 
 static inline enum status model_embed(struct model *model, struct err *err)

@@ -1,0 +1,315 @@
+/* offload/home_test.c - the answer does not depend on where weights live, and bytes are counted.
+ *
+ * Method: the small model of testing_model.h over a checkpoint that holds final bytes, on both kinds
+ * of device, with every way to choose what moves and homes on the host and on the disk. Each output
+ * is compared bit for bit with everything resident, each report with what the plan promised; then
+ * the disk is made to fail, stall and change underneath. */
+#include "offload/testing_model.h"
+
+#include "base/clock.h"
+#include "base/file.h"
+
+#define SIM "sim:memory=64MiB"
+#define CPU "cpu"
+#define PASSES 3
+#define SEED 11
+
+struct fixture {
+    char *folder;
+    struct ckpt *ckpt;
+    float reference[MODEL_OUT_COUNT];
+};
+
+static void begin(struct fixture *fixture)
+{
+    memset(fixture, 0, sizeof(*fixture));
+    fixture->folder = model_write_as(SEED, SIZE_MAX, true);
+    CHECK_OK(ckpt_open(fixture->folder, &fixture->ckpt, err));
+    model_reference(CPU, SEED, fixture->reference);
+}
+
+static void end(struct fixture *fixture)
+{
+    ckpt_close(fixture->ckpt);
+    ckpt_testing_remove(fixture->folder);
+}
+
+static int64_t number(const json_t *object, const char *key)
+{
+    const json_t *value = json_object_get(object, key);
+
+    if (!json_is_integer(value))
+        fail_msg("no integer %s", key);
+    return json_integer_value(value);
+}
+
+/* Runs some passes and compares; what moved must be what the plan says, and the same in the report
+ * as the sum of its units. */
+static void check(const struct fixture *fixture, const char *device,
+                  const struct offload_options *wanted, bool must_move)
+{
+    struct offload_options options = *wanted;
+    struct offload_sizes sizes;
+    struct model model;
+    float out[MODEL_OUT_COUNT];
+    json_t *report;
+
+    options.ckpt = fixture->ckpt;
+    options.poison = true;
+    model_open(&model, device);
+    model_load(&model, &options, fixture->ckpt);
+    offload_sizes(model.offload, &sizes);
+    for (int pass = 0; pass < PASSES; pass++) {
+        CHECK_OK(model_pass(&model, out, err));
+        if (memcmp(out, fixture->reference, sizeof(out)) != 0)
+            fail_msg("%s: pass %d differs from everything resident", device, pass);
+    }
+    CHECK_OK(offload_report_check(model.offload, err));
+    report = offload_report_json(model.offload);
+    if (must_move) {
+        assert_true(sizes.unit_count > 0 && sizes.moving_bytes > 0);
+        assert_true(number(report, "bytes_moved") >= PASSES * (int64_t)sizes.moving_bytes);
+        assert_true(number(report, "bytes_moved") <= (PASSES + 1) * (int64_t)sizes.moving_bytes);
+    }
+    json_decref(report);
+    model_close(&model);
+}
+
+static void every_choice_and_home_gives_the_same_bits(void **state)
+{
+    static const char *const devices[] = { CPU, SIM };
+    static const enum offload_home homes[] = { OFFLOAD_HOME_HOST, OFFLOAD_HOME_DISK };
+    struct fixture fixture;
+
+    (void)state;
+    begin(&fixture);
+    for (size_t d = 0; d < 2; d++) {
+        for (size_t h = 0; h < 2; h++) {
+            const bool moves = homes[h] == OFFLOAD_HOME_DISK || d == 1;
+            struct offload_options options;
+
+            for (int64_t group = 1; group <= 3; group++) {
+                for (int64_t step = 1; step <= 2; step++) {
+                    offload_options_init(&options);
+                    options.home = homes[h];
+                    options.group_size = group;
+                    options.prefetch_step = step;
+                    options.slot_count = step == 2 ? 5 : 0;
+                    options.params_glob = group == 2 ? "*.attn.proj,*.ffn.down" : NULL;
+                    check(&fixture, devices[d], &options, moves);
+                }
+            }
+            offload_options_init(&options);
+            options.home = homes[h];
+            options.cpu_offload_bytes = 10000;
+            check(&fixture, devices[d], &options, moves);
+        }
+    }
+    end(&fixture);
+}
+
+/* From the smallest budget that is accepted to one that holds everything. */
+static void auto_fits_every_budget_that_it_accepts(void **state)
+{
+    static const char *const devices[] = { CPU, SIM };
+    struct fixture fixture;
+    uint64_t smallest = 0;
+
+    (void)state;
+    begin(&fixture);
+    for (size_t d = 0; d < 2; d++) {
+        for (uint64_t budget = 10000; budget < 200000; budget += 7000) {
+            struct offload_options options;
+            struct offload_sizes sizes;
+            struct model model;
+            struct err why;
+
+            offload_options_init(&options);
+            options.automatic = true;
+            options.home = OFFLOAD_HOME_DISK;
+            options.ckpt = fixture.ckpt;
+            options.tile_bytes = 1024;
+            options.slot_count = 3;
+            options.weight_budget_bytes = budget;
+            model_open(&model, devices[d]);
+            if (model_create(&model, &options, &why) != STATUS_OK) {
+                assert_int_equal(smallest, 0);
+                assert_non_null(strstr(why.message, "bytes more would do"));
+                model_close(&model);
+                continue;
+            }
+            offload_sizes(model.offload, &sizes);
+            assert_true(sizes.resident_bytes + sizes.slot_count * sizes.slot_bytes <= budget);
+            if (smallest == 0) {
+                smallest = budget;
+                assert_true(sizes.unit_count > 10);
+            }
+            model_close(&model);
+            check(&fixture, devices[d], &options, false);
+        }
+        assert_true(smallest > 10000); /* some were refused */
+        smallest = 0;
+    }
+    end(&fixture);
+}
+
+/* The number in the refusal is the budget that works. */
+static void a_budget_that_is_too_small_names_the_one_that_would_do(void **state)
+{
+    struct fixture fixture;
+    struct offload_options options;
+    struct model model;
+    struct err why;
+    const char *at;
+
+    (void)state;
+    begin(&fixture);
+    offload_options_init(&options);
+    options.automatic = true;
+    options.home = OFFLOAD_HOME_DISK;
+    options.ckpt = fixture.ckpt;
+    options.tile_bytes = 1024;
+    options.slot_count = 2;
+    options.weight_budget_bytes = 1000;
+    model_open(&model, CPU);
+    assert_int_equal(model_create(&model, &options, &why), STATUS_NO_MEMORY);
+    at = strstr(why.message, "takes ");
+    assert_non_null(at);
+    options.weight_budget_bytes = strtoull(at + strlen("takes "), NULL, 10);
+    CHECK_OK(model_create(&model, &options, err));
+    model_close(&model);
+    check(&fixture, CPU, &options, true);
+    check(&fixture, SIM, &options, true);
+    end(&fixture);
+}
+
+static void v2_from_disk(struct offload_options *options, const struct fixture *fixture,
+                         const char *disk)
+{
+    offload_options_init(options);
+    options->home = OFFLOAD_HOME_DISK;
+    options->group_size = 1;
+    options->ckpt = fixture->ckpt;
+    options->disk = disk;
+    options->poison = true;
+}
+
+/* A read that fails ends its pass with a sentence, and the next pass is right again. */
+static void a_disk_that_fails_ends_one_pass_and_no_more(void **state)
+{
+    static const char *const faults[] = { "eio=9:2", "end=9" };
+    static const char *const devices[] = { CPU, SIM };
+    struct fixture fixture;
+
+    (void)state;
+    begin(&fixture);
+    for (size_t i = 0; i < 4; i++) {
+        struct offload_options options;
+        struct model model;
+        float out[MODEL_OUT_COUNT];
+        int failed = 0, right = 0;
+
+        v2_from_disk(&options, &fixture, faults[i % 2]);
+        model_open(&model, devices[i / 2]);
+        model_load(&model, &options, fixture.ckpt);
+        for (int pass = 0; pass < 5; pass++) {
+            struct err why;
+
+            if (model_pass(&model, out, &why) != STATUS_OK) {
+                assert_non_null(strstr(why.message, "model.safetensors"));
+                failed++;
+                (void)stream_sync(model.compute, NULL);
+                CHECK_OK(offload_pass_abort(model.offload, err));
+                continue;
+            }
+            assert_memory_equal(out, fixture.reference, sizeof(out));
+            right++;
+        }
+        assert_int_equal(failed, 1);
+        assert_int_equal(right, 4);
+        CHECK_OK(offload_report_check(model.offload, err));
+        model_close(&model);
+    }
+    end(&fixture);
+}
+
+static void a_disk_that_stalls_or_reads_short_only_delays(void **state)
+{
+    struct fixture fixture;
+    struct offload_options options;
+
+    (void)state;
+    begin(&fixture);
+    v2_from_disk(&options, &fixture, "short=5,stall=9:100ms");
+    check(&fixture, CPU, &options, true);
+    check(&fixture, SIM, &options, true);
+    v2_from_disk(&options, &fixture, "uring=off,direct=off,depth=2,piece=4KiB,stall=3:50ms");
+    check(&fixture, CPU, &options, true);
+    end(&fixture);
+}
+
+/* Old and new weights must not mix. */
+static void a_checkpoint_that_changes_underneath_stops_the_answers(void **state)
+{
+    struct fixture fixture;
+    struct offload_options options;
+    struct model model;
+    float out[MODEL_OUT_COUNT];
+    char path[512];
+    struct err why;
+    FILE *file;
+
+    (void)state;
+    begin(&fixture);
+    v2_from_disk(&options, &fixture, NULL);
+    model_open(&model, CPU);
+    model_load(&model, &options, fixture.ckpt);
+    CHECK_OK(model_pass(&model, out, err));
+    (void)snprintf(path, sizeof(path), "%s/model.safetensors", fixture.folder);
+    file = fopen(path, "r+b");
+    assert_non_null(file);
+    assert_int_equal(fseek(file, -4, SEEK_END), 0);
+    assert_int_equal(fwrite("\0\0\0\0", 1, 4, file), 4);
+    assert_int_equal(fclose(file), 0);
+    assert_int_not_equal(model_pass(&model, out, &why), STATUS_OK);
+    assert_non_null(strstr(why.message, "model.safetensors"));
+    model_close(&model);
+    end(&fixture);
+}
+
+/* What is converted on the way is not in the file as it is used. */
+static void bytes_that_are_not_final_are_refused_with_what_works(void **state)
+{
+    struct offload_options options;
+    struct ckpt *ckpt = model_ckpt(SEED); /* of F32 */
+    struct model model;
+    struct err why;
+
+    (void)state;
+    offload_options_init(&options);
+    options.home = OFFLOAD_HOME_DISK;
+    options.group_size = 1;
+    options.ckpt = ckpt;
+    model_open(&model, CPU);
+    assert_int_equal(model_create(&model, &options, &why), STATUS_BAD_INPUT);
+    assert_non_null(strstr(why.message, "ffn.up"));
+    options.params_glob = "*.attn.proj";
+    CHECK_OK(model_create(&model, &options, err));
+    model_close(&model);
+    ckpt_close(ckpt);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_choice_and_home_gives_the_same_bits),
+        cmocka_unit_test(auto_fits_every_budget_that_it_accepts),
+        cmocka_unit_test(a_budget_that_is_too_small_names_the_one_that_would_do),
+        cmocka_unit_test(a_disk_that_fails_ends_one_pass_and_no_more),
+        cmocka_unit_test(a_disk_that_stalls_or_reads_short_only_delays),
+        cmocka_unit_test(a_checkpoint_that_changes_underneath_stops_the_answers),
+        cmocka_unit_test(bytes_that_are_not_final_are_refused_with_what_works),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
