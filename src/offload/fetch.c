@@ -87,22 +87,21 @@ void offload__fetch_abandon(struct offload *offload, struct offload__fetch *fetc
     fetch->state = OFFLOAD_FETCH_NONE;
 }
 
-bool offload__fetch_times(const struct offload__fetch *fetch, bool wait, uint64_t *began_ns_out,
-                          uint64_t *ended_ns_out)
+bool offload__fetch_times(const struct offload__fetch *fetch, bool wait,
+                          struct offload__fetch_times *times_out)
 {
     if (fetch->state != OFFLOAD_FETCH_ENDED && !fetch->by_stream)
         return false;
-    if (!fetch->by_stream) {
-        *began_ns_out = fetch->began_ns;
-        *ended_ns_out = fetch->ended_ns;
+    *times_out = (struct offload__fetch_times){ .read_began_ns = fetch->began_ns,
+                                                .read_ended_ns = fetch->ended_ns };
+    if (!fetch->by_stream)
         return true;
-    }
     if (wait && event_sync(fetch->loaded, NULL) != STATUS_OK)
         return false;
     if (!event_is_done(fetch->loaded))
         return false;
-    *began_ns_out = event_time_ns(fetch->started);
-    *ended_ns_out = event_time_ns(fetch->loaded);
+    times_out->copy_began_ns = event_time_ns(fetch->started);
+    times_out->copy_ended_ns = event_time_ns(fetch->loaded);
     return true;
 }
 

@@ -22,13 +22,23 @@ enum offload__fetch_state {
     OFFLOAD_FETCH_ENDED,  /* everything is queued, or there */
 };
 
+/* When its steps ran, on clock_now_ns's clock; 0: there was no such step. */
+struct offload__fetch_times {
+    uint64_t read_began_ns, read_ended_ns; /* from the disk */
+    uint64_t copy_began_ns, copy_ended_ns; /* on the copy stream */
+};
+
 struct offload__fetch {
     size_t unit, slot;
     uint8_t *dst;                   /* the slot's memory, on the device */
     enum offload__fetch_state state;
     bool by_stream;                 /* came by the copy stream, between the two events */
     struct event *started, *loaded; /* on the copy stream */
-    uint64_t began_ns, ended_ns;    /* of one that did not */
+    uint64_t began_ns, ended_ns;    /* of what went before the copy, or instead of it: reads; set
+                                       by the home. 0: nothing */
+    struct offload__fetch_times times; /* counters.c's, once it has been told as arrived */
+    uint64_t link_idle_ns;          /* counters.c's: no copy ran so long before its own, though its
+                                       bytes were there */
     void *home_data;                /* the home's own, for as long as the fetch object lives */
 };
 
@@ -87,9 +97,9 @@ enum status offload__fetch_end(struct offload *offload, struct offload__fetch *f
                                struct err *err);
 bool offload__fetch_is_ready(const struct offload *offload, const struct offload__fetch *fetch);
 void offload__fetch_abandon(struct offload *offload, struct offload__fetch *fetch);
-/* When it ran, on clock_now_ns's clock; false: it has not arrived yet. `wait`: wait for it. */
-bool offload__fetch_times(const struct offload__fetch *fetch, bool wait, uint64_t *began_ns_out,
-                          uint64_t *ended_ns_out);
+/* False: it has not arrived yet. `wait`: wait for it. */
+bool offload__fetch_times(const struct offload__fetch *fetch, bool wait,
+                          struct offload__fetch_times *times_out);
 
 /* For homes: copies queued between copy_begin and copy_end on offload->copy come behind the slot's
  * last reader and between the fetch's two events. */

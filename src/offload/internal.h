@@ -77,12 +77,33 @@ struct offload__unit {
     size_t segment_first, segment_count; /* in offload.segments; 0: parameters are in one piece */
     bool is_tile;             /* a part of one parameter; read by offload_rows_begin */
     void *record;             /* in host memory, where the home has it there; NULL: nowhere */
+    bool has_come;            /* some time, since the load; owner: the engine's thread */
 };
+
+/* What computing stood waiting for. */
+enum offload__stall {
+    OFFLOAD_STALL_DISK,   /* reads of the unit */
+    OFFLOAD_STALL_LINK,   /* copies of the unit, or of others before it */
+    OFFLOAD_STALL_SLOT,   /* its copy had no slot to begin in while the link stood idle */
+    OFFLOAD_STALL_ROUTER, /* the host had yet to learn which expert it is */
+    OFFLOAD_STALL_COUNT
+};
+const char *offload__stall_name(enum offload__stall cause);
 
 /* Numbers of one unit since the last reset. */
 struct offload__unit_counters {
-    uint64_t onloads, bytes_moved, copy_ns, stall_ns;
-    uint64_t onloads_planned, bytes_planned; /* what the schedule demands */
+    uint64_t onloads, bytes_moved;           /* brought, whether demanded or guessed */
+    uint64_t onloads_planned, bytes_planned; /* what the schedule demands; of an expert: what its
+                                                misses, and guesses that were begun, come to */
+    uint64_t guessed_bytes;                  /* of bytes_moved: begun before anybody asked */
+    uint64_t guess_used_bytes;               /* of those: asked for later */
+    uint64_t guess_wasted_bytes;             /* released, or canceled, before anybody asked */
+    uint64_t reread_bytes;                   /* of bytes_moved: had been on the device before */
+    uint64_t hits, misses;                   /* of an expert: it was there, or on its way, when it
+                                                was asked for, or not */
+    uint64_t copied_bytes, copy_ns;          /* that came by the copy stream, and the time it took */
+    uint64_t read_bytes, read_ns;            /* from a disk */
+    uint64_t stall_ns[OFFLOAD_STALL_COUNT];
 };
 
 struct offload__counters {
@@ -90,7 +111,6 @@ struct offload__counters {
     uint64_t run_ns;            /* from the first begin to the last pass_done */
     uint64_t run_copy_ns;       /* of copy_ns, what lies inside the run */
     uint64_t run_copied_bytes;  /* the bytes that belong to run_copy_ns */
-    uint64_t copied_bytes;      /* the bytes that belong to the units' copy_ns */
 };
 
 struct offload {
@@ -134,6 +154,7 @@ struct offload {
     struct offload__counters totals;
     struct offload__unit_counters *counters; /* [unit_count] */
     uint64_t run_began_ns;                  /* 0: no begin since the reset */
+    uint64_t last_copied_ns;                /* when the copy that was told last had ended */
 
     /* What any thread may read. */
     pthread_mutex_t lock;                   /* guards published_*; for copies only */
@@ -219,7 +240,25 @@ void offload__ring_abandon(struct offload *offload);
 enum status offload__ring_renew(struct offload *offload, size_t unit, struct err *err);
 
 /* counters.c */
+/* An onload has begun. */
 void offload__count_onload(struct offload *offload, size_t unit, uint64_t bytes);
+/* The same, of what nobody has asked for yet. */
+void offload__count_guess(struct offload *offload, size_t unit, uint64_t bytes);
+/* Somebody has asked for what was guessed; or nobody has, and it is released or canceled. */
+void offload__count_guess_used(struct offload *offload, size_t unit);
+void offload__count_guess_wasted(struct offload *offload, size_t unit);
+/* An expert was asked for. */
+void offload__count_asked(struct offload *offload, size_t unit, bool was_there);
+/* Computing waited for the unit; times on clock_now_ns's clock. */
+void offload__count_stall(struct offload *offload, size_t unit, enum offload__stall cause,
+                          uint64_t began_ns, uint64_t ended_ns);
+/* Computing waited from began_ns to ended_ns for a fetch that offload__count_arrived has seen: shares
+ * the time out among the causes. */
+void offload__count_wait(struct offload *offload, const struct offload__fetch *fetch,
+                         uint64_t began_ns, uint64_t ended_ns);
+/* Takes in the times of a fetch; false: it has not arrived yet. `wait`: wait for it. Once for each
+ * fetch, in the order of their copies. */
+bool offload__count_arrived(struct offload *offload, struct offload__fetch *fetch, bool wait);
 /* One more onload of the unit is due by the schedule. */
 void offload__count_planned(struct offload *offload, size_t unit);
 /* Reads the times of the pass that has ended, and of what has arrived since for the next. */

@@ -55,7 +55,9 @@ static struct snapshot *snapshot_create(const struct offload *offload)
         snapshot->sum.onloads += unit->onloads;
         snapshot->sum.bytes_moved += unit->bytes_moved;
         snapshot->sum.copy_ns += unit->copy_ns;
-        snapshot->sum.stall_ns += unit->stall_ns;
+        snapshot->sum.copied_bytes += unit->copied_bytes;
+        for (unsigned cause = 0; cause < OFFLOAD_STALL_COUNT; cause++)
+            snapshot->sum.stall_ns[cause] += unit->stall_ns[cause];
         snapshot->sum.onloads_planned += unit->onloads_planned;
         snapshot->sum.bytes_planned += unit->bytes_planned;
         snapshot->moved_from[snapshot->homes[i]] += unit->bytes_moved;
@@ -68,9 +70,18 @@ static double seconds(uint64_t ns)
     return (double)ns * 1e-9;
 }
 
+static uint64_t stall_ns_of(const struct offload__unit_counters *unit)
+{
+    uint64_t sum_ns = 0;
+
+    for (unsigned cause = 0; cause < OFFLOAD_STALL_COUNT; cause++)
+        sum_ns += unit->stall_ns[cause];
+    return sum_ns;
+}
+
 static uint64_t compute_ns(const struct snapshot *snapshot)
 {
-    const uint64_t run_ns = snapshot->totals.run_ns, stall_ns = snapshot->sum.stall_ns;
+    const uint64_t run_ns = snapshot->totals.run_ns, stall_ns = stall_ns_of(&snapshot->sum);
 
     return run_ns > stall_ns ? run_ns - stall_ns : 0;
 }
@@ -83,7 +94,7 @@ static double ratio(double a, double b)
 
 static double link_reached(const struct snapshot *snapshot)
 {
-    return ratio((double)snapshot->totals.copied_bytes, seconds(snapshot->sum.copy_ns));
+    return ratio((double)snapshot->sum.copied_bytes, seconds(snapshot->sum.copy_ns));
 }
 
 static double link_busy_share(const struct snapshot *snapshot)
@@ -126,7 +137,7 @@ static json_t *unit_json(const struct offload *offload, const struct snapshot *s
                      home == OFFLOAD_HOME_HOST && offload->in_place, "bytes",
                      (json_int_t)unit->size_bytes, "onloads", (json_int_t)counters->onloads,
                      "bytes_moved", (json_int_t)counters->bytes_moved, "copy_s",
-                     seconds(counters->copy_ns), "stall_s", seconds(counters->stall_ns));
+                     seconds(counters->copy_ns), "stall_s", seconds(stall_ns_of(counters)));
 }
 
 static json_t *units_json(const struct offload *offload, const struct snapshot *snapshot)
@@ -170,7 +181,7 @@ json_t *offload_report_json(const struct offload *offload)
         offload->mode, "device", device_info(offload->device)->name, "passes",
         (json_int_t)snapshot->totals.passes, "run_s", seconds(snapshot->totals.run_ns), "compute_s",
         seconds(compute_ns(snapshot)), "copy_s", seconds(snapshot->sum.copy_ns), "stall_s",
-        seconds(snapshot->sum.stall_ns), "onloads", (json_int_t)snapshot->sum.onloads,
+        seconds(stall_ns_of(&snapshot->sum)), "onloads", (json_int_t)snapshot->sum.onloads,
         "bytes_moved", (json_int_t)snapshot->sum.bytes_moved, "bytes_planned",
         (json_int_t)snapshot->sum.bytes_planned, "bytes_moved_from", moved_from_json(snapshot),
         "link", link_json(offload, snapshot),
@@ -213,7 +224,7 @@ static void units_log(const struct offload *offload, const struct snapshot *snap
                       snapshot->homes[end] == snapshot->homes[i];
              end++) {
             copy_ns += snapshot->units[end].copy_ns;
-            stall_ns += snapshot->units[end].stall_ns;
+            stall_ns += stall_ns_of(&snapshot->units[end]);
         }
         if (end - i > 1)
             (void)snprintf(others, sizeof(others), " to %s (%zu units), each",
@@ -238,7 +249,7 @@ void offload_report_log(const struct offload *offload, const struct log *log)
     }
     log_line(log, LOG_INFO, "%" PRIu64 " passes in %.3f s: computing %.3f s, stalled %.3f s",
              snapshot->totals.passes, seconds(snapshot->totals.run_ns),
-             seconds(compute_ns(snapshot)), seconds(snapshot->sum.stall_ns));
+             seconds(compute_ns(snapshot)), seconds(stall_ns_of(&snapshot->sum)));
     if (offload->unit_count == 0) {
         log_line(log, LOG_INFO, "nothing is offloaded, nothing moved");
     } else if (offload->sizes.slot_count == 0) {
