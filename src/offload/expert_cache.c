@@ -202,10 +202,8 @@ static void slot_empty(struct expert_cache *cache, struct slot *slot)
 
 void expert_cache_clear(struct expert_cache *cache)
 {
-    for (uint32_t i = 0; i < cache->desc.slot_count; i++) {
-        assert(cache->slots[i].state != SLOT_ARRIVING);
+    for (uint32_t i = 0; i < cache->desc.slot_count; i++)
         slot_empty(cache, &cache->slots[i]);
-    }
 }
 
 void expert_cache_layer_begin(struct expert_cache *cache, uint32_t layer)
@@ -379,12 +377,13 @@ static struct expert_place found(struct expert_cache *cache, uint32_t key, enum 
     return place;
 }
 
-static struct expert_place ask(struct expert_cache *cache, uint32_t expert, enum claim claim)
+static struct expert_place ask(struct expert_cache *cache, uint32_t layer, uint32_t expert,
+                               enum claim claim)
 {
-    const uint32_t key = cache->layer * cache->desc.expert_count + expert;
+    const uint32_t key = layer * cache->desc.expert_count + expert;
     struct expert_place place;
 
-    assert(expert < cache->desc.expert_count);
+    assert(layer < cache->desc.layer_count && expert < cache->desc.expert_count);
     place = cache->experts[key].slot != EXPERT_NO_SLOT ? found(cache, key, claim)
                                                        : miss(cache, key, claim);
     if (claim == CLAIM_DEMAND && place.answer != EXPERT_NO_ROOM)
@@ -394,12 +393,13 @@ static struct expert_place ask(struct expert_cache *cache, uint32_t expert, enum
 
 struct expert_place expert_cache_demand(struct expert_cache *cache, uint32_t expert)
 {
-    return ask(cache, expert, CLAIM_DEMAND);
+    return ask(cache, cache->layer, expert, CLAIM_DEMAND);
 }
 
-struct expert_place expert_cache_stream(struct expert_cache *cache, uint32_t expert)
+struct expert_place expert_cache_stream(struct expert_cache *cache, uint32_t layer,
+                                        uint32_t expert)
 {
-    return ask(cache, expert, CLAIM_STREAM);
+    return ask(cache, layer, expert, CLAIM_STREAM);
 }
 
 struct expert_place expert_cache_guess(struct expert_cache *cache, uint32_t layer, uint32_t expert)
@@ -426,7 +426,7 @@ void expert_cache_arrived(struct expert_cache *cache, uint32_t slot)
 
 void expert_cache_dropped(struct expert_cache *cache, uint32_t slot)
 {
-    assert(slot < cache->desc.slot_count && cache->slots[slot].state == SLOT_ARRIVING);
+    assert(slot < cache->desc.slot_count && cache->slots[slot].state != SLOT_FREE);
     slot_empty(cache, &cache->slots[slot]);
 }
 

@@ -59,7 +59,7 @@ struct expert_cache_desc {
 enum status expert_cache_create(const struct expert_cache_desc *desc,
                                 struct expert_cache **cache_out, struct err *err);
 void expert_cache_destroy(struct expert_cache *cache);
-/* Forgets everything but the statistics. Nothing may be on its way. */
+/* Forgets everything but the statistics, pins too. */
 void expert_cache_clear(struct expert_cache *cache);
 
 /* A pass comes to this layer: what was guessed for it is no longer kept from others. Layers come in
@@ -86,16 +86,17 @@ struct expert_place {
 
 /* The router of the layer that has begun has chosen it. Each distinct expert once per layer. */
 struct expert_place expert_cache_demand(struct expert_cache *cache, uint32_t expert);
-/* The layer that has begun is streamed, and this expert is next. */
-struct expert_place expert_cache_stream(struct expert_cache *cache, uint32_t expert);
+/* All experts of a layer are streamed, that layer's next: the one that has begun, or a later one. */
+struct expert_place expert_cache_stream(struct expert_cache *cache, uint32_t layer,
+                                        uint32_t expert);
 /* `layer` may choose it when it begins. */
 struct expert_place expert_cache_guess(struct expert_cache *cache, uint32_t layer,
                                        uint32_t expert);
 
 /* What is ARRIVING has arrived. */
 void expert_cache_arrived(struct expert_cache *cache, uint32_t slot);
-/* What was on its way does not come: failed, or a guess that was cancelled. The slot is free and
- * unpinned. */
+/* What was on its way does not come: failed, or a guess that was cancelled; or what is there is no
+ * longer good. The slot is free and unpinned. */
 void expert_cache_dropped(struct expert_cache *cache, uint32_t slot);
 /* Its reader is done with a demanded or streamed expert. */
 void expert_cache_unpin(struct expert_cache *cache, uint32_t slot);

@@ -376,7 +376,7 @@ static void a_stream_sweeps_out_few(void **state)
         (void)use_at_once(cache, e);
     expert_cache_layer_begin(cache, 1);
     for (uint32_t e = 0; e < 100; e++) {
-        const struct expert_place place = expert_cache_stream(cache, e);
+        const struct expert_place place = expert_cache_stream(cache, 1, e);
 
         assert_int_equal(place.answer, EXPERT_MISS);
         expert_cache_arrived(cache, place.slot);
@@ -386,8 +386,8 @@ static void a_stream_sweeps_out_few(void **state)
         kept += expert_cache_find(cache, 0, e) != EXPERT_NO_SLOT;
     assert_int_equal(kept, 7); /* it lives on the free slot */
     for (uint32_t e = 0; e < 2; e++) /* both at once: one more is taken, then no more */
-        (void)expert_cache_stream(cache, e);
-    assert_int_equal(expert_cache_stream(cache, 2).answer, EXPERT_NO_ROOM);
+        (void)expert_cache_stream(cache, 1, e);
+    assert_int_equal(expert_cache_stream(cache, 1, 2).answer, EXPERT_NO_ROOM);
     assert_int_equal(expert_cache_find(cache, 0, 0), EXPERT_NO_SLOT);
     assert_int_not_equal(expert_cache_find(cache, 0, 1), EXPERT_NO_SLOT);
     expert_cache_destroy(cache);
@@ -399,7 +399,7 @@ static void a_streamed_expert_that_is_demanded_stays(void **state)
 
     (void)state;
     for (uint32_t e = 0; e < 3; e++) {
-        const struct expert_place place = expert_cache_stream(cache, e);
+        const struct expert_place place = expert_cache_stream(cache, 0, e);
 
         expert_cache_arrived(cache, place.slot);
         expert_cache_unpin(cache, place.slot);

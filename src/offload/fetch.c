@@ -38,13 +38,13 @@ void offload__fetch_destroy(struct offload *offload, struct offload__fetch *fetc
 }
 
 enum status offload__fetch_begin(struct offload *offload, struct offload__fetch *fetch, size_t unit,
-                                 size_t slot, uint8_t *dst, struct err *err)
+                                 struct event *slot_ended, uint8_t *dst, struct err *err)
 {
     enum status st;
 
     assert(fetch->state != OFFLOAD_FETCH_BEGUN);
     fetch->unit = unit;
-    fetch->slot = slot;
+    fetch->slot_ended = slot_ended;
     fetch->dst = dst;
     fetch->by_stream = false;
     fetch->state = OFFLOAD_FETCH_NONE;
@@ -76,6 +76,25 @@ bool offload__fetch_is_ready(const struct offload *offload, const struct offload
 
     return fetch->state != OFFLOAD_FETCH_BEGUN || home->fetch_is_ready == NULL ||
            home->fetch_is_ready(offload, fetch);
+}
+
+void offload__fetch_hurry(struct offload *offload, struct offload__fetch *fetch)
+{
+    const struct offload__home_ops *home = home_of(offload, fetch);
+
+    fetch->is_guess = false;
+    if (fetch->state == OFFLOAD_FETCH_BEGUN && home->fetch_hurry != NULL)
+        home->fetch_hurry(offload, fetch);
+}
+
+bool offload__fetch_drop(struct offload *offload, struct offload__fetch *fetch)
+{
+    const struct offload__home_ops *home = home_of(offload, fetch);
+
+    if (fetch->state != OFFLOAD_FETCH_BEGUN || home->fetch_drop == NULL)
+        return false;
+    home->fetch_drop(offload, fetch);
+    return true;
 }
 
 void offload__fetch_abandon(struct offload *offload, struct offload__fetch *fetch)
@@ -111,7 +130,7 @@ enum status offload__copy_begin(struct offload *offload, struct offload__fetch *
     enum status st = STATUS_OK;
 
     if (!offload->options.fault_skip_ended_wait)
-        st = stream_wait(offload->copy, offload->ended[fetch->slot], err);
+        st = stream_wait(offload->copy, fetch->slot_ended, err);
     return st == STATUS_OK ? event_record(offload->copy, fetch->started, err) : st;
 }
 

@@ -29,8 +29,10 @@ struct offload__fetch_times {
 };
 
 struct offload__fetch {
-    size_t unit, slot;
+    size_t unit;
     uint8_t *dst;                   /* the slot's memory, on the device */
+    struct event *slot_ended;       /* the slot's last reader, on the compute stream */
+    bool is_guess;                  /* set before begin: nobody waits for it; others go first */
     enum offload__fetch_state state;
     bool by_stream;                 /* came by the copy stream, between the two events */
     struct event *started, *loaded; /* on the copy stream */
@@ -74,6 +76,12 @@ struct offload__home_ops {
                              struct err *err);
     /* Whether end would not wait. NULL: it never does. */
     bool (*fetch_is_ready)(const struct offload *offload, const struct offload__fetch *fetch);
+    /* A guess is waited for now: it goes with what is demanded. NULL: that makes no difference. */
+    void (*fetch_hurry)(struct offload *offload, struct offload__fetch *fetch);
+    /* A guess is not wanted any more: what has not begun of it need not come. Returns at once; the
+     * fetch is then ready before long, and end says STATUS_CANCELED, or STATUS_OK when it came all
+     * the same. NULL: it comes. */
+    void (*fetch_drop)(struct offload *offload, struct offload__fetch *fetch);
     /* Waits until nothing is written to dst any more on behalf of a fetch that was begun and not
      * ended. NULL: syncing the copy stream is enough. */
     void (*fetch_abandon)(struct offload *offload, struct offload__fetch *fetch);
@@ -90,12 +98,15 @@ extern const struct offload__home_ops offload__home_device, offload__home_host, 
 enum status offload__fetch_create(struct offload *offload, struct offload__fetch *fetch,
                                   struct err *err);
 void offload__fetch_destroy(struct offload *offload, struct offload__fetch *fetch);
-/* Begins to bring `unit` into slot memory dst, from which `slot`'s last reader ended. */
+/* Begins to bring `unit` into slot memory dst, when slot_ended's reader of it has ended. */
 enum status offload__fetch_begin(struct offload *offload, struct offload__fetch *fetch, size_t unit,
-                                 size_t slot, uint8_t *dst, struct err *err);
+                                 struct event *slot_ended, uint8_t *dst, struct err *err);
 enum status offload__fetch_end(struct offload *offload, struct offload__fetch *fetch,
                                struct err *err);
 bool offload__fetch_is_ready(const struct offload *offload, const struct offload__fetch *fetch);
+void offload__fetch_hurry(struct offload *offload, struct offload__fetch *fetch);
+/* False: it comes all the same. */
+bool offload__fetch_drop(struct offload *offload, struct offload__fetch *fetch);
 void offload__fetch_abandon(struct offload *offload, struct offload__fetch *fetch);
 /* False: it has not arrived yet. `wait`: wait for it. */
 bool offload__fetch_times(const struct offload__fetch *fetch, bool wait,

@@ -232,7 +232,7 @@ static enum status disk_fetch_begin(struct offload *offload, struct offload__fet
 
         if (i % DISK_EXTENTS_MAX == 0) {
             read->extent_count = 0;
-            read->class = DISK_DEMAND;
+            read->class = fetch->is_guess ? DISK_GUESS : DISK_DEMAND;
             mine->read_count++;
         }
         read->extents[read->extent_count++] = (struct disk_extent){
@@ -296,6 +296,22 @@ static enum status disk_fetch_end(struct offload *offload, struct offload__fetch
     return st;
 }
 
+static void disk_fetch_hurry(struct offload *offload, struct offload__fetch *fetch)
+{
+    struct disk_fetch *mine = fetch->home_data;
+
+    for (uint32_t i = 0; i < mine->read_count; i++)
+        disk_read_promote(offload->disk->reader, &mine->reads[i]);
+}
+
+static void disk_fetch_drop(struct offload *offload, struct offload__fetch *fetch)
+{
+    struct disk_fetch *mine = fetch->home_data;
+
+    for (uint32_t i = 0; i < mine->read_count; i++)
+        disk_read_drop(offload->disk->reader, &mine->reads[i]);
+}
+
 static bool disk_fetch_is_ready(const struct offload *offload, const struct offload__fetch *fetch)
 {
     const struct disk_fetch *mine = fetch->home_data;
@@ -320,6 +336,8 @@ const struct offload__home_ops offload__home_disk = {
     .fetch_begin = disk_fetch_begin,
     .fetch_end = disk_fetch_end,
     .fetch_is_ready = disk_fetch_is_ready,
+    .fetch_hurry = disk_fetch_hurry,
+    .fetch_drop = disk_fetch_drop,
     .fetch_abandon = disk_fetch_abandon,
     .fetch_destroy = disk_fetch_destroy,
 };

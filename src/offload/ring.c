@@ -135,7 +135,7 @@ static enum status onload_begin(struct offload *offload, uint64_t position, stru
     case OFFLOAD_PATH_FETCH:
         break;
     }
-    st = offload__fetch_begin(offload, onload, index, (size_t)slot_at(offload, position),
+    st = offload__fetch_begin(offload, onload, index, offload->ended[slot_at(offload, position)],
                               slot_memory(offload, position), err);
     if (st == STATUS_OK)
         offload__count_onload(offload, index, unit->size_bytes);
