@@ -93,6 +93,8 @@ WRAPPED_offload = malloc calloc realloc strdup device_alloc device_host_alloc st
                   event_create event_record stream_wait device_copy_in device_fill ckpt_read
 $(B)/tests/offload/load_test: ALL_LDFLAGS += $(WRAPPED_offload:%=-Wl,--wrap=%)
 $(B)/tests/offload/disk/reader_test: ALL_LDFLAGS += -Wl,--wrap=io_uring_queue_init
+WRAPPED_cache = malloc calloc strdup pwrite fallocate ftruncate fsync rename
+$(B)/tests/offload/disk/cache_file_test: ALL_LDFLAGS += $(WRAPPED_cache:%=-Wl,--wrap=%)
 
 # In the fuzz variant libFuzzer drives the target; elsewhere src/base/fuzz_main.c feeds it files.
 FUZZ_MAIN = $(if $(filter fuzz,$(VARIANT)),,$(B)/obj/base/fuzz_main.o)
