@@ -130,7 +130,7 @@ struct model_arch {
                             uint64_t row_count, struct model_buffers *buffers);
     void (*slice_ffn)(struct slicer *slicer, const struct model_config *config,
                       uint64_t row_count, struct model_buffers *buffers);
-    /* Rows of iota that attention needs for each row of a step. */
+    /* Rows of iota that attention needs for each row of a step, at least 1. */
     uint32_t (*iota_per_row)(const struct model_config *config);
     /* From normed, added to x. */
     void (*attention)(struct model_pass *pass, uint32_t layer);

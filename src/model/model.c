@@ -143,6 +143,7 @@ static enum status plan_and_load(struct model *model, const struct ckpt *ckpt,
     enum status st = STATUS_OK;
 
     own.offload.ckpt = ckpt;
+    own.offload.lookup_row_max = options->step_row_count_max;
     if (own.offload.automatic)
         st = model__sizes_leave(&model->config, &own, model->device,
                                 &own.offload.weight_budget_bytes, err);

@@ -211,7 +211,10 @@ void model__param_end(struct params *params)
     struct offload_param_desc desc = { .rank = spec->rank, .layer = spec->layer,
                                        .part = spec->part, .default_selected = spec->moves,
                                        .by_rows = spec->rank == 2 &&
-                                                  spec->layer != OFFLOAD_NO_LAYER };
+                                                  spec->layer != OFFLOAD_NO_LAYER,
+                                       .by_lookup = spec->layer == OFFLOAD_NO_LAYER &&
+                                                    spec->role == ROLE_EMBED &&
+                                                    !params->config->tied_embeddings };
     struct offload_param_desc *descs;
     char *name;
 

@@ -81,11 +81,23 @@ static void upload(struct model_pass *pass, const struct model_step *step)
                                   size_bytes, pass->err);
 }
 
-static void embed(struct model_pass *pass)
+/* A table that is at home on the disk: the step's rows of it are brought, and read in order. */
+static void look_up(struct model_pass *pass, size_t index, const struct model_step *step,
+                    struct op_embed *rows)
+{
+    if (pass->status == STATUS_OK)
+        pass->status = offload_lookup(pass->model->offload, index, step->token_ids,
+                                      step->row_count, &rows->table, pass->err);
+    rows->ids = pass->buffers->iota;
+}
+
+static void embed(struct model_pass *pass, const struct model_step *step)
 {
     const struct model_config *config = pass->config;
-    const struct tensor *table = model__pass_param(pass, OFFLOAD_NO_LAYER, ROLE_EMBED);
-    const struct op rows = { .kind = OP_EMBED, .embed = {
+    const uint32_t index =
+        model__params_index(pass->model->params, OFFLOAD_NO_LAYER, ROLE_EMBED);
+    const struct tensor *table = offload_tensor(pass->model->offload, index);
+    struct op rows = { .kind = OP_EMBED, .embed = {
         .out = pass->buffers->x, .table = table->data, .table_dtype = table->dtype,
         .ids = pass->token_ids, .row_count = pass->row_count, .width = config->hidden_size,
         .out_row_stride = config->hidden_size,
@@ -96,6 +108,8 @@ static void embed(struct model_pass *pass)
         .pair_count = config->rope_pair_count, .scale = config->rope_scale,
     } };
 
+    if (offload_is_looked_up(pass->model->offload, index))
+        look_up(pass, index, step, &rows.embed);
     model__pass_launch(pass, &rows);
     model__pass_launch(pass, &rope);
 }
@@ -163,7 +177,7 @@ enum status model_forward(struct model *model, const struct model_step *step, fl
 
     check_step(model, step);
     upload(&pass, step);
-    embed(&pass);
+    embed(&pass, step);
     for (uint32_t layer = 0; pass.status == STATUS_OK && layer < model->config.layer_count;
          layer++) {
         run_part(&pass, layer, OFFLOAD_PART_ATTENTION);

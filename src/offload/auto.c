@@ -75,6 +75,33 @@ static enum status tiles_cut(struct offload *offload, struct tiles *tiles, struc
     return STATUS_OK;
 }
 
+/* A table that is looked up stays on the disk before anything else moves: a step reads few of its
+ * rows. Its segments come last, behind those of the tiles. */
+static enum status table_leave(struct offload *offload, uint64_t *saved_bytes_out, struct err *err)
+{
+    *saved_bytes_out = 0;
+    for (size_t i = 0; i < offload->param_count; i++) {
+        struct offload__param *param = &offload->params[i];
+        const uint64_t rows_bytes = offload__lookup_bytes(offload, param);
+        const size_t first = offload->segment_count;
+        bool done;
+        enum status st;
+
+        if (!param->by_lookup || offload->options.lookup_row_max == 0 ||
+            rows_bytes >= param->size_bytes)
+            continue;
+        st = offload__segments_add(offload, i, UINT64_MAX, &done, err);
+        if (st != STATUS_OK || !done)
+            return st;
+        param->segment_first = first;
+        param->segment_count = offload->segment_count - first;
+        offload->lookup_param = i;
+        *saved_bytes_out = param->size_bytes - rows_bytes;
+        return STATUS_OK;
+    }
+    return STATUS_OK;
+}
+
 /* Lists the tiles as a pass comes to them: by layer and part, then as described. */
 static enum status tiles_list(struct offload *offload, struct tiles *tiles, struct err *err)
 {
@@ -133,37 +160,56 @@ static uint64_t tiles_choose(const struct offload *offload, struct tiles *tiles,
     return chosen_bytes;
 }
 
-/* Forgets the segments of parameters of which nothing moves, and joins neighbours that stay. The
- * tiles' indices are no longer good afterwards, so moving segments are marked by `unit` before. */
-static void segments_settle(struct offload *offload)
+/* Appends the parameter's segments to `kept`, neighbours that stay joined. */
+static size_t settle_param(const struct offload *offload, struct offload__param *param,
+                           struct offload__segment *kept, size_t kept_count)
 {
-    size_t kept = 0;
+    const size_t first = param->segment_first, end = first + param->segment_count;
 
+    param->segment_first = kept_count;
+    for (size_t k = first; k < end; k++) {
+        const struct offload__segment *segment = &offload->segments[k];
+        struct offload__segment *last = &kept[kept_count - (kept_count > 0 ? 1 : 0)];
+
+        if (kept_count > param->segment_first && segment->unit == OFFLOAD_NO_UNIT &&
+            last->unit == OFFLOAD_NO_UNIT && last->file_index == segment->file_index &&
+            last->file_offset_bytes + last->size_bytes == segment->file_offset_bytes) {
+            last->row_count += segment->row_count;
+            last->size_bytes += segment->size_bytes;
+            continue;
+        }
+        kept[kept_count++] = *segment;
+    }
+    param->segment_count = kept_count - param->segment_first;
+    return kept_count;
+}
+
+/* Forgets the segments of parameters of which nothing moves, and orders the others by parameter. The
+ * tiles' indices are no longer good afterwards; moving segments know their unit. */
+static enum status segments_settle(struct offload *offload, struct err *err)
+{
+    struct offload__segment *kept = calloc(offload->segment_count + 1, sizeof(*kept));
+    size_t kept_count = 0;
+
+    if (kept == NULL)
+        return err_set(err, STATUS_NO_MEMORY, "no memory for %zu segments of weights",
+                       offload->segment_count);
     for (size_t i = 0; i < offload->param_count; i++) {
         struct offload__param *param = &offload->params[i];
-        const size_t first = param->segment_first, end = first + param->segment_count;
-        bool any = false;
+        bool any = i == offload->lookup_param;
 
-        for (size_t k = first; k < end; k++)
-            any = any || offload->segments[k].unit != OFFLOAD_NO_UNIT;
-        param->segment_first = kept;
-        param->segment_count = 0;
-        for (size_t k = first; any && k < end; k++) {
-            const struct offload__segment segment = offload->segments[k];
-            struct offload__segment *last = &offload->segments[kept - (kept > 0 ? 1 : 0)];
-
-            if (param->segment_count > 0 && segment.unit == OFFLOAD_NO_UNIT &&
-                last->unit == OFFLOAD_NO_UNIT && last->file_index == segment.file_index &&
-                last->file_offset_bytes + last->size_bytes == segment.file_offset_bytes) {
-                last->row_count += segment.row_count;
-                last->size_bytes += segment.size_bytes;
-                continue;
-            }
-            offload->segments[kept++] = segment;
-            param->segment_count++;
-        }
+        for (size_t k = 0; k < param->segment_count; k++)
+            any = any || offload->segments[param->segment_first + k].unit != OFFLOAD_NO_UNIT;
+        if (any)
+            kept_count = settle_param(offload, param, kept, kept_count);
+        else
+            param->segment_first = param->segment_count = 0;
     }
-    offload->segment_count = kept;
+    free(offload->segments);
+    offload->segments = kept;
+    offload->segment_count = kept_count;
+    offload->segment_capacity = kept_count;
+    return STATUS_OK;
 }
 
 /* A unit for each moving tile. Their numbers follow the pass; segments are found by them. */
@@ -214,6 +260,11 @@ static enum status lay_out(struct offload *offload, struct err *err)
     for (size_t i = 0; i < offload->param_count && st == STATUS_OK; i++) {
         struct offload__param *param = &offload->params[i];
 
+        if (i == offload->lookup_param) {
+            st = offload__block_append(param->name, offload__lookup_bytes(offload, param),
+                                       resident_bytes, &param->offset_bytes, err);
+            continue;
+        }
         if (param->segment_count == 0)
             st = offload__block_append(param->name, param->size_bytes, resident_bytes,
                                        &param->offset_bytes, err);
@@ -267,11 +318,17 @@ static enum status choose(struct offload *offload, struct tiles *tiles, struct e
     /* joining and cutting takes some padding of DEVICE_ALIGNMENT for each tile */
     const uint64_t slack_bytes = (uint64_t)tiles->count * DEVICE_ALIGNMENT;
     const uint64_t slots_bytes = (uint64_t)offload->options.slot_count * tiles->slot_bytes;
-    uint64_t all_bytes, wanted_bytes;
+    uint64_t all_bytes, saved_bytes, wanted_bytes;
     enum status st = total_bytes(offload, &all_bytes, err);
 
     if (st != STATUS_OK || all_bytes <= budget_bytes)
         return st;
+    st = table_leave(offload, &saved_bytes, err);
+    if (st != STATUS_OK)
+        return st;
+    all_bytes -= saved_bytes;
+    if (all_bytes <= budget_bytes)
+        return STATUS_OK;
     if (tiles->count < 2 ||
         all_bytes - tiles->bytes + slots_bytes + slack_bytes > budget_bytes)
         return refuse(offload, all_bytes - tiles->bytes + slots_bytes + slack_bytes, err);
@@ -314,8 +371,9 @@ enum status offload__plan_auto(struct offload *offload, struct err *err)
     free(tiles.moves);
     if (st != STATUS_OK)
         return st;
-    segments_settle(offload);
-    st = lay_out(offload, err);
+    st = segments_settle(offload, err);
+    if (st == STATUS_OK)
+        st = lay_out(offload, err);
     if (st != STATUS_OK)
         return st;
     offload->options.prefetch_step = offload->options.slot_count - 1;

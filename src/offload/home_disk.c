@@ -41,6 +41,11 @@ struct disk_fetch { /* a fetch's home_data */
     struct disk_read reads[];
 };
 
+static bool is_on_disk(const struct offload *offload, const struct offload__segment *segment)
+{
+    return segment->unit != OFFLOAD_NO_UNIT || segment->param == offload->lookup_param;
+}
+
 static enum status files_open(struct offload *offload, const struct disk_reader_options *options,
                               struct err *err)
 {
@@ -50,7 +55,7 @@ static enum status files_open(struct offload *offload, const struct disk_reader_
     for (size_t i = 0; i < offload->segment_count; i++) {
         const struct offload__segment *segment = &offload->segments[i];
 
-        if (segment->unit != OFFLOAD_NO_UNIT && segment->file_index >= disk->file_count)
+        if (is_on_disk(offload, segment) && segment->file_index >= disk->file_count)
             disk->file_count = segment->file_index + 1;
     }
     disk->files = calloc((size_t)disk->file_count + 1, sizeof(struct disk_file *));
@@ -60,7 +65,7 @@ static enum status files_open(struct offload *offload, const struct disk_reader_
     for (size_t i = 0; i < offload->segment_count && st == STATUS_OK; i++) {
         const struct offload__segment *segment = &offload->segments[i];
 
-        if (segment->unit != OFFLOAD_NO_UNIT && disk->files[segment->file_index] == NULL)
+        if (is_on_disk(offload, segment) && disk->files[segment->file_index] == NULL)
             st = disk_file_open(ckpt_file_path(offload->options.ckpt, segment->file_index),
                                 options->direct, &disk->files[segment->file_index], err);
     }
@@ -111,7 +116,7 @@ static void units_measure(struct offload *offload)
 static enum status disk_open(struct offload *offload, struct err *err)
 {
     struct disk_reader_options options = { .log = offload->log };
-    bool any = false;
+    bool any = offload->lookup_param != OFFLOAD_NO_PARAM;
     enum status st;
 
     for (size_t i = 0; i < offload->unit_count; i++)
@@ -128,7 +133,19 @@ static enum status disk_open(struct offload *offload, struct err *err)
     st = files_open(offload, &options, err);
     if (st == STATUS_OK)
         st = stagings_create(offload, err);
-    return st == STATUS_OK ? disk_reader_create(&options, &offload->disk->reader, err) : st;
+    if (st == STATUS_OK)
+        st = disk_reader_create(&options, &offload->disk->reader, err);
+    return st == STATUS_OK ? offload__lookup_open(offload, err) : st;
+}
+
+const struct disk_file *offload__disk_file(const struct offload *offload, uint32_t file_index)
+{
+    return offload->disk->files[file_index];
+}
+
+struct disk_reader *offload__disk_reader(const struct offload *offload)
+{
+    return offload->disk->reader;
 }
 
 static void disk_close(struct offload *offload)
@@ -138,6 +155,7 @@ static void disk_close(struct offload *offload)
     if (disk == NULL)
         return;
     disk_reader_destroy(disk->reader);
+    offload__lookup_close(offload);
     for (size_t i = 0; i < disk->staging_count; i++) {
         device_host_free(offload->device, disk->stagings[i].record, disk->record_bytes);
         event_destroy(disk->stagings[i].copied);

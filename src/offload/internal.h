@@ -11,6 +11,7 @@
  *   segments.c  rows of parameters as they lie in files, and how records are laid out for them
  *   auto.c      what stays and what moves under a budget
  *   home_disk.c units that are read from files, past the page cache, each time
+ *   lookup.c    rows of a table on the disk, looked up by number
  *   rows.c      a parameter's rows where they are now, piece by piece
  *   fetch.c     one unit on its way from its home into a slot
  *   ring.c      the endless sequence of onloads through the slots
@@ -30,6 +31,7 @@
 #define OFFLOAD_SLOTS_MAX 65536
 #define OFFLOAD_POISON 0xFF /* four or two of them are a NaN in F32, F16 and BF16; -1 in I32 */
 #define OFFLOAD_NO_UNIT SIZE_MAX
+#define OFFLOAD_NO_PARAM SIZE_MAX
 
 struct offload__param {
     char *name;
@@ -43,7 +45,7 @@ struct offload__param {
     struct loader *loader;
     size_t unit;              /* index in offload.units; OFFLOAD_NO_UNIT: stays on the device, or
                                  its segments tell */
-    bool by_rows;
+    bool by_rows, by_lookup;
     size_t segment_first, segment_count; /* in offload.segments, by rows; 0: it is in one piece */
 };
 
@@ -146,6 +148,8 @@ struct offload {
     uint64_t pass_position;                 /* position at the start of this pass */
     uint64_t head;                          /* the next onload to be queued */
     uint64_t harvested;                     /* the next onload whose times are to be read */
+    size_t lookup_param;                    /* OFFLOAD_NO_PARAM: no table is looked up */
+    struct offload__lookup *lookup;         /* lookup.c's */
     struct offload__disk *disk;             /* home_disk.c's; NULL: no unit is at home there */
     size_t active;                          /* unit between begin and end, or OFFLOAD_NO_UNIT */
     uint8_t *active_base;                   /* where its record lies now */
@@ -210,6 +214,18 @@ enum status offload__segments_lay_out(struct offload *offload, size_t first, siz
 
 /* auto.c. Instead of offload__plan and offload__plan_units: what stays, and the tiles that move. */
 enum status offload__plan_auto(struct offload *offload, struct err *err);
+
+/* lookup.c */
+/* Device memory for the rows of one lookup. */
+uint64_t offload__lookup_bytes(const struct offload *offload, const struct offload__param *param);
+enum status offload__lookup_open(struct offload *offload, struct err *err);
+void offload__lookup_close(struct offload *offload);
+
+/* home_disk.c. Of a file that some unit or table is in; both NULL before the home is open. */
+struct disk_file;
+struct disk_reader;
+const struct disk_file *offload__disk_file(const struct offload *offload, uint32_t file_index);
+struct disk_reader *offload__disk_reader(const struct offload *offload);
 
 /* offload.c */
 /* Recomputes `garbage` and publishes the homes. */

@@ -131,6 +131,8 @@ static enum status job_init(struct load_job *job, struct err *err)
     for (size_t i = 0; i < offload->param_count; i++) {
         const struct offload__param *param = &offload->params[i];
 
+        if (i == offload->lookup_param)
+            continue;
         if (param->segment_count > 0 && param->unit == OFFLOAD_NO_UNIT) {
             for (size_t k = 0; k < param->segment_count; k++) {
                 const struct offload__segment *segment =
@@ -217,6 +219,10 @@ static enum status param_load(struct load_job *job, struct offload__param *param
     uint8_t *place;
     enum status st;
 
+    if ((size_t)(param - offload->params) == offload->lookup_param) {
+        param->filled = true;
+        return STATUS_OK;
+    }
     if (param->segment_count > 0 && param->unit == OFFLOAD_NO_UNIT)
         return segments_load(job, param, err);
     if (!is_loaded_here(offload, param)) {

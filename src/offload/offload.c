@@ -46,6 +46,7 @@ static enum status params_create(struct offload *offload, const struct offload_p
         param->part = desc->part;
         param->default_selected = desc->default_selected;
         param->by_rows = desc->by_rows;
+        param->by_lookup = desc->by_lookup;
         param->unit = OFFLOAD_NO_UNIT;
     }
     return STATUS_OK;
@@ -101,6 +102,7 @@ enum status offload_create(struct device *device, const struct offload_param_des
     offload->options = *options;
     offload->layer_count = layer_count;
     offload->active = OFFLOAD_NO_UNIT;
+    offload->lookup_param = OFFLOAD_NO_PARAM;
     offload->in_place = device_info(device)->memory_is_host;
     st = params_create(offload, params, param_count, err);
     if (st == STATUS_OK)

@@ -62,6 +62,8 @@ struct offload_param_desc {
                                 the FFN, or the experts */
     bool by_rows;            /* read through offload_rows_begin or offload_row alone, so that its rows
                                 need not lie together */
+    bool by_lookup;          /* a table outside the layers, read through offload_lookup when
+                                offload_is_looked_up: an embedding */
     struct loader *loader;   /* taken by offload_create, also when it fails */
 };
 
@@ -89,6 +91,7 @@ struct offload_options {
     bool automatic;
     uint64_t weight_budget_bytes; /* auto: for what stays and the slots */
     uint64_t tile_bytes;          /* auto: of a piece, about; 0: chosen */
+    uint32_t lookup_row_max;      /* auto: rows of one offload_lookup; 0: tables stay on the device */
     const struct ckpt *ckpt;      /* borrowed; homes on the disk read its files. NULL: none will do */
     const char *disk;             /* --offload-disk: see disk_reader_options_parse. Borrowed until
                                      offload_load has returned; NULL: defaults */
@@ -152,6 +155,15 @@ enum status offload_rows_end(struct offload *offload, const struct offload_rows 
 /* Where a row lies now, of a parameter whose unit is its whole part: between begin and end of that,
  * or always when it does not move. Rows that lie together in the checkpoint lie together here. */
 const void *offload_row(const struct offload *offload, size_t index, uint64_t row);
+
+/* Whether rows of this table are to be brought by offload_lookup, because it is at home on the disk.
+ * offload_tensor has no data then. */
+bool offload_is_looked_up(const struct offload *offload, size_t index);
+/* Brings rows ids[0 .. count) of the table, packed, to *rows_out in device memory, for ops that are
+ * launched on the compute stream afterwards and until the next lookup. `ids`: host memory, in range.
+ * Waits for the disk. Between passes or at the beginning of one. */
+enum status offload_lookup(struct offload *offload, size_t index, const int32_t *ids,
+                           uint32_t count, const void **rows_out, struct err *err);
 
 /* One pass over all layers in order: begin and end for every part of every layer that has
  * parameters, each once. A part without moving parameters costs nothing. When either fails, the
