@@ -117,6 +117,26 @@ def test_offload_settings_that_cannot_be_are_refused():
           words=["*.no_such_thing"])
 
 
+def test_plan_tells_what_would_live_where_and_loads_nothing():
+    _, out, _ = lighter.run("plan", "--model", lighter.DEMO, "--memory-budget", "8MiB", "--offload-mode", "auto",
+                            "--offload-disk", "depth=4", "--prompt-tokens", "32", "--gen-tokens", "32",
+                            "--assume", "disk=100MB/s,read=10GB/s", "--max-total-tokens", "64", "--json", "--quiet",
+                            check=0)
+    plan = json.loads(out)
+    assert plan["budget_bytes"] == 8 << 20 and plan["mode"] == "auto", plan
+    taken = plan["offload"]["resident_bytes"] + plan["offload"]["slots"] * plan["offload"]["slot_bytes"]
+    taken += plan["scratch_bytes"] + plan["kv_cache"]["tokens"] * plan["kv_cache"]["bytes_per_token"]
+    assert taken <= plan["budget_bytes"], plan
+    forecast = plan["forecast"]
+    moved = forecast["decode"]["bytes_moved"]
+    assert moved == plan["offload"]["moving_bytes"]
+    assert abs(forecast["decode"]["move_s"] - moved / 100e6) < 1e-9
+    assert forecast["decode_tokens_per_s"] > 0 and forecast["prefill_tokens_per_s"] > 0
+    assert sum(plan["homes"].values()) > 6 << 20
+    fails("plan", "--model", lighter.DEMO, "--assume", "disc=1GB/s", code=2, words=["disk=RATE", "disc=1GB/s"])
+    fails("plan", "--model", lighter.DEMO, "--assume", "disk=fast", code=2, words=["fast"])
+
+
 def test_flags_without_an_effect_say_so_once():
     flags = ["--trust-remote-code", "--disable-cuda-graph", "--attention-backend", "ascend", "--cuda-graph-bs", "1",
              "2", "--trust-remote-code", "--tp-size", "1", "--load-format=auto"]

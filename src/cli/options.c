@@ -25,6 +25,7 @@ static const struct {
     [CLI_COMMAND_LOGITS] = { "logits", "writes the logits of every token of a prompt" },
     [CLI_COMMAND_TOKENIZE] = { "tokenize", "turns text into token ids, or ids into text" },
     [CLI_COMMAND_INSPECT] = { "inspect", "tells what a checkpoint holds and whether it will run" },
+    [CLI_COMMAND_PLAN] = { "plan", "tells what would live where, and how fast it would run" },
 };
 
 const char *cli_command_name(enum cli_command command)

@@ -14,6 +14,7 @@ static enum status (*const runs[CLI_COMMAND_COUNT])(struct cli_context *context,
     [CLI_COMMAND_GENERATE] = cli_generate, [CLI_COMMAND_SERVE] = cli_serve,
     [CLI_COMMAND_BENCH] = cli_bench,       [CLI_COMMAND_LOGITS] = cli_logits,
     [CLI_COMMAND_TOKENIZE] = cli_tokenize, [CLI_COMMAND_INSPECT] = cli_inspect,
+    [CLI_COMMAND_PLAN] = cli_plan,
 };
 
 enum status cli_stdout_flush(struct err *err)

@@ -8,6 +8,7 @@
 
 #include "base/file.h"
 #include "base/size.h"
+#include "cli/measure.h"
 
 #define PROMPT_BYTES_MAX (64 * MIB)
 #define READ_BYTES 65536
@@ -151,12 +152,19 @@ enum status cli_session_start(struct cli_session *session, const struct cli_opti
         model.offload.home = OFFLOAD_HOME_DISK;
     else
         st = offload_mode_parse(options->offload_mode, &model.offload.home, err);
+    /* A forecast takes a second to measure: it is made where the program chooses by it. */
+    if (st == STATUS_OK && (demand->plan_only || model.offload.automatic)) {
+        st = cli_measure(session->device, session->ckpt, options->assume, log, &session->rates, err);
+        model.rates = &session->rates;
+        model.forecast_prompt_tokens = demand->prompt_tokens;
+        model.plan_only = demand->plan_only;
+    }
     if (st == STATUS_OK) {
         set_sizes(&model, &engine, options, demand, info.context_length);
         st = model_create(session->device, session->ckpt, &model, log, progress, &session->model,
                           err);
     }
-    if (st == STATUS_OK)
+    if (st == STATUS_OK && !demand->plan_only)
         st = engine_create(session->model, session->tokenizer, &engine, log, &session->engine,
                            err);
     /* A checkpoint that runs was asked for something that cannot be. */

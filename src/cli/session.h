@@ -18,6 +18,7 @@
 #include "device/device.h"
 #include "engine/engine.h"
 #include "model/model.h"
+#include "model/predict.h"
 #include "text/tokenizer.h"
 
 /* Zero it before anything is opened. */
@@ -27,6 +28,7 @@ struct cli_session {
     struct ckpt *ckpt;
     struct model *model;
     struct engine *engine;
+    struct model_rates rates;    /* measured, when a forecast was made */
     bool bad_usage;              /* what failed was an option's fault, not the checkpoint's */
 };
 
@@ -34,6 +36,8 @@ struct cli_session {
 struct cli_demand {
     uint32_t sequence_count;     /* requests at once; 0: unknown */
     uint64_t tokens_each;        /* prompt and answer together; 0: unknown */
+    uint32_t prompt_tokens;      /* for a forecast; 0: unknown */
+    bool plan_only;              /* only device, checkpoint and model are opened, nothing loaded */
 };
 
 /* A model without a tokenizer leaves it NULL, with a warning. */

@@ -5,6 +5,7 @@
 #include "base/map.h"
 #include "model/config.h"
 #include "model/model.h"
+#include "model/predict.h"
 
 /* What a parameter is for, within its layer. */
 enum model_role {
@@ -177,6 +178,8 @@ struct model {
     struct model_info info;
     struct model_sizes sizes;
     struct model_buffers buffers;
+    bool has_forecast;
+    struct model_forecast forecast;
     void *scratch;
     uint64_t scratch_bytes;
     void *kv;                    /* for each layer the keys, then the values, of all token slots */

@@ -31,6 +31,11 @@ struct offload *model_offload(struct model *model)
     return model->offload;
 }
 
+const struct model_forecast *model_forecast_made(const struct model *model)
+{
+    return model->has_forecast ? &model->forecast : NULL;
+}
+
 size_t model_param_count(const struct model *model)
 {
     return model__params_count(model->params);
@@ -133,6 +138,16 @@ static void log_plan(const struct model *model, const struct offload_sizes *weig
              size_format(memory.budget_bytes, text[4], sizeof(text[4])));
 }
 
+static void make_forecast(struct model *model, const struct model_options *options,
+                          const struct log *log)
+{
+    const uint32_t prompt = options->forecast_prompt_tokens;
+
+    model_forecast(model, options->rates, prompt, prompt, &model->forecast);
+    model->has_forecast = true;
+    model_forecast_log(options->rates, &model->forecast, log);
+}
+
 /* Plans on the described parameters, then takes memory and loads. */
 static enum status plan_and_load(struct model *model, const struct ckpt *ckpt,
                                  const struct model_options *options, const struct log *log,
@@ -162,8 +177,11 @@ static enum status plan_and_load(struct model *model, const struct ckpt *ckpt,
     fill_info(model);
     log_plan(model, &weights, own.offload.home, log);
     st = offload_manifest_log(model->offload, log, err);
-    if (st == STATUS_OK)
-        st = stream_create(model->device, STREAM_COMPUTE, &model->stream, err);
+    if (st == STATUS_OK && options->rates != NULL)
+        make_forecast(model, options, log);
+    if (st != STATUS_OK || options->plan_only)
+        return st;
+    st = stream_create(model->device, STREAM_COMPUTE, &model->stream, err);
     if (st == STATUS_OK)
         st = take_memory(model, err);
     if (st == STATUS_OK)

@@ -25,6 +25,8 @@
 #include "offload/offload.h"
 
 struct model;
+struct model_rates;
+struct model_forecast;
 
 #define MODEL_EOS_MAX 16
 
@@ -36,6 +38,11 @@ struct model_options {
     uint64_t kv_token_count;        /* token slots wanted; 0: as many as the budget allows, at most
                                        step_sequence_count_max contexts */
     uint32_t context_length;        /* 0: the model's own; a longer one is refused */
+    const struct model_rates *rates; /* of this machine, for a forecast (predict.h) in the log.
+                                       Borrowed by model_create; NULL: no forecast */
+    uint32_t forecast_prompt_tokens; /* what it is for */
+    bool plan_only;                 /* take no memory and load nothing: only what describes the model
+                                       may be called then */
     const char *dtype;              /* of matrices. NULL or "auto": as the checkpoint has them;
                                        "float32", "bfloat16", "float16" */
 };
@@ -70,6 +77,8 @@ enum status model_create(struct device *device, const struct ckpt *ckpt,
 void model_destroy(struct model *model);
 const struct model_info *model_info(const struct model *model);
 struct offload *model_offload(struct model *model);
+/* NULL: no rates were given. */
+const struct model_forecast *model_forecast_made(const struct model *model);
 /* Parameters are indexed 0 .. count - 1 in the offloader. */
 size_t model_param_count(const struct model *model);
 

@@ -35,18 +35,59 @@ struct rows {
     size_t count;
 };
 
-static size_t row_place(const struct offload__param *param)
+static size_t place_of(const struct offload__param *param, bool moves)
 {
     if (param->layer == OFFLOAD_NO_LAYER)
         return 0;
-    return 1 + ((size_t)param->layer * OFFLOAD_PART_COUNT + param->part) * 2 +
-           (param->unit != OFFLOAD_NO_UNIT ? 1 : 0);
+    return 1 + ((size_t)param->layer * OFFLOAD_PART_COUNT + param->part) * 2 + (moves ? 1 : 0);
 }
 
 /* The lock belongs to a const offload in every report; taking it changes nothing that they tell. */
 static pthread_mutex_t *lock_of(const struct offload *offload)
 {
     return (pthread_mutex_t *)&offload->lock;
+}
+
+static void row_add(struct row *row, const struct offload__param *param, size_t unit,
+                    uint64_t bytes)
+{
+    row->layer = param->layer;
+    row->part = param->part;
+    row->unit = unit;
+    row->home = OFFLOAD_HOME_DEVICE;
+    row->bytes += bytes;
+}
+
+/* Adds the parameter to the row of what stays, of what moves, or, cut in pieces, to both. */
+static void row_add_param(const struct offload *offload, struct row *rows, size_t index)
+{
+    const struct offload__param *param = &offload->params[index];
+    struct row *const stays = &rows[place_of(param, false)];
+    struct row *const moves = &rows[place_of(param, true)];
+    bool in_stays = false, in_moves = false;
+
+    if (index == offload->lookup_param) {
+        row_add(stays, param, OFFLOAD_NO_UNIT, offload__lookup_bytes(offload, param));
+        stays->param_count++;
+        return;
+    }
+    if (param->segment_count == 0 || param->unit != OFFLOAD_NO_UNIT) {
+        struct row *row = param->unit == OFFLOAD_NO_UNIT ? stays : moves;
+
+        row_add(row, param, param->unit, size_align_up(param->size_bytes, DEVICE_ALIGNMENT));
+        row->param_count++;
+        return;
+    }
+    for (size_t k = 0; k < param->segment_count; k++) {
+        const struct offload__segment *segment = &offload->segments[param->segment_first + k];
+
+        row_add(segment->unit == OFFLOAD_NO_UNIT ? stays : moves, param, segment->unit,
+                segment->size_bytes);
+        in_stays = in_stays || segment->unit == OFFLOAD_NO_UNIT;
+        in_moves = in_moves || segment->unit != OFFLOAD_NO_UNIT;
+    }
+    stays->param_count += in_stays;
+    moves->param_count += in_moves;
 }
 
 static enum status rows_create(const struct offload *offload, struct rows *rows_out,
@@ -57,20 +98,10 @@ static enum status rows_create(const struct offload *offload, struct rows *rows_
 
     if (rows == NULL)
         return err_set(err, STATUS_NO_MEMORY, "no memory for a manifest of %zu rows", count);
-    for (size_t i = 0; i < offload->param_count; i++) {
-        const struct offload__param *param = &offload->params[i];
-        struct row *row = &rows[row_place(param)];
-
-        row->layer = param->layer;
-        row->part = param->part;
-        row->unit = param->unit;
-        row->home = OFFLOAD_HOME_DEVICE;
-        row->is_rest = param->layer != OFFLOAD_NO_LAYER && param->unit == OFFLOAD_NO_UNIT &&
-                       offload->unit_of[(size_t)param->layer * OFFLOAD_PART_COUNT + param->part] !=
-                           OFFLOAD_NO_UNIT;
-        row->bytes += size_align_up(param->size_bytes, DEVICE_ALIGNMENT);
-        row->param_count++;
-    }
+    for (size_t i = 0; i < offload->param_count; i++)
+        row_add_param(offload, rows, i);
+    for (size_t i = 1; i + 1 < count; i += 2)
+        rows[i].is_rest = rows[i].param_count > 0 && rows[i + 1].param_count > 0;
     (void)pthread_mutex_lock(lock_of(offload));
     for (size_t i = 0; i < count; i++) {
         if (rows[i].param_count > 0 && rows[i].unit != OFFLOAD_NO_UNIT)
@@ -196,6 +227,11 @@ static void summary_log(const struct offload *offload, const struct log *log)
                  " slots of %s, onloads start %" PRId64 " ahead", resident, offload->unit_count,
                  moving, sizes->slot_count, slot, offload->options.prefetch_step);
     }
+    if (offload->lookup_param != OFFLOAD_NO_PARAM)
+        log_line(log, LOG_INFO, "%s stays on the disk, its rows are looked up there, %s",
+                 offload->params[offload->lookup_param].name,
+                 size_format(offload->params[offload->lookup_param].size_bytes, moving,
+                             sizeof(moving)));
     if (offload_is_garbage(offload))
         log_line(log, LOG_WARN,
                  "offload mode meta: the units have no contents, every answer will be garbage");
@@ -222,7 +258,7 @@ static json_t *row_name(const struct offload *offload, const struct row *row)
 {
     if (row->layer == OFFLOAD_NO_LAYER)
         return json_string("outside");
-    if (row->unit != OFFLOAD_NO_UNIT)
+    if (row->unit != OFFLOAD_NO_UNIT && !offload->units[row->unit].is_tile)
         return json_string(offload->units[row->unit].name);
     return json_sprintf("layers.%" PRId32 ".%s%s", row->layer, offload_part_name(row->part),
                         row->is_rest ? ".rest" : "");
@@ -237,6 +273,28 @@ static json_t *row_json(const struct offload *offload, const struct row *row)
                      outside ? json_null() : json_integer(row->layer), "part",
                      outside ? json_null() : json_string(offload_part_name(row->part)), "in_place",
                      row->home == OFFLOAD_HOME_HOST && offload->in_place, "params");
+}
+
+/* Appends the parameter's name to the rows that it is in. */
+static bool param_name_append(const struct offload *offload, size_t index, json_t **row_jsons)
+{
+    const struct offload__param *param = &offload->params[index];
+    const bool is_cut = param->segment_count > 0 && param->unit == OFFLOAD_NO_UNIT &&
+                        index != offload->lookup_param;
+    bool in[2] = { param->unit == OFFLOAD_NO_UNIT, param->unit != OFFLOAD_NO_UNIT };
+    bool ok = true;
+
+    if (is_cut)
+        in[0] = in[1] = false;
+    for (size_t k = 0; is_cut && k < param->segment_count; k++)
+        in[offload->segments[param->segment_first + k].unit != OFFLOAD_NO_UNIT] = true;
+    for (size_t moves = 0; moves < 2 && ok; moves++) {
+        if (in[moves])
+            ok = json_array_append_new(
+                     json_object_get(row_jsons[place_of(param, moves != 0)], "params"),
+                     json_string(param->name)) == 0;
+    }
+    return ok;
 }
 
 json_t *offload_manifest_json(const struct offload *offload)
@@ -255,11 +313,8 @@ json_t *offload_manifest_json(const struct offload *offload)
         row_jsons[i] = row_json(offload, &rows.rows[i]); /* owned by the array */
         ok = json_array_append_new(array, row_jsons[i]) == 0;
     }
-    for (size_t i = 0; ok && i < offload->param_count; i++) {
-        json_t *params = json_object_get(row_jsons[row_place(&offload->params[i])], "params");
-
-        ok = json_array_append_new(params, json_string(offload->params[i].name)) == 0;
-    }
+    for (size_t i = 0; ok && i < offload->param_count; i++)
+        ok = param_name_append(offload, i, row_jsons);
     free(row_jsons);
     free(rows.rows);
     if (!ok) {

@@ -147,6 +147,23 @@ void offload_sizes(const struct offload *offload, struct offload_sizes *sizes_ou
     *sizes_out = offload->sizes;
 }
 
+void offload_traffic(const struct offload *offload, uint32_t row_count,
+                     struct offload_traffic *traffic_out)
+{
+    (void)row_count;
+    *traffic_out = (struct offload_traffic){ 0 };
+    for (size_t i = 0; i < offload->ring_count; i++) {
+        const struct offload__unit *unit = &offload->units[i];
+
+        if (offload__path(offload, unit) != OFFLOAD_PATH_FETCH)
+            continue;
+        if (unit->home == OFFLOAD_HOME_DISK)
+            traffic_out->disk_bytes += (double)unit->size_bytes;
+        if (!offload->in_place)
+            traffic_out->link_bytes += (double)unit->size_bytes;
+    }
+}
+
 const struct tensor *offload_tensor(const struct offload *offload, size_t index)
 {
     assert(index < offload->param_count);

@@ -117,6 +117,16 @@ struct offload_sizes {
     uint64_t unit_count;          /* that move */
 };
 
+/* What a pass is expected to move. */
+struct offload_traffic {
+    double disk_bytes;            /* read from files */
+    double link_bytes;            /* copied to the device; what came from a file and is copied counts
+                                     twice, once in each */
+};
+/* In a pass of so many rows, when the sequence is under way. Also before offload_load. */
+void offload_traffic(const struct offload *offload, uint32_t row_count,
+                     struct offload_traffic *traffic_out);
+
 /* Checks the options against the parameters and plans: which units, homes, slots. Bad combinations
  * are STATUS_BAD_INPUT with the reason and the nearest setting that works. Takes no device memory.
  * Takes the descs' loaders. `layer_count` as the model has. The caller owns *offload_out. */

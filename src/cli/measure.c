@@ -1,0 +1,115 @@
+/* cli/measure.c - see measure.h. */
+#include "cli/measure.h"
+
+#include <string.h>
+
+#include "base/size.h"
+#include "device/measure.h"
+#include "offload/disk/reader.h"
+
+#define BUDGET_SHARE 4 /* of the device's memory, one part in so many may be used */
+
+/* A rate given as "1GB/s". */
+static enum status read_assumed(const char *assume, struct model_rates *rates, struct err *err)
+{
+    struct {
+        const char *name;
+        double *rate;
+    } all[] = { { "disk", &rates->disk_bytes_per_s },
+                { "link", &rates->link_bytes_per_s },
+                { "read", &rates->read_bytes_per_s } };
+    const size_t count = sizeof(all) / sizeof(all[0]);
+    const char *at = assume;
+
+    while (at != NULL && *at != '\0') {
+        const size_t length = strcspn(at, ","), name_length = strcspn(at, "=");
+        char text[64];
+        uint64_t rate = 0;
+        size_t i = 0;
+
+        while (i < count && (strlen(all[i].name) != name_length ||
+                             strncmp(all[i].name, at, name_length) != 0))
+            i++;
+        if (i == count || name_length >= length || length - name_length - 1 >= sizeof(text))
+            return err_set(err, STATUS_BAD_INPUT,
+                           "--assume '%.*s': it must be disk=RATE, link=RATE or read=RATE, such as "
+                           "disk=1GB/s", (int)(length < 60 ? length : 60), at);
+        memcpy(text, at + name_length + 1, length - name_length - 1);
+        text[length - name_length - 1] = '\0';
+        if (strlen(text) > 2 && strcmp(text + strlen(text) - 2, "/s") == 0)
+            text[strlen(text) - 2] = '\0';
+        if (size_parse(text, "--assume", &rate, err) != STATUS_OK)
+            return STATUS_BAD_INPUT;
+        if (rate == 0)
+            return err_set(err, STATUS_BAD_INPUT, "--assume %s=0: a rate is more than nothing",
+                           all[i].name);
+        *all[i].rate = (double)rate;
+        at += length + (at[length] == ',');
+    }
+    return STATUS_OK;
+}
+
+static void measure_disk(const struct ckpt *ckpt, const struct log *log, struct model_rates *rates)
+{
+    const struct disk_measure_options options = { 0 };
+    struct disk_measured measured;
+    struct disk_file *file = NULL;
+    struct err why;
+    enum status st = disk_file_open(ckpt_file_path(ckpt, 0), DISK_AUTO, &file, &why);
+
+    if (st == STATUS_OK)
+        st = disk_measure(file, &options, &measured, &why);
+    disk_file_close(file);
+    if (st == STATUS_OK)
+        rates->disk_bytes_per_s = (double)measured.sequential_bytes_per_s;
+    else
+        log_line(log, LOG_INFO, "the disk is not measured: %s", why.message);
+}
+
+static void measure_products(struct device *device, const struct ckpt *ckpt, uint64_t memory_bytes,
+                             const struct log *log, struct model_rates *rates)
+{
+    bool used[DTYPE_COUNT] = { false };
+    struct err why;
+
+    for (size_t i = 0; i < ckpt_tensor_count(ckpt); i++) {
+        const struct ckpt_tensor *tensor = ckpt_tensor_at(ckpt, i);
+
+        if (tensor->rank >= 2 && tensor->dtype < DTYPE_COUNT && tensor->dtype != DTYPE_I32)
+            used[tensor->dtype] = true;
+    }
+    used[DTYPE_F32] = true; /* its rate with one row is that of reading memory */
+    for (size_t i = 0; i < DTYPE_COUNT; i++) {
+        if (used[i] && device_measure_matmul(device, (enum dtype)i, memory_bytes, &rates->matmul[i],
+                                             &why) != STATUS_OK)
+            log_line(log, LOG_INFO, "products of %s are not measured: %s",
+                     dtype_info((enum dtype)i)->name, why.message);
+    }
+}
+
+enum status cli_measure(struct device *device, const struct ckpt *ckpt, const char *assume,
+                        const struct log *log, struct model_rates *rates_out, struct err *err)
+{
+    struct device_memory_report memory;
+    struct err why;
+    uint64_t memory_bytes;
+    enum status st;
+
+    *rates_out = (struct model_rates){ 0 };
+    st = read_assumed(assume, rates_out, err);
+    if (st != STATUS_OK)
+        return st;
+    device_memory_report(device, &memory);
+    memory_bytes = (memory.budget_bytes - memory.used_bytes) / BUDGET_SHARE;
+    measure_products(device, ckpt, memory_bytes, log, rates_out);
+    if (rates_out->read_bytes_per_s == 0)
+        rates_out->read_bytes_per_s = rates_out->matmul[DTYPE_F32].one_row_bytes_per_s;
+    if (rates_out->disk_bytes_per_s == 0)
+        measure_disk(ckpt, log, rates_out);
+    if (rates_out->link_bytes_per_s == 0)
+        rates_out->link_bytes_per_s = (double)device_info(device)->link_bytes_per_s;
+    if (rates_out->link_bytes_per_s == 0 &&
+        device_measure_link(device, memory_bytes, &rates_out->link_bytes_per_s, &why) != STATUS_OK)
+        log_line(log, LOG_INFO, "the link is not measured: %s", why.message);
+    return STATUS_OK;
+}

@@ -1,0 +1,155 @@
+/* device/measure.c - see measure.h. */
+#include "device/measure.h"
+
+#include <assert.h>
+
+#include "base/clock.h"
+#include "base/size.h"
+
+#define WEIGHT_BYTES_MAX (192 * MIB) /* well past what caches hold */
+#define LINK_BYTES_MAX (32 * MIB)
+#define K_COUNT 2048u
+#define N_COUNT_MANY 1536u
+#define TIME_NS UINT64_C(200000000)
+
+struct bench {
+    struct device *device;
+    struct stream *stream;
+    void *weights, *x, *out;
+    uint64_t weight_bytes, x_bytes, out_bytes;
+    uint32_t n_count; /* rows that the weights hold */
+};
+
+static void bench_close(struct bench *bench)
+{
+    stream_destroy(bench->stream);
+    device_free(bench->device, DEVICE_USE_SCRATCH, bench->out, bench->out_bytes);
+    device_free(bench->device, DEVICE_USE_SCRATCH, bench->x, bench->x_bytes);
+    device_free(bench->device, DEVICE_USE_SCRATCH, bench->weights, bench->weight_bytes);
+}
+
+static enum status bench_open(struct bench *bench, enum dtype dtype, uint64_t memory_bytes_max,
+                              struct err *err)
+{
+    const uint64_t wanted = memory_bytes_max < WEIGHT_BYTES_MAX ? memory_bytes_max
+                                                                : WEIGHT_BYTES_MAX;
+    uint64_t row_bytes = 0;
+    enum status st;
+
+    (void)dtype_bytes(dtype, K_COUNT, &row_bytes);
+    bench->n_count = (uint32_t)(wanted / 2 / row_bytes);
+    if (bench->n_count < N_COUNT_MANY / 8)
+        return err_set(err, STATUS_NO_MEMORY, "no memory to measure the device with");
+    bench->weight_bytes = bench->n_count * row_bytes;
+    bench->x_bytes = DEVICE_MEASURE_ROWS * K_COUNT * sizeof(float);
+    bench->out_bytes = (uint64_t)bench->n_count * sizeof(float);
+    if (bench->out_bytes < DEVICE_MEASURE_ROWS * N_COUNT_MANY * sizeof(float))
+        bench->out_bytes = DEVICE_MEASURE_ROWS * N_COUNT_MANY * sizeof(float);
+    st = device_alloc(bench->device, DEVICE_USE_SCRATCH, bench->weight_bytes, &bench->weights, err);
+    if (st == STATUS_OK)
+        st = device_alloc(bench->device, DEVICE_USE_SCRATCH, bench->x_bytes, &bench->x, err);
+    if (st == STATUS_OK)
+        st = device_alloc(bench->device, DEVICE_USE_SCRATCH, bench->out_bytes, &bench->out, err);
+    if (st == STATUS_OK)
+        st = stream_create(bench->device, STREAM_COMPUTE, &bench->stream, err);
+    if (st == STATUS_OK)
+        st = device_fill(bench->stream, bench->weights, 0, bench->weight_bytes, err);
+    return st == STATUS_OK ? device_fill(bench->stream, bench->x, 0, bench->x_bytes, err) : st;
+}
+
+/* Runs the product again and again; *seconds_out: of one. */
+static enum status time_op(struct bench *bench, const struct op *op, double *seconds_out,
+                           struct err *err)
+{
+    uint64_t began_ns = 0, now_ns = 0, count = 0;
+    enum status st = STATUS_OK;
+
+    for (uint64_t i = 0; st == STATUS_OK && (i < 2 || now_ns - began_ns < TIME_NS); i++) {
+        st = device_launch(bench->stream, op, err);
+        if (st == STATUS_OK)
+            st = stream_sync(bench->stream, err);
+        now_ns = clock_now_ns();
+        if (i == 0)
+            began_ns = now_ns; /* the first warms up */
+        else
+            count++;
+    }
+    if (st == STATUS_OK)
+        *seconds_out = (double)(now_ns - began_ns) * 1e-9 / (double)count;
+    return st;
+}
+
+static struct op product(const struct bench *bench, enum dtype dtype, uint32_t rows, uint32_t n)
+{
+    return (struct op){ .kind = OP_MATMUL, .matmul = {
+        .out = bench->out, .x = bench->x, .weight = bench->weights, .weight_dtype = dtype,
+        .row_count = rows, .n_count = n, .k_count = K_COUNT, .batch_count = 1,
+        .out_row_stride = n, .x_row_stride = K_COUNT,
+    } };
+}
+
+enum status device_measure_matmul(struct device *device, enum dtype dtype,
+                                  uint64_t memory_bytes_max,
+                                  struct device_matmul_rates *rates_out, struct err *err)
+{
+    struct bench bench = { .device = device };
+    double one_s = 0, many_s = 0;
+    uint32_t n_many;
+    enum status st = bench_open(&bench, dtype, memory_bytes_max, err);
+
+    n_many = bench.n_count < N_COUNT_MANY ? bench.n_count : N_COUNT_MANY;
+    if (st == STATUS_OK) {
+        const struct op one = product(&bench, dtype, 1, bench.n_count);
+
+        st = time_op(&bench, &one, &one_s, err);
+    }
+    if (st == STATUS_OK) {
+        const struct op many = product(&bench, dtype, DEVICE_MEASURE_ROWS, n_many);
+
+        st = time_op(&bench, &many, &many_s, err);
+    }
+    if (st == STATUS_OK) {
+        rates_out->one_row_bytes_per_s = (double)bench.weight_bytes / one_s;
+        rates_out->many_rows_flops_per_s =
+            2.0 * DEVICE_MEASURE_ROWS * (double)n_many * K_COUNT / many_s;
+    }
+    bench_close(&bench);
+    return st;
+}
+
+enum status device_measure_link(struct device *device, uint64_t memory_bytes_max,
+                                double *bytes_per_s_out, struct err *err)
+{
+    const uint64_t size_bytes = memory_bytes_max < LINK_BYTES_MAX ? memory_bytes_max
+                                                                  : LINK_BYTES_MAX;
+    struct stream *stream = NULL;
+    void *dst = NULL, *src = NULL;
+    uint64_t began_ns = 0, now_ns = 0, count = 0;
+    enum status st;
+
+    *bytes_per_s_out = 0;
+    if (device_info(device)->memory_is_host || size_bytes == 0)
+        return STATUS_OK;
+    st = device_alloc(device, DEVICE_USE_SCRATCH, size_bytes, &dst, err);
+    if (st == STATUS_OK)
+        st = device_host_alloc(device, size_bytes, &src, err);
+    if (st == STATUS_OK)
+        st = stream_create(device, STREAM_COPY, &stream, err);
+    for (uint64_t i = 0; st == STATUS_OK && (i < 2 || now_ns - began_ns < TIME_NS); i++) {
+        st = device_copy_in(stream, dst, src, size_bytes, err);
+        if (st == STATUS_OK)
+            st = stream_sync(stream, err);
+        now_ns = clock_now_ns();
+        if (i == 0)
+            began_ns = now_ns;
+        else
+            count++;
+    }
+    if (st == STATUS_OK)
+        *bytes_per_s_out =
+            (double)size_bytes * (double)count / ((double)(now_ns - began_ns) * 1e-9);
+    stream_destroy(stream);
+    device_host_free(device, src, size_bytes);
+    device_free(device, DEVICE_USE_SCRATCH, dst, size_bytes);
+    return st;
+}

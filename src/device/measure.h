@@ -1,0 +1,28 @@
+/* device/measure.h - what a device does in a short while, for those who plan.
+ *
+ * Each function takes memory from the device for a moment, works for about a fifth of a second, and
+ * gives all of it back. Figures are of now: on a shared machine they drift.
+ *
+ * Threads: as device.h's. */
+#ifndef LIGHTER_DEVICE_MEASURE_H
+#define LIGHTER_DEVICE_MEASURE_H
+
+#include "device/device.h"
+
+struct device_matmul_rates {
+    double one_row_bytes_per_s;    /* weights read by a product with one row */
+    double many_rows_flops_per_s;  /* multiply-adds count twice; DEVICE_MEASURE_ROWS rows */
+};
+
+#define DEVICE_MEASURE_ROWS 64
+
+/* Of OP_MATMUL with weights of this type. memory_bytes_max: of the device's memory, to be used at
+ * most; with little of it, caches flatter the first figure. */
+enum status device_measure_matmul(struct device *device, enum dtype dtype,
+                                  uint64_t memory_bytes_max,
+                                  struct device_matmul_rates *rates_out, struct err *err);
+/* Of copies from host memory. 0: the device's memory is the host's. */
+enum status device_measure_link(struct device *device, uint64_t memory_bytes_max,
+                                double *bytes_per_s_out, struct err *err);
+
+#endif

@@ -1,0 +1,211 @@
+/* model/predict.c - see predict.h. */
+#include "model/predict.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/size.h"
+#include "model/internal.h"
+
+/* The weights that a step reads, by type. */
+struct demand {
+    double bytes[DTYPE_COUNT], elements[DTYPE_COUNT];
+};
+
+/* The share of a layer's experts that so many rows are expected to choose, were all alike. */
+static double expert_share(const struct model_config *config, uint32_t row_count)
+{
+    if (config->expert_count == 0)
+        return 1;
+    return 1 - pow(1 - (double)config->expert_top_k / config->expert_count, row_count);
+}
+
+/* rows of weights that a step reads, and the products of one row: experts count as often as they are
+ * chosen. */
+static void demand_of(const struct model *model, uint32_t row_count, struct demand *demand_out)
+{
+    const struct offload_param_desc *descs = model__params_descs(model->params);
+    const struct model_config *config = &model->config;
+    const double share = expert_share(config, row_count);
+    const double used = config->expert_count == 0
+                            ? 1 : (double)config->expert_top_k / config->expert_count;
+
+    memset(demand_out, 0, sizeof(*demand_out));
+    for (size_t i = 0; i < model__params_count(model->params); i++) {
+        const struct offload_param_desc *desc = &descs[i];
+        const bool is_expert = strstr(desc->name, ".experts.") != NULL;
+        uint64_t elements = 0, bytes = 0;
+
+        if (desc->rank < 2 || desc->by_lookup)
+            continue;
+        (void)tensor_element_count(desc->rank, desc->shape, &elements);
+        (void)dtype_bytes(desc->dtype, elements, &bytes);
+        demand_out->bytes[desc->dtype] += (double)bytes * (is_expert ? share : 1);
+        demand_out->elements[desc->dtype] += (double)elements * (is_expert ? used : 1);
+    }
+}
+
+static double over(double amount, double rate)
+{
+    return rate > 0 ? amount / rate : 0;
+}
+
+static double sum_bytes(const struct demand *demand)
+{
+    double bytes = 0;
+
+    for (size_t i = 0; i < DTYPE_COUNT; i++)
+        bytes += demand->bytes[i];
+    return bytes;
+}
+
+static double compute_s(const struct demand *demand, const struct model_rates *rates,
+                        uint32_t row_count, double kv_bytes)
+{
+    double seconds = over(kv_bytes, rates->read_bytes_per_s);
+
+    for (size_t i = 0; i < DTYPE_COUNT; i++) {
+        const double reading = over(demand->bytes[i], rates->matmul[i].one_row_bytes_per_s);
+        const double multiplying = over(2 * demand->elements[i] * row_count,
+                                        rates->matmul[i].many_rows_flops_per_s);
+
+        seconds += reading > multiplying ? reading : multiplying;
+    }
+    return seconds;
+}
+
+/* What comes from each kind of home in a pass of so many rows. */
+static double move_s(const struct model *model, const struct model_rates *rates,
+                     uint32_t row_count, double *bytes_out)
+{
+    struct offload_traffic traffic;
+    double disk_s, link_s;
+
+    offload_traffic(model->offload, row_count, &traffic);
+    disk_s = over(traffic.disk_bytes, rates->disk_bytes_per_s);
+    link_s = over(traffic.link_bytes, rates->link_bytes_per_s);
+    *bytes_out = traffic.link_bytes > traffic.disk_bytes ? traffic.link_bytes : traffic.disk_bytes;
+    return disk_s > link_s ? disk_s : link_s;
+}
+
+/* Weights beyond the budget have to come from somewhere, each pass anew. */
+static double bound_s(const struct model *model, const struct model_rates *rates,
+                      const struct demand *demand, double kv_bytes)
+{
+    struct device_memory_report memory;
+    struct offload_traffic traffic;
+    const double bytes = sum_bytes(demand);
+    double reading, missing, moving = 0;
+
+    device_memory_report(model->device, &memory);
+    offload_traffic(model->offload, 1, &traffic);
+    reading = over(bytes + kv_bytes, rates->read_bytes_per_s);
+    missing = bytes - (double)memory.budget_bytes;
+    if (missing > 0 && traffic.disk_bytes > 0)
+        moving = over(missing, rates->disk_bytes_per_s);
+    else if (missing > 0)
+        moving = over(missing, rates->link_bytes_per_s);
+    return reading > moving ? reading : moving;
+}
+
+static void step_forecast(const struct model *model, const struct model_rates *rates,
+                          uint32_t row_count, uint32_t context_tokens,
+                          struct model_forecast_step *step)
+{
+    const double kv_bytes = (double)model->info.kv_bytes_per_token * context_tokens;
+    struct demand demand;
+
+    demand_of(model, row_count, &demand);
+    step->row_count = row_count;
+    step->compute_s = compute_s(&demand, rates, row_count, kv_bytes);
+    step->move_s = move_s(model, rates, row_count, &step->moved_bytes);
+    step->step_s = step->compute_s > step->move_s ? step->compute_s : step->move_s;
+    step->bound_s = bound_s(model, rates, &demand, kv_bytes);
+}
+
+void model_forecast(const struct model *model, const struct model_rates *rates,
+                    uint32_t prompt_tokens, uint32_t context_tokens,
+                    struct model_forecast *forecast_out)
+{
+    const uint32_t chunk_max = (uint32_t)model->sizes.row_count;
+    const uint32_t chunk = prompt_tokens < chunk_max ? prompt_tokens : chunk_max;
+    const uint32_t chunk_count = chunk > 0 ? (prompt_tokens - 1) / chunk + 1 : 0;
+
+    memset(forecast_out, 0, sizeof(*forecast_out));
+    step_forecast(model, rates, 1, context_tokens, &forecast_out->decode);
+    forecast_out->decode_tokens_per_s = over(1, forecast_out->decode.step_s);
+    forecast_out->decode_bound_tokens_per_s = over(1, forecast_out->decode.bound_s);
+    forecast_out->prompt_tokens = prompt_tokens;
+    if (chunk == 0)
+        return;
+    step_forecast(model, rates, chunk, chunk / 2, &forecast_out->prefill);
+    forecast_out->prompt_s = forecast_out->prefill.step_s * chunk_count;
+    forecast_out->prefill_tokens_per_s = over(prompt_tokens, forecast_out->prompt_s);
+}
+
+void model_dtypes(const struct model *model, bool used_out[DTYPE_COUNT])
+{
+    struct demand demand;
+
+    demand_of(model, 1, &demand);
+    for (size_t i = 0; i < DTYPE_COUNT; i++)
+        used_out[i] = demand.bytes[i] > 0;
+}
+
+static json_t *step_json(const struct model_forecast_step *step)
+{
+    return json_pack("{s:I, s:f, s:f, s:f, s:f, s:f}", "rows", (json_int_t)step->row_count,
+                     "bytes_moved", step->moved_bytes, "compute_s", step->compute_s, "move_s",
+                     step->move_s, "step_s", step->step_s, "bound_s", step->bound_s);
+}
+
+static json_t *rates_json(const struct model_rates *rates)
+{
+    json_t *json = json_pack("{s:f, s:f, s:f, s:{}}", "disk_bytes_per_s", rates->disk_bytes_per_s,
+                             "link_bytes_per_s", rates->link_bytes_per_s, "read_bytes_per_s",
+                             rates->read_bytes_per_s, "matmul");
+
+    for (size_t i = 0; json != NULL && i < DTYPE_COUNT; i++) {
+        if (rates->matmul[i].one_row_bytes_per_s > 0)
+            (void)json_object_set_new(
+                json_object_get(json, "matmul"), dtype_info((enum dtype)i)->name,
+                json_pack("{s:f, s:f}", "one_row_bytes_per_s", rates->matmul[i].one_row_bytes_per_s,
+                          "many_rows_flops_per_s", rates->matmul[i].many_rows_flops_per_s));
+    }
+    return json;
+}
+
+json_t *model_forecast_json(const struct model_rates *rates, const struct model_forecast *forecast)
+{
+    return json_pack("{s:o, s:o, s:o, s:I, s:f, s:f, s:f, s:f}", "rates", rates_json(rates),
+                     "decode", step_json(&forecast->decode), "prefill",
+                     step_json(&forecast->prefill), "prompt_tokens",
+                     (json_int_t)forecast->prompt_tokens, "prompt_s", forecast->prompt_s,
+                     "decode_tokens_per_s", forecast->decode_tokens_per_s,
+                     "decode_bound_tokens_per_s", forecast->decode_bound_tokens_per_s,
+                     "prefill_tokens_per_s", forecast->prefill_tokens_per_s);
+}
+
+void model_forecast_log(const struct model_rates *rates, const struct model_forecast *forecast,
+                        const struct log *log)
+{
+    const struct model_forecast_step *decode = &forecast->decode;
+    char moved[24], prompt_moved[24];
+
+    (void)size_format((uint64_t)decode->moved_bytes, moved, sizeof(moved));
+    (void)size_format((uint64_t)forecast->prefill.moved_bytes, prompt_moved, sizeof(prompt_moved));
+    log_line(log, LOG_INFO,
+             "measured: memory read %.3g GB/s, disk %.3g GB/s, link %.3g GB/s (0: none or not "
+             "needed)", rates->read_bytes_per_s * 1e-9, rates->disk_bytes_per_s * 1e-9,
+             rates->link_bytes_per_s * 1e-9);
+    log_line(log, LOG_INFO,
+             "forecast: a token moves %s in %.3g s and computes %.3g s: %.3g tokens/s; the bound is "
+             "%.3g tokens/s", moved, decode->move_s, decode->compute_s,
+             forecast->decode_tokens_per_s, forecast->decode_bound_tokens_per_s);
+    if (forecast->prompt_tokens > 0)
+        log_line(log, LOG_INFO,
+                 "forecast: a prompt of %u tokens, %u at once, moves %s each time: %.3g s, %.3g "
+                 "tokens/s", (unsigned)forecast->prompt_tokens,
+                 (unsigned)forecast->prefill.row_count, prompt_moved, forecast->prompt_s,
+                 forecast->prefill_tokens_per_s);
+}

@@ -1,0 +1,55 @@
+/* model/predict.h - how fast a planned model will run, reckoned from what moves and what computes.
+ *
+ *     a step of R rows   computing  sum over weights used of  max(bytes / one-row rate,
+ *                                                              2 R elements / many-rows rate)
+ *                                   + keys and values read / read rate
+ *                        moving     bytes that move in a pass / the rate of where they come from
+ *                        takes      the longer of the two: copies run beside computing, and what
+ *                                   moves is spread over the pass
+ *
+ * The bound is what no program could beat on this machine: weights and keys read once at the read
+ * rate, and those weights that the budget cannot hold brought at their home's rate. */
+#ifndef LIGHTER_MODEL_PREDICT_H
+#define LIGHTER_MODEL_PREDICT_H
+
+#include <jansson.h>
+
+#include "device/measure.h"
+#include "model/model.h"
+
+/* What the machine does, in bytes and flops per second; 0: not known. */
+struct model_rates {
+    double disk_bytes_per_s, link_bytes_per_s;
+    double read_bytes_per_s;  /* the device's memory */
+    struct device_matmul_rates matmul[DTYPE_COUNT];
+};
+
+struct model_forecast_step {
+    uint32_t row_count;
+    double moved_bytes;        /* in a pass */
+    double compute_s, move_s, step_s;
+    double bound_s;
+};
+
+struct model_forecast {
+    struct model_forecast_step decode;  /* one token of one request */
+    struct model_forecast_step prefill; /* a whole chunk of a prompt */
+    uint32_t prompt_tokens;
+    double prompt_s;                    /* of a prompt of so many tokens */
+    double decode_tokens_per_s, decode_bound_tokens_per_s, prefill_tokens_per_s;
+};
+
+/* Of a planned model, loaded or not. context_tokens: that a decoded token sees. */
+void model_forecast(const struct model *model, const struct model_rates *rates,
+                    uint32_t prompt_tokens, uint32_t context_tokens,
+                    struct model_forecast *forecast_out);
+/* The types of the model's matrices, marked. */
+void model_dtypes(const struct model *model, bool used_out[DTYPE_COUNT]);
+
+/* As JSON, which the caller owns, and as lines. */
+json_t *model_forecast_json(const struct model_rates *rates,
+                            const struct model_forecast *forecast);
+void model_forecast_log(const struct model_rates *rates, const struct model_forecast *forecast,
+                        const struct log *log);
+
+#endif
