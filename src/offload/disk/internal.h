@@ -53,6 +53,9 @@ void disk__piece_prepare(struct disk__piece *piece, const struct disk_faults *fa
 enum disk__verdict disk__piece_judge(struct disk__piece *piece, const struct disk_faults *faults,
                                      uint64_t *bytes_out, struct err *err);
 
+/* From the rates of random reads: the best, and the depth and piece that a reader should use. */
+void disk__measure_choose(struct disk_measured *measured);
+
 struct disk__engine;
 
 struct disk__engine_ops {

@@ -1,16 +1,22 @@
 /* offload/disk/measure.c - what can this disk do, found out in less than half a second.
  *
- * Each pair of block size and depth gets an equal share of the time: `depth` blocks of random
- * places are kept in flight until it is over. Depths rise, so that on a slow disk, where the blocks
- * in flight would outlast the share, the deeper ones can be left out. Then one more share goes to
- * reading in order, as the ring of whole layers does, with what was chosen.
+ * Each pair of block size and depth gets an equal share of a bit more than half of the time, in
+ * which `depth` blocks of random places are kept in flight; in two rounds, so that a moment when
+ * somebody else uses the disk spoils no pair twice. Depths rise, so that on a slow disk, where the
+ * blocks in flight would outlast the share, the deeper ones can be left out. The rest of the time
+ * goes to reading in order, as the ring of whole layers does, with what was chosen.
  *
- * The choice: rates are noisy, and more bytes in flight than needed only make demands wait behind
- * guesses; so of all pairs within 5 % of the best, the one with the fewest bytes in flight, and of
- * those alike the larger block, which costs less work per byte. */
+ * The choice: a single pair's rate is a few milliseconds' worth, and on a busy machine off by a
+ * third. So pairs with the same bytes in flight are taken together, by their median; the fewest
+ * bytes that come within 5 % of the best are what the disk needs. Twice that are kept in flight, at
+ * least IN_FLIGHT_BYTES_MIN, which keep a disk of 1 GB/s busy for the 8 ms that the reader's thread
+ * may have to wait for a processor. Too many would only make a demand wait for guesses, and a
+ * reader keeps few of those in flight; too few leave the disk idle. Large pieces cost the processor
+ * less per byte, so the largest block that leaves DEPTH_MIN of them. */
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "base/clock.h"
 #include "base/size.h"
@@ -21,6 +27,10 @@
 #define DEPTH_LIMIT 32 /* 1 << (DISK_MEASURE_DEPTHS - 1) */
 #define TIME_NS_DEFAULT UINT64_C(400000000)
 #define GOOD_PERCENT 95
+#define ROUNDS 2
+#define PAIRS_PERCENT 60 /* of the time */
+#define IN_FLIGHT_BYTES_MIN (8 * MIB)
+#define DEPTH_MIN 8
 
 struct probe {
     struct disk_reader *reader;
@@ -113,54 +123,86 @@ static bool takes_too_long(uint64_t in_flight_bytes, uint64_t best_rate, uint64_
            (double)in_flight_bytes / (double)best_rate * 1e9 > (double)share_ns;
 }
 
-static enum status measure_all(struct probe *probe, uint64_t share_ns, struct disk_measured *out,
-                               struct err *err)
+/* One share for each pair, added to what the rounds before brought. */
+static enum status measure_pairs(struct probe *probe, uint64_t share_ns, uint64_t *best_rate,
+                                 struct disk_measured *out, struct err *err)
 {
-    uint64_t best_rate = 0;
-
     for (uint32_t d = 0; d < DISK_MEASURE_DEPTHS; d++) {
         for (uint32_t b = 0; b < out->block_count; b++) {
             const uint32_t depth = UINT32_C(1) << d;
             const uint64_t in_flight_bytes = out->block_bytes[b] * depth;
             uint64_t *const rate = &out->random_bytes_per_s[b][d];
+            uint64_t now = 0;
             enum status st;
 
             if (in_flight_bytes > MEMORY_BYTES || out->block_bytes[b] > probe->file->size_bytes ||
-                takes_too_long(in_flight_bytes, best_rate, share_ns))
+                takes_too_long(in_flight_bytes, *best_rate, share_ns))
                 continue;
-            st = measure_rate(probe, out->block_bytes[b], depth, false, share_ns, rate, err);
+            st = measure_rate(probe, out->block_bytes[b], depth, false, share_ns, &now, err);
             if (st != STATUS_OK)
                 return st;
-            if (*rate > best_rate)
-                best_rate = *rate;
+            *rate = *rate == 0 ? now : (*rate + now) / 2;
+            if (now > *best_rate)
+                *best_rate = now;
         }
     }
     return STATUS_OK;
 }
 
-static void choose(struct disk_measured *out)
+static int compare_rates(const void *a, const void *b)
 {
-    uint64_t best_rate = 0, fewest_bytes = UINT64_MAX;
+    const uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
 
-    for (uint32_t b = 0; b < out->block_count; b++) {
+    return x < y ? -1 : x > y;
+}
+
+/* The median over the pairs with more than bytes / 2, at most bytes in flight; 0: there is none. */
+static uint64_t median_rate(const struct disk_measured *measured, uint64_t bytes)
+{
+    uint64_t rates[DISK_MEASURE_BLOCKS_MAX * DISK_MEASURE_DEPTHS];
+    size_t count = 0;
+
+    for (uint32_t b = 0; b < measured->block_count; b++) {
         for (uint32_t d = 0; d < DISK_MEASURE_DEPTHS; d++) {
-            if (out->random_bytes_per_s[b][d] > best_rate)
-                best_rate = out->random_bytes_per_s[b][d];
+            const uint64_t in_flight_bytes = measured->block_bytes[b] << d;
+
+            if (in_flight_bytes <= bytes && in_flight_bytes > bytes / 2 &&
+                measured->random_bytes_per_s[b][d] != 0)
+                rates[count++] = measured->random_bytes_per_s[b][d];
         }
     }
-    for (uint32_t b = 0; b < out->block_count; b++) {
-        for (uint32_t d = 0; d < DISK_MEASURE_DEPTHS; d++) {
-            const uint64_t rate = out->random_bytes_per_s[b][d];
-            const uint64_t in_flight_bytes = out->block_bytes[b] << d;
-            if (rate == 0 || rate / GOOD_PERCENT < best_rate / 100 ||
-                in_flight_bytes > fewest_bytes ||
-                (in_flight_bytes == fewest_bytes && out->block_bytes[b] < out->piece_bytes))
-                continue;
-            fewest_bytes = in_flight_bytes;
-            out->depth = UINT32_C(1) << d;
-            out->piece_bytes = out->block_bytes[b];
+    qsort(rates, count, sizeof(rates[0]), compare_rates);
+    return count == 0 ? 0 : (rates[(count - 1) / 2] + rates[count / 2]) / 2;
+}
+
+void disk__measure_choose(struct disk_measured *out)
+{
+    uint64_t best_rate = 0, in_flight_bytes = IN_FLIGHT_BYTES_MIN;
+
+    for (uint64_t bytes = DISK_ALIGN; bytes <= MEMORY_BYTES; bytes *= 2) {
+        if (median_rate(out, bytes) > best_rate)
+            best_rate = median_rate(out, bytes);
+    }
+    for (uint64_t bytes = DISK_ALIGN; bytes <= MEMORY_BYTES; bytes *= 2) {
+        if (median_rate(out, bytes) / GOOD_PERCENT >= best_rate / 100) {
+            in_flight_bytes = bytes * 2 > IN_FLIGHT_BYTES_MIN ? bytes * 2 : IN_FLIGHT_BYTES_MIN;
+            break;
         }
     }
+    out->piece_bytes = out->block_bytes[0];
+    for (uint32_t b = 1; b < out->block_count; b++) {
+        const uint64_t bytes = out->block_bytes[b];
+
+        if (bytes <= in_flight_bytes / DEPTH_MIN ? bytes > out->piece_bytes
+                                                 : bytes < out->piece_bytes)
+            out->piece_bytes = bytes;
+    }
+    out->random_bytes_per_s_best = best_rate;
+    out->depth = (uint32_t)(in_flight_bytes / out->piece_bytes);
+    if (out->depth < DEPTH_MIN)
+        out->depth = DEPTH_MIN;
+    if (out->depth > DISK_DEPTH_MAX)
+        out->depth = DISK_DEPTH_MAX;
 }
 
 static void set_blocks(const struct disk_measure_options *options, struct disk_measured *out)
@@ -187,28 +229,40 @@ enum status disk_measure(const struct disk_file *file, const struct disk_measure
     struct disk_measured measured = { .depth = 0 };
     struct probe probe = { .file = file, .random = UINT64_C(0x9E3779B97F4A7C15) };
     const uint64_t begin_ns = clock_now_ns();
-    uint64_t share_ns;
+    uint64_t share_ns, best_rate = 0;
+    uint32_t depth;
     enum status st;
 
     if (file->size_bytes < FILE_BYTES_MIN)
         return err_set(err, STATUS_UNAVAILABLE, "%s is too small to measure its disk by",
                        file->path);
     set_blocks(options, &measured);
-    share_ns = time_ns / (measured.block_count * DISK_MEASURE_DEPTHS + 2);
-    probe.memory = aligned_alloc(DISK_ALIGN, MEMORY_BYTES);
-    if (probe.memory == NULL)
+    share_ns = time_ns * PAIRS_PERCENT / 100 /
+               (measured.block_count * DISK_MEASURE_DEPTHS * ROUNDS);
+    probe.memory = mmap(NULL, MEMORY_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+                        -1, 0);
+    if (probe.memory == MAP_FAILED)
         return err_set(err, STATUS_NO_MEMORY, "no memory to measure the disk of %s with",
                        file->path);
+    /* In large pages, as slots are, and there before the first read. */
+    (void)madvise(probe.memory, MEMORY_BYTES, MADV_HUGEPAGE);
+    memset(probe.memory, 0, MEMORY_BYTES);
     st = disk_reader_create(&reader_options, &probe.reader, err);
-    if (st == STATUS_OK)
-        st = measure_all(&probe, share_ns, &measured, err);
+    for (int round = 0; round < ROUNDS && st == STATUS_OK; round++)
+        st = measure_pairs(&probe, share_ns, &best_rate, &measured, err);
     if (st == STATUS_OK) {
-        choose(&measured);
-        st = measure_rate(&probe, measured.piece_bytes, measured.depth, true, share_ns * 2,
-                          &measured.sequential_bytes_per_s, err);
+        disk__measure_choose(&measured);
+        depth = (uint32_t)(MEMORY_BYTES / measured.piece_bytes);
+        if (depth > measured.depth)
+            depth = measured.depth;
+        if (depth > DEPTH_LIMIT)
+            depth = DEPTH_LIMIT;
+        st = measure_rate(&probe, measured.piece_bytes, depth, true,
+                          time_ns * (100 - PAIRS_PERCENT) / 100, &measured.sequential_bytes_per_s,
+                          err);
     }
     disk_reader_destroy(probe.reader);
-    free(probe.memory);
+    (void)munmap(probe.memory, MEMORY_BYTES);
     if (st != STATUS_OK)
         return st;
     measured.read_bytes = probe.read_bytes;

@@ -213,8 +213,9 @@ struct disk_measured {
     uint64_t random_bytes_per_s[DISK_MEASURE_BLOCKS_MAX][DISK_MEASURE_DEPTHS]; /* 0: not tried */
     uint64_t block_bytes[DISK_MEASURE_BLOCKS_MAX];
     uint32_t block_count;
-    uint32_t depth;       /* the fewest bytes in flight that reach 95 % of the best rate, */
-    uint64_t piece_bytes; /* as pieces of this size */
+    uint64_t random_bytes_per_s_best; /* the best that the disk does over all of them */
+    uint32_t depth;       /* what a reader should use: enough in flight to reach that rate */
+    uint64_t piece_bytes;
     uint64_t read_bytes, took_ns;
 };
 

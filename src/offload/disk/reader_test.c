@@ -428,29 +428,6 @@ static void what_cannot_be_opened_is_named(void **state)
     disk_file_close(NULL);
 }
 
-static void a_disk_is_measured(void **state)
-{
-    const struct disk_measure_options options = { .time_ns = 50000000 };
-    char *const large_path = testing_file(16 * MIB);
-    struct disk_measured measured;
-    struct disk_file *file;
-    struct err err;
-
-    (void)state;
-    assert_non_null(large_path);
-    assert_int_equal(disk_measure(direct, &options, &measured, &err), STATUS_UNAVAILABLE);
-    assert_int_equal(disk_file_open(large_path, DISK_AUTO, &file, &err), STATUS_OK);
-    assert_int_equal(disk_measure(file, &options, &measured, &err), STATUS_OK);
-    assert_true(measured.sequential_bytes_per_s > 0);
-    assert_true(measured.random_bytes_per_s[0][0] > 0);
-    assert_true(measured.depth >= 1 && measured.depth <= 32);
-    assert_true(measured.piece_bytes >= 128 * KIB && measured.piece_bytes <= 1 * MIB);
-    assert_true(measured.read_bytes > 0);
-    disk_file_close(file);
-    (void)unlink(large_path);
-    free(large_path);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -464,7 +441,6 @@ int main(void)
         cmocka_unit_test(the_page_cache_is_not_used),
         cmocka_unit_test(without_io_uring_threads_read_and_say_so),
         cmocka_unit_test(what_cannot_be_opened_is_named),
-        cmocka_unit_test(a_disk_is_measured),
     };
 
     return cmocka_run_group_tests(tests, open_files, close_files);
