@@ -1,0 +1,120 @@
+/* offload/disk/measure_test.c - what is chosen from a disk's rates, and that measuring ends.
+ *
+ * Method: the rates of invented disks, with noise; and a real file, of which only is wanted that
+ * something is measured. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <cmocka.h>
+
+#include "base/size.h"
+#include "offload/disk/internal.h"
+#include "offload/disk/testing.h"
+
+/* A disk with this much time per read, and this rate for all reads together; a rate's last percents
+ * vary. */
+static struct disk_measured invent(double latency_s, double bytes_per_s, int noise_percent)
+{
+    struct disk_measured measured = {
+        .block_bytes = { 128 * KIB, 256 * KIB, 512 * KIB, 1 * MIB }, .block_count = 4,
+    };
+    uint64_t random = 1;
+
+    for (uint32_t b = 0; b < measured.block_count; b++) {
+        for (uint32_t d = 0; d < DISK_MEASURE_DEPTHS; d++) {
+            const double block = (double)measured.block_bytes[b], depth = (double)(1 << d);
+            const double bound = depth * block / (latency_s + block / bytes_per_s);
+            const double rate = bound < bytes_per_s ? bound : bytes_per_s;
+
+            random = random * UINT64_C(6364136223846793005) + 1442695040888963407;
+            if (block * depth <= 32.0 * MIB)
+                measured.random_bytes_per_s[b][d] =
+                    (uint64_t)(rate * (100.0 - (double)((random >> 33) % 100) *
+                                       noise_percent / 100.0) / 100.0);
+        }
+    }
+    return measured;
+}
+
+static void enough_is_in_flight(void **state)
+{
+    static const double latencies_s[] = { 0, 100e-6, 1e-3, 5e-3, 20e-3 };
+    static const double rates[] = { 100e6, 1e9, 4e9 };
+
+    (void)state;
+    for (size_t i = 0; i < 15; i++) {
+        const double latency_s = latencies_s[i % 5], rate = rates[i / 5];
+        for (int noise_percent = 0; noise_percent <= 30; noise_percent += 30) {
+            struct disk_measured measured = invent(latency_s, rate, noise_percent);
+            double in_flight, needed = latency_s * rate; /* Little's law */
+
+            disk__measure_choose(&measured);
+            in_flight = (double)measured.depth * (double)measured.piece_bytes;
+            assert_true(measured.depth >= 8 && measured.depth <= DISK_DEPTH_MAX);
+            assert_true(measured.piece_bytes <= 1 * MIB);
+            assert_true(in_flight >= 8.0 * MIB);
+            assert_true(in_flight >= (needed < 32e6 ? needed : 32e6) * 0.9);
+            assert_true((double)measured.random_bytes_per_s_best <= rate);
+            if (noise_percent == 0 && needed == 0)
+                assert_true(in_flight <= 16.0 * MIB);
+        }
+    }
+}
+
+/* A disk so slow that only single blocks were tried. */
+static void a_few_rates_are_enough(void **state)
+{
+    struct disk_measured measured = { .block_bytes = { 1 * MIB }, .block_count = 1 };
+
+    (void)state;
+    measured.random_bytes_per_s[0][0] = 5000000;
+    disk__measure_choose(&measured);
+    assert_int_equal(measured.piece_bytes, 1 * MIB);
+    assert_int_equal(measured.depth, 8);
+    assert_int_equal(measured.random_bytes_per_s_best, 5000000);
+}
+
+static void a_disk_is_measured(void **state)
+{
+    const struct disk_measure_options options = { .time_ns = 50000000 };
+    char *const paths[] = { testing_file(1 * MIB), testing_file(16 * MIB) };
+    struct disk_measured measured;
+    struct disk_file *file;
+    struct err err;
+
+    (void)state;
+    assert_non_null(paths[0]);
+    assert_non_null(paths[1]);
+    assert_int_equal(disk_file_open(paths[0], DISK_AUTO, &file, &err), STATUS_OK);
+    assert_int_equal(disk_measure(file, &options, &measured, &err), STATUS_UNAVAILABLE);
+    disk_file_close(file);
+    assert_int_equal(disk_file_open(paths[1], DISK_AUTO, &file, &err), STATUS_OK);
+    assert_int_equal(disk_measure(file, &options, &measured, &err), STATUS_OK);
+    assert_true(measured.sequential_bytes_per_s > 0);
+    assert_true(measured.random_bytes_per_s_best > 0);
+    assert_true(measured.random_bytes_per_s[0][0] > 0);
+    assert_true(measured.depth >= 8 && measured.depth <= DISK_DEPTH_MAX);
+    assert_true(measured.piece_bytes >= 128 * KIB && measured.piece_bytes <= 1 * MIB);
+    assert_true(measured.read_bytes > 0 && measured.took_ns > 0);
+    assert_int_equal(truncate(paths[1], 4096), 0); /* now the reads fail */
+    assert_int_equal(disk_measure(file, &options, &measured, &err), STATUS_IO);
+    assert_non_null(strstr(err.message, "was it truncated?"));
+    disk_file_close(file);
+    for (int i = 0; i < 2; i++) {
+        (void)unlink(paths[i]);
+        free(paths[i]);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(enough_is_in_flight),
+        cmocka_unit_test(a_few_rates_are_enough),
+        cmocka_unit_test(a_disk_is_measured),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
