@@ -24,6 +24,9 @@ static const struct route_case route_cases[] = {
     { 256, 8, 8, 4, ROUTE_SIGMOID, ROUTE_GROUP_TOP2_SUM, true, true },
     { 20, 4, 4, 2, ROUTE_SIGMOID, ROUTE_GROUP_TOP2_SUM, true, true },
     { 6, 3, 6, 3, ROUTE_SIGMOID, ROUTE_GROUP_TOP2_SUM, false, true },
+    { 128, 8, 1, 1, ROUTE_SOFTMAX, ROUTE_GROUP_MAX, false, true },
+    { 7, 7, 1, 1, ROUTE_SOFTMAX, ROUTE_GROUP_MAX, false, true },
+    { OP_ROUTE_EXPERTS_MAX, 8, 1, 1, ROUTE_SOFTMAX, ROUTE_GROUP_MAX, false, false },
 };
 #define ROUTE_CASE_COUNT (sizeof(route_cases) / sizeof(route_cases[0]))
 #define ROWS 9
@@ -67,7 +70,8 @@ static void wanted_route(const struct route_case *c, const float *logits, const 
                          int32_t *ids, double *weights)
 {
     const uint32_t size = c->experts / c->groups;
-    double score[256] = { 0 }, choice[256] = { 0 }, rating[8], sum = 0;
+    double score[OP_ROUTE_EXPERTS_MAX] = { 0 }, choice[OP_ROUTE_EXPERTS_MAX] = { 0 };
+    double rating[8], sum = 0;
 
     for (uint32_t e = 0; e < c->experts; e++)
         sum += exp((double)logits[e]);
@@ -77,7 +81,7 @@ static void wanted_route(const struct route_case *c, const float *logits, const 
         choice[e] = score[e] + (c->bias ? bias[e] : 0);
     }
     for (uint32_t g = 0; g < c->groups; g++) {
-        double copy[256];
+        double copy[OP_ROUTE_EXPERTS_MAX];
         memcpy(copy, choice, sizeof(copy));
         rating[g] = choice[pick(copy, g * size, size, true)];
         if (c->rating == ROUTE_GROUP_TOP2_SUM && size > 1)
@@ -118,7 +122,7 @@ static void routes_are_right(void **state)
         for (uint32_t row = 0; row < ROWS; row++) {
             double wanted[TOP_K_MAX], tolerance[TOP_K_MAX];
             wanted_route(c, logits + (size_t)row * c->experts, bias, wanted_ids, wanted);
-            for (uint32_t j = 0; j < c->top_k; j++) /* exp to 2 ulp, sums of at most 256 terms */
+            for (uint32_t j = 0; j < c->top_k; j++) /* exp to 2 ulp, sums of so many terms */
                 tolerance[j] = wanted[j] * (c->experts / 8.0 + 16) * 0x1p-24;
             assert_memory_equal(ids + row * c->top_k, wanted_ids, c->top_k * sizeof(*ids));
             check_near("route", weights + row * c->top_k, wanted, tolerance, c->top_k);
@@ -129,20 +133,38 @@ static void routes_are_right(void **state)
     }
 }
 
+/* Logits of two values only: experts of the better one come first, each value's in index order, and
+ * of groups that rate alike the first ones are kept. */
 static void ties_go_to_the_lower_index(void **state)
 {
     (void)state;
-    for (size_t i = 0; i < HARNESS_CONFIG_COUNT; i++) {
-        const float logits[ROWS * 20] = { 0 };
+    for (size_t i = 0; i < HARNESS_CONFIG_COUNT * ROUTE_CASE_COUNT * 2; i++) {
+        const struct route_case *c = &route_cases[i / 2 % ROUTE_CASE_COUNT];
+        const bool all_equal = i % 2 == 0;
         struct harness h;
         int32_t ids[ROWS * TOP_K_MAX];
         float weights[ROWS * TOP_K_MAX];
-        harness_open(&h, &harness_configs[i]);
-        route(&h, &route_cases[5], logits, logits, ids, weights);
-        for (uint32_t j = 0; j < ROWS * 4; j++) {
-            assert_int_equal(ids[j], j % 4);
-            assert_true(weights[j] == 0.625f);
+        float *logits = calloc((size_t)ROWS * c->experts, sizeof(*logits));
+        const float bias[OP_ROUTE_EXPERTS_MAX] = { 0 };
+
+        assert_non_null(logits);
+        harness_open(&h, &harness_configs[i / 2 / ROUTE_CASE_COUNT]);
+        for (uint32_t e = 0; !all_equal && e < ROWS * c->experts; e++)
+            logits[e] = e % c->experts % 2 == 1 ? 1 : -1;
+        route(&h, c, logits, bias, ids, weights);
+        for (uint32_t j = 0; j < ROWS * c->top_k && (all_equal || c->groups == 1); j++) {
+            const uint32_t k = j % c->top_k, odd_count = c->experts / 2;
+            const uint32_t wanted = all_equal       ? k
+                                    : k < odd_count ? 2 * k + 1
+                                                    : 2 * (k - odd_count);
+
+            assert_int_equal(ids[j], wanted);
+            if (all_equal) /* equal scores, equal weights */
+                assert_true(weights[j] == weights[0]);
         }
+        if (c->normalise && all_equal)
+            assert_true(fabsf(weights[0] * (float)c->top_k - 2.5f) < 1e-6f);
+        free(logits);
         harness_close(&h);
     }
 }

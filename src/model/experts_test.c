@@ -1,9 +1,14 @@
-/* model/experts_test.c - the ways in which checkpoints lay a layer's experts.
+/* model/experts_test.c - the ways in which checkpoints lay a layer's experts, and that what else is
+ * in a step changes no bit of what the experts answer.
  *
  * Method: a golden checkpoint, which has its experts apart, is written again with the experts of a
  * layer stacked in one tensor for each matrix, as GGUF has them, or with gate and up fused as well,
  * as transformers 5 holds them. The logits must have the same bits. What is missing or of another
- * shape must be named. */
+ * shape must be named.
+ *
+ * In a step an expert computes all rows that chose it together. How many these are follows from
+ * the chunk and from the other sequences, so the goldens' prompts with their answers are run in
+ * every chunk size that the kernels treat differently, alone and in company. */
 #include "checkpoint/testing.h"
 #include "model/testing.h"
 
@@ -89,8 +94,8 @@ static void stack(const struct ckpt *ckpt, const struct family *family, unsigned
             }
             (void)read_bytes(ckpt, source, (char *)added->data + used);
             used += source->size_bytes;
+            added->shape[0] = expert + 1;
         }
-        added->shape[0] = expert + 1;
     }
 }
 
@@ -261,11 +266,143 @@ static void what_does_not_fit_is_named(void **state)
     }
 }
 
+static const struct setting crowd_devices[] = {
+    { .device = "cpu", .force_scalar = true, .row_count_max = 96, .kv_token_count = 512 },
+    { .device = "cpu", .thread_count = 2, .row_count_max = 96, .kv_token_count = 512 },
+    { .device = "sim", .thread_count = 2, .row_count_max = 96, .kv_token_count = 512,
+      .group_size = 2, .num_in_group = 1 },
+};
+#define CROWD_DEVICES (sizeof(crowd_devices) / sizeof(crowd_devices[0]))
+#define CROWD_TOKENS 84
+#ifdef LIGHTER_DEBUG
+#define CROWD_FAMILIES 1 /* sanitizers slow this down twentyfold */
+#else
+#define CROWD_FAMILIES FAMILY_COUNT
+#endif
+
+/* The golden's prompt and its answer, which make a longer prompt. */
+static uint32_t long_prompt(const char *name, int32_t ids[GOLDEN_IDS_MAX])
+{
+    struct golden golden = golden_read(name);
+    const uint32_t count = golden.prompt_count + golden.greedy_count;
+
+    assert_int_equal(count, CROWD_TOKENS);
+    memcpy(ids, golden.prompt, golden.prompt_count * sizeof(ids[0]));
+    memcpy(ids + golden.prompt_count, golden.greedy, golden.greedy_count * sizeof(ids[0]));
+    free(golden.logits);
+    return count;
+}
+
+static void chunks_change_no_bit(void **state)
+{
+    static const uint32_t chunks[] = { 3, 13, 50 };
+    const struct paging paging = { 0, 1 };
+
+    (void)state;
+    for (size_t i = 0; i < CROWD_DEVICES * CROWD_FAMILIES; i++) {
+        const char *name = families[i % CROWD_FAMILIES].golden;
+        struct loaded loaded = harness_open_golden(name, &crowd_devices[i / CROWD_FAMILIES]);
+        int32_t ids[GOLDEN_IDS_MAX];
+        const uint32_t count = long_prompt(name, ids);
+        float *wanted = logits_alloc(loaded.model, count);
+        float *logits = logits_alloc(loaded.model, count);
+        const size_t size = sizeof(float) * count * model_info(loaded.model)->vocab_size;
+
+        harness_run(loaded.model, ids, 0, count, count, &paging, wanted);
+        for (size_t k = 0; k < sizeof(chunks) / sizeof(chunks[0]); k++) {
+            memset(logits, 0, size);
+            harness_run(loaded.model, ids, 0, count, chunks[k], &paging, logits);
+            if (memcmp(logits, wanted, size) != 0)
+                fail_msg("%s: chunks of %u give other bits", name, chunks[k]);
+        }
+        free(wanted);
+        free(logits);
+        harness_close(&loaded);
+    }
+}
+
+#define CROWD_SEQUENCES 4
+#define CROWD_PAGES (CROWD_TOKENS / 4)
+
+/* Sequences of the same tokens, of which the s-th begins s tokens later, each with `take[s]` rows
+ * in a step. Sequence 0 answers into logits_out; the others are company. */
+static void run_in_company(struct model *model, const int32_t *ids, const uint32_t *take,
+                           float *logits_out)
+{
+    const struct model_info *info = model_info(model);
+    int32_t tokens[96], positions[96], sequences[96], slots[96], rows[96];
+    int32_t pages[CROWD_SEQUENCES][CROWD_PAGES];
+    uint32_t done[CROWD_SEQUENCES] = { 0 };
+    struct err err;
+
+    for (int32_t s = 0; s < CROWD_SEQUENCES; s++)
+        for (int32_t i = 0; i < CROWD_PAGES; i++)
+            pages[s][i] = i * CROWD_SEQUENCES + s;
+    while (done[0] < CROWD_TOKENS) {
+        const uint32_t first = done[0];
+        struct model_step step = {
+            .sequence_count = CROWD_SEQUENCES, .page_count_max = CROWD_PAGES, .token_ids = tokens,
+            .positions = positions, .sequences = sequences, .slots = slots, .pages = pages[0],
+            .logits_rows = rows,
+        };
+        uint32_t r = 0;
+
+        for (uint32_t k = 1; k <= CROWD_SEQUENCES; k++) { /* sequence 0 comes last */
+            const uint32_t s = k % CROWD_SEQUENCES;
+
+            for (uint32_t i = 0; i < take[s] && done[s] + s < CROWD_TOKENS; i++, r++) {
+                tokens[r] = ids[done[s] + s];
+                positions[r] = (int32_t)done[s];
+                sequences[r] = (int32_t)s;
+                slots[r] = slot_of(info, pages[s], done[s]);
+                if (s == 0)
+                    rows[step.logits_row_count++] = (int32_t)r;
+                done[s]++;
+            }
+        }
+        step.row_count = r;
+        if (model_forward(model, &step, logits_out + (size_t)first * info->vocab_size, &err) !=
+            STATUS_OK)
+            fail_msg("%s", err.message);
+    }
+}
+
+static void company_changes_no_bit(void **state)
+{
+    static const uint32_t takes[][CROWD_SEQUENCES] = { { 2, 30, 30, 30 }, { 5, 3, 2, 1 },
+                                                       { 40, 20, 20, 1 } };
+    const struct paging paging = { 0, 1 };
+
+    (void)state;
+    for (size_t i = 0; i < CROWD_DEVICES * CROWD_FAMILIES; i++) {
+        const char *name = families[i % CROWD_FAMILIES].golden;
+        struct loaded loaded = harness_open_golden(name, &crowd_devices[i / CROWD_FAMILIES]);
+        int32_t ids[GOLDEN_IDS_MAX];
+        const uint32_t count = long_prompt(name, ids);
+        float *wanted = logits_alloc(loaded.model, count);
+        float *logits = logits_alloc(loaded.model, count);
+        const size_t size = sizeof(float) * count * model_info(loaded.model)->vocab_size;
+
+        harness_run(loaded.model, ids, 0, count, count, &paging, wanted);
+        for (size_t k = 0; k < sizeof(takes) / sizeof(takes[0]); k++) {
+            memset(logits, 0, size);
+            run_in_company(loaded.model, ids, takes[k], logits);
+            if (memcmp(logits, wanted, size) != 0)
+                fail_msg("%s: company %zu gives other bits", name, k);
+        }
+        free(wanted);
+        free(logits);
+        harness_close(&loaded);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_layout_gives_the_same_bits),
         cmocka_unit_test(what_does_not_fit_is_named),
+        cmocka_unit_test(chunks_change_no_bit),
+        cmocka_unit_test(company_changes_no_bit),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
