@@ -4,6 +4,12 @@
  * once; what its pointers name must stay until the stream has passed it. All pointers are device
  * memory. Activations are F32, row major, with strides counted in elements; integers are int32_t.
  *
+ * Weights are F32, F16, BF16 or quantised (tensor/quant.h: Q8_0, Q4_0), row behind row. Rows of
+ * quantised weights are whole blocks: k_count, width and ffn_width are multiples of 32. A device
+ * may then quantise x too, in blocks of 32 elements with 8 bits each, so that each is off by at
+ * most half of the block's largest magnitude / 127, and nothing else is less exact. An element of x
+ * that is not finite makes NaN of all that is computed from its block.
+ *
  * Exactness (charter, invariant 1): what an op writes for one row depends on that row's inputs
  * alone, bit for bit: not on how many rows there are, which rows they are, how threads share them,
  * or where in a buffer they lie. Every reduction therefore has one fixed order per device.
@@ -41,7 +47,7 @@ enum op_kind {
 struct op_embed {
     float *out;
     const void *table;
-    enum dtype table_dtype; /* F32, F16, BF16 */
+    enum dtype table_dtype;
     const int32_t *ids;
     uint32_t row_count, width;
     uint64_t out_row_stride;
@@ -68,7 +74,7 @@ struct op_matmul {
     const float *x;
     const void *weight;
     const float *bias;
-    enum dtype weight_dtype; /* F32, F16, BF16 */
+    enum dtype weight_dtype;
     uint32_t row_count, n_count, k_count, batch_count;
     uint64_t out_row_stride, x_row_stride;
     uint64_t out_batch_stride, x_batch_stride; /* ignored when batch_count is 1 */
@@ -189,7 +195,7 @@ struct op_moe {
     const void *w13, *w2;    /* stacked; not looked at when `experts` is there */
     const struct op_moe_expert *experts; /* [expert_list_count], device memory, ids ascending;
                                             NULL: stacked */
-    enum dtype weight_dtype; /* F32, F16, BF16 */
+    enum dtype weight_dtype;
     void *scratch;           /* op_moe_scratch_bytes of it, 64-byte aligned */
     uint32_t row_count, top_k, expert_count, width, ffn_width;
     uint32_t expert_list_count;
@@ -203,10 +209,11 @@ static inline uint64_t op_moe_scratch_bytes(uint64_t row_count, uint64_t top_k,
                                             uint64_t expert_count, uint64_t width,
                                             uint64_t ffn_width)
 {
-    /* per routed row: gate and up, their product, the expert's output, two indices; per expert
-     * where its rows end, and an entry of the list of hits; and 64 bytes of alignment for each of
-     * the parts */
-    return row_count * top_k * (4 * (3 * ffn_width + width) + 8) + expert_count * 8 + 8 * 64;
+    /* per routed row: gate and up, their product, the expert's output, two indices; per row: x,
+     * quantised; per expert where its rows end, and an entry of the list of hits; and 64 bytes of
+     * alignment for each of the parts */
+    return row_count * top_k * (4 * (3 * ffn_width + width) + 8) + row_count * (width / 32 * 40) +
+           expert_count * 8 + 9 * 64;
 }
 
 /* out[row] = x[rows[row]]. */

@@ -3,7 +3,7 @@
  *
  * Method: each op is run once for all rows by one thread of the processor; then every device with
  * the same kernels runs it again in chunks of many sizes, and the bytes are compared. Sizes are
- * chosen to cross the kernels' tiles: rows by 4 and 24, weight rows by 12, keys by 64. */
+ * chosen to cross the kernels' tiles: rows by 4, 6 and 24, weight rows by 8 and 12, keys by 64. */
 #include "device/test_harness.h"
 
 static const uint32_t chunks[] = { 1, 2, 5, 7, 25, 1000 };
@@ -77,7 +77,7 @@ static void matmul_run(struct harness *h, const void *data, uint32_t first, uint
     op.matmul = (struct op_matmul){
         .out = harness_put(h, out, count * n * 4),
         .x = harness_put(h, d->x + first * k, count * k * 4),
-        .weight = harness_put(h, d->weight, d->n * k * dtype_info(d->dtype)->block_bytes),
+        .weight = harness_put(h, d->weight, dtype_row_bytes(d->dtype, d->n * k)),
         .weight_dtype = d->dtype,
         .row_count = count, .n_count = d->n, .k_count = d->k, .batch_count = d->batches,
         .out_row_stride = n, .x_row_stride = k,
@@ -112,6 +112,11 @@ static void matmul_is_exact(void **state)
         matmul_case(26, 7, 36, 3, dtypes[d]);
     }
     matmul_case(140, 16, 24, 1, DTYPE_BF16); /* more rows than a strip has */
+    matmul_case(31, 29, 160, 1, DTYPE_Q8_0);
+    matmul_case(26, 7, 32, 3, DTYPE_Q8_0);
+    matmul_case(31, 29, 160, 1, DTYPE_Q4_0);
+    matmul_case(26, 7, 32, 3, DTYPE_Q4_0);
+    matmul_case(140, 16, 64, 1, DTYPE_Q4_0);
 }
 
 struct attention_data {
@@ -201,7 +206,9 @@ static void attention_is_exact(void **state)
 
 struct moe_data {
     uint32_t top_k, experts, width, ffn;
-    const float *x, *weights, *w13, *w2;
+    enum dtype dtype;
+    const float *x, *weights;
+    const void *w13, *w2;
     const int32_t *ids;
 };
 
@@ -212,7 +219,7 @@ enum { MOE_EXPERTS_MAX = 16 };
 static void moe_run_listed(struct harness *h, const struct moe_data *d, const struct op *whole,
                            uint32_t launch_count)
 {
-    const uint64_t matrix = (uint64_t)d->width * d->ffn;
+    const uint64_t bytes = dtype_row_bytes(d->dtype, (uint64_t)d->width * d->ffn);
 
     assert_true(d->experts <= MOE_EXPERTS_MAX);
     for (uint32_t launch = 0; launch < launch_count; launch++) {
@@ -221,9 +228,9 @@ static void moe_run_listed(struct harness *h, const struct moe_data *d, const st
 
         for (uint32_t e = launch; e < d->experts; e += launch_count) {
             struct op_moe_expert *expert = &list[op.moe.expert_list_count++];
-            expert->down = harness_put(h, d->w2 + e * matrix, matrix * 4);
-            expert->up = harness_put(h, d->w13 + (2 * e + 1) * matrix, matrix * 4);
-            expert->gate = harness_put(h, d->w13 + 2 * e * matrix, matrix * 4);
+            expert->down = harness_put(h, (const char *)d->w2 + e * bytes, bytes);
+            expert->up = harness_put(h, (const char *)d->w13 + (2 * e + 1) * bytes, bytes);
+            expert->gate = harness_put(h, (const char *)d->w13 + 2 * e * bytes, bytes);
             expert->id = (int32_t)e;
         }
         op.moe.experts = harness_put(h, list, op.moe.expert_list_count * sizeof(*list));
@@ -251,14 +258,14 @@ static void moe_run(struct harness *h, const void *data, uint32_t first, uint32_
         .ids = harness_put(h, d->ids + (size_t)first * d->top_k, (uint64_t)count * d->top_k * 4),
         .weights =
             harness_put(h, d->weights + (size_t)first * d->top_k, (uint64_t)count * d->top_k * 4),
-        .weight_dtype = DTYPE_F32,
+        .weight_dtype = d->dtype,
         .scratch = harness_put(h, scratch, scratch_bytes),
         .row_count = count, .top_k = d->top_k, .expert_count = d->experts, .width = d->width,
         .ffn_width = d->ffn, .out_row_stride = d->width, .x_row_stride = d->width,
     };
     if (launch_count == 0) {
-        op.moe.w13 = harness_put(h, d->w13, 2 * matrix * 4);
-        op.moe.w2 = harness_put(h, d->w2, matrix * 4);
+        op.moe.w13 = harness_put(h, d->w13, dtype_row_bytes(d->dtype, 2 * matrix));
+        op.moe.w2 = harness_put(h, d->w2, dtype_row_bytes(d->dtype, matrix));
         harness_run(h, &op);
     } else {
         moe_run_listed(h, d, &op, launch_count);
@@ -267,19 +274,20 @@ static void moe_run(struct harness *h, const void *data, uint32_t first, uint32_
     free(scratch);
 }
 
-static void moe_is_exact(void **state)
+static void moe_case(uint32_t width, uint32_t ffn, enum dtype dtype)
 {
-    enum { ROWS = 37, TOP_K = 3, EXPERTS = 7, WIDTH = 43, FFN = 26 };
+    enum { ROWS = 37, TOP_K = 3, EXPERTS = 7 };
+    const size_t matrix = (size_t)EXPERTS * width * ffn;
     struct harness random = { .random = 5 };
-    float *x = random_floats(&random, ROWS * WIDTH);
+    float *x = random_floats(&random, (size_t)ROWS * width);
     float *weights = random_floats(&random, ROWS * TOP_K);
-    float *w13 = random_floats(&random, EXPERTS * 2 * FFN * WIDTH);
-    float *w2 = random_floats(&random, EXPERTS * WIDTH * FFN);
+    float *w13 = random_floats(&random, 2 * matrix), *w2 = random_floats(&random, matrix);
+    void *w13_bytes = rounded_to(w13, dtype, 2 * matrix), *w2_bytes = rounded_to(w2, dtype, matrix);
     int32_t ids[ROWS * TOP_K];
-    const struct moe_data data = { TOP_K, EXPERTS, WIDTH, FFN, x, weights, w13, w2, ids };
-    const struct problem problem = { ROWS, WIDTH, moe_run, &data };
+    const struct moe_data data = { TOP_K, EXPERTS, width, ffn, dtype, x, weights, w13_bytes,
+                                   w2_bytes, ids };
+    const struct problem problem = { ROWS, width, moe_run, &data };
 
-    (void)state;
     for (int32_t t = 0; t < ROWS; t++) {
         const int32_t expert = (int32_t)(random_bits(&random) % EXPERTS);
         for (int32_t j = 0; j < TOP_K; j++) /* most rows share expert 0, in different places */
@@ -295,6 +303,16 @@ static void moe_is_exact(void **state)
     free(weights);
     free(w13);
     free(w2);
+    free(w13_bytes);
+    free(w2_bytes);
+}
+
+static void moe_is_exact(void **state)
+{
+    (void)state;
+    moe_case(43, 26, DTYPE_F32);
+    moe_case(64, 32, DTYPE_Q8_0);
+    moe_case(32, 96, DTYPE_Q4_0);
 }
 
 struct row_data {

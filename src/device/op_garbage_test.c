@@ -271,21 +271,23 @@ static void attention_on_garbage(struct harness *h)
     free(out);
 }
 
-static void layer_on_garbage(struct harness *h)
+static void layer_on_garbage(struct harness *h, uint32_t width, uint32_t ffn, enum dtype dtype)
 {
-    enum { T = 30, EXPERTS = 5, TOP_K = 2, WIDTH = 21, FFN = 14 };
-    const uint64_t scratch_bytes = op_moe_scratch_bytes(T, TOP_K, EXPERTS, WIDTH, FFN);
-    float *x = garbage_floats(h, T * WIDTH), *w = garbage_floats(h, EXPERTS * 2 * FFN * WIDTH);
+    enum { T = 30, EXPERTS = 5, TOP_K = 2 };
+    const uint64_t scratch_bytes = op_moe_scratch_bytes(T, TOP_K, EXPERTS, width, ffn);
+    const uint64_t gate_bytes = dtype_row_bytes(dtype, EXPERTS * width);
+    const uint64_t matrix_bytes = dtype_row_bytes(dtype, EXPERTS * ffn * width);
+    float *x = garbage_floats(h, T * width), *w = garbage_floats(h, EXPERTS * 2 * ffn * width);
     void *scratch = calloc(1, scratch_bytes);
     struct op gate = { .kind = OP_MATMUL }, route_op = { .kind = OP_ROUTE };
     struct op moe = { .kind = OP_MOE }, silu = { .kind = OP_SILU_MUL };
     struct op norm = { .kind = OP_RMS_NORM };
 
     gate.matmul = (struct op_matmul){
-        .out = harness_put(h, x, T * EXPERTS * 4), .x = harness_put(h, x, T * WIDTH * 4),
-        .weight = harness_put(h, w, EXPERTS * WIDTH * 2), .weight_dtype = DTYPE_F16,
-        .row_count = T, .n_count = EXPERTS, .k_count = WIDTH, .batch_count = 1,
-        .out_row_stride = EXPERTS, .x_row_stride = WIDTH,
+        .out = harness_put(h, x, T * EXPERTS * 4), .x = harness_put(h, x, T * width * 4),
+        .weight = harness_put(h, w, gate_bytes), .weight_dtype = dtype,
+        .row_count = T, .n_count = EXPERTS, .k_count = width, .batch_count = 1,
+        .out_row_stride = EXPERTS, .x_row_stride = width,
     };
     route_op.route = (struct op_route){
         .ids = harness_put(h, x, T * TOP_K * 4), .weights = harness_put(h, x, T * TOP_K * 4),
@@ -293,21 +295,21 @@ static void layer_on_garbage(struct harness *h)
         .group_count = 1, .scoring = ROUTE_SOFTMAX, .normalise = true, .scale = 1,
     };
     moe.moe = (struct op_moe){
-        .out = harness_put(h, x, T * WIDTH * 4), .x = gate.matmul.x, .ids = route_op.route.ids,
+        .out = harness_put(h, x, T * width * 4), .x = gate.matmul.x, .ids = route_op.route.ids,
         .weights = route_op.route.weights,
-        .w13 = harness_put(h, w, EXPERTS * 2 * FFN * WIDTH * 2),
-        .w2 = harness_put(h, w, EXPERTS * FFN * WIDTH * 2), .weight_dtype = DTYPE_BF16,
+        .w13 = harness_put(h, w, 2 * matrix_bytes), .w2 = harness_put(h, w, matrix_bytes),
+        .weight_dtype = dtype,
         .scratch = harness_put(h, scratch, scratch_bytes),
-        .row_count = T, .top_k = TOP_K, .expert_count = EXPERTS, .width = WIDTH, .ffn_width = FFN,
-        .out_row_stride = WIDTH, .x_row_stride = WIDTH,
+        .row_count = T, .top_k = TOP_K, .expert_count = EXPERTS, .width = width, .ffn_width = ffn,
+        .out_row_stride = width, .x_row_stride = width,
     };
     silu.silu_mul = (struct op_silu_mul){
         .out = moe.moe.out, .x = gate.matmul.x, .row_count = T, .width = 10,
-        .out_row_stride = 10, .x_row_stride = WIDTH,
+        .out_row_stride = 10, .x_row_stride = width,
     };
     norm.rms_norm = (struct op_rms_norm){
         .out = moe.moe.out, .x = gate.matmul.x, .weight = gate.matmul.x, .row_count = T,
-        .group_count = 1, .width = WIDTH, .out_row_stride = WIDTH, .x_row_stride = WIDTH,
+        .group_count = 1, .width = width, .out_row_stride = width, .x_row_stride = width,
     };
     harness_run(h, &gate);
     harness_run(h, &route_op);
@@ -328,7 +330,8 @@ static void garbage_stays_inside_its_operands(void **state)
         harness_open(&h, &harness_configs[i]);
         for (int round = 0; round < 10; round++) {
             attention_on_garbage(&h);
-            layer_on_garbage(&h);
+            layer_on_garbage(&h, 21, 14, round % 2 == 0 ? DTYPE_F16 : DTYPE_BF16);
+            layer_on_garbage(&h, 64, 32, round % 2 == 0 ? DTYPE_Q8_0 : DTYPE_Q4_0);
         }
         harness_close(&h);
     }

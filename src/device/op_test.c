@@ -10,7 +10,9 @@
 #define U (0x1p-24)
 #define GUARD (-12345.0f) /* between rows: must survive */
 
-static const enum dtype weight_dtypes[] = { DTYPE_F32, DTYPE_F16, DTYPE_BF16 };
+static const enum dtype weight_dtypes[] = { DTYPE_F32, DTYPE_F16, DTYPE_BF16, DTYPE_Q8_0,
+                                            DTYPE_Q4_0 };
+#define WEIGHT_DTYPE_COUNT (sizeof(weight_dtypes) / sizeof(weight_dtypes[0]))
 
 static float *guarded(size_t count)
 {
@@ -43,6 +45,28 @@ static void with_every_device(void (*test)(struct harness *h))
     }
 }
 
+/* How far a product x . w may be off because the device quantises x beside weights of this dtype,
+ * and because x itself, wanted as x[i], is off by error[i] (NULL: by nothing). In each block of 32
+ * an element is off by at most half a step, largest / 127 (op.h); 1e-5 of that for the roundings of
+ * the step and of the quotient. */
+static double quantised_error(enum dtype dtype, const double *x, const double *error,
+                              const float *w, size_t count)
+{
+    double sum = 0;
+
+    for (size_t i = 0; i < count; i++)
+        sum += error == NULL ? 0 : error[i] * fabs((double)w[i]);
+    for (size_t b = 0; dtype_info(dtype)->block_elements > 1 && b < count; b += 32) {
+        double largest = 0, weights = 0;
+        for (size_t i = b; i < b + 32; i++) {
+            largest = fmax(largest, fabs(x[i]) + (error == NULL ? 0 : error[i]));
+            weights += fabs((double)w[i]);
+        }
+        sum += largest / 254 * (1 + 1e-5) * weights;
+    }
+    return sum;
+}
+
 struct matmul_case {
     uint32_t rows, n, k, batches;
     bool bias, accumulate;
@@ -59,21 +83,22 @@ static void matmul_case_run(struct harness *h, const struct matmul_case *c, enum
     float *out = guarded(c->rows * out_stride);
     double *wanted = calloc(c->rows * out_width, sizeof(*wanted));
     double *tolerance = calloc(c->rows * out_width, sizeof(*tolerance));
+    double *row = calloc(c->k, sizeof(*row));
     void *weight = rounded_to(w, dtype, (size_t)c->batches * c->n * c->k);
-    const uint64_t weight_bytes =
-        (uint64_t)c->batches * c->n * c->k * dtype_info(dtype)->block_bytes;
+    const uint64_t weight_bytes = dtype_row_bytes(dtype, (uint64_t)c->batches * c->n * c->k);
     struct op op = { .kind = OP_MATMUL };
 
     for (size_t t = 0; t < c->rows; t++) {
         for (size_t i = 0; i < out_width; i++) {
             const size_t b = i / c->n, n = i % c->n;
-            double sum = 0, magnitude = 1;
+            const float *w_row = w + (b * c->n + n) * c->k;
+            double sum = 0, magnitude = 1, error;
             for (size_t k = 0; k < c->k; k++) {
-                const double product = (double)x[t * x_stride + b * c->k + k] *
-                                       (double)w[(b * c->n + n) * c->k + k];
-                sum += product;
-                magnitude += fabs(product);
+                row[k] = x[t * x_stride + b * c->k + k];
+                sum += row[k] * w_row[k];
+                magnitude += fabs(row[k] * w_row[k]);
             }
+            error = quantised_error(dtype, row, NULL, w_row, c->k);
             if (c->accumulate)
                 out[t * out_stride + i] = (float)(t + i);
             wanted[t * out_width + i] = sum + (c->bias ? bias[n] : 0) +
@@ -81,7 +106,8 @@ static void matmul_case_run(struct harness *h, const struct matmul_case *c, enum
             /* Eight lanes of k / 8 products, three additions to join them, bias and out: each
              * term is rounded at most k / 8 + 7 times (Higham 2002, section 4.2). */
             tolerance[t * out_width + i] =
-                (c->k / 8.0 + 7) * U * (magnitude + (c->accumulate ? (double)(t + i) : 0));
+                (c->k / 8.0 + 7) * U * (magnitude + error + (c->accumulate ? (double)(t + i) : 0)) +
+                error;
         }
     }
     op.matmul = (struct op_matmul){
@@ -105,11 +131,13 @@ static void matmul_case_run(struct harness *h, const struct matmul_case *c, enum
     free(out);
     free(wanted);
     free(tolerance);
+    free(row);
     free(weight);
 }
 
 static void matmul_on(struct harness *h)
 {
+    static const struct matmul_case long_rows = { 26, 1, 131072, 1, false, false };
     static const struct matmul_case cases[] = {
         { 1, 1, 1, 1, false, false },    { 1, 37, 40, 1, true, false },
         { 2, 5, 7, 1, false, true },     { 3, 64, 129, 1, true, true },
@@ -121,9 +149,13 @@ static void matmul_on(struct harness *h)
     };
 
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-        for (size_t d = 0; d < 3; d++)
-            matmul_case_run(h, &cases[i], weight_dtypes[d]);
+        for (size_t d = 0; d < WEIGHT_DTYPE_COUNT; d++) {
+            struct matmul_case c = cases[i];
+            c.k = whole_blocks(c.k, weight_dtypes[d]);
+            matmul_case_run(h, &c, weight_dtypes[d]);
+        }
     }
+    matmul_case_run(h, &long_rows, DTYPE_Q8_0); /* more than the processor quantises at a time */
 }
 
 static void matmul_is_right(void **state)
@@ -134,10 +166,10 @@ static void matmul_is_right(void **state)
 
 static void embed_and_gather_on(struct harness *h)
 {
-    enum { ROWS = 5, WIDTH = 19, TABLE = 7, STRIDE = 23 };
+    enum { ROWS = 5, WIDTH = 64, TABLE = 7, STRIDE = 67 };
     const int32_t ids[ROWS] = { 6, 0, 3, 3, 1 };
 
-    for (size_t d = 0; d < 3; d++) {
+    for (size_t d = 0; d < WEIGHT_DTYPE_COUNT; d++) {
         float *table = random_floats(h, TABLE * WIDTH);
         void *bytes = rounded_to(table, weight_dtypes[d], TABLE * WIDTH);
         float *out = guarded(ROWS * STRIDE);
@@ -147,8 +179,7 @@ static void embed_and_gather_on(struct harness *h)
             wanted[i] = table[ids[i / WIDTH] * WIDTH + i % WIDTH];
         op.embed = (struct op_embed){
             .out = harness_put(h, out, ROWS * STRIDE * 4),
-            .table = harness_put(h, bytes,
-                                 TABLE * WIDTH * dtype_info(weight_dtypes[d])->block_bytes),
+            .table = harness_put(h, bytes, dtype_row_bytes(weight_dtypes[d], TABLE * WIDTH)),
             .table_dtype = weight_dtypes[d],
             .ids = harness_put(h, ids, sizeof(ids)),
             .row_count = ROWS, .width = WIDTH, .out_row_stride = STRIDE,
@@ -499,6 +530,27 @@ static void kv_write_writes_its_slots_only(void **state)
     with_every_device(kv_write_on);
 }
 
+/* product[ffn] = silu(gate . x) * (up . x) for the rows of one expert's w13, and how far they may
+ * be off because x is quantised. */
+static void wanted_products(const double *x, const float *w13, uint32_t width, uint32_t ffn,
+                            enum dtype dtype, double *product, double *error)
+{
+    for (uint32_t f = 0; f < ffn; f++) {
+        const float *gate = w13 + (size_t)f * width;
+        const float *up = gate + (size_t)ffn * width;
+        double g = 0, u = 0, g_error, u_error;
+        for (uint32_t i = 0; i < width; i++) {
+            g += x[i] * gate[i];
+            u += x[i] * up[i];
+        }
+        product[f] = g / (1 + exp(-g)) * u;
+        g_error = quantised_error(dtype, x, NULL, gate, width);
+        u_error = quantised_error(dtype, x, NULL, up, width);
+        /* silu is no steeper than 1.1 and not above |g| */
+        error[f] = 1.1 * g_error * (fabs(u) + u_error) + fabs(g) * u_error;
+    }
+}
+
 static void moe_case(struct harness *h, uint32_t rows, uint32_t experts, uint32_t top_k,
                      uint32_t width, uint32_t ffn, enum dtype dtype)
 {
@@ -512,29 +564,29 @@ static void moe_case(struct harness *h, uint32_t rows, uint32_t experts, uint32_
     char *scratch = calloc(1, scratch_bytes);
     double *wanted = calloc(rows * (size_t)width, sizeof(*wanted));
     double *tolerance = calloc(rows * (size_t)width, sizeof(*tolerance));
-    double *product = calloc(ffn, sizeof(*product));
+    double *product = calloc(ffn, sizeof(*product)), *error = calloc(ffn, sizeof(*error));
+    double *row = calloc(width, sizeof(*row));
     struct op op = { .kind = OP_MOE };
 
     for (uint32_t t = 0; t < rows; t++) {
-        for (uint32_t i = 0; i < width; i++)
+        for (uint32_t i = 0; i < width; i++) {
+            row[i] = x[t * stride + i];
             wanted[t * width + i] = out[t * stride + i] = (float)i;
+        }
         for (uint32_t j = 0; j < top_k; j++) {
             const uint32_t e = (t * 5 + j * 3) % experts; /* distinct: 3 is no divisor */
             ids[t * top_k + j] = (int32_t)e;
-            for (uint32_t f = 0; f < ffn; f++) {
-                double g = 0, u = 0;
-                for (uint32_t i = 0; i < width; i++) {
-                    g += (double)x[t * stride + i] * w13[((size_t)e * 2 * ffn + f) * width + i];
-                    u += (double)x[t * stride + i] *
-                         w13[((size_t)e * 2 * ffn + ffn + f) * width + i];
-                }
-                product[f] = g / (1 + exp(-g)) * u;
-            }
+            wanted_products(row, w13 + (size_t)e * 2 * ffn * width, width, ffn, dtype, product,
+                            error);
             for (uint32_t i = 0; i < width; i++) {
+                const float *down = w2 + ((size_t)e * width + i) * ffn;
                 double sum = 0;
                 for (uint32_t f = 0; f < ffn; f++)
-                    sum += product[f] * w2[((size_t)e * width + i) * ffn + f];
+                    sum += product[f] * down[f];
                 wanted[t * width + i] += weights[t * top_k + j] * sum;
+                tolerance[t * width + i] +=
+                    fabs((double)weights[t * top_k + j]) *
+                    quantised_error(dtype, product, error, down, ffn);
                 /* Two matrix products behind each other: gate and up are below `width`, off by
                  * at most (width / 8 + 8) u width, and multiplied with each other. */
                 tolerance[t * width + i] +=
@@ -547,8 +599,8 @@ static void moe_case(struct harness *h, uint32_t rows, uint32_t experts, uint32_
         .x = harness_put(h, x, rows * stride * 4),
         .ids = harness_put(h, ids, (uint64_t)rows * top_k * 4),
         .weights = harness_put(h, weights, (uint64_t)rows * top_k * 4),
-        .w13 = harness_put(h, w13_bytes, 2 * matrix * dtype_info(dtype)->block_bytes),
-        .w2 = harness_put(h, w2_bytes, matrix * dtype_info(dtype)->block_bytes),
+        .w13 = harness_put(h, w13_bytes, dtype_row_bytes(dtype, 2 * matrix)),
+        .w2 = harness_put(h, w2_bytes, dtype_row_bytes(dtype, matrix)),
         .weight_dtype = dtype,
         .scratch = harness_put(h, scratch, scratch_bytes),
         .row_count = rows, .top_k = top_k, .expert_count = experts, .width = width,
@@ -570,15 +622,18 @@ static void moe_case(struct harness *h, uint32_t rows, uint32_t experts, uint32_
     free(wanted);
     free(tolerance);
     free(product);
+    free(error);
+    free(row);
 }
 
 static void moe_on(struct harness *h)
 {
-    for (size_t d = 0; d < 3; d++) {
-        moe_case(h, 1, 4, 1, 9, 5, weight_dtypes[d]);
-        moe_case(h, 1, 8, 5, 40, 24, weight_dtypes[d]);
-        moe_case(h, 37, 11, 3, 33, 17, weight_dtypes[d]);
-        moe_case(h, 300, 2, 1, 16, 20, weight_dtypes[d]);
+    for (size_t d = 0; d < WEIGHT_DTYPE_COUNT; d++) {
+        const enum dtype dtype = weight_dtypes[d];
+        moe_case(h, 1, 4, 1, whole_blocks(9, dtype), whole_blocks(5, dtype), dtype);
+        moe_case(h, 1, 8, 5, whole_blocks(40, dtype), whole_blocks(24, dtype), dtype);
+        moe_case(h, 37, 11, 3, whole_blocks(33, dtype), whole_blocks(17, dtype), dtype);
+        moe_case(h, 300, 2, 1, whole_blocks(16, dtype), whole_blocks(20, dtype), dtype);
     }
 }
 

@@ -183,22 +183,31 @@ static void assert_route(const struct op_route *op)
            op->top_k);
 }
 
+static bool is_whole_blocks(enum dtype dtype, uint32_t count)
+{
+    return count % dtype_info(dtype)->block_elements == 0;
+}
+
 void device__op_assert(const struct op *op)
 {
     assert((unsigned)op->kind < OP_KIND_COUNT);
     switch (op->kind) {
+    case OP_EMBED: assert(is_whole_blocks(op->embed.table_dtype, op->embed.width)); break;
     case OP_RMS_NORM:
         assert(op->rms_norm.width > 0 && op->rms_norm.group_count > 0);
         break;
     case OP_MATMUL:
         assert(op->matmul.n_count > 0 && op->matmul.k_count > 0 && op->matmul.batch_count > 0);
         assert(op->matmul.bias == NULL || op->matmul.batch_count == 1);
+        assert(is_whole_blocks(op->matmul.weight_dtype, op->matmul.k_count));
         break;
     case OP_ATTENTION: assert_attention(&op->attention); break;
     case OP_ROUTE: assert_route(&op->route); break;
     case OP_MOE:
         assert(op->moe.top_k > 0 && op->moe.top_k <= op->moe.expert_count);
         assert(op->moe.width > 0 && op->moe.ffn_width > 0);
+        assert(is_whole_blocks(op->moe.weight_dtype, op->moe.width));
+        assert(is_whole_blocks(op->moe.weight_dtype, op->moe.ffn_width));
         assert((uintptr_t)op->moe.scratch % 64 == 0);
         /* stacked are all there are: nothing is left for another launch */
         assert(op->moe.experts != NULL || !(op->moe.continued || op->moe.unfinished));
@@ -207,15 +216,14 @@ void device__op_assert(const struct op *op)
     }
 }
 
-bool device__op_dtype_is_plain(const struct op *op, enum dtype *dtype_out)
+bool device__op_weight_dtype(const struct op *op, enum dtype *dtype_out)
 {
     switch (op->kind) {
-    case OP_EMBED: *dtype_out = op->embed.table_dtype; break;
-    case OP_MATMUL: *dtype_out = op->matmul.weight_dtype; break;
-    case OP_MOE: *dtype_out = op->moe.weight_dtype; break;
-    default: return true;
+    case OP_EMBED: *dtype_out = op->embed.table_dtype; return true;
+    case OP_MATMUL: *dtype_out = op->matmul.weight_dtype; return true;
+    case OP_MOE: *dtype_out = op->moe.weight_dtype; return true;
+    default: return false;
     }
-    return *dtype_out == DTYPE_F32 || *dtype_out == DTYPE_F16 || *dtype_out == DTYPE_BF16;
 }
 
 const char *op_kind_name(enum op_kind kind)

@@ -26,7 +26,7 @@ uint32_t device__operands(const struct op *op, struct op_operand operands[OP_OPE
 /* Asserts what op.h demands of each field: our own mistakes, found before anything is queued. */
 void device__op_assert(const struct op *op);
 
-/* True unless the op reads weights of another dtype than F32, F16 and BF16; *dtype_out names it. */
-bool device__op_dtype_is_plain(const struct op *op, enum dtype *dtype_out);
+/* Whether the op reads weights, and of which dtype. */
+bool device__op_weight_dtype(const struct op *op, enum dtype *dtype_out);
 
 #endif

@@ -137,10 +137,18 @@ static inline float *random_floats(struct harness *h, size_t count)
     return values;
 }
 
+/* The multiple of a block that is not below count. */
+static inline uint32_t whole_blocks(uint32_t count, enum dtype dtype)
+{
+    const uint32_t elements = dtype_info(dtype)->block_elements;
+
+    return (count + elements - 1) / elements * elements;
+}
+
 /* values in another dtype, and what that rounds them to, in place. The caller frees the result. */
 static inline void *rounded_to(float *values, enum dtype dtype, size_t count)
 {
-    void *out = malloc(count * dtype_info(dtype)->block_bytes);
+    void *out = malloc(dtype_row_bytes(dtype, count));
 
     assert_non_null(out);
     dtype_convert(out, dtype, values, DTYPE_F32, count);

@@ -2,6 +2,7 @@
 #include "device/cpu/execute.h"
 
 #include <assert.h>
+#include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -37,6 +38,11 @@ enum status cpu_executor_create(const struct device_options *options,
                      executor->thread_count);
         goto fail;
     }
+    executor->blocks = aligned_alloc(64, CPU_BLOCKS_BYTES);
+    if (executor->blocks == NULL) {
+        st = err_set(err, STATUS_NO_MEMORY, "no memory for quantised rows");
+        goto fail;
+    }
     st = thread_pool_create(executor->thread_count, &executor->pool, err);
     if (st != STATUS_OK)
         goto fail;
@@ -52,6 +58,7 @@ void cpu_executor_destroy(struct cpu_executor *executor)
     if (executor == NULL)
         return;
     thread_pool_destroy(executor->pool);
+    free(executor->blocks);
     free(executor->scratch);
     free(executor);
 }
@@ -111,8 +118,7 @@ static void run_rows(struct cpu_executor *executor, const struct op *op, uint64_
 static void embed_row(const struct cpu_executor *executor, const struct op *op, uint32_t row)
 {
     const struct op_embed *embed = &op->embed;
-    const uint64_t row_bytes =
-        (uint64_t)embed->width * dtype_info(embed->table_dtype)->block_bytes;
+    const uint64_t row_bytes = dtype_row_bytes(embed->table_dtype, embed->width);
 
     (void)executor;
     dtype_convert(embed->out + row * embed->out_row_stride, DTYPE_F32,
@@ -201,9 +207,21 @@ enum status cpu_execute_check(const struct op *op, struct err *err)
 {
     enum dtype dtype;
 
-    if (!device__op_dtype_is_plain(op, &dtype))
+    if (!device__op_weight_dtype(op, &dtype))
+        return STATUS_OK;
+    if (dtype == DTYPE_I32)
         return err_set(err, STATUS_UNAVAILABLE, "the processor has no %s kernel for %s weights",
                        op_kind_name(op->kind), dtype_info(dtype)->name);
+    if (op->kind == OP_MATMUL && cpu_is_quantised(dtype)) {
+        const uint64_t width = (uint64_t)op->matmul.k_count * op->matmul.batch_count;
+        if (cpu_quant_row_bytes(width) > CPU_BLOCKS_BYTES)
+            return err_set(err, STATUS_UNAVAILABLE,
+                           "the processor multiplies rows of %" PRIu64
+                           " elements with %s weights, not of %" PRIu64,
+                           CPU_BLOCKS_BYTES / sizeof(struct cpu_quant_block) *
+                               CPU_QUANT_BLOCK_ELEMENTS,
+                           dtype_info(dtype)->name, width);
+    }
     return STATUS_OK;
 }
 

@@ -11,12 +11,26 @@ struct cpu_executor {
     const struct cpu_kernels *kernels;
     uint32_t thread_count;
     void *scratch; /* [thread_count][CPU_STRIP_SCRATCH_BYTES], 64-byte aligned */
+    void *blocks;  /* CPU_BLOCKS_BYTES: rows of x, quantised */
 };
+
+#define CPU_BLOCKS_BYTES UINT64_C(4194304)
 
 /* The calling task's own scratch for kernels->matmul. */
 static inline void *cpu__scratch(const struct cpu_executor *executor, uint32_t thread_index)
 {
     return (char *)executor->scratch + (size_t)thread_index * CPU_STRIP_SCRATCH_BYTES;
+}
+
+static inline void cpu__multiply(const struct cpu_executor *executor,
+                                 const struct cpu_strip *strip, uint32_t thread_index)
+{
+    void *scratch = cpu__scratch(executor, thread_index);
+
+    if (cpu_is_quantised(strip->weight_dtype))
+        executor->kernels->matmul_quant(strip, scratch);
+    else
+        executor->kernels->matmul(strip, scratch);
 }
 
 /* How many of count equal pieces of work one task takes: some tasks per thread, so that a slow

@@ -14,14 +14,35 @@ static bool has_avx2_fma_f16c(void)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
            __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C) != 0;
 }
+
+/* Leaf 7, sub-leaf 1, EAX bit 4. */
+static bool has_avx_vnni(void)
+{
+    unsigned eax, ebx, ecx, edx;
+
+    return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1) != 0;
+}
 #endif
+
+uint32_t cpu_kernels_list(const struct cpu_kernels *tables[CPU_KERNELS_MAX])
+{
+    uint32_t count = 0;
+
+    tables[count++] = &cpu_kernels_scalar;
+#if defined(__x86_64__)
+    if (has_avx2_fma_f16c()) {
+        tables[count++] = &cpu_kernels_avx2;
+        if (has_avx_vnni())
+            tables[count++] = &cpu_kernels_vnni;
+    }
+#endif
+    return count;
+}
 
 const struct cpu_kernels *cpu_kernels_select(bool force_scalar)
 {
-#if defined(__x86_64__)
-    if (!force_scalar && has_avx2_fma_f16c())
-        return &cpu_kernels_avx2;
-#endif
-    (void)force_scalar;
-    return &cpu_kernels_scalar;
+    const struct cpu_kernels *tables[CPU_KERNELS_MAX];
+    const uint32_t count = cpu_kernels_list(tables);
+
+    return force_scalar ? tables[0] : tables[count - 1];
 }

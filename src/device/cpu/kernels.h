@@ -3,13 +3,19 @@
  * execute.c cuts ops into pieces for threads; these compute a piece on one thread. A table must be
  * consistent in itself: the value of an output depends on its own inputs alone, bit for bit, not on
  * how many rows or columns are asked for together. Tables need not agree with each other bit for
- * bit.
+ * bit, except where their weights are quantised.
  *
  * How matmul keeps that promise: each output is summed over k in one order, whatever the shape of
  * the tile that computes it:
  *
  *     lane[l] = sum over i of x[8 i + l] * weight[8 i + l], i ascending, missing elements are 0
  *     output  = ((lane0 + lane1) + (lane2 + lane3)) + ((lane4 + lane5) + (lane6 + lane7))
+ *     output  = output (+ bias) (+ what was there)
+ *
+ * With quantised weights x is quantised too, to 8 bits in blocks of 32, once for all its products.
+ * The dot products of blocks are sums of integers, exact in any order, and in every table
+ *
+ *     output  = fma(dot[b], x_scale[b] * weight_scale[b], output), b ascending, from 0
  *     output  = output (+ bias) (+ what was there)
  *
  * Threads: a table is constant; calls on different outputs may run beside each other. */
@@ -26,14 +32,23 @@
 #define CPU_STRIP_ROWS_MAX 128 /* of x in one strip */
 #define CPU_STRIP_SCRATCH_BYTES (512 << 10)
 
+/* 32 elements of x, quantised: element i is near scale * q[i]. */
+struct cpu_quant_block {
+    float scale;        /* largest magnitude / 127; NaN, with q all 0, when one is not finite */
+    int32_t correction; /* - offset * (sum of q), where offset is what makes an unsigned number of
+                           a weight's q: 8 for Q4_0, 128 for Q8_0 */
+    int8_t q[32];       /* nearest to element / scale, ties to even; -127 to 127 */
+};
+
 /* A part of a matrix product: out[r][n] = sum over k of x[r][k] * weight[n][k]. */
 struct cpu_strip {
     float *out;
-    const float *const *x_rows; /* [row_count], each with k_count elements */
+    const float *const *x_rows; /* [row_count], each with k_count elements; and for quantised */
+    const struct cpu_quant_block *const *x_blocks; /* weights these, each of k_count / 32 blocks */
     const void *weight;         /* rows weight_row_stride elements apart, unless ... */
     const float *const *weight_rows; /* ... not NULL: [n_count], F32, each anywhere */
     const float *bias;          /* [n_count] or NULL */
-    enum dtype weight_dtype;    /* F32, F16, BF16 */
+    enum dtype weight_dtype;
     uint32_t row_count;         /* at most CPU_STRIP_ROWS_MAX */
     uint32_t n_count, k_count;
     uint64_t out_row_stride, weight_row_stride; /* in elements */
@@ -42,8 +57,14 @@ struct cpu_strip {
 
 struct cpu_kernels {
     const char *name; /* "scalar", "AVX2": for people */
-    /* scratch: CPU_STRIP_SCRATCH_BYTES, 64-byte aligned, the thread's own. */
+    /* For F32, F16 and BF16 weights. scratch: CPU_STRIP_SCRATCH_BYTES, 64-byte aligned, the
+     * thread's own. */
     void (*matmul)(const struct cpu_strip *strip, void *scratch);
+    /* For Q8_0 and Q4_0 weights. */
+    void (*matmul_quant)(const struct cpu_strip *strip, void *scratch);
+    /* x as blocks that suit weights of a dtype. Blocks below 2^-100 everywhere become 0. */
+    void (*quantise)(struct cpu_quant_block *blocks, const float *x, uint32_t count,
+                     enum dtype weight_dtype);
     /* out may be x. */
     void (*rms_norm)(float *out, const float *x, const float *weight, uint32_t width,
                      float epsilon);
@@ -60,10 +81,28 @@ struct cpu_kernels {
                               uint32_t row_count, uint32_t width);
 };
 
+#define CPU_QUANT_BLOCK_ELEMENTS 32
+
+static inline uint64_t cpu_quant_row_bytes(uint64_t count)
+{
+    return count / CPU_QUANT_BLOCK_ELEMENTS * sizeof(struct cpu_quant_block);
+}
+
+static inline bool cpu_is_quantised(enum dtype dtype)
+{
+    return dtype == DTYPE_Q8_0 || dtype == DTYPE_Q4_0;
+}
+
 extern const struct cpu_kernels cpu_kernels_scalar;
 #if defined(__x86_64__)
 extern const struct cpu_kernels cpu_kernels_avx2;
+extern const struct cpu_kernels cpu_kernels_vnni; /* AVX2's with AVX-VNNI for quantised weights */
 #endif
+
+#define CPU_KERNELS_MAX 3
+
+/* The tables that this processor can run, the scalar one first and the fastest last. */
+uint32_t cpu_kernels_list(const struct cpu_kernels *tables[CPU_KERNELS_MAX]);
 
 /* The fastest table that this processor can run. */
 const struct cpu_kernels *cpu_kernels_select(bool force_scalar);

@@ -1,5 +1,5 @@
 /* device/cpu/kernels_avx2.c - kernels.h for x86-64 with AVX2, FMA and F16C, but for the matrix
- * product, which is in matmul_avx2.c.
+ * products, which are in matmul_avx2.c and quant_*.c.
  *
  * A tail of fewer than eight elements goes through the same instructions as a full vector, with the
  * missing lanes zero, so that an element's result does not depend on how far from the end it
@@ -216,12 +216,18 @@ static void avx2_add_weighted_rows(float *const *out, uint32_t out_count, const 
                          width);
 }
 
-const struct cpu_kernels cpu_kernels_avx2 = {
-    .name = "AVX2",
-    .matmul = cpu__matmul_avx2,
-    .rms_norm = avx2_rms_norm,
-    .silu_mul = avx2_silu_mul,
-    .scale_max = avx2_scale_max,
-    .exp_minus = avx2_exp_minus,
-    .add_weighted_rows = avx2_add_weighted_rows,
-};
+#define TABLE(kernels_name, quant_kernel)                                                          \
+    {                                                                                              \
+        .name = kernels_name,                                                                      \
+        .matmul = cpu__matmul_avx2,                                                                \
+        .matmul_quant = quant_kernel,                                                              \
+        .quantise = cpu__quantise_avx2,                                                            \
+        .rms_norm = avx2_rms_norm,                                                                 \
+        .silu_mul = avx2_silu_mul,                                                                 \
+        .scale_max = avx2_scale_max,                                                               \
+        .exp_minus = avx2_exp_minus,                                                               \
+        .add_weighted_rows = avx2_add_weighted_rows,                                               \
+    }
+
+const struct cpu_kernels cpu_kernels_avx2 = TABLE("AVX2", cpu__matmul_quant_avx2);
+const struct cpu_kernels cpu_kernels_vnni = TABLE("AVX2 with VNNI", cpu__matmul_quant_vnni);

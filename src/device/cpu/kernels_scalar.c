@@ -2,6 +2,7 @@
 #include <math.h>
 
 #include "device/cpu/kernels.h"
+#include "device/cpu/quant.h"
 
 static float weight_at(const struct cpu_strip *strip, uint64_t index)
 {
@@ -118,6 +119,8 @@ static void scalar_add_weighted_rows(float *const *out, uint32_t out_count, cons
 const struct cpu_kernels cpu_kernels_scalar = {
     .name = "scalar",
     .matmul = scalar_matmul,
+    .matmul_quant = cpu__matmul_quant_scalar,
+    .quantise = cpu__quantise_scalar,
     .rms_norm = scalar_rms_norm,
     .silu_mul = scalar_silu_mul,
     .scale_max = scalar_scale_max,

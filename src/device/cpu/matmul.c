@@ -2,10 +2,13 @@
  *
  * A task takes a run of weight rows of one batch, so each weight is read from memory once by one
  * thread; x is read by all. The rows of x are done in strips that stay in the second-level cache
- * while the run goes over them, with a run short enough to stay there beside them. */
+ * while the run goes over them, with a run short enough to stay there beside them.
+ *
+ * For quantised weights the rows of x are quantised first, as many as the executor has room for; if
+ * there are more, the weights are read again for the next ones. */
 #include "device/cpu/internal.h"
 
-#define RUN_GRANULE 12                      /* weight rows: whole panels of the AVX2 kernel */
+#define RUN_GRANULE 24                      /* weight rows: whole panels of the AVX2 kernels */
 #define RUN_BYTES_MAX UINT64_C(524288)      /* of a run that several strips read */
 #define STRIP_BYTES_MAX UINT64_C(1048576)   /* of the rows of x in a strip: half of 2 MiB */
 #define STRIP_ROWS_MIN 24                   /* fewer would convert and read weights too often */
@@ -13,17 +16,53 @@
 struct matmul_job {
     const struct cpu_executor *executor;
     const struct op_matmul *op;
+    uint32_t row_first, row_count;          /* of this round */
     uint32_t run_length, runs_per_batch;
     uint32_t strip_rows;
+    uint32_t rows_per_task;                 /* when quantising */
 };
 
 static uint32_t strip_rows(const struct op_matmul *op)
 {
-    const uint64_t rows = STRIP_BYTES_MAX / (op->k_count * sizeof(float));
+    const uint64_t row_bytes = cpu_is_quantised(op->weight_dtype) ? cpu_quant_row_bytes(op->k_count)
+                                                                  : op->k_count * sizeof(float);
+    const uint64_t rows = STRIP_BYTES_MAX / row_bytes;
 
     return rows < STRIP_ROWS_MIN       ? STRIP_ROWS_MIN
            : rows > CPU_STRIP_ROWS_MAX ? CPU_STRIP_ROWS_MAX
                                        : (uint32_t)rows;
+}
+
+static const float *x_row(const struct op_matmul *op, uint64_t row, uint64_t batch)
+{
+    return op->x + row * op->x_row_stride + (op->batch_count > 1 ? batch * op->x_batch_stride : 0);
+}
+
+/* Quantised rows of this round: [row_count][batch_count][k_count / 32]. */
+static struct cpu_quant_block *blocks_row(const struct matmul_job *job, uint64_t row,
+                                          uint64_t batch)
+{
+    const struct op_matmul *op = job->op;
+    struct cpu_quant_block *blocks = job->executor->blocks;
+
+    return blocks + ((row - job->row_first) * op->batch_count + batch) *
+                        (op->k_count / CPU_QUANT_BLOCK_ELEMENTS);
+}
+
+static void quantise_task(void *context, size_t index, uint32_t thread_index)
+{
+    const struct matmul_job *job = context;
+    const struct op_matmul *op = job->op;
+    const uint32_t first = (uint32_t)index * job->rows_per_task;
+    const uint32_t left = job->row_count - first;
+    const uint32_t count = left < job->rows_per_task ? left : job->rows_per_task;
+
+    (void)thread_index;
+    for (uint32_t row = job->row_first + first; row < job->row_first + first + count; row++) {
+        for (uint32_t batch = 0; batch < op->batch_count; batch++)
+            job->executor->kernels->quantise(blocks_row(job, row, batch), x_row(op, row, batch),
+                                             op->k_count, op->weight_dtype);
+    }
 }
 
 static void matmul_task(void *context, size_t index, uint32_t thread_index)
@@ -34,14 +73,16 @@ static void matmul_task(void *context, size_t index, uint32_t thread_index)
     const uint32_t n_first = (uint32_t)(index % job->runs_per_batch) * job->run_length;
     const uint32_t n_left = op->n_count - n_first;
     const uint64_t weight_row = batch * op->n_count + n_first;
-    const bool batched = op->batch_count > 1;
-    const float *x = op->x + (batched ? batch * op->x_batch_stride : 0);
-    float *out = op->out + (batched ? batch * op->out_batch_stride : 0) + n_first;
+    const bool quantised = cpu_is_quantised(op->weight_dtype);
+    const uint32_t row_end = job->row_first + job->row_count;
+    float *out = op->out + (op->batch_count > 1 ? batch * op->out_batch_stride : 0) + n_first;
     const float *x_rows[CPU_STRIP_ROWS_MAX];
+    const struct cpu_quant_block *x_blocks[CPU_STRIP_ROWS_MAX];
     struct cpu_strip strip = {
         .x_rows = x_rows,
+        .x_blocks = x_blocks,
         .weight = (const char *)op->weight +
-                  weight_row * op->k_count * dtype_info(op->weight_dtype)->block_bytes,
+                  weight_row * dtype_row_bytes(op->weight_dtype, op->k_count),
         .bias = op->bias == NULL ? NULL : op->bias + n_first,
         .weight_dtype = op->weight_dtype,
         .n_count = n_left < job->run_length ? n_left : job->run_length,
@@ -51,31 +92,57 @@ static void matmul_task(void *context, size_t index, uint32_t thread_index)
         .accumulate = op->accumulate,
     };
 
-    for (uint32_t row = 0; row < op->row_count; row += strip.row_count) {
-        const uint32_t left = op->row_count - row;
+    for (uint32_t row = job->row_first; row < row_end; row += strip.row_count) {
+        const uint32_t left = row_end - row;
         strip.row_count = left < job->strip_rows ? left : job->strip_rows;
         strip.out = out + row * op->out_row_stride;
-        for (uint32_t r = 0; r < strip.row_count; r++)
-            x_rows[r] = x + (row + r) * op->x_row_stride;
-        job->executor->kernels->matmul(&strip, cpu__scratch(job->executor, thread_index));
+        for (uint32_t r = 0; r < strip.row_count; r++) {
+            if (quantised)
+                x_blocks[r] = blocks_row(job, row + r, batch);
+            else
+                x_rows[r] = x_row(op, row + r, batch);
+        }
+        cpu__multiply(job->executor, &strip, thread_index);
     }
+}
+
+/* The rows of this round. */
+static void multiply_rows(struct matmul_job *job)
+{
+    const struct cpu_executor *executor = job->executor;
+    const struct op_matmul *op = job->op;
+
+    if (cpu_is_quantised(op->weight_dtype)) {
+        job->rows_per_task = cpu__task_size(
+            executor, job->row_count, (uint64_t)op->k_count * op->batch_count, 1);
+        thread_pool_run(executor->pool,
+                        (job->row_count + job->rows_per_task - 1) / job->rows_per_task,
+                        quantise_task, job);
+    }
+    job->run_length = cpu__task_size(executor, op->n_count, (uint64_t)op->k_count * job->row_count,
+                                     RUN_GRANULE);
+    if (job->row_count > job->strip_rows) {
+        const uint64_t row_bytes = dtype_row_bytes(op->weight_dtype, op->k_count);
+        const uint64_t most =
+            (RUN_BYTES_MAX / row_bytes + RUN_GRANULE) / RUN_GRANULE * RUN_GRANULE;
+        if (job->run_length > most)
+            job->run_length = (uint32_t)most;
+    }
+    job->runs_per_batch = (op->n_count + job->run_length - 1) / job->run_length;
+    thread_pool_run(executor->pool, (size_t)job->runs_per_batch * op->batch_count, matmul_task,
+                    job);
 }
 
 void cpu__matmul(struct cpu_executor *executor, const struct op_matmul *op)
 {
     struct matmul_job job = { .executor = executor, .op = op, .strip_rows = strip_rows(op) };
+    uint64_t rows_max = op->row_count;
 
-    job.run_length = cpu__task_size(executor, op->n_count,
-                                    (uint64_t)op->k_count * op->row_count, RUN_GRANULE);
-    if (op->row_count > job.strip_rows) {
-        const uint64_t row_bytes =
-            (uint64_t)op->k_count * dtype_info(op->weight_dtype)->block_bytes;
-        const uint64_t most =
-            (RUN_BYTES_MAX / row_bytes + RUN_GRANULE) / RUN_GRANULE * RUN_GRANULE;
-        if (job.run_length > most)
-            job.run_length = (uint32_t)most;
+    if (cpu_is_quantised(op->weight_dtype))
+        rows_max = CPU_BLOCKS_BYTES / (op->batch_count * cpu_quant_row_bytes(op->k_count));
+    for (; job.row_first < op->row_count; job.row_first += job.row_count) {
+        const uint32_t left = op->row_count - job.row_first;
+        job.row_count = left < rows_max ? left : (uint32_t)rows_max;
+        multiply_rows(&job);
     }
-    job.runs_per_batch = (op->n_count + job.run_length - 1) / job.run_length;
-    thread_pool_run(executor->pool, (size_t)job.runs_per_batch * op->batch_count, matmul_task,
-                    &job);
 }

@@ -7,15 +7,17 @@
  *     add       per row t: out[t] += weights[t][j] * result[r(t, j)], j ascending
  *
  * The first launch sorts, each computes the experts it has, the last one adds; what they share lies
- * in the op's scratch. The order of the sum in `add` and the kernels' own promise make a row
- * independent of others, and of how the experts were spread over launches. */
+ * in the op's scratch. For quantised weights the first launch also quantises x, and each its
+ * products, which go where their gates and ups were. The order of the sum in `add` and the
+ * kernels' own promise make a row independent of others, and of how the experts were spread over
+ * launches. */
 #include <assert.h>
 #include <string.h>
 
 #include "base/size.h"
 #include "device/cpu/internal.h"
 
-#define RUN_GRANULE 12 /* weight rows: whole panels of the AVX2 kernel */
+#define RUN_GRANULE 24 /* weight rows: whole panels of the AVX2 kernels */
 
 struct moe_job {
     const struct cpu_executor *executor;
@@ -24,6 +26,7 @@ struct moe_job {
     float *hidden;         /* [routed_count][2 * ffn_width] */
     float *product;        /* [routed_count][ffn_width] */
     float *result;         /* [routed_count][width] */
+    struct cpu_quant_block *x_blocks; /* [row_count][width / 32], for quantised weights */
     uint32_t *routed_row;  /* [routed_count]: t of routed row r */
     uint32_t *routed_at;   /* [row_count][top_k]: r of (t, j) */
     uint32_t *end;         /* [expert_count]: routed rows of e are [end[e - 1], end[e]) */
@@ -51,6 +54,7 @@ static void divide_scratch(struct moe_job *job)
     job->hidden = carve(&at, routed_count * 2 * op->ffn_width * sizeof(float));
     job->product = carve(&at, routed_count * op->ffn_width * sizeof(float));
     job->result = carve(&at, routed_count * op->width * sizeof(float));
+    job->x_blocks = carve(&at, op->row_count * cpu_quant_row_bytes(op->width));
     job->routed_row = carve(&at, routed_count * sizeof(uint32_t));
     job->routed_at = carve(&at, routed_count * sizeof(uint32_t));
     job->end = carve(&at, op->expert_count * sizeof(uint32_t));
@@ -111,8 +115,8 @@ static struct op_moe_expert expert_of(const struct moe_job *job, uint32_t hit)
 {
     const struct op_moe *op = job->op;
     const uint32_t index = job->hit[hit];
-    const uint64_t element_bytes = dtype_info(op->weight_dtype)->block_bytes;
-    const uint64_t matrix_bytes = (uint64_t)op->width * op->ffn_width * element_bytes;
+    const uint64_t matrix_bytes =
+        dtype_row_bytes(op->weight_dtype, (uint64_t)op->width * op->ffn_width);
     const char *gate;
 
     if (op->experts != NULL)
@@ -122,30 +126,46 @@ static struct op_moe_expert expert_of(const struct moe_job *job, uint32_t hit)
                                    (const char *)op->w2 + index * matrix_bytes, (int32_t)index };
 }
 
+/* The product of a routed row, quantised, in the place of its gate and up. */
+static struct cpu_quant_block *product_blocks(const struct moe_job *job, uint64_t r)
+{
+    return (struct cpu_quant_block *)(void *)(job->hidden + r * 2 * job->op->ffn_width);
+}
+
 /* out[r][0 .. n_count) = the strip's weight rows times x of the expert's routed rows. */
 static void multiply(const struct moe_job *job, uint32_t expert, uint32_t thread_index,
                      const struct cpu_strip *whole, bool x_is_input)
 {
     const struct op_moe *op = job->op;
     const uint32_t end = job->end[expert];
+    const bool quantised = cpu_is_quantised(op->weight_dtype);
     const float *x_rows[CPU_STRIP_ROWS_MAX];
+    const struct cpu_quant_block *x_blocks[CPU_STRIP_ROWS_MAX];
     struct cpu_strip strip = *whole;
 
     strip.x_rows = x_rows;
+    strip.x_blocks = x_blocks;
     for (uint32_t r = rows_begin(job, expert); r < end; r += strip.row_count) {
         strip.row_count = end - r < CPU_STRIP_ROWS_MAX ? end - r : CPU_STRIP_ROWS_MAX;
         strip.out = whole->out + r * whole->out_row_stride;
-        for (uint32_t i = 0; i < strip.row_count; i++)
-            x_rows[i] = x_is_input ? op->x + job->routed_row[r + i] * op->x_row_stride
-                                   : job->product + (uint64_t)(r + i) * op->ffn_width;
-        job->executor->kernels->matmul(&strip, cpu__scratch(job->executor, thread_index));
+        for (uint32_t i = 0; i < strip.row_count; i++) {
+            const uint64_t t = job->routed_row[r + i];
+            if (quantised)
+                x_blocks[i] = x_is_input
+                                  ? job->x_blocks + t * (op->width / CPU_QUANT_BLOCK_ELEMENTS)
+                                  : product_blocks(job, r + i);
+            else
+                x_rows[i] = x_is_input ? op->x + t * op->x_row_stride
+                                       : job->product + (uint64_t)(r + i) * op->ffn_width;
+        }
+        cpu__multiply(job->executor, &strip, thread_index);
     }
 }
 
 static const void *weight_rows(const struct op_moe *op, const void *matrix, uint64_t row,
                                uint64_t row_elements)
 {
-    return (const char *)matrix + row * row_elements * dtype_info(op->weight_dtype)->block_bytes;
+    return (const char *)matrix + row * dtype_row_bytes(op->weight_dtype, row_elements);
 }
 
 static void up_task(void *context, size_t index, uint32_t thread_index)
@@ -177,6 +197,35 @@ static void up_task(void *context, size_t index, uint32_t thread_index)
         job->executor->kernels->silu_mul(job->product + (uint64_t)r * op->ffn_width + first, gate,
                                          gate + op->ffn_width, count);
     }
+}
+
+static void quantise_x_task(void *context, size_t index, uint32_t thread_index)
+{
+    const struct moe_job *job = context;
+    const struct op_moe *op = job->op;
+    const uint64_t first = index * job->rows_per_task;
+    const uint64_t left = op->row_count - first;
+    const uint64_t count = left < job->rows_per_task ? left : job->rows_per_task;
+
+    (void)thread_index;
+    for (uint64_t t = first; t < first + count; t++)
+        job->executor->kernels->quantise(
+            job->x_blocks + t * (op->width / CPU_QUANT_BLOCK_ELEMENTS),
+            op->x + t * op->x_row_stride, op->width, op->weight_dtype);
+}
+
+/* A task for each hit: there are some experts' rows, or a few of one row each. */
+static void quantise_products_task(void *context, size_t hit, uint32_t thread_index)
+{
+    const struct moe_job *job = context;
+    const struct op_moe *op = job->op;
+    const uint32_t id = (uint32_t)expert_of(job, (uint32_t)hit).id;
+
+    (void)thread_index;
+    for (uint32_t r = rows_begin(job, id); r < job->end[id]; r++)
+        job->executor->kernels->quantise(product_blocks(job, r),
+                                         job->product + (uint64_t)r * op->ffn_width,
+                                         op->ffn_width, op->weight_dtype);
 }
 
 static void down_task(void *context, size_t index, uint32_t thread_index)
@@ -247,23 +296,36 @@ static size_t cut(struct moe_job *job, uint64_t routed_count, uint32_t n_count, 
     return (size_t)job->hit_count * job->runs_per_expert;
 }
 
+/* Sets rows_per_task and returns how many tasks take all rows. */
+static size_t cut_rows(struct moe_job *job, uint64_t work_each)
+{
+    const uint32_t row_count = job->op->row_count;
+
+    job->rows_per_task = cpu__task_size(job->executor, row_count, work_each, 1);
+    return (row_count + job->rows_per_task - 1) / job->rows_per_task;
+}
+
 void cpu__moe(struct cpu_executor *executor, const struct op_moe *op)
 {
+    const bool quantised = cpu_is_quantised(op->weight_dtype);
     struct moe_job job = { .executor = executor, .op = op };
     struct thread_pool *pool = executor->pool;
 
     divide_scratch(&job);
-    if (!op->continued)
+    if (!op->continued) {
         sort_by_expert(&job);
+        if (quantised)
+            thread_pool_run(pool, cut_rows(&job, op->width), quantise_x_task, &job);
+    }
     find_hits(&job);
     if (job.hit_count > 0) {
         const uint64_t rows = hit_rows(&job);
         thread_pool_run(pool, cut(&job, rows, op->ffn_width, 2 * op->width), up_task, &job);
+        if (quantised)
+            thread_pool_run(pool, job.hit_count, quantise_products_task, &job);
         thread_pool_run(pool, cut(&job, rows, op->width, op->ffn_width), down_task, &job);
     }
     if (op->unfinished)
         return;
-    job.rows_per_task = cpu__task_size(executor, op->row_count, (uint64_t)op->width * op->top_k, 1);
-    thread_pool_run(pool, (op->row_count + job.rows_per_task - 1) / job.rows_per_task, add_task,
-                    &job);
+    thread_pool_run(pool, cut_rows(&job, (uint64_t)op->width * op->top_k), add_task, &job);
 }

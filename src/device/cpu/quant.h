@@ -1,0 +1,24 @@
+/* device/cpu/quant.h - the scalar kernels for quantised weights, and what all versions share. */
+#ifndef LIGHTER_DEVICE_CPU_QUANT_H
+#define LIGHTER_DEVICE_CPU_QUANT_H
+
+#include "device/cpu/kernels.h"
+
+/* x below this everywhere in a block has no scale: its inverse times x might be infinite. */
+#define CPU_QUANT_LEAST 0x1p-100f
+
+/* The bits of a float's magnitude: ordered as the magnitudes are, infinity and NaN above. */
+#define CPU_MAGNITUDE_BITS 0x7FFFFFFF
+#define CPU_INFINITY_BITS 0x7F800000
+
+/* kernels.h, struct cpu_quant_block. */
+static inline int32_t cpu__quant_offset(enum dtype weight_dtype)
+{
+    return weight_dtype == DTYPE_Q4_0 ? 8 : 128;
+}
+
+void cpu__matmul_quant_scalar(const struct cpu_strip *strip, void *scratch);
+void cpu__quantise_scalar(struct cpu_quant_block *blocks, const float *x, uint32_t count,
+                          enum dtype weight_dtype);
+
+#endif

@@ -1,0 +1,214 @@
+/* device/cpu/quant_test.c - kernels for quantised weights: right to the last bit in every table.
+ *
+ * Method: what kernels.h states is computed here element by element, products in integers and sums
+ * by fma; every table that this processor can run must give these bits, for all shapes of tiles and
+ * for blocks of extreme values. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+#include "device/cpu/kernels.h"
+
+enum { BLOCK = CPU_QUANT_BLOCK_ELEMENTS, ROWS_MAX = 20, N_MAX = 37, BLOCKS_MAX = 5 };
+
+static const enum dtype dtypes[] = { DTYPE_Q8_0, DTYPE_Q4_0 };
+
+static uint64_t random_bits(uint64_t *state)
+{
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    return *state;
+}
+
+/* q of element i of a weight block. */
+static int32_t weight_q(const uint8_t *block, enum dtype dtype, uint32_t i)
+{
+    if (dtype == DTYPE_Q8_0)
+        return (int8_t)block[2 + i];
+    return (i < 16 ? block[2 + i] & 15 : block[2 + i - 16] >> 4) - 8;
+}
+
+static float wanted_sum(const uint8_t *row, enum dtype dtype, const struct cpu_quant_block *x,
+                        uint32_t block_count)
+{
+    float sum = 0;
+
+    for (uint32_t b = 0; b < block_count; b++, row += dtype_info(dtype)->block_bytes) {
+        const float scale = f16_to_f32((uint16_t)(row[0] | row[1] << 8));
+        int32_t dot = 0;
+        for (uint32_t i = 0; i < BLOCK; i++)
+            dot += weight_q(row, dtype, i) * x[b].q[i];
+        sum = fmaf((float)dot, x[b].scale * scale, sum);
+    }
+    return sum;
+}
+
+struct problem {
+    enum dtype dtype;
+    uint32_t row_count, n_count, block_count;
+    bool bias, accumulate;
+    uint8_t weight[N_MAX * BLOCKS_MAX * 34];
+    struct cpu_quant_block x[ROWS_MAX][BLOCKS_MAX];
+    float biases[N_MAX];
+};
+
+/* Blocks as they may be: any bytes but scales that are finite; extremes in some. */
+static void fill(struct problem *p, uint64_t *state)
+{
+    const uint32_t block_bytes = dtype_info(p->dtype)->block_bytes;
+
+    for (size_t i = 0; i < sizeof(p->weight); i++)
+        p->weight[i] = (uint8_t)(random_bits(state) >> 32);
+    for (size_t b = 0; b < (size_t)p->n_count * p->block_count; b++) {
+        uint8_t *block = p->weight + b * block_bytes;
+        block[1] = (uint8_t)((block[1] & 0x83) | 0x20);
+        if (b % 3 == 0)
+            memset(block + 2, b % 2 == 0 ? 0x80 : 0xFF, block_bytes - 2);
+    }
+    for (size_t i = 0; i < (size_t)ROWS_MAX * BLOCKS_MAX; i++) {
+        struct cpu_quant_block *block = &p->x[i / BLOCKS_MAX][i % BLOCKS_MAX];
+        int32_t sum = 0;
+        block->scale = (float)(random_bits(state) >> 40) * 0x1p-30f;
+        for (uint32_t e = 0; e < BLOCK; e++) {
+            block->q[e] = (int8_t)((int32_t)(random_bits(state) >> 32) % 128);
+            if (i % 4 == 0)
+                block->q[e] = i % 8 == 0 ? 127 : -127;
+            sum += block->q[e];
+        }
+        block->correction = -(p->dtype == DTYPE_Q8_0 ? 128 : 8) * sum;
+    }
+    for (size_t n = 0; n < N_MAX; n++)
+        p->biases[n] = (float)(random_bits(state) >> 40) * 0x1p-24f;
+}
+
+static void check_table(const struct cpu_kernels *table, const struct problem *p, void *scratch)
+{
+    enum { STRIDE = N_MAX + 1 };
+    const uint32_t row_bytes = p->block_count * dtype_info(p->dtype)->block_bytes;
+    const struct cpu_quant_block *x[ROWS_MAX];
+    float out[ROWS_MAX * STRIDE];
+    const struct cpu_strip strip = {
+        .out = out, .x_blocks = x, .weight = p->weight, .bias = p->bias ? p->biases : NULL,
+        .weight_dtype = p->dtype, .row_count = p->row_count, .n_count = p->n_count,
+        .k_count = p->block_count * BLOCK, .out_row_stride = STRIDE,
+        .weight_row_stride = p->block_count * BLOCK, .accumulate = p->accumulate,
+    };
+
+    for (size_t i = 0; i < ROWS_MAX * STRIDE; i++)
+        out[i] = (float)i;
+    for (uint32_t r = 0; r < p->row_count; r++)
+        x[r] = p->x[r];
+    table->matmul_quant(&strip, scratch);
+    for (uint32_t i = 0; i < ROWS_MAX * STRIDE; i++) {
+        const uint32_t r = i / STRIDE, n = i % STRIDE;
+        float wanted = (float)i;
+        if (r < p->row_count && n < p->n_count) {
+            float sum = wanted_sum(p->weight + n * row_bytes, p->dtype, p->x[r], p->block_count);
+            if (p->bias)
+                sum += p->biases[n];
+            wanted = p->accumulate ? wanted + sum : sum;
+        }
+        if (memcmp(&out[i], &wanted, sizeof(wanted)) != 0)
+            fail_msg("%s, %s, %u x %u x %u: row %u, output %u is %a, not %a", table->name,
+                     dtype_info(p->dtype)->name, p->row_count, p->n_count, p->block_count, r, n,
+                     out[i], wanted);
+    }
+}
+
+static void every_table_gives_the_same_bits(void **state)
+{
+    const struct cpu_kernels *tables[CPU_KERNELS_MAX];
+    const uint32_t table_count = cpu_kernels_list(tables);
+    void *scratch = aligned_alloc(64, CPU_STRIP_SCRATCH_BYTES);
+    uint64_t random = 88172645463325252u;
+
+    (void)state;
+    assert_non_null(scratch);
+    for (uint32_t i = 0; i < 2 * ROWS_MAX * 5; i++) {
+        static const uint32_t n_counts[] = { 1, 8, 11, 24, N_MAX };
+        static struct problem p;
+        p = (struct problem){ .dtype = dtypes[i % 2], .row_count = 1 + i / 2 % ROWS_MAX,
+                              .n_count = n_counts[i / 2 / ROWS_MAX],
+                              .block_count = 1 + i % BLOCKS_MAX, .bias = i % 3 == 0,
+                              .accumulate = i % 5 < 2 };
+        fill(&p, &random);
+        for (uint32_t t = 0; t < table_count; t++)
+            check_table(tables[t], &p, scratch);
+    }
+    free(scratch);
+}
+
+/* Bits of every kind: small, large, subnormal, and in each 24th block one that is not finite. */
+static float any_float(uint64_t *state, uint32_t block)
+{
+    const uint64_t bits = random_bits(state);
+    const float value = (float)(int32_t)(bits >> 32) * 0x1p-31f;
+
+    if (block % 24 == 7 && bits % 32 == 0)
+        return block % 48 == 7 ? NAN : -INFINITY;
+    if (block % 24 == 8)
+        return value * 0x1p-110f;
+    if (block % 24 == 9)
+        return value * 0x1.fp127f;
+    if (block % 24 == 10)
+        return (float)((int32_t)(bits >> 32) % 255) / 2; /* halves: ties */
+    return block % 24 == 11 ? 0 : ldexpf(value, (int)(block % 40) - 20);
+}
+
+static void check_block(const struct cpu_quant_block *block, const float *x, enum dtype dtype)
+{
+    float largest = 0;
+    int32_t sum = 0;
+    bool finite = true;
+
+    for (uint32_t i = 0; i < BLOCK; i++) {
+        largest = fmaxf(largest, fabsf(x[i]));
+        finite = finite && isfinite(x[i]);
+        sum += block->q[i];
+        assert_in_range(block->q[i] + 127, 0, 254);
+    }
+    assert_int_equal(block->correction, -(dtype == DTYPE_Q8_0 ? 128 : 8) * sum);
+    assert_int_equal(isnan(block->scale), !finite);
+    for (uint32_t i = 0; finite && i < BLOCK; i++) {
+        const double error = fabs(x[i] - (double)block->scale * block->q[i]);
+        assert_true(error <= largest / 254.0 * (1 + 1e-5) + 0x1p-100);
+    }
+}
+
+static void every_table_quantises_alike(void **state)
+{
+    enum { BLOCKS = 480 };
+    const struct cpu_kernels *tables[CPU_KERNELS_MAX];
+    const uint32_t table_count = cpu_kernels_list(tables);
+    static float x[BLOCKS * BLOCK];
+    static struct cpu_quant_block blocks[CPU_KERNELS_MAX][BLOCKS];
+    uint64_t random = 2463534242;
+
+    (void)state;
+    for (uint32_t i = 0; i < BLOCKS * BLOCK; i++)
+        x[i] = any_float(&random, i / BLOCK);
+    for (size_t d = 0; d < 2; d++) {
+        for (uint32_t t = 0; t < table_count; t++) {
+            tables[t]->quantise(blocks[t], x, BLOCKS * BLOCK, dtypes[d]);
+            assert_memory_equal(blocks[t], blocks[0], sizeof(blocks[0]));
+        }
+        for (uint32_t b = 0; b < BLOCKS; b++)
+            check_block(&blocks[0][b], x + (size_t)b * BLOCK, dtypes[d]);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_table_gives_the_same_bits),
+        cmocka_unit_test(every_table_quantises_alike),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
