@@ -1,9 +1,9 @@
 /* base/segment.c - see segment.h.
  *
- * The reader opens /proc/PID/fd/FD, which the kernel allows to processes of the same user
- * (proc(5), PTRACE_MODE_READ_FSCREDS). The link's text is the memfd's name, "/memfd:NAME (deleted)",
- * and our NAME holds the cookie: so a number that was given to another process meanwhile is found
- * out before a byte is read. F_SEAL_FUTURE_WRITE (memfd_create(2)) leaves the creator's own mapping
+ * The reader opens /proc/PID/fd/FD, which the kernel allows to processes of the same user (proc(5),
+ * PTRACE_MODE_READ_FSCREDS). The link's text is the memfd's name, "/memfd:NAME (deleted)", and our
+ * NAME holds the cookie: so a number that was given to another process meanwhile is found out
+ * before a byte is read. F_SEAL_FUTURE_WRITE (memfd_create(2)) leaves the creator's own mapping
  * writable and refuses every other. */
 #include "base/segment.h"
 
@@ -130,7 +130,8 @@ static enum status refuse_open(const char *what, const struct segment_handle *ha
                        what, handle->pid);
     if (problem == ENOENT && handle->pid > 0 && handle->pid <= INT_MAX &&
         kill((pid_t)handle->pid, 0) == 0)
-        return err_set(err, STATUS_PEER, "%s: process %" PRId64 " has given the memory back", what,
+        return err_set(err, STATUS_PEER,
+                       "%s: process %" PRId64 " has ended or given the memory back", what,
                        handle->pid);
     if (problem == ENOENT)
         return err_set(err, STATUS_PEER,

@@ -118,7 +118,7 @@ static void log_plan(const struct model *model, const struct offload_sizes *weig
     const struct model_sizes *sizes = &model->sizes;
     const uint64_t tokens = sizes->page_count * sizes->page_size;
     struct device_memory_report memory;
-    char moving[96] = "", slots[64] = "";
+    char moving[96] = "", slots[64] = "", shards[64] = "";
     char text[5][32];
 
     device_memory_report(model->device, &memory);
@@ -129,10 +129,14 @@ static void log_plan(const struct model *model, const struct offload_sizes *weig
     if (weights->slot_count > 0)
         (void)snprintf(slots, sizeof(slots), "; slots %" PRIu64 " x %s", weights->slot_count,
                        size_format(weights->slot_bytes, text[0], sizeof(text[0])));
+    if (weights->shard_bytes > 0)
+        (void)snprintf(shards, sizeof(shards), "; this rank's shards %s",
+                       size_format(weights->shard_bytes, text[0], sizeof(text[0])));
     log_line(log, LOG_INFO,
-             "weights %s: %s on the device%s%s; KV cache %" PRIu64 " tokens %s; scratch %s; "
+             "weights %s: %s on the device%s%s%s; KV cache %" PRIu64 " tokens %s; scratch %s; "
              "budget %s", size_format(model->info.weight_bytes, text[0], sizeof(text[0])),
-             size_format(weights->resident_bytes, text[1], sizeof(text[1])), moving, slots,
+             size_format(weights->resident_bytes, text[1], sizeof(text[1])), moving, shards,
+             slots,
              tokens, size_format(sizes->kv_bytes, text[2], sizeof(text[2])),
              size_format(sizes->scratch_bytes, text[3], sizeof(text[3])),
              size_format(memory.budget_bytes, text[4], sizeof(text[4])));

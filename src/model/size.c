@@ -97,15 +97,18 @@ static enum status refuse(const struct offload_sizes *weights, const struct mode
                           const struct device_memory_report *memory, uint64_t needed_bytes,
                           struct err *err)
 {
-    char text[6][32];
+    char text[6][32], shards[64] = "";
     const uint64_t smallest_bytes = memory->used_bytes + needed_bytes;
 
+    if (weights->shard_bytes > 0)
+        (void)snprintf(shards, sizeof(shards), "this rank's shards %s, ",
+                       size_format(weights->shard_bytes, text[0], sizeof(text[0])));
     return err_set(err, STATUS_NO_MEMORY,
-                   "the device's memory budget of %s is too small: weights that stay take %s, "
+                   "the device's memory budget of %s is too small: weights that stay take %s, %s"
                    "slots %" PRIu64 " x %s, scratch %s, the smallest KV cache (%" PRIu64
                    " tokens) %s; the smallest budget that would do is %" PRIu64 " bytes (%s)",
                    size_format(memory->budget_bytes, text[0], sizeof(text[0])),
-                   size_format(weights->resident_bytes, text[1], sizeof(text[1])),
+                   size_format(weights->resident_bytes, text[1], sizeof(text[1])), shards,
                    weights->slot_count,
                    size_format(weights->slot_bytes, text[2], sizeof(text[2])),
                    size_format(sizes->scratch_bytes, text[3], sizeof(text[3])),
@@ -146,7 +149,8 @@ enum status model__sizes_plan(const struct model_config *config,
     if (st != STATUS_OK)
         return st;
     device_memory_report(device, &memory);
-    weight_bytes = weights->resident_bytes + weights->slot_count * weights->slot_bytes;
+    weight_bytes = weights->resident_bytes + weights->shard_bytes +
+                   weights->slot_count * weights->slot_bytes;
     free_bytes = memory.budget_bytes - memory.used_bytes;
     wanted = options->kv_token_count == 0 ? 1 : pages_for(options->kv_token_count,
                                                           sizes.page_size);

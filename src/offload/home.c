@@ -3,12 +3,17 @@
 
 #include <assert.h>
 #include <inttypes.h>
+#include <string.h>
 
 #include "offload/internal.h"
+
+#define SWAP_BYTES 16384
 
 static const struct offload__home_ops *const homes[OFFLOAD_HOME_COUNT] = {
     [OFFLOAD_HOME_DEVICE] = &offload__home_device,
     [OFFLOAD_HOME_HOST] = &offload__home_host,
+    [OFFLOAD_HOME_SHM] = &offload__home_shm,
+    [OFFLOAD_HOME_SHARDED] = &offload__home_sharded,
     [OFFLOAD_HOME_DISK] = &offload__home_disk,
     [OFFLOAD_HOME_META] = &offload__home_meta,
 };
@@ -17,6 +22,11 @@ const struct offload__home_ops *offload__home(enum offload_home home)
 {
     assert((unsigned)home < OFFLOAD_HOME_COUNT);
     return homes[home];
+}
+
+bool offload__home_is_read(const struct offload *offload, enum offload_home home)
+{
+    return offload->in_place && offload__home(home)->is_host_memory;
 }
 
 /* -- host: each unit's record is memory of its own that the device can copy from ------------- */
@@ -53,6 +63,32 @@ static uint8_t *host_record(struct offload *offload, size_t unit)
     return offload->units[unit].record;
 }
 
+void offload__record_swap(struct offload *offload, size_t unit, uint64_t offset_bytes,
+                          uint8_t *bytes, uint64_t size_bytes)
+{
+    uint8_t *place = (uint8_t *)offload->units[unit].record + offset_bytes;
+    uint8_t chunk[SWAP_BYTES];
+
+    while (size_bytes > 0) {
+        const size_t n = size_bytes < SWAP_BYTES ? (size_t)size_bytes : SWAP_BYTES;
+
+        memcpy(chunk, place, n);
+        memcpy(place, bytes, n);
+        memcpy(bytes, chunk, n);
+        place += n;
+        bytes += n;
+        size_bytes -= n;
+    }
+}
+
+static enum status host_swap(struct offload *offload, size_t unit, uint64_t offset_bytes,
+                             uint8_t *bytes, uint64_t size_bytes, struct err *err)
+{
+    (void)err;
+    offload__record_swap(offload, unit, offset_bytes, bytes, size_bytes);
+    return STATUS_OK;
+}
+
 enum status offload__record_fetch(struct offload *offload, struct offload__fetch *fetch,
                                   struct err *err)
 {
@@ -74,11 +110,13 @@ const struct offload__home_ops offload__home_host = {
     .name = "host",
     .mode = "cpu",
     .phrase = "at home on the host",
+    .phrase_in_place = "at home on the host, used in place",
     .has_contents = true,
     .is_host_memory = true,
     .open = host_open,
     .close = host_close,
     .record = host_record,
+    .swap = host_swap,
     .fetch_begin = offload__record_fetch,
 };
 

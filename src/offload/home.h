@@ -16,6 +16,8 @@
 
 #include "offload/offload.h"
 
+struct offload__share_offer;
+
 enum offload__fetch_state {
     OFFLOAD_FETCH_NONE,   /* nothing was to be brought, or it was abandoned */
     OFFLOAD_FETCH_BEGUN,
@@ -48,14 +50,21 @@ struct offload__home_ops {
     const char *name;               /* "host" */
     const char *mode;               /* as --offload-mode spells it; NULL: not to be asked for */
     const char *phrase;             /* for the manifest: "at home on the host" */
+    const char *phrase_in_place;    /* "..., used in place", where is_host_memory */
     bool has_contents;              /* false: meta */
     bool is_host_memory;            /* units have records in host memory, which a device whose
                                        memory is the host's reads in place */
+    bool is_shared;                 /* with the other ranks of the node: see share.h */
     /* Takes what the home needs for its units: memory, segments, files. After the device's memory
      * has been taken and before anything is loaded. NULL: nothing. */
     enum status (*open)(struct offload *offload, struct err *err);
     /* Gives it back; fine when open has failed halfway or was never called. NULL: nothing. */
     void (*close)(struct offload *offload);
+    /* For shared homes, after open: what the other ranks need of this one, and what they offer,
+     * offers[share_count]. NULL: nothing. */
+    void (*offer)(struct offload *offload, struct offload__share_offer *offer);
+    enum status (*connect)(struct offload *offload, const struct offload__share_offer *offers,
+                           struct err *err);
     /* Whether this process loads the unit at all; NULL: yes. */
     bool (*is_loaded_here)(const struct offload *offload, size_t unit);
     /* Where the loader may write parameters of the unit: NULL, or a NULL result: through `store`. */
@@ -64,6 +73,10 @@ struct offload__home_ops {
      * memory that the device can copy from. */
     enum status (*store)(struct offload *offload, size_t unit, uint64_t offset_bytes,
                          const uint8_t *bytes, uint64_t size_bytes, struct err *err);
+    /* Bytes of the record and `bytes` change places, as far as they are this process's to change.
+     * NULL: the home's parameters can't be loaded again. */
+    enum status (*swap)(struct offload *offload, size_t unit, uint64_t offset_bytes,
+                        uint8_t *bytes, uint64_t size_bytes, struct err *err);
     /* All of its units have been loaded. NULL: nothing to do. */
     enum status (*loaded)(struct offload *offload, struct err *err);
     /* Makes home_data of a fetch object, after open. NULL: there is none. */
@@ -90,8 +103,11 @@ struct offload__home_ops {
 };
 
 const struct offload__home_ops *offload__home(enum offload_home home);
+/* Whether the device reads units at home there in place. */
+bool offload__home_is_read(const struct offload *offload, enum offload_home home);
 
-extern const struct offload__home_ops offload__home_device, offload__home_host, offload__home_disk,
+extern const struct offload__home_ops offload__home_device, offload__home_host, offload__home_shm,
+    offload__home_sharded, offload__home_disk,
     offload__home_meta;
 
 /* fetch.c: the steps that movers share. A fetch object is made once for each place in a ring. */

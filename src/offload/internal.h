@@ -13,6 +13,9 @@
  *   home_disk.c units that are read from files, past the page cache, each time
  *   lookup.c    rows of a table on the disk, looked up by number
  *   rows.c      a parameter's rows where they are now, piece by piece
+ *   home_shm.c  units whose records the ranks of a node share in host memory
+ *   home_sharded.c  units of which each rank's device has a part; shard.c says which
+ *   share.c     what the ranks of a node agree on, and when
  *   fetch.c     one unit on its way from its home into a slot
  *   ring.c      the endless sequence of onloads through the slots
  *   counters.c  what moved and how long it took, collected by the engine's thread and
@@ -144,12 +147,15 @@ struct offload {
 
     /* The endless sequence; owner: the engine's thread. */
     bool started;                           /* false: only a restart helps */
+    bool torn;                              /* shared bytes may be of two versions: nothing helps */
     uint64_t position;                      /* the next onload to be read */
     uint64_t pass_position;                 /* position at the start of this pass */
     uint64_t head;                          /* the next onload to be queued */
     uint64_t harvested;                     /* the next onload whose times are to be read */
     size_t lookup_param;                    /* OFFLOAD_NO_PARAM: no table is looked up */
     struct offload__lookup *lookup;         /* lookup.c's */
+    struct offload__shm *shm;               /* home_shm.c's; NULL: no unit is at home there */
+    struct offload__sharded *sharded;       /* home_sharded.c's; likewise */
     struct offload__disk *disk;             /* home_disk.c's; NULL: no unit is at home there */
     size_t active;                          /* unit between begin and end, or OFFLOAD_NO_UNIT */
     uint8_t *active_base;                   /* where its record lies now */
@@ -234,6 +240,13 @@ void offload__homes_changed(struct offload *offload);
 /* home.c. fetch_begin of homes whose records lie in host memory. */
 enum status offload__record_fetch(struct offload *offload, struct offload__fetch *fetch,
                                   struct err *err);
+/* A part of such a record and `bytes` change places. */
+void offload__record_swap(struct offload *offload, size_t unit, uint64_t offset_bytes,
+                          uint8_t *bytes, uint64_t size_bytes);
+
+/* home_sharded.c. Device memory for a rank's shards, and its part of one unit. */
+uint64_t offload__sharded_bytes(const struct offload *offload, uint32_t rank);
+uint64_t offload__sharded_own(const struct offload *offload, size_t unit);
 
 /* load.c. Gives back everything that offload_load took; waits for the streams. */
 void offload__memory_free(struct offload *offload);

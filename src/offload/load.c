@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "offload/internal.h"
+#include "offload/share.h"
 
 #define PIECE_BYTES (UINT64_C(4) << 20) /* of a parameter's rows, at once */
 
@@ -261,6 +262,21 @@ static enum status params_load(struct offload *offload, const struct ckpt *ckpt,
     return st;
 }
 
+/* Ranks that share homes come to each meeting whatever has happened to them since the last. */
+static enum status take_and_fill(struct offload *offload, const struct ckpt *ckpt,
+                                 const struct progress *progress, struct err *err)
+{
+    enum status st = memory_take(offload, err);
+
+    if (st == STATUS_OK)
+        st = offload__ring_create(offload, err);
+    st = offload__share_connect(offload, st, err);
+    if (st != STATUS_OK)
+        return st;
+    st = params_load(offload, ckpt, progress, err);
+    return offload__share_meet(offload, OFFLOAD_SHARE_LOADED, st, NULL, err);
+}
+
 enum status offload_load(struct offload *offload, struct stream *compute, const struct ckpt *ckpt,
                          const struct progress *progress, struct err *err)
 {
@@ -269,14 +285,11 @@ enum status offload_load(struct offload *offload, struct stream *compute, const 
     assert(!offload->loaded);
     assert(compute != NULL);
     st = loaders_check(offload, ckpt, err);
+    st = offload__share_plan(offload, st, err);
     if (st != STATUS_OK)
         return st;
     offload->compute = compute;
-    st = memory_take(offload, err);
-    if (st == STATUS_OK)
-        st = offload__ring_create(offload, err);
-    if (st == STATUS_OK)
-        st = params_load(offload, ckpt, progress, err);
+    st = take_and_fill(offload, ckpt, progress, err);
     if (st == STATUS_OK)
         st = offload__ring_start(offload, err);
     if (st != STATUS_OK) {

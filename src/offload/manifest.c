@@ -169,9 +169,9 @@ static enum status layers_list(const struct rows *rows, size_t start, struct buf
 
 static const char *home_phrase(const struct offload *offload, enum offload_home home)
 {
-    if (home == OFFLOAD_HOME_HOST && offload->in_place)
-        return "at home on the host, used in place";
-    return offload__home(home)->phrase;
+    const struct offload__home_ops *ops = offload__home(home);
+
+    return offload__home_is_read(offload, home) ? ops->phrase_in_place : ops->phrase;
 }
 
 /* One line for rows[start] and all rows like it. */
@@ -218,9 +218,10 @@ static void summary_log(const struct offload *offload, const struct log *log)
         log_line(log, LOG_INFO, "weights: all on the device, %s; nothing is offloaded", resident);
     } else if (sizes->slot_count == 0) {
         log_line(log, LOG_INFO,
-                 "weights: %s on the device; %zu units, %s, at home on the host are used in place, "
-                 "because the device's memory is the host's: nothing moves",
-                 resident, offload->unit_count, moving);
+                 "weights: %s on the device; %zu units, %s, %s, because the device's memory is the "
+                 "host's: nothing moves",
+                 resident, offload->unit_count, moving,
+                 offload__home(offload->units[0].home)->phrase_in_place);
     } else {
         log_line(log, LOG_INFO,
                  "weights: %s stay on the device; %zu units, %s, pass through %" PRIu64
@@ -272,7 +273,7 @@ static json_t *row_json(const struct offload *offload, const struct row *row)
                      offload_home_name(row->home), "bytes", (json_int_t)row->bytes, "layer",
                      outside ? json_null() : json_integer(row->layer), "part",
                      outside ? json_null() : json_string(offload_part_name(row->part)), "in_place",
-                     row->home == OFFLOAD_HOME_HOST && offload->in_place, "params");
+                     offload__home_is_read(offload, row->home), "params");
 }
 
 /* Appends the parameter's name to the rows that it is in. */

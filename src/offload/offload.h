@@ -40,6 +40,7 @@
 #include "base/status.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/loader.h"
+#include "cluster/cluster.h"
 #include "device/device.h"
 #include "tensor/tensor.h"
 
@@ -70,6 +71,8 @@ struct offload_param_desc {
 enum offload_home {
     OFFLOAD_HOME_DEVICE,
     OFFLOAD_HOME_HOST,
+    OFFLOAD_HOME_SHM,
+    OFFLOAD_HOME_SHARDED,
     OFFLOAD_HOME_DISK,
     OFFLOAD_HOME_META,
     OFFLOAD_HOME_COUNT
@@ -92,6 +95,8 @@ struct offload_options {
     uint64_t weight_budget_bytes; /* auto: for what stays and the slots */
     uint64_t tile_bytes;          /* auto: of a piece, about; 0: chosen */
     uint32_t lookup_row_max;      /* auto: rows of one offload_lookup; 0: tables stay on the device */
+    struct cluster *cluster;      /* borrowed; the ranks of its node share homes shm and sharded.
+                                     NULL: this process alone */
     const struct ckpt *ckpt;      /* borrowed; homes on the disk read its files. NULL: none will do */
     const char *disk;             /* --offload-disk: see disk_reader_options_parse. Borrowed until
                                      offload_load has returned; NULL: defaults */
@@ -111,6 +116,7 @@ struct offload_sizes {
     uint64_t resident_bytes;      /* device memory for what stays */
     uint64_t slot_bytes;          /* of one slot: the largest unit's record */
     uint64_t slot_count;          /* 0, like slot_bytes: no unit needs one, all are used in place */
+    uint64_t shard_bytes;         /* device memory for this rank's part of units at home in shards */
     uint64_t moving_bytes;        /* the units' records in total. Home host: what the homes take,
                                      and what moves in a pass unless used in place; home meta:
                                      neither */
@@ -191,7 +197,9 @@ enum status offload_pass_abort(struct offload *offload, struct err *err);
 /* Loads one parameter again through its loader, in place, whatever its home, between passes. A unit
  * whose home is meta gets a home on the host first, so that the bytes have somewhere to be, and
  * zeros for its other parameters until they are loaded. The old bytes stay when anything fails.
- * STATUS_UNAVAILABLE for what is at home on the disk. */
+ * STATUS_UNAVAILABLE for what is at home on the disk. What is at home in shm or sharded is loaded
+ * again by all ranks of the node together: each must call, in the same order. Should one end in the
+ * middle of that, passes of the others fail from then on, since some bytes may be new. */
 enum status offload_reload(struct offload *offload, size_t index, const struct ckpt *ckpt,
                            struct err *err);
 
@@ -209,7 +217,9 @@ json_t *offload_manifest_json(const struct offload *offload);
  * the caller owns:
  *   mode ("off", "cpu", "meta"), device, passes, run_s, compute_s, copy_s, stall_s, onloads,
  *   bytes_moved, bytes_planned (units' bytes x passes, plus what is prefetched for the next one),
- *   bytes_moved_from: {host, meta},
+ *   bytes_moved_from: {host, ...: by home},
+ *   sharing: null, or when ranks share a home {rank, ranks (of the node), shard_bytes,
+ *             bytes_moved_own, bytes_moved_peers (of those from shards)},
  *   link: {bytes_per_s_set, bytes_per_s_reached (while copying), busy_share_of_run,
  *          use_share_of_run},
  *   units: [{name, home, in_place, bytes, onloads, bytes_moved, copy_s, stall_s}], garbage */

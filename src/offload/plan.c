@@ -22,6 +22,7 @@
 
 #include "base/size.h"
 #include "offload/internal.h"
+#include "offload/share.h"
 
 /* V1: in model order, until cpu_offload_bytes are gone. */
 static enum status plan_v1(const struct offload__param *params, size_t param_count,
@@ -281,11 +282,9 @@ static enum status units_lay_out_for_disk(struct offload *offload, struct err *e
 
 enum offload__path offload__path(const struct offload *offload, const struct offload__unit *unit)
 {
-    const struct offload__home_ops *home = offload__home(unit->home);
-
-    if (!home->has_contents)
+    if (!offload__home(unit->home)->has_contents)
         return OFFLOAD_PATH_NOTHING;
-    return offload->in_place && home->is_host_memory ? OFFLOAD_PATH_IN_PLACE : OFFLOAD_PATH_FETCH;
+    return offload__home_is_read(offload, unit->home) ? OFFLOAD_PATH_IN_PLACE : OFFLOAD_PATH_FETCH;
 }
 
 /* Slots and sums. A pool is needed unless every unit is read at home. */
@@ -296,6 +295,7 @@ enum status offload__plan_sizes(struct offload *offload, struct err *err)
     uint64_t pool_bytes;
 
     sizes->unit_count = offload->unit_count;
+    sizes->shard_bytes = offload__sharded_bytes(offload, offload__share_rank(offload));
     for (size_t i = 0; i < offload->unit_count; i++) {
         const struct offload__unit *unit = &offload->units[i];
 

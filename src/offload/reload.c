@@ -8,24 +8,7 @@
 #include <string.h>
 
 #include "offload/internal.h"
-
-#define SWAP_BYTES 16384
-
-static void bytes_swap(uint8_t *a, uint8_t *b, uint64_t size_bytes)
-{
-    uint8_t chunk[SWAP_BYTES];
-
-    while (size_bytes > 0) {
-        const size_t n = size_bytes < SWAP_BYTES ? (size_t)size_bytes : SWAP_BYTES;
-
-        memcpy(chunk, a, n);
-        memcpy(a, b, n);
-        memcpy(b, chunk, n);
-        a += n;
-        b += n;
-        size_bytes -= n;
-    }
-}
+#include "offload/share.h"
 
 /* After an onload could not be renewed: start the sequence afresh from the old bytes. When that
  * fails too, offload_begin says so. */
@@ -49,18 +32,25 @@ static enum status put_resident(struct offload *offload, struct offload__param *
     return st == STATUS_OK ? stream_sync(offload->copy, err) : st;
 }
 
-static enum status put_host(struct offload *offload, struct offload__param *param, uint8_t *fresh,
-                            struct err *err)
+static enum status swap(struct offload *offload, const struct offload__param *param,
+                        uint8_t *bytes, struct err *err)
 {
-    uint8_t *const dst = (uint8_t *)offload->units[param->unit].record + param->offset_bytes;
-    enum status st;
+    return offload__home(offload->units[param->unit].home)
+        ->swap(offload, param->unit, param->offset_bytes, bytes, param->size_bytes, err);
+}
 
-    bytes_swap(dst, fresh, param->size_bytes);
+static enum status put_home(struct offload *offload, const struct offload__param *param,
+                            uint8_t *fresh, struct err *err)
+{
+    enum status st = swap(offload, param, fresh, err);
+
+    if (st != STATUS_OK)
+        return st;
     st = offload__ring_renew(offload, param->unit, err);
     if (st == STATUS_OK)
         return STATUS_OK;
     (void)offload__ring_sync(offload, NULL);
-    bytes_swap(dst, fresh, param->size_bytes);
+    (void)swap(offload, param, fresh, NULL);
     ring_restart(offload);
     return st;
 }
@@ -100,13 +90,81 @@ static enum status put(struct offload *offload, struct offload__param *param, ui
         return put_resident(offload, param, fresh, err);
     if (offload->units[param->unit].home == OFFLOAD_HOME_META)
         return put_meta(offload, param, fresh, err);
-    return put_host(offload, param, fresh, err);
+    return put_home(offload, param, fresh, err);
+}
+
+/* From here on nobody of this process reads the unit: what other ranks do to it is not known. */
+static void give_up(struct offload *offload)
+{
+    offload->torn = true;
+    offload->started = false;
+}
+
+/* The same for a unit that ranks share. `st`: whether the new bytes are in `fresh`, in this rank.
+ * All ranks change theirs, or none does. */
+static enum status put_shared(struct offload *offload, const struct offload__param *param,
+                              uint8_t *fresh, enum status st, struct err *err)
+{
+    enum status back = STATUS_OK;
+    bool changed, told;
+
+    if (st == STATUS_OK)
+        st = offload__ring_sync(offload, err);
+    st = offload__share_meet(offload, OFFLOAD_SHARE_READY, st, &told, err);
+    if (!told)
+        give_up(offload);
+    if (st != STATUS_OK)
+        return st;
+    st = swap(offload, param, fresh, err);
+    changed = st == STATUS_OK;
+    st = offload__share_meet(offload, OFFLOAD_SHARE_CHANGED, st, &told, err);
+    if (st == STATUS_OK) {
+        st = offload__ring_renew(offload, param->unit, err);
+        if (st != STATUS_OK)
+            ring_restart(offload);
+        return st;
+    }
+    if (changed)
+        back = swap(offload, param, fresh, NULL);
+    if (told)
+        back = offload__share_meet(offload, OFFLOAD_SHARE_RESTORED, back, &told, NULL);
+    if (!told || back != STATUS_OK)
+        give_up(offload);
+    return st;
+}
+
+static bool is_shared(const struct offload *offload, const struct offload__param *param)
+{
+    return offload__is_shared(offload) && param->unit != OFFLOAD_NO_UNIT &&
+           offload__home(offload->units[param->unit].home)->is_shared;
+}
+
+/* Fills *fresh_out, which the caller gives back whatever happens; NULL where another rank does. */
+static enum status load_fresh(struct offload *offload, const struct offload__param *param,
+                              const struct ckpt *ckpt, void **fresh_out, struct err *err)
+{
+    const struct offload__home_ops *home =
+        param->unit == OFFLOAD_NO_UNIT ? NULL : offload__home(offload->units[param->unit].home);
+    struct loader_staging *staging = NULL;
+    enum status st = loader_check(param->loader, ckpt, param->name, err);
+
+    if (st != STATUS_OK)
+        return st;
+    if (home != NULL && home->is_loaded_here != NULL && !home->is_loaded_here(offload, param->unit))
+        return STATUS_OK;
+    st = device_host_alloc(offload->device, param->size_bytes, fresh_out, err);
+    if (st != STATUS_OK)
+        return err_prefix(err, st, "%s: a buffer to load it again", param->name);
+    st = loader_staging_create(&staging, err);
+    if (st == STATUS_OK)
+        st = loader_load(param->loader, ckpt, *fresh_out, staging, NULL, NULL, 0, err);
+    loader_staging_destroy(staging);
+    return st;
 }
 
 enum status offload_reload(struct offload *offload, size_t index, const struct ckpt *ckpt,
                            struct err *err)
 {
-    struct loader_staging *staging = NULL;
     struct offload__param *param;
     void *fresh = NULL;
     enum status st;
@@ -119,17 +177,10 @@ enum status offload_reload(struct offload *offload, size_t index, const struct c
         return err_set(err, STATUS_UNAVAILABLE,
                        "%s is at home on the disk, in the checkpoint itself: it cannot be loaded "
                        "again from another", param->name);
-    st = loader_check(param->loader, ckpt, param->name, err);
-    if (st != STATUS_OK)
-        return st;
-    st = device_host_alloc(offload->device, param->size_bytes, &fresh, err);
-    if (st != STATUS_OK)
-        return err_prefix(err, st, "%s: a buffer to load it again", param->name);
-    st = loader_staging_create(&staging, err);
-    if (st == STATUS_OK)
-        st = loader_load(param->loader, ckpt, fresh, staging, NULL, NULL, 0, err);
-    loader_staging_destroy(staging);
-    if (st == STATUS_OK)
+    st = load_fresh(offload, param, ckpt, &fresh, err);
+    if (is_shared(offload, param))
+        st = put_shared(offload, param, fresh, st, err);
+    else if (st == STATUS_OK)
         st = put(offload, param, fresh, err);
     device_host_free(offload->device, fresh, param->size_bytes);
     if (st != STATUS_OK)

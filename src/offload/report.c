@@ -11,6 +11,7 @@
 
 #include "base/size.h"
 #include "offload/internal.h"
+#include "offload/share.h"
 
 struct snapshot {
     struct offload__counters totals;
@@ -18,6 +19,7 @@ struct snapshot {
     struct offload__unit_counters *units; /* [unit_count] */
     enum offload_home *homes;             /* [unit_count] */
     uint64_t moved_from[OFFLOAD_HOME_COUNT]; /* bytes, by home */
+    uint64_t moved_own;                   /* of those from shards, what was this rank's own */
 };
 
 static void snapshot_destroy(struct snapshot *snapshot)
@@ -61,6 +63,8 @@ static struct snapshot *snapshot_create(const struct offload *offload)
         snapshot->sum.onloads_planned += unit->onloads_planned;
         snapshot->sum.bytes_planned += unit->bytes_planned;
         snapshot->moved_from[snapshot->homes[i]] += unit->bytes_moved;
+        if (snapshot->homes[i] == OFFLOAD_HOME_SHARDED)
+            snapshot->moved_own += unit->onloads * offload__sharded_own(offload, i);
     }
     return snapshot;
 }
@@ -102,9 +106,23 @@ static double link_busy_share(const struct snapshot *snapshot)
     return ratio((double)snapshot->totals.run_copy_ns, (double)snapshot->totals.run_ns);
 }
 
+/* What onloads come over: the host's link, or with shards the one between devices. */
+static uint64_t link_set(const struct offload *offload)
+{
+    const struct device_info *info = device_info(offload->device);
+
+    return offload->options.home == OFFLOAD_HOME_SHARDED ? info->peer_bytes_per_s
+                                                         : info->link_bytes_per_s;
+}
+
+/* The own shards take no link. */
 static double link_use_share(const struct snapshot *snapshot, uint64_t bytes_per_s_set)
 {
-    return ratio((double)snapshot->totals.run_copied_bytes,
+    const double own = snapshot->moved_own == 0
+                           ? 0
+                           : (double)snapshot->moved_own / (double)snapshot->sum.bytes_moved;
+
+    return ratio((double)snapshot->totals.run_copied_bytes * (1 - own),
                  seconds(snapshot->totals.run_ns) * (double)bytes_per_s_set);
 }
 
@@ -116,7 +134,7 @@ static json_t *number_or_null(double number)
 
 static json_t *link_json(const struct offload *offload, const struct snapshot *snapshot)
 {
-    const uint64_t set = device_info(offload->device)->link_bytes_per_s;
+    const uint64_t set = link_set(offload);
 
     return json_pack("{s:o, s:o, s:o, s:o}", "bytes_per_s_set",
                      set > 0 ? json_integer((json_int_t)set) : json_null(), "bytes_per_s_reached",
@@ -134,7 +152,7 @@ static json_t *unit_json(const struct offload *offload, const struct snapshot *s
 
     return json_pack("{s:s, s:s, s:b, s:I, s:I, s:I, s:f, s:f}", "name", unit->name, "home",
                      offload_home_name(home), "in_place",
-                     home == OFFLOAD_HOME_HOST && offload->in_place, "bytes",
+                     offload__home_is_read(offload, home), "bytes",
                      (json_int_t)unit->size_bytes, "onloads", (json_int_t)counters->onloads,
                      "bytes_moved", (json_int_t)counters->bytes_moved, "copy_s",
                      seconds(counters->copy_ns), "stall_s", seconds(stall_ns_of(counters)));
@@ -169,6 +187,19 @@ static json_t *moved_from_json(const struct snapshot *snapshot)
     return object;
 }
 
+/* null: no unit has a home that ranks share. */
+static json_t *sharing_json(const struct offload *offload, const struct snapshot *snapshot)
+{
+    if (!offload__has_shared_home(offload))
+        return json_null();
+    return json_pack(
+        "{s:I, s:I, s:I, s:I, s:I}", "rank", (json_int_t)offload__share_rank(offload), "ranks",
+        (json_int_t)offload__share_count(offload), "shard_bytes",
+        (json_int_t)offload->sizes.shard_bytes, "bytes_moved_own",
+        (json_int_t)snapshot->moved_own, "bytes_moved_peers",
+        (json_int_t)(snapshot->moved_from[OFFLOAD_HOME_SHARDED] - snapshot->moved_own));
+}
+
 json_t *offload_report_json(const struct offload *offload)
 {
     struct snapshot *snapshot = snapshot_create(offload);
@@ -177,14 +208,14 @@ json_t *offload_report_json(const struct offload *offload)
     if (snapshot == NULL)
         return NULL;
     report = json_pack(
-        "{s:s, s:s, s:I, s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:o, s:o, s:o, s:b}", "mode",
+        "{s:s, s:s, s:I, s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:b}", "mode",
         offload->mode, "device", device_info(offload->device)->name, "passes",
         (json_int_t)snapshot->totals.passes, "run_s", seconds(snapshot->totals.run_ns), "compute_s",
         seconds(compute_ns(snapshot)), "copy_s", seconds(snapshot->sum.copy_ns), "stall_s",
         seconds(stall_ns_of(&snapshot->sum)), "onloads", (json_int_t)snapshot->sum.onloads,
         "bytes_moved", (json_int_t)snapshot->sum.bytes_moved, "bytes_planned",
         (json_int_t)snapshot->sum.bytes_planned, "bytes_moved_from", moved_from_json(snapshot),
-        "link", link_json(offload, snapshot),
+        "sharing", sharing_json(offload, snapshot), "link", link_json(offload, snapshot),
         "units", units_json(offload, snapshot), "garbage", offload_is_garbage(offload));
     snapshot_destroy(snapshot);
     return report;
@@ -194,7 +225,7 @@ json_t *offload_report_json(const struct offload *offload)
 static void link_log(const struct offload *offload, const struct snapshot *snapshot,
                      const struct log *log)
 {
-    const uint64_t set = device_info(offload->device)->link_bytes_per_s;
+    const uint64_t set = link_set(offload);
     const double busy = link_busy_share(snapshot) * 100;
 
     if (snapshot->sum.copy_ns == 0)
@@ -253,8 +284,8 @@ void offload_report_log(const struct offload *offload, const struct log *log)
     if (offload->unit_count == 0) {
         log_line(log, LOG_INFO, "nothing is offloaded, nothing moved");
     } else if (offload->sizes.slot_count == 0) {
-        log_line(log, LOG_INFO, "%zu units at home on the host were used in place, nothing moved",
-                 offload->unit_count);
+        log_line(log, LOG_INFO, "%zu units %s, nothing moved", offload->unit_count,
+                 offload__home(offload->units[0].home)->phrase_in_place);
     } else {
         log_line(log, LOG_INFO,
                  "moved %s to the device in %" PRIu64 " onloads of %zu units, %.3f s",

@@ -58,7 +58,7 @@ enum status offload__ring_create(struct offload *offload, struct err *err)
     const size_t count = offload->ring_count;
     enum status st = STATUS_OK;
 
-    if (!offload->in_place)
+    if (!offload->in_place || offload->sharded != NULL)
         st = stream_create(offload->device, STREAM_COPY, &offload->copy, err);
     if (st != STATUS_OK || offload->sizes.slot_count == 0)
         return st;
@@ -159,6 +159,10 @@ enum status offload__ring_start(struct offload *offload, struct err *err)
     enum status st = STATUS_OK;
 
     offload->started = false;
+    if (offload->torn)
+        return err_set(err, STATUS_PEER,
+                       "another rank of this node ended while weights were changed, so some may be "
+                       "new and some old; this rank must be started again");
     offload->position = offload->pass_position = offload->head = offload->harvested = 0;
     if (offload->sizes.slot_count > 0)
         st = slots_prepare(offload, err);
@@ -275,7 +279,7 @@ enum status offload__unit_acquire(struct offload *offload, size_t index, struct 
     assert(offload->active == OFFLOAD_NO_UNIT);
     if (!offload->started)
         return err_set(err, STATUS_DEVICE,
-                       "offloading has stopped after an error of the device and was not restarted");
+                       "offloading has stopped after an error and was not restarted");
     assert(index == unit_at(offload, offload->position));
     assert(offload->position - offload->pass_position < offload->ring_count);
     if (offload->sizes.slot_count > 0)
