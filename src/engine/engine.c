@@ -200,6 +200,11 @@ static enum status check_room(struct engine *engine, const struct engine__reques
                    engine->waiting_count, engine->waiting_token_count);
 }
 
+uint64_t engine_request_seed(uint64_t random_seed, uint64_t number)
+{
+    return random_seed ^ (number * SEED_STEP);
+}
+
 static enum status enqueue(struct engine *engine, struct engine__request *request,
                            uint64_t *id_out, struct err *err)
 {
@@ -210,7 +215,7 @@ static enum status enqueue(struct engine *engine, struct engine__request *reques
     if (st == STATUS_OK) {
         request->id = *id_out = ++engine->last_id;
         if (engine->options.has_random_seed && !request->params.has_seed)
-            request->seed = engine->options.random_seed ^ (request->id * SEED_STEP);
+            request->seed = engine_request_seed(engine->options.random_seed, request->id);
         if (engine->queue_tail == NULL)
             engine->queue_head = request;
         else

@@ -124,6 +124,13 @@ void engine_destroy(struct engine *engine);
  * STATUS_BUSY, an engine that drains STATUS_UNAVAILABLE. */
 enum status engine_submit(struct engine *engine, const struct engine_request *request,
                           uint64_t *id_out, struct err *err);
+/* What engine_submit would say of the request itself, without an engine: for whoever passes requests
+ * on to one in another process. *page_count_out: pages of the KV cache that it will take. */
+enum status engine_request_check(const struct engine_request *request,
+                                 const struct model_info *info, uint32_t *page_count_out,
+                                 struct err *err);
+/* The seed of the number-th request (from 1) of an engine with --random-seed `random_seed`. */
+uint64_t engine_request_seed(uint64_t random_seed, uint64_t number);
 /* Ends a request soon, with FINISH_ABORT; nothing when it has ended. */
 void engine_cancel(struct engine *engine, uint64_t id);
 /* Refuses new requests from now on, waits until those that run or wait are done. */

@@ -152,6 +152,28 @@ enum status engine__request_create(const struct engine_request *desc,
     return STATUS_OK;
 }
 
+enum status engine_request_check(const struct engine_request *desc,
+                                 const struct model_info *info, uint32_t *page_count_out,
+                                 struct err *err)
+{
+    const struct engine__limits limits = {
+        .context_length = info->context_length, .vocab_size = info->vocab_size,
+        .page_size = info->kv_page_size, .page_count = info->kv_page_count,
+    };
+    struct engine__request request = { .params = *desc->params };
+    enum status st = sampling_params_check(desc->params, err);
+
+    if (st == STATUS_OK)
+        st = check_prompt(desc, &limits, err);
+    if (st != STATUS_OK)
+        return st;
+    request.prompt_count = (uint32_t)desc->prompt_count;
+    st = fit(&request, &limits, err);
+    if (st == STATUS_OK)
+        *page_count_out = request.page_count;
+    return st;
+}
+
 void engine__request_destroy(struct engine__request *request)
 {
     if (request == NULL)

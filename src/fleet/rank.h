@@ -1,0 +1,44 @@
+/* fleet/rank.h - a rank's side: one engine that works for a front end in another process.
+ *
+ *     connect ---- the model is loaded ---- serve ................. leave
+ *        |  beats from here on                | submit, cancel, ask  |
+ *
+ * A thread of its own keeps the connection from the first moment, so that the front end knows who
+ * is alive while models load. When the front end goes away the rank has nothing left to do, and
+ * `on_gone` is called.
+ *
+ * Threads: one, but for what is said of on_gone. */
+#ifndef LIGHTER_FLEET_RANK_H
+#define LIGHTER_FLEET_RANK_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/log.h"
+#include "base/status.h"
+#include "engine/engine.h"
+
+struct fleet_rank;
+
+struct fleet_rank_options {
+    const char *front;      /* as fleet_remote_front has it; borrowed during the call */
+    uint32_t rank;
+    /* From the rank's thread: the front end is gone, or talks nonsense. Should end the process. */
+    void (*on_gone)(void *user, const char *why);
+    void *user;
+};
+
+/* Says hello. STATUS_PEER when none of the front end's addresses answers as it should. */
+enum status fleet_rank_connect(const struct fleet_rank_options *options,
+                               struct fleet_rank **rank_out, struct err *err);
+/* Tells the front end why this rank won't serve. */
+void fleet_rank_fail(struct fleet_rank *rank, enum status status, const char *message,
+                     bool bad_usage);
+/* Says ready and answers, until the front end says leave. *finalize_out: all ranks are told so,
+ * and none has died: they may leave MPI together. The engine may be destroyed afterwards. */
+enum status fleet_rank_serve(struct fleet_rank *rank, struct engine *engine, bool *finalize_out,
+                             struct err *err);
+/* After the engine. NULL is fine. */
+void fleet_rank_destroy(struct fleet_rank *rank);
+
+#endif

@@ -1,0 +1,123 @@
+/* fleet/remote_internal.h - what remote.c (requests) and remote_thread.c (ranks) share.
+ *
+ *     WAITING in the queue --dispatch--> SENT to a peer --last piece--> told, freed
+ *        +---- canceled, or nobody is there --------------------------------^
+ *
+ * Callbacks come from the fleet's thread alone, and it alone frees requests; other threads put them
+ * into the queue, mark them canceled, and send. */
+#ifndef LIGHTER_FLEET_REMOTE_INTERNAL_H
+#define LIGHTER_FLEET_REMOTE_INTERNAL_H
+
+#include <pthread.h>
+
+#include "fleet/dial.h"
+#include "fleet/internal.h"
+#include "fleet/link.h"
+#include "fleet/remote.h"
+
+#define FLEET__PENDING_MAX 16            /* connections that have not said hello */
+#define FLEET__HELLO_NS UINT64_C(5000000000)
+#define FLEET__BEAT_MS 250
+#define FLEET__SILENCE_NS UINT64_C(2000000000)
+#define FLEET__REPORT_NS UINT64_C(1000000000) /* how long a report waits for the ranks' */
+#define FLEET__LEAVE_NS UINT64_C(2000000000)
+#define FLEET__BUCKETS 4096
+#define FLEET__WAITING_BYTES_MAX (512 * MIB)  /* of all frames in the queue */
+
+struct fleet__request {
+    uint64_t id;
+    struct fleet__request *next, *prev;  /* in the queue or its peer's list */
+    struct fleet__request *bucket_next;  /* in remote->buckets */
+    struct fleet__peer *peer;            /* NULL: it waits */
+    bool canceled;
+    struct buf frame;                    /* the message to send; freed once sent */
+    uint64_t token_count;                /* prompt and all it may generate */
+    uint32_t page_count;
+    uint64_t prompt_count, told_count;
+    void (*on_output)(void *user, const struct engine_output *output);
+    void *user;
+    uint64_t submit_ns, sent_ns;
+};
+
+struct fleet__list {
+    struct fleet__request *first, *last;
+    uint32_t count;
+};
+
+enum fleet__peer_state { FLEET__DOWN, FLEET__LOADING, FLEET__UP };
+
+/* A rank, whoever it is at the moment. */
+struct fleet__peer {
+    enum fleet__peer_state state;
+    struct fleet__link *link;            /* NULL when down */
+    struct fleet__hello hello;           /* of the last that came */
+    uint64_t heard_ns;                   /* the fleet's thread */
+    bool is_cut;                         /* sending has failed; its end will be noticed */
+    struct fleet__list requests;         /* that it has */
+    uint64_t token_count, page_count;    /* of those */
+    uint32_t page_count_max, running_max;
+    uint64_t sent_count, restart_count;
+    json_t *report;                      /* the last one; NULL: none yet */
+    uint64_t report_serial;
+    char why[256];                       /* it went down */
+};
+
+struct fleet__pending {
+    struct fleet__link *link;            /* NULL: free */
+    uint64_t deadline_ns;
+};
+
+struct fleet__remote {
+    struct fleet fleet;
+    struct fleet_remote_options options; /* set once, as are those to has_thread */
+    const struct log *log;
+    struct fleet__tokens tokens;
+    char front[FLEET__FRONT_BYTES_MAX];
+    char machine[FLEET__HOST_BYTES_MAX];
+    int listen_fd, wake_fd;
+    pthread_t thread;
+    bool has_thread;
+    struct fleet__pending pending[FLEET__PENDING_MAX]; /* the fleet's thread */
+    uint64_t beat_ns;                    /* the fleet's thread, as is the next */
+    uint64_t turn_ns;
+
+    pthread_mutex_t lock;                /* guards what follows; then a link's own lock */
+    pthread_cond_t changed;
+    struct fleet__peer *peers;           /* [rank_count] */
+    struct fleet__request *buckets[FLEET__BUCKETS];
+    struct fleet__list queue;
+    uint64_t queue_bytes;
+    uint32_t live_count;                 /* requests that have not been told their last */
+    uint64_t last_id, last_serial;
+    uint64_t refused_count, lost_count;  /* busy; ended with a rank */
+    bool has_info;
+    struct model_info info;              /* set once: of the first rank that was ready */
+    bool has_failed;                     /* a start came to nothing; cleared by a rank that is up */
+    bool bad_usage;
+    struct err failure;
+    bool is_serving;                     /* fleet_remote_wait has returned */
+    bool has_started;                    /* a rank was ready since fleet_remote_ended */
+    bool has_died;                       /* a rank did, once: nobody leaves MPI together */
+    bool draining, stopping, leaving;
+};
+
+/* remote.c; the lock is held. */
+/* Sends waiting requests to ranks that have room for them. True: the thread must look again, a
+ * socket is full. */
+bool fleet__dispatch(struct fleet__remote *remote);
+struct fleet__request *fleet__find(struct fleet__remote *remote, uint64_t id);
+/* Takes it out of its list and its bucket, and off the peer's account. */
+void fleet__take_out(struct fleet__remote *remote, struct fleet__request *request);
+void fleet__wake(struct fleet__remote *remote);
+
+/* No lock is held; the fleet's thread. Tells an abort and frees a request that was taken out. */
+void fleet__abort(struct fleet__remote *remote, struct fleet__request *request,
+                  enum status status, const char *message);
+void fleet__request_free(struct fleet__remote *remote, struct fleet__request *request);
+
+/* remote_thread.c */
+void *fleet__remote_thread(void *remote);
+/* remote_report.c */
+json_t *fleet__remote_report(struct fleet *fleet);
+
+#endif

@@ -1,0 +1,471 @@
+/* fleet/remote_thread.c - the front end's thread for its ranks: hellos, answers, beats, deaths.
+ *
+ *     DOWN --hello--> LOADING --ready--> UP
+ *      ^-- peer_lost: its socket closes, it is silent, it talks nonsense, another takes its number
+ *
+ * Silence: each side sends a beat every quarter of a second. A rank is given up after two seconds
+ * without a byte; but when this thread itself was kept from running meanwhile, so may have been the
+ * ranks, and what they sent waits to be read: their two seconds then begin anew. A silent rank on
+ * this machine is killed, so that it does not wake up and hold what its successor needs. */
+#include <assert.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "fleet/remote_internal.h"
+
+static uint32_t rank_of(const struct fleet__remote *remote, const struct fleet__peer *peer)
+{
+    return (uint32_t)(peer - remote->peers);
+}
+
+static void link_free(struct fleet__link *link)
+{
+    if (link == NULL)
+        return;
+    fleet__link_deinit(link);
+    free(link);
+}
+
+/* -- deaths ------------------------------------------------------------------------------------ */
+
+static void peer_lost(struct fleet__remote *remote, struct fleet__peer *peer, const char *why)
+{
+    struct fleet__request *lost = NULL;
+    struct fleet__link *link;
+    uint32_t count = 0;
+    char message[400];
+    bool expected;
+
+    pthread_mutex_lock(&remote->lock);
+    expected = remote->leaving || remote->stopping;
+    link = peer->link;
+    peer->link = NULL;
+    (void)snprintf(peer->why, sizeof(peer->why), "%s", why);
+    while (peer->requests.first != NULL) {
+        struct fleet__request *request = peer->requests.first;
+        fleet__take_out(remote, request);
+        request->next = lost;
+        lost = request;
+        count++;
+    }
+    if (peer->state == FLEET__UP) {
+        remote->lost_count += count;
+        remote->has_died = true;
+    }
+    peer->state = FLEET__DOWN;
+    pthread_cond_broadcast(&remote->changed);
+    pthread_mutex_unlock(&remote->lock);
+    link_free(link);
+    (void)snprintf(message, sizeof(message),
+                   "rank %u (process %" PRId64 " on %.60s) has died, and this request with it: "
+                   "%.200s", rank_of(remote, peer), peer->hello.pid, peer->hello.host, why);
+    if (!expected)
+        log_line(remote->log, LOG_WARN,
+                 "rank %u (process %" PRId64 " on %.60s) has died: %.200s; %u of its requests end "
+                 "with an error", rank_of(remote, peer), peer->hello.pid, peer->hello.host, why,
+                 count);
+    while (lost != NULL) {
+        struct fleet__request *request = lost;
+        lost = request->next;
+        fleet__abort(remote, request, STATUS_PEER, message);
+    }
+}
+
+/* -- what ranks say ---------------------------------------------------------------------------- */
+
+static enum status on_ready(struct fleet__remote *remote, struct fleet__peer *peer,
+                            const json_t *json, struct err *err)
+{
+    struct model_info info;
+    uint32_t running_max = 0;
+    bool differs, look_again;
+    enum status st = fleet__ready_read(json, &info, &running_max, err);
+
+    if (st != STATUS_OK)
+        return st;
+    pthread_mutex_lock(&remote->lock);
+    if (!remote->has_info)
+        remote->info = info;
+    remote->has_info = true;
+    differs = strcmp(remote->info.architecture, info.architecture) != 0 ||
+              remote->info.vocab_size != info.vocab_size ||
+              remote->info.context_length != info.context_length ||
+              remote->info.kv_page_size != info.kv_page_size;
+    if (!differs) {
+        peer->state = FLEET__UP;
+        peer->running_max = running_max;
+        peer->page_count_max = info.kv_page_count;
+        remote->has_failed = false;
+        remote->has_started = true;
+    }
+    look_again = fleet__dispatch(remote);
+    pthread_cond_broadcast(&remote->changed);
+    pthread_mutex_unlock(&remote->lock);
+    if (differs)
+        return err_set(err, STATUS_PEER, "it has another model than the ranks before it");
+    if (look_again)
+        fleet__wake(remote);
+    log_line(remote->log, LOG_INFO, "rank %u (process %" PRId64 " on %s) is up",
+             rank_of(remote, peer), peer->hello.pid, peer->hello.host);
+    return STATUS_OK;
+}
+
+/* It could not start. */
+static enum status on_failed(struct fleet__remote *remote, const struct fleet__peer *peer,
+                             const json_t *json, struct err *err)
+{
+    struct err said = { 0 };
+    enum status status = STATUS_OK;
+    enum status st = fleet__status_read(json, &status, &said, err);
+
+    if (st != STATUS_OK)
+        return st;
+    if (status == STATUS_OK)
+        return err_set(err, STATUS_PEER, "it failed without an error");
+    pthread_mutex_lock(&remote->lock);
+    if (!remote->has_failed) {
+        remote->failure = said;
+        remote->has_failed = true;
+        remote->bad_usage = json_is_true(json_object_get(json, "bad_usage"));
+    }
+    pthread_cond_broadcast(&remote->changed);
+    pthread_mutex_unlock(&remote->lock);
+    log_line(remote->log, LOG_DEBUG, "rank %u has failed: %s", rank_of(remote, peer),
+             said.message);
+    return STATUS_OK;
+}
+
+static enum status on_output(struct fleet__remote *remote, struct fleet__peer *peer,
+                             const json_t *json, struct err *err)
+{
+    struct fleet__output read;
+    struct fleet__request *request;
+    bool last, look_again = false;
+    double waited_s;
+    enum status st = fleet__output_read(json, &read, err);
+
+    if (st != STATUS_OK)
+        return st;
+    last = read.output.finish != FINISH_NONE;
+    pthread_mutex_lock(&remote->lock);
+    request = fleet__find(remote, read.id);
+    if (request != NULL && request->peer != peer)
+        request = NULL;
+    if (request != NULL && last) {
+        fleet__take_out(remote, request);
+        look_again = fleet__dispatch(remote);
+    }
+    pthread_mutex_unlock(&remote->lock);
+    if (request == NULL) {
+        fleet__output_deinit(&read);
+        return err_set(err, STATUS_PEER, "it answered a request that it doesn't have");
+    }
+    if (look_again)
+        fleet__wake(remote);
+    waited_s = (double)(request->sent_ns - request->submit_ns) * 1e-9;
+    read.output.queue_s += waited_s;
+    read.output.e2e_s += waited_s;
+    read.output.dp_rank = rank_of(remote, peer);
+    request->told_count = read.output.completion_token_count;
+    request->on_output(request->user, &read.output);
+    if (last)
+        fleet__request_free(remote, request);
+    fleet__output_deinit(&read);
+    return STATUS_OK;
+}
+
+static enum status on_report(struct fleet__remote *remote, struct fleet__peer *peer,
+                             const json_t *json, struct err *err)
+{
+    json_t *report = json_object_get(json, "report");
+    uint64_t serial = 0;
+    enum status st = fleet__id_read(json, &serial, err);
+
+    if (st != STATUS_OK)
+        return st;
+    pthread_mutex_lock(&remote->lock);
+    json_decref(peer->report);
+    peer->report = json_incref(report);
+    peer->report_serial = serial;
+    pthread_cond_broadcast(&remote->changed);
+    pthread_mutex_unlock(&remote->lock);
+    return STATUS_OK;
+}
+
+static enum status on_message(struct fleet__remote *remote, struct fleet__peer *peer,
+                              enum fleet__op op, const json_t *json, struct err *err)
+{
+    const bool is_up = peer->state == FLEET__UP; /* only this thread changes it */
+
+    if (op == FLEET__BEAT)
+        return STATUS_OK;
+    if (op == FLEET__READY && !is_up)
+        return on_ready(remote, peer, json, err);
+    if (op == FLEET__FAILED && !is_up)
+        return on_failed(remote, peer, json, err);
+    if (op == FLEET__OUTPUT && is_up)
+        return on_output(remote, peer, json, err);
+    if (op == FLEET__REPORT && is_up)
+        return on_report(remote, peer, json, err);
+    return err_set(err, STATUS_PEER, "it sent something out of turn");
+}
+
+/* -- sockets ----------------------------------------------------------------------------------- */
+
+static void peer_read(struct fleet__remote *remote, struct fleet__peer *peer)
+{
+    struct err err;
+    enum status st = fleet__link_fill(peer->link, &err);
+
+    peer->heard_ns = clock_now_ns();
+    for (;;) {
+        enum fleet__op op = FLEET__BEAT;
+        json_t *json = NULL;
+        struct err nonsense;
+        /* What came before the end of a connection is still heard. */
+        const enum status next = fleet__link_next(peer->link, &op, &json, &nonsense);
+
+        if (next != STATUS_OK || json == NULL) {
+            if (next != STATUS_OK && st == STATUS_OK)
+                err = nonsense;
+            st = st == STATUS_OK ? next : st;
+            break;
+        }
+        if (on_message(remote, peer, op, json, &nonsense) != STATUS_OK && st == STATUS_OK) {
+            st = STATUS_PEER;
+            err = nonsense;
+        }
+        json_decref(json);
+    }
+    if (st != STATUS_OK)
+        peer_lost(remote, peer, err.message);
+}
+
+static void accept_one(struct fleet__remote *remote)
+{
+    const int fd = accept4(remote->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    struct fleet__pending *place = NULL;
+    const int on = 1;
+
+    for (size_t i = 0; i < FLEET__PENDING_MAX && place == NULL; i++)
+        if (remote->pending[i].link == NULL)
+            place = &remote->pending[i];
+    if (fd < 0)
+        return;
+    if (place != NULL)
+        place->link = calloc(1, sizeof(*place->link));
+    if (place == NULL || place->link == NULL) {
+        (void)close(fd);
+        return;
+    }
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+    fleet__link_init(place->link, fd, FLEET__HELLO_BYTES_MAX);
+    place->deadline_ns = clock_now_ns() + FLEET__HELLO_NS;
+}
+
+static void welcome(struct fleet__remote *remote, struct fleet__pending *pending,
+                    const struct fleet__hello *hello)
+{
+    struct fleet__peer *peer = &remote->peers[hello->rank];
+    json_t *json = fleet__message(FLEET__WELCOME);
+
+    if (peer->link != NULL)
+        peer_lost(remote, peer, "another process has taken its place");
+    if (json != NULL)
+        (void)json_object_set_new(json, "token", json_string(remote->tokens.of_front));
+    (void)fleet__link_send(pending->link, json, NULL);
+    pending->link->frame_bytes_max = FLEET__FRAME_BYTES_MAX;
+    peer->heard_ns = clock_now_ns();
+    pthread_mutex_lock(&remote->lock);
+    peer->restart_count += peer->hello.pid != 0;
+    peer->hello = *hello;
+    peer->link = pending->link;
+    peer->is_cut = false;
+    peer->state = FLEET__LOADING;
+    json_decref(peer->report);
+    peer->report = NULL;
+    pthread_mutex_unlock(&remote->lock);
+    pending->link = NULL;
+    log_line(remote->log, LOG_DEBUG, "rank %u is process %" PRId64 " on %s", hello->rank,
+             hello->pid, hello->host);
+}
+
+static void pending_read(struct fleet__remote *remote, struct fleet__pending *pending)
+{
+    enum fleet__op op = FLEET__BEAT;
+    struct fleet__hello hello;
+    json_t *json = NULL;
+    struct err err;
+    enum status st = fleet__link_fill(pending->link, &err);
+
+    if (st == STATUS_OK)
+        st = fleet__link_next(pending->link, &op, &json, &err);
+    if (st == STATUS_OK && json == NULL)
+        return;
+    if (st == STATUS_OK && op != FLEET__HELLO)
+        st = err_set(&err, STATUS_PEER, "it did not say hello");
+    if (st == STATUS_OK)
+        st = fleet__hello_read(json, &hello, &err);
+    if (st == STATUS_OK && (!fleet__token_equal(hello.token, remote->tokens.of_rank) ||
+                            hello.rank >= remote->options.rank_count))
+        st = err_set(&err, STATUS_PEER, "a stranger");
+    json_decref(json);
+    if (st == STATUS_OK) {
+        welcome(remote, pending, &hello);
+        return;
+    }
+    log_line(remote->log, LOG_WARN, "a connection to the ranks' port was closed: %s", err.message);
+    link_free(pending->link);
+    pending->link = NULL;
+}
+
+/* -- time -------------------------------------------------------------------------------------- */
+
+static void check_silence(struct fleet__remote *remote, struct fleet__peer *peer, uint64_t now_ns,
+                          bool was_late)
+{
+    if (was_late)
+        peer->heard_ns = now_ns;
+    if (now_ns - peer->heard_ns < FLEET__SILENCE_NS)
+        return;
+    if (strcmp(peer->hello.machine, remote->machine) == 0)
+        (void)kill((pid_t)peer->hello.pid, SIGKILL);
+    peer_lost(remote, peer, "it has been silent for two seconds");
+}
+
+static void beat(struct fleet__remote *remote)
+{
+    const uint64_t now_ns = clock_now_ns();
+    const bool was_late = now_ns - remote->turn_ns > FLEET__SILENCE_NS / 4;
+
+    remote->turn_ns = now_ns;
+    if (now_ns - remote->beat_ns < FLEET__BEAT_MS * UINT64_C(1000000))
+        return;
+    remote->beat_ns = now_ns;
+    for (uint32_t i = 0; i < remote->options.rank_count; i++) {
+        struct fleet__peer *peer = &remote->peers[i];
+        if (peer->link == NULL)
+            continue;
+        (void)fleet__link_send(peer->link, fleet__message(FLEET__BEAT), NULL);
+        check_silence(remote, peer, now_ns, was_late);
+    }
+    for (size_t i = 0; i < FLEET__PENDING_MAX; i++) {
+        struct fleet__pending *pending = &remote->pending[i];
+        if (pending->link != NULL && now_ns > pending->deadline_ns) {
+            link_free(pending->link);
+            pending->link = NULL;
+        }
+    }
+}
+
+/* Ends what waits and is not wanted any more, or can't be served. */
+static void sweep_queue(struct fleet__remote *remote)
+{
+    struct fleet__request *list = NULL;
+    char why[sizeof(remote->failure.message)] = "";
+    bool any = false, hopeless;
+
+    pthread_mutex_lock(&remote->lock);
+    for (uint32_t i = 0; i < remote->options.rank_count; i++)
+        any = any || remote->peers[i].state == FLEET__UP;
+    hopeless = remote->stopping || (!any && remote->has_failed);
+    if (hopeless)
+        (void)snprintf(why, sizeof(why), "%s",
+                       remote->stopping ? "the server is shutting down"
+                                        : remote->failure.message);
+    for (struct fleet__request *at = remote->queue.first, *next; at != NULL; at = next) {
+        next = at->next;
+        if (!hopeless && !at->canceled)
+            continue;
+        fleet__take_out(remote, at);
+        at->next = list;
+        list = at;
+    }
+    pthread_mutex_unlock(&remote->lock);
+    while (list != NULL) {
+        struct fleet__request *request = list;
+        list = request->next;
+        if (request->canceled)
+            fleet__abort(remote, request, STATUS_CANCELED, "the request was canceled");
+        else
+            fleet__abort(remote, request, STATUS_UNAVAILABLE, why);
+    }
+}
+
+/* -- the thread -------------------------------------------------------------------------------- */
+
+static short events_of(struct fleet__link *link)
+{
+    return (short)(POLLIN | (fleet__link_wants_out(link) ? POLLOUT : 0));
+}
+
+/* Waits for whatever happens next, at most until the next beat, and sees to it. */
+static void turn(struct fleet__remote *remote)
+{
+    struct pollfd fds[2 + FLEET__PENDING_MAX + FLEET_RANK_COUNT_MAX];
+    const nfds_t count = 2 + FLEET__PENDING_MAX + remote->options.rank_count;
+    uint64_t drained;
+
+    fds[0] = (struct pollfd){ .fd = remote->wake_fd, .events = POLLIN };
+    fds[1] = (struct pollfd){ .fd = remote->listen_fd, .events = POLLIN };
+    for (nfds_t i = 2; i < count; i++) {
+        struct fleet__link *link = i < 2 + FLEET__PENDING_MAX
+                                       ? remote->pending[i - 2].link
+                                       : remote->peers[i - 2 - FLEET__PENDING_MAX].link;
+        fds[i] = (struct pollfd){ .fd = link == NULL ? -1 : link->fd };
+        fds[i].events = link == NULL ? 0 : events_of(link);
+    }
+    (void)poll(fds, count, FLEET__BEAT_MS);
+    if (fds[0].revents != 0)
+        (void)!read(remote->wake_fd, &drained, sizeof(drained));
+    for (nfds_t i = 2 + FLEET__PENDING_MAX; i < count; i++) {
+        struct fleet__peer *peer = &remote->peers[i - 2 - FLEET__PENDING_MAX];
+        if ((fds[i].revents & POLLOUT) != 0)
+            (void)fleet__link_flush(peer->link, NULL); /* broken: reading says so too */
+        if ((fds[i].revents & ~POLLOUT) != 0)
+            peer_read(remote, peer);
+    }
+    for (nfds_t i = 2; i < 2 + FLEET__PENDING_MAX; i++)
+        if (fds[i].revents != 0)
+            pending_read(remote, &remote->pending[i - 2]);
+    if (fds[1].revents != 0)
+        accept_one(remote);
+    beat(remote);
+    sweep_queue(remote);
+}
+
+static bool is_stopping(struct fleet__remote *remote)
+{
+    bool stopping;
+
+    pthread_mutex_lock(&remote->lock);
+    stopping = remote->stopping;
+    pthread_mutex_unlock(&remote->lock);
+    return stopping;
+}
+
+void *fleet__remote_thread(void *user)
+{
+    struct fleet__remote *remote = user;
+
+    remote->turn_ns = clock_now_ns();
+    while (!is_stopping(remote))
+        turn(remote);
+    for (uint32_t i = 0; i < remote->options.rank_count; i++)
+        if (remote->peers[i].link != NULL)
+            peer_lost(remote, &remote->peers[i], "the server is shutting down");
+    for (size_t i = 0; i < FLEET__PENDING_MAX; i++)
+        link_free(remote->pending[i].link);
+    sweep_queue(remote);
+    return NULL;
+}
