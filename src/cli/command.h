@@ -12,6 +12,8 @@
 struct cli_context {
     const struct cli_options *options;
     struct cli_console *console;
+    const char *const *args; /* [arg_count], what the options were read from */
+    size_t arg_count;
     bool bad_usage; /* set by a command that failed for what its options say: exit status 2 */
 };
 

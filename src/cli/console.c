@@ -26,7 +26,7 @@ static void write_line(void *user, enum log_level level, const char *line)
         return;
     flockfile(stderr);
     bar_clear(console);
-    fprintf(stderr, "%s%s\n", prefix, line);
+    fprintf(stderr, "%s%s%s\n", console->prefix, prefix, line);
     funlockfile(stderr);
 }
 

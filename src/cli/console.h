@@ -16,6 +16,7 @@ struct cli_console {
     struct progress progress; /* a bar on a terminal, else a line at the end */
     enum log_level level;     /* set before other threads start */
     bool terminal;            /* set once */
+    char prefix[24];          /* before each line: "rank 1: "; set before other threads start */
     bool bar_shown;           /* guarded by stderr's lock */
     uint64_t started_ns;      /* of the job under way; owner: the thread that loads */
     uint32_t percent_shown;   /* owner: the thread that loads */

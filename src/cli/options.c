@@ -73,7 +73,8 @@ static const struct cli_option *option_find(const char *name)
     for (size_t i = 0; i < cli_option_count; i++) {
         const struct cli_option *option = &cli_option_table[i];
         if (strcmp(name, option->name) == 0 ||
-            (option->alias != NULL && strcmp(name, option->alias) == 0))
+            (option->alias != NULL && strcmp(name, option->alias) == 0) ||
+            (option->also != NULL && cli_choice_contains(option->also, name)))
             return option;
     }
     return NULL;
@@ -437,6 +438,11 @@ enum status cli_options_check(const struct cli_options *options, enum cli_comman
     if (runs && strcmp(options->offload_mode, "auto") != 0 &&
         offload_mode_parse(options->offload_mode, &home, err) != STATUS_OK)
         return STATUS_BAD_INPUT;
+    if (command != CLI_COMMAND_SERVE && options->dp_size > 1)
+        return err_set(err, STATUS_BAD_INPUT,
+                       "--dp-size %d: '%s' runs one rank; several are for 'serve', which has many "
+                       "requests to spread over them", (int)options->dp_size,
+                       commands[command].name);
     if (command == CLI_COMMAND_GENERATE || command == CLI_COMMAND_LOGITS)
         return check_prompt(options, err);
     if (command == CLI_COMMAND_TOKENIZE && options->skip_special && options->decode.count == 0)

@@ -78,7 +78,7 @@ struct cli_options {
     bool ignore_eos, keep_special, no_stop_trim;
 
     const char *host, *served_model_name;
-    int64_t port;
+    int64_t port, dp_size;
 
     int64_t prompt_tokens, gen_tokens, batch, repeat;
     const char *out;

@@ -22,6 +22,7 @@ enum cli_option_kind {
 struct cli_option {
     const char *name;        /* without dashes */
     const char *alias;       /* NULL: none */
+    const char *also;        /* further names: "a|b"; NULL: none */
     enum cli_option_kind kind;
     const char *value_name;  /* in the help: "N" */
     double min, max;         /* of CLI_OPTION_INT and CLI_OPTION_REAL */

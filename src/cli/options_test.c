@@ -182,7 +182,11 @@ static void sglang_flags_warn_or_refuse(void **state)
     assert_int_equal(ignored, 4); /* not --tp-size 1, --dp-size 1, --load-format auto */
     cli_options_deinit(&options);
     refuses(CLI_COMMAND_SERVE, "--model m --tp-size 2", "--tp-size 2", "only 1");
-    refuses(CLI_COMMAND_SERVE, "--model m --dp-size 2", "--dp-size 2", "one process");
+    accepts(CLI_COMMAND_SERVE, "--model m --dp-size 2");
+    accepts(CLI_COMMAND_SERVE, "--model m --dp 3");
+    accepts(CLI_COMMAND_SERVE, "--model m --data-parallel-size 4");
+    refuses(CLI_COMMAND_SERVE, "--model m --dp-size 0", "--dp-size", "from 1 to 64");
+    refuses(CLI_COMMAND_GENERATE, "--model m --prompt a --dp-size 2", "--dp-size 2", "'serve'");
     refuses(CLI_COMMAND_SERVE, "--model m --api-key secret", "--api-key", "proxy");
     refuses(CLI_COMMAND_SERVE, "--model m --quantization fp8", "--quantization", "BF16");
     refuses(CLI_COMMAND_SERVE, "--model m --is-embedding", "--is-embedding", "text");

@@ -1,10 +1,13 @@
 /* cli/program.c - from arguments to a subcommand to an exit status. */
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/buf.h"
 #include "base/utf8.h"
 #include "cli/command.h"
+#include "cli/guard.h"
+#include "cli/rank.h"
 #include "lighter.h"
 
 enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };
@@ -82,10 +85,9 @@ static int fail(const struct cli_console *console, enum status status, const str
     return code;
 }
 
-static int run_command(enum cli_command command, struct cli_options *options,
-                       struct cli_console *console, struct err *err)
+static int run_command(enum cli_command command, struct cli_context *context, struct err *err)
 {
-    struct cli_context context = { .options = options, .console = console };
+    const struct cli_options *options = context->options;
     enum status st;
 
     if (options->help && options->json) {
@@ -94,11 +96,12 @@ static int run_command(enum cli_command command, struct cli_options *options,
         cli_help_write(stdout, command);
         st = cli_stdout_flush(err);
     } else {
-        st = runs[command](&context, err);
+        st = runs[command](context, err);
     }
     if (st == STATUS_OK)
         return EXIT_DONE;
-    return fail(console, st, err, options->json, context.bad_usage ? EXIT_USAGE : EXIT_FAILED);
+    return fail(context->console, st, err, options->json,
+                context->bad_usage ? EXIT_USAGE : EXIT_FAILED);
 }
 
 /* What stands before any subcommand: --help and --version. -1: neither. */
@@ -126,6 +129,8 @@ int cli_main(int argc, const char *const *argv)
     const bool json = wants_json(argc, argv);
     struct cli_console console;
     struct cli_options options;
+    struct cli_context context = { .options = &options, .console = &console };
+    const char *front = getenv(CLI_RANK_FRONT);
     enum cli_command command = CLI_COMMAND_GENERATE;
     struct err err;
     enum status st;
@@ -139,15 +144,28 @@ int cli_main(int argc, const char *const *argv)
     code = run_plain(argv[1], &err);
     if (code >= 0)
         return code;
-    st = cli_command_find(argv[1], &command, &err);
+    if (front != NULL && strcmp(argv[1], CLI_RANKS_COMMAND) == 0)
+        return cli_guard_run(argv + 2, (size_t)argc - 2);
+    if (front != NULL && strcmp(argv[1], CLI_RANK_COMMAND) == 0) {
+        command = CLI_COMMAND_SERVE; /* whose options it has */
+        st = STATUS_OK;
+    } else {
+        front = NULL;
+        st = cli_command_find(argv[1], &command, &err);
+    }
     if (st != STATUS_OK)
         return fail(&console, st, &err, json, EXIT_USAGE);
     cli_options_init(&options);
-    st = cli_options_parse(&options, command, argv + 2, (size_t)argc - 2, &err);
-    if (st == STATUS_OK) {
+    context.args = argv + 2;
+    context.arg_count = (size_t)argc - 2;
+    st = cli_options_parse(&options, command, context.args, context.arg_count, &err);
+    if (st == STATUS_OK && front != NULL) {
+        console.level = cli_options_log_level(&options);
+        code = cli_rank_keep(&context, front);
+    } else if (st == STATUS_OK) {
         console.level = cli_options_log_level(&options);
         cli_options_warn(&options, &console.log);
-        code = run_command(command, &options, &console, &err);
+        code = run_command(command, &context, &err);
     } else {
         code = fail(&console, st, &err, json, EXIT_USAGE);
     }

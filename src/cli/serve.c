@@ -4,13 +4,21 @@
  * takes them with sigwait: no handler runs, and nothing is shared with one. While the model is
  * still being loaded a signal ends the program as if nothing had been blocked. Later the first one
  * lets what runs be answered, and the program ends with 0; from then on a second one ends it at
- * once. */
+ * once.
+ *
+ *     one rank         engine and server in this process
+ *     --dp-size N      this process is the front end; it has mpirun start the ranks (ranks.h)
+ *     mpirun -n N      rank 0's process is the front end, and its rank a child; the others keep
+ *                      theirs (keeper.h) */
 #include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "cli/command.h"
+#include "cli/rank.h"
+#include "cli/ranks.h"
 #include "cli/session.h"
 #include "lighter.h"
 #include "server/server.h"
@@ -128,54 +136,142 @@ static enum status print_address(const struct cli_options *options, const struct
                           err);
 }
 
-static enum status serve(struct cli_context *context, struct watch *watch, const json_t *launch,
-                         struct err *err)
+/* A server and all it stands on. */
+struct serving {
+    struct cli_context *context;
+    struct watch *watch;
+    const json_t *launch;
+    uint32_t rank_count;         /* 1: the engine is in this process */
+    struct cli_rank_zero *rank_zero; /* NULL: mpirun did not start this process */
+    struct cli_session session;  /* with several ranks, the tokenizer alone */
+    struct fleet *fleet;
+    struct cli_ranks *ranks;
+    struct server *server;
+};
+
+static enum status open_engine(struct serving *serving, struct err *err)
 {
+    const struct cli_demand demand = { 0 };
+    struct cli_session *session = &serving->session;
+    struct cli_console *console = serving->context->console;
+    enum status st = cli_session_start(session, serving->context->options, &demand, &console->log,
+                                       &console->progress, err);
+
+    serving->context->bad_usage = session->bad_usage;
+    return st != STATUS_OK ? st : fleet_create_local(session->engine, &serving->fleet, err);
+}
+
+static enum status open_ranks(struct serving *serving, struct err *err)
+{
+    const struct cli_context *context = serving->context;
     const struct cli_options *options = context->options;
     const struct log *log = &context->console->log;
-    const struct cli_demand demand = { 0 };
-    struct cli_session session = { 0 };
-    struct server_options server_options;
-    struct server *server = NULL;
-    struct fleet *fleet = NULL;
+    struct fleet_remote_options remote;
     enum status st;
 
-    st = cli_session_open_tokenizer(&session, options, log, err);
+    fleet_remote_options_init(&remote);
+    remote.rank_count = serving->rank_count;
+    remote.every_address = serving->rank_zero != NULL && serving->rank_zero->several_nodes;
+    remote.has_random_seed = options->random_seed >= 0;
+    remote.random_seed = (uint64_t)options->random_seed;
+    if (options->max_queued_requests > 0)
+        remote.queue_count_max = (uint32_t)options->max_queued_requests;
+    st = fleet_create_remote(&remote, log, &serving->fleet, err);
+    if (st == STATUS_OK && serving->rank_zero != NULL)
+        st = cli_rank_zero_tell(serving->rank_zero, fleet_remote_front(serving->fleet), err);
+    else if (st == STATUS_OK)
+        st = cli_ranks_start(serving->fleet, serving->rank_count, context->args,
+                             context->arg_count, log, &serving->ranks, err);
     if (st == STATUS_OK)
-        st = cli_session_start(&session, options, &demand, log, &context->console->progress, err);
-    context->bad_usage = session.bad_usage;
+        st = fleet_remote_wait(serving->fleet, &serving->context->bad_usage, err);
+    if (st == STATUS_OK && serving->ranks != NULL)
+        cli_ranks_serving(serving->ranks);
+    return st;
+}
+
+static void serving_close(struct serving *serving)
+{
+    const bool has_ranks = serving->rank_count > 1 && serving->fleet != NULL;
+
+    server_destroy(serving->server);
+    if (has_ranks)
+        fleet_remote_leave(serving->fleet);
+    cli_ranks_stop(serving->ranks);
+    fleet_destroy(serving->fleet);
+    cli_session_close(&serving->session);
+}
+
+static enum status serve(struct serving *serving, struct err *err)
+{
+    struct cli_context *context = serving->context;
+    const struct cli_options *options = context->options;
+    const struct log *log = &context->console->log;
+    struct server_options server_options;
+    enum status st;
+
+    st = cli_session_open_tokenizer(&serving->session, options, log, err);
     if (st == STATUS_OK)
-        st = fleet_create_local(session.engine, &fleet, err);
+        st = serving->rank_count > 1 ? open_ranks(serving, err) : open_engine(serving, err);
     if (st == STATUS_OK) {
-        watch_serve(watch);
-        make_server_options(options, launch, &server_options);
-        st = server_create(fleet, session.tokenizer, &server_options, log, &server, err);
+        watch_serve(serving->watch);
+        make_server_options(options, serving->launch, &server_options);
+        st = server_create(serving->fleet, serving->session.tokenizer, &server_options, log,
+                           &serving->server, err);
     }
     if (st == STATUS_OK)
-        st = print_address(options, server, err);
+        st = print_address(options, serving->server, err);
     if (st == STATUS_OK) {
         log_line(log, LOG_INFO, "signal %d: finishing what runs; a second one stops at once",
-                 watch_wait(watch));
-        server_drain(server);
-        fleet_drain(fleet);
-        offload_report_log(model_offload(session.model), log);
+                 watch_wait(serving->watch));
+        server_drain(serving->server);
+        fleet_drain(serving->fleet);
+        if (serving->session.model != NULL)
+            offload_report_log(model_offload(serving->session.model), log);
     }
-    server_destroy(server);
-    fleet_destroy(fleet);
-    cli_session_close(&session);
+    serving_close(serving);
     return st;
+}
+
+/* How many ranks there are: as many as mpirun has started, or as --dp-size says. */
+static enum status count_ranks(struct cli_context *context, const struct cli_mpi_place *place,
+                               uint32_t *count_out, struct err *err)
+{
+    const uint32_t wanted = (uint32_t)context->options->dp_size;
+
+    *count_out = place->size > 1 ? place->size : wanted;
+    if (place->size == 0 || wanted == 1 || wanted == place->size)
+        return STATUS_OK;
+    context->bad_usage = true;
+    return err_set(err, STATUS_BAD_INPUT,
+                   "--dp-size %u, but mpirun has started %u processes; leave one of them out",
+                   wanted, place->size);
 }
 
 enum status cli_serve(struct cli_context *context, struct err *err)
 {
-    json_t *launch = launch_json(context->options);
+    const struct cli_mpi_place place = cli_mpi_place();
+    struct serving serving = { .context = context };
+    struct cli_rank_zero rank_zero = { .fd = -1 };
+    json_t *launch = NULL;
     struct watch watch;
-    enum status st = watch_start(&watch, err);
+    enum status st = count_ranks(context, &place, &serving.rank_count, err);
 
+    if (st == STATUS_OK && place.size > 1 && place.rank > 0)
+        exit(cli_rank_keep(context, ""));
+    if (st == STATUS_OK && place.size > 1) { /* before any thread: it forks */
+        st = cli_rank_zero_start(context, &place, &rank_zero, err);
+        serving.rank_zero = &rank_zero;
+    }
+    if (st == STATUS_OK)
+        st = watch_start(&watch, err);
     if (st == STATUS_OK) {
-        st = serve(context, &watch, launch, err);
+        launch = launch_json(context->options);
+        serving.watch = &watch;
+        serving.launch = launch;
+        st = serve(&serving, err);
         watch_stop(&watch);
     }
+    cli_rank_zero_stop(&rank_zero);
     json_decref(launch);
     return st;
 }

@@ -1,0 +1,196 @@
+/* cli/rank.c - a rank process: finds the others and the front end, loads, answers, leaves.
+ *
+ *     first life        front end - MPI - device, model, engine - ready ... leave - MPI's end
+ *     later lives       front end - alone - device, model, engine - ready ... leave
+ *
+ * A rank prints nothing on standard output. Its log lines say which it is; what all ranks say alike
+ * (the plan, the manifest) is heard from rank 0 alone, unless --log-level debug asks for all. It
+ * ends when the front end says so, or goes away. Under the user's own mpirun signals are not its
+ * business: mpirun hands them to everybody, and the front end has answers to finish. */
+#include "cli/rank.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/thread_pool.h"
+#include "cli/session.h"
+#include "cluster/cluster.h"
+
+/* What a rank's life needs, beside what it is given. */
+struct self {
+    const struct cli_context *context;
+    const struct log *log;
+    struct cli_options options;      /* a copy, with its share of threads */
+    struct cli_mpi_place place;
+    const struct cli_life *life;
+    char front[CLI_FRONT_BYTES_MAX];
+    struct cluster *cluster;
+    struct fleet_rank *rank;
+    struct cli_session session;
+};
+
+static uint32_t environment_number(const char *name)
+{
+    const char *text = getenv(name);
+    char *end = NULL;
+    unsigned long number;
+
+    if (text == NULL || *text == '\0')
+        return 0;
+    number = strtoul(text, &end, 10);
+    return *end == '\0' && number < UINT16_MAX ? (uint32_t)number : 0;
+}
+
+struct cli_mpi_place cli_mpi_place(void)
+{
+    return (struct cli_mpi_place){
+        .rank = environment_number("OMPI_COMM_WORLD_RANK"),
+        .size = environment_number("OMPI_COMM_WORLD_SIZE"),
+        .node_size = environment_number("OMPI_COMM_WORLD_LOCAL_SIZE"),
+    };
+}
+
+/* The module stands beside the program. */
+static enum status open_mpi(struct self *self, struct err *err)
+{
+    static const char name[] = "lighter_mpi.so";
+    char path[4096];
+    const ssize_t size = readlink("/proc/self/exe", path, sizeof(path) - sizeof(name) - 1);
+    char *slash;
+
+    if (size <= 0)
+        return err_set(err, STATUS_UNAVAILABLE, "/proc/self/exe: %s", strerror(errno));
+    path[size] = '\0';
+    slash = strrchr(path, '/');
+    memcpy(slash + 1, name, sizeof(name));
+    return cluster_open_mpi(path, self->log, &self->cluster, err);
+}
+
+/* Rank 0 tells all others where the front end is. */
+static enum status learn_front(struct self *self, struct err *err)
+{
+    enum status st = cluster_broadcast(self->cluster, CLUSTER_WORLD, 0, self->front,
+                                       sizeof(self->front), CLUSTER_WAIT_S, err);
+
+    if (st == STATUS_OK) {
+        self->front[sizeof(self->front) - 1] = '\0';
+        cli_life_tell_front(self->life, self->front);
+    }
+    return st;
+}
+
+/* The front end has nothing to do with us any more, whatever we are doing. */
+static void on_gone(void *user, const char *why)
+{
+    const struct self *self = user;
+
+    log_line(self->log, LOG_DEBUG, "ending: %s", why);
+    _exit(CLI_LIFE_ORPHAN);
+}
+
+static enum status connect_front(struct self *self, struct err *err)
+{
+    const struct fleet_rank_options options = {
+        .front = self->front, .rank = self->place.rank, .on_gone = on_gone, .user = self,
+    };
+
+    return self->rank != NULL ? STATUS_OK : fleet_rank_connect(&options, &self->rank, err);
+}
+
+/* The front end comes first where it is known: it then sees a rank that hangs in MPI. */
+static enum status meet(struct self *self, struct err *err)
+{
+    enum status st = STATUS_OK;
+
+    memcpy(self->front, self->life->front, sizeof(self->front));
+    if (self->front[0] != '\0')
+        st = connect_front(self, err);
+    if (st == STATUS_OK && !self->life->first)
+        return cluster_open_one(self->place.rank, &self->cluster, err);
+    if (st == STATUS_OK)
+        st = open_mpi(self, err);
+    if (st == STATUS_OK && getenv(CLI_RANK_FRONT) == NULL)
+        st = learn_front(self, err);
+    return st != STATUS_OK ? st : connect_front(self, err);
+}
+
+/* This node's processors are divided among its ranks. */
+static void share_threads(struct self *self)
+{
+    const uint32_t count = thread_count_available();
+
+    self->options = *self->context->options;
+    if (self->options.threads == 0 && self->place.node_size > 1)
+        self->options.threads =
+            count >= self->place.node_size ? count / self->place.node_size : 1;
+}
+
+static enum status serve(struct self *self, bool *finalize_out, struct err *err)
+{
+    const struct cli_demand demand = { 0 };
+    struct cli_console *console = self->context->console;
+    enum status st;
+
+    share_threads(self);
+    st = cli_session_open_tokenizer(&self->session, &self->options, self->log, err);
+    if (st == STATUS_OK)
+        st = cli_session_start(&self->session, &self->options, &demand, self->log,
+                               &console->progress, err);
+    if (st != STATUS_OK)
+        return st;
+    cli_life_tell_ready(self->life);
+    return fleet_rank_serve(self->rank, self->session.engine, finalize_out, err);
+}
+
+static int live(void *user, const struct cli_life *life)
+{
+    struct self self = { .context = user, .life = life };
+    struct cli_console *console = self.context->console;
+    bool finalize = false;
+    struct err err;
+    enum status st;
+
+    (void)dup2(STDERR_FILENO, STDOUT_FILENO);
+    self.log = &console->log;
+    self.place = cli_mpi_place();
+    (void)snprintf(console->prefix, sizeof(console->prefix), "rank %u: ", self.place.rank);
+    console->terminal = false;
+    if (self.place.rank > 0 && console->level == LOG_INFO)
+        console->level = LOG_WARN;
+    st = meet(&self, &err);
+    if (st == STATUS_OK)
+        st = serve(&self, &finalize, &err);
+    if (st != STATUS_OK && self.rank != NULL)
+        fleet_rank_fail(self.rank, st, err.message, self.session.bad_usage);
+    else if (st != STATUS_OK && life->first)
+        log_line(self.log, LOG_ERROR, "%s", err.message);
+    if (st != STATUS_OK) /* whatever is half open ends with the process */
+        return self.rank != NULL ? self.session.bad_usage ? 2 : 1 : life->first ? 1
+                                                                                : CLI_LIFE_ORPHAN;
+    cli_session_close(&self.session);
+    fleet_rank_destroy(self.rank);
+    if (finalize)
+        cluster_close(self.cluster);
+    return CLI_LIFE_LEFT;
+}
+
+int cli_rank_keep(const struct cli_context *context, const char *front)
+{
+    const bool needs_all = strcmp(context->options->offload_mode, "sharded_gpu") == 0;
+    struct cli_keeper keeper = { .restart = !needs_all, .live = live, .user = (void *)context };
+
+    if (getenv(CLI_RANK_FRONT) == NULL) { /* the user's own mpirun, who may be told to stop */
+        (void)signal(SIGTERM, SIG_IGN);
+        (void)signal(SIGINT, SIG_IGN);
+        (void)signal(SIGHUP, SIG_IGN);
+    }
+    (void)signal(SIGPIPE, SIG_IGN);
+    if (strlen(front) >= sizeof(keeper.front))
+        return 2;
+    memcpy(keeper.front, front, strlen(front) + 1);
+    return cli_keep(&keeper);
+}

@@ -1,0 +1,259 @@
+#!/usr/bin/env python3
+"""Several ranks (lighter serve --dp-size N): they answer, share the work, die, and come back.
+
+Everything here is counted or waited for, nothing is timed: a wait has a limit only so that a hang is
+a failure.
+"""
+import concurrent.futures
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import urllib.parse
+
+import lighter
+
+MODULE = os.path.join(os.path.dirname(lighter.PROGRAM), "lighter_mpi.so")
+GREEDY = {"temperature": 0, "max_new_tokens": 8}
+QUESTION = {"text": "The capital of France is", "sampling_params": GREEDY}
+LONG = {"temperature": 0, "max_new_tokens": 40, "ignore_eos": True}
+ENDLESS = {**LONG, "max_new_tokens": 1500}
+SLOW = ("--device", "sim:link=100MB/s", "--offload-group-size", "1")  # some 50 ms a token
+WAIT_SECONDS = 60
+
+
+def wait_until(what, condition):
+    until = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < until, f"waited in vain: {what}"
+        time.sleep(0.02)
+
+
+def ranks(server):
+    return server.request("/get_server_info")[1]["ranks"]
+
+
+def alive(pid):
+    """Whether the process runs; one that nobody has waited for yet does not."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def tree(pid):
+    """The process and all its descendants."""
+    found = [pid]
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError):
+                with open(f"/proc/{name}/stat", encoding="ascii") as file:
+                    parent = int(file.read().rsplit(")", 1)[1].split()[1])
+                if parent == pid:
+                    found += tree(int(name))
+    return found
+
+
+def left_behind():
+    """What is in the servers' folder for temporary files, and Open MPI's in shared memory."""
+    shared = [name for name in os.listdir("/dev/shm") if name.startswith(("vader", "ompi", "lighter"))]
+    return shared + os.listdir(os.environ["TMPDIR"])
+
+
+class Streaming:
+    """One streamed answer in a thread: its events, and how it ended."""
+
+    def __init__(self, server, params=None):
+        self.events = []
+        self.status = None
+        address = urllib.parse.urlsplit(server.url)
+        self.connection = http.client.HTTPConnection(address.hostname, address.port, timeout=WAIT_SECONDS)
+        self.body = {"text": QUESTION["text"], "stream": True, "sampling_params": params or LONG}
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self):
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            self.connection.request("POST", "/generate", json.dumps(self.body))
+            answer = self.connection.getresponse()
+            self.status = answer.status
+            for line in answer:
+                if line.startswith(b"data: {"):
+                    self.events.append(json.loads(line[6:]))
+        self.connection.close()
+
+    def leave(self):
+        """Goes away in the middle, which cancels the request."""
+        self.connection.sock.shutdown(2)
+        self.thread.join(WAIT_SECONDS)
+
+    def rank(self):
+        return self.events[0]["meta_info"]["dp_rank"]
+
+    def ending(self):
+        self.thread.join(WAIT_SECONDS)
+        assert not self.thread.is_alive(), "an answer hangs"
+        return self.events[-1]["meta_info"]["finish_reason"]
+
+
+def test_ranks_answer_and_share_the_work():
+    wanted = lighter.run_json("generate", "--model", lighter.DEMO, "--prompt", QUESTION["text"],
+                              "--temperature", 0, "--max-new-tokens", 8)
+    for count in (1, 2, 3, 4):
+        with lighter.Server("--model", lighter.DEMO, "--dp-size", count, "--offload-group-size", 1) as server:
+            with concurrent.futures.ThreadPoolExecutor(8) as pool:
+                answers = list(pool.map(lambda _: server.generate(**QUESTION), range(4 * count)))
+            assert {answer["text"] for answer in answers} == {wanted["text"]}, answers
+            assert "Paris" in wanted["text"]
+            assert {tuple(answer["output_ids"]) for answer in answers} == {tuple(wanted["output_ids"])}
+            assert {answer["meta_info"]["dp_rank"] for answer in answers} == set(range(count)), answers
+            info = server.request("/get_server_info")[1]
+            assert info["dp_size"] == count and info["engine"]["finished"] == 4 * count, info
+            if count > 1:
+                assert [rank["dp_rank"] for rank in info["ranks"]] == list(range(count))
+                assert all(rank["state"] == "up" and rank["report"]["finished"] >= 1 for rank in info["ranks"])
+            processes = tree(server.process.pid)
+        assert not [pid for pid in processes if alive(pid)]
+
+
+def test_every_mode_answers_from_every_rank():
+    for mode in ("cpu", "meta"):
+        with lighter.Server("--model", lighter.DEMO, "--dp-size", 2, "--offload-group-size", 1,
+                            "--offload-mode", mode) as server:
+            answers = [server.generate(**QUESTION) for _ in range(4)]
+            assert {answer["meta_info"]["dp_rank"] for answer in answers} == {0, 1}
+            if mode != "meta":
+                assert all("Paris" in answer["text"] for answer in answers), (mode, answers)
+            else:
+                assert all(answer["meta_info"]["garbage"] for answer in answers), answers
+
+
+def test_bad_requests_and_options_are_refused_by_the_front_end():
+    with lighter.Server("--model", lighter.DEMO, "--dp-size", 2) as server:
+        for body, word in (({"input_ids": [99999999]}, "vocabulary"),
+                           ({"text": "a", "sampling_params": {"top_p": 7}}, "top_p"),
+                           ({"input_ids": [5] * 100000}, "context")):
+            status, answer = server.request("/generate", {**body, "stream": True})
+            assert status == 400 and word in answer["error"]["message"], answer
+        assert server.request("/health")[0] == 200 and server.request("/health_generate")[0] == 200
+        assert server.request("/get_model_info")[1]["vocab_size"] > 0
+    for command, arguments, word in (("serve", ["--dp-size", 2, "--model", "/nowhere"], "/nowhere"),
+                                     ("serve", ["--dp-size", 2, "--model", lighter.DEMO, "--memory-budget", "1MiB"],
+                                      "budget"),
+                                     ("generate", ["--dp-size", 2, "--model", lighter.DEMO, "--prompt", "a"], "serve")):
+        code, _, err = lighter.run(command, *arguments)
+        assert code != 0 and word in err, err
+
+
+def test_a_seed_gives_the_same_answers_from_any_number_of_ranks():
+    body = {"text": "Once", "sampling_params": {"temperature": 1.5, "max_new_tokens": 12}}
+    seen = []
+    for count in (1, 3):
+        with lighter.Server("--model", lighter.DEMO, "--dp-size", count, "--random-seed", 7) as server:
+            seen.append([server.generate(**body)["output_ids"] for _ in range(6)])
+    assert seen[0] == seen[1], seen
+
+
+def test_a_rank_dies_and_comes_back():
+    with lighter.Server("--model", lighter.DEMO, "--dp-size", 2, *SLOW) as server:
+        streams = [Streaming(server) for _ in range(4)]
+        wait_until("all stream", lambda: all(stream.events for stream in streams))
+        assert {stream.rank() for stream in streams} == {0, 1}
+        victim = ranks(server)[1]
+        os.kill(victim["pid"], signal.SIGKILL)
+        for stream in streams:
+            reason = stream.ending()
+            if stream.rank() == 1:
+                assert reason["type"] == "abort" and "rank 1" in reason["message"], reason
+                assert reason["status_code"] in (500, 503)
+            else:
+                assert reason["type"] == "length", reason
+        assert "Paris" in server.generate(**QUESTION)["text"]
+        wait_until("rank 1 is back", lambda: ranks(server)[1]["state"] == "up")
+        again = ranks(server)[1]
+        assert again["pid"] != victim["pid"] and again["restarts"] == 1, again
+        answers = [server.generate(**QUESTION) for _ in range(4)]
+        assert {answer["meta_info"]["dp_rank"] for answer in answers} == {0, 1}
+        assert all("Paris" in answer["text"] for answer in answers)
+        processes = tree(server.process.pid)
+    assert not [pid for pid in processes if alive(pid)]
+    assert not left_behind(), left_behind()
+
+
+def test_what_waits_goes_to_the_others():
+    with lighter.Server("--model", lighter.DEMO, "--dp-size", 2, "--max-running-requests", 1, *SLOW) as server:
+        running = [Streaming(server, ENDLESS) for _ in range(2)]
+        wait_until("both ranks are busy", lambda: all(stream.events for stream in running))
+        with concurrent.futures.ThreadPoolExecutor(3) as pool:
+            waiting = [pool.submit(server.generate, **QUESTION) for _ in range(3)]
+            wait_until("three wait", lambda: server.request("/get_server_info")[1]["engine"]["waiting"] == 3)
+            os.kill(ranks(server)[0]["pid"], signal.SIGKILL)
+            for answer in waiting:
+                assert "Paris" in answer.result(WAIT_SECONDS)["text"]
+        assert running[0].rank() != running[1].rank()
+        running[0 if running[0].rank() == 1 else 1].leave()
+
+
+def test_a_rank_that_hangs_is_a_dead_one():
+    with lighter.Server("--model", lighter.DEMO, "--dp-size", 2, *SLOW) as server:
+        streams = [Streaming(server) for _ in range(2)]
+        wait_until("both stream", lambda: all(stream.events for stream in streams))
+        victim = ranks(server)[0]["pid"]
+        os.kill(victim, signal.SIGSTOP)
+        reason = next(stream for stream in streams if stream.rank() == 0).ending()
+        assert reason["type"] == "abort" and "silent" in reason["message"], reason
+        wait_until("it is gone", lambda: not alive(victim))
+        wait_until("rank 0 is back", lambda: ranks(server)[0]["state"] == "up")
+        assert next(stream for stream in streams if stream.rank() == 1).ending()["type"] == "length"
+
+
+def test_all_ranks_die_and_come_back():
+    with lighter.Server("--model", lighter.DEMO, "--dp-size", 2) as server:
+        old = [rank["pid"] for rank in ranks(server)]
+        keeper = int(open(f"/proc/{old[0]}/stat", encoding="ascii").read().rsplit(")", 1)[1].split()[1])
+        os.kill(keeper, signal.SIGKILL)  # without one of its processes, mpirun ends the others
+        wait_until("all are new", lambda: not {rank["pid"] for rank in ranks(server)} & set(old)
+                   and all(rank["state"] == "up" for rank in ranks(server)))
+        assert "Paris" in server.generate(**QUESTION)["text"]
+
+
+def test_the_front_end_dies_and_leaves_nothing():
+    server = lighter.Server("--model", lighter.DEMO, "--dp-size", 2, *SLOW)
+    server.__enter__()
+    stream = Streaming(server, ENDLESS)
+    wait_until("it streams", lambda: stream.events)
+    processes = tree(server.process.pid)
+    assert len(processes) == 7, processes  # front end, guard, mpirun, two keepers, two ranks
+    server.process.kill()
+    server.process.wait(WAIT_SECONDS)
+    wait_until("all processes end", lambda: not [pid for pid in processes if alive(pid)])
+    wait_until("nothing is left", lambda: not left_behind())
+    server.process.stderr.close()
+
+
+def test_sigterm_finishes_what_runs():
+    with lighter.Server("--model", lighter.DEMO, "--dp-size", 2, *SLOW) as server:
+        streams = [Streaming(server) for _ in range(2)]
+        wait_until("both stream", lambda: all(stream.events for stream in streams))
+        processes = tree(server.process.pid)
+        server.process.send_signal(signal.SIGTERM)
+        assert [stream.ending()["type"] for stream in streams] == ["length", "length"]
+        assert server.process.wait(WAIT_SECONDS) == 0
+    assert not [pid for pid in processes if alive(pid)]
+
+
+if __name__ == "__main__":
+    if shutil.which("mpirun") is None or not os.path.exists(MODULE):
+        print("there is no Open MPI\n0 passed, 0 failed, 1 skipped")
+        sys.exit(0)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TMPDIR"] = folder
+        code = lighter.main(sys.modules[__name__])
+    sys.exit(code)
