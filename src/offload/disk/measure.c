@@ -171,8 +171,10 @@ static uint64_t median_rate(const struct disk_measured *measured, uint64_t bytes
                 rates[count++] = measured->random_bytes_per_s[b][d];
         }
     }
+    if (count == 0)
+        return 0;
     qsort(rates, count, sizeof(rates[0]), compare_rates);
-    return count == 0 ? 0 : (rates[(count - 1) / 2] + rates[count / 2]) / 2;
+    return (rates[(count - 1) / 2] + rates[count / 2]) / 2;
 }
 
 void disk__measure_choose(struct disk_measured *out)

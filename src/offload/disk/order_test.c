@@ -74,7 +74,8 @@ static uint32_t fake_wait(struct disk__engine *unused, struct disk__piece **piec
     engine.woken = false;
     count = engine.ended_count;
     assert_true(count <= piece_count_max);
-    memcpy(pieces_out, engine.ended, count * sizeof(*pieces_out));
+    for (uint32_t i = 0; i < count; i++)
+        pieces_out[i] = engine.ended[i];
     engine.ended_count = 0;
     (void)pthread_mutex_unlock(&engine.lock);
     return count;
@@ -162,10 +163,15 @@ static const char *begun(void)
 /* Ends the n-th piece that was begun; 0 bytes or more, or -errno. */
 static void end(uint32_t n, int32_t result)
 {
+    struct disk__piece *piece;
+
     (void)pthread_mutex_lock(&engine.lock);
-    assert_true(n < engine.begun_count && engine.begun[n] != NULL);
-    engine.begun[n]->result = result;
-    engine.ended[engine.ended_count++] = engine.begun[n];
+    piece = n < engine.begun_count ? engine.begun[n] : NULL;
+    if (piece == NULL)
+        fail_msg("there is no piece %u in flight", (unsigned)n);
+    else
+        piece->result = result;
+    engine.ended[engine.ended_count++] = piece;
     engine.begun[n] = NULL;
     (void)pthread_cond_broadcast(&engine.changed);
     (void)pthread_mutex_unlock(&engine.lock);
