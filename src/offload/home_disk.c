@@ -113,6 +113,21 @@ static void units_measure(struct offload *offload)
     }
 }
 
+/* How many pieces of what size are read at once: what the largest file's disk does best with. */
+static void tune(const struct offload__disk *disk, struct disk_reader_options *options)
+{
+    const struct disk_file *largest = NULL;
+
+    for (uint32_t i = 0; i < disk->file_count; i++) {
+        if (disk->files[i] != NULL &&
+            (largest == NULL ||
+             disk_file_size_bytes(disk->files[i]) > disk_file_size_bytes(largest)))
+            largest = disk->files[i];
+    }
+    if (largest != NULL)
+        disk_reader_options_tune(options, largest);
+}
+
 static enum status disk_open(struct offload *offload, struct err *err)
 {
     struct disk_reader_options options = { .log = offload->log };
@@ -131,6 +146,8 @@ static enum status disk_open(struct offload *offload, struct err *err)
         return err_set(err, STATUS_NO_MEMORY, "no memory for a home on the disk");
     units_measure(offload);
     st = files_open(offload, &options, err);
+    if (st == STATUS_OK)
+        tune(offload->disk, &options);
     if (st == STATUS_OK)
         st = stagings_create(offload, err);
     if (st == STATUS_OK)

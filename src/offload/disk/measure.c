@@ -14,6 +14,7 @@
  * reader keeps few of those in flight; too few leave the disk idle. Large pieces cost the processor
  * less per byte, so the largest block that leaves DEPTH_MIN of them. */
 #include <assert.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -26,6 +27,7 @@
 #define MEMORY_BYTES (32 * MIB)
 #define DEPTH_LIMIT 32 /* 1 << (DISK_MEASURE_DEPTHS - 1) */
 #define TIME_NS_DEFAULT UINT64_C(400000000)
+#define TUNE_NS UINT64_C(200000000)
 #define GOOD_PERCENT 95
 #define ROUNDS 2
 #define PAIRS_PERCENT 60 /* of the time */
@@ -271,4 +273,24 @@ enum status disk_measure(const struct disk_file *file, const struct disk_measure
     measured.took_ns = clock_now_ns() - begin_ns;
     *measured_out = measured;
     return STATUS_OK;
+}
+
+void disk_reader_options_tune(struct disk_reader_options *options, const struct disk_file *file)
+{
+    const struct disk_measure_options how = { .time_ns = TUNE_NS, .uring = options->uring };
+    struct disk_measured measured;
+    char piece[24];
+    struct err why;
+
+    if (options->depth != 0 || options->piece_bytes != 0)
+        return;
+    if (disk_measure(file, &how, &measured, &why) != STATUS_OK) {
+        log_line(options->log, LOG_DEBUG, "disk: not measured: %s", why.message);
+        return;
+    }
+    options->depth = measured.depth;
+    options->piece_bytes = measured.piece_bytes;
+    log_line(options->log, LOG_INFO, "disk: measured %.0f MB/s; reading with depth=%" PRIu32
+             ",piece=%s", (double)measured.random_bytes_per_s_best / 1e6, measured.depth,
+             size_format(measured.piece_bytes, piece, sizeof(piece)));
 }

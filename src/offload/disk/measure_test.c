@@ -81,6 +81,7 @@ static void a_disk_is_measured(void **state)
 {
     const struct disk_measure_options options = { .time_ns = 50000000 };
     char *const paths[] = { testing_file(1 * MIB), testing_file(16 * MIB) };
+    struct disk_reader_options given = { .depth = 3 }, open = { .depth = 0 };
     struct disk_measured measured;
     struct disk_file *file;
     struct err err;
@@ -103,6 +104,10 @@ static void a_disk_is_measured(void **state)
     assert_true(measured.depth >= 8 && measured.depth <= DISK_DEPTH_MAX);
     assert_true(measured.piece_bytes >= 128 * KIB && measured.piece_bytes <= 1 * MIB);
     assert_true(measured.read_bytes > 0 && measured.took_ns > 0);
+    disk_reader_options_tune(&given, file);
+    assert_true(given.depth == 3 && given.piece_bytes == 0);
+    disk_reader_options_tune(&open, file);
+    assert_true(open.depth >= 8 && open.piece_bytes >= 128 * KIB);
     assert_int_equal(truncate(paths[1], 4096), 0); /* now the reads fail */
     assert_int_equal(disk_measure(file, &options, &measured, &err), STATUS_IO);
     assert_non_null(strstr(err.message, "was it truncated?"));

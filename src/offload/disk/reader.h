@@ -224,4 +224,8 @@ struct disk_measured {
 enum status disk_measure(const struct disk_file *file, const struct disk_measure_options *options,
                          struct disk_measured *measured_out, struct err *err);
 
+/* Sets depth and piece_bytes by a shorter measurement (200 ms) where both are left open (0), and
+ * says so in the options' log; where the disk can't be measured they stay open. */
+void disk_reader_options_tune(struct disk_reader_options *options, const struct disk_file *file);
+
 #endif
