@@ -250,6 +250,11 @@ const struct ckpt_tensor *ckpt_find(const struct ckpt *ckpt, const char *name)
     return map_get(ckpt->tensor_by_name, name, strlen(name), &index) ? &ckpt->tensors[index] : NULL;
 }
 
+uint32_t ckpt_file_count(const struct ckpt *ckpt)
+{
+    return ckpt->file_count;
+}
+
 const char *ckpt_file_path(const struct ckpt *ckpt, uint32_t file_index)
 {
     assert(file_index < ckpt->file_count);

@@ -51,6 +51,7 @@ const char *ckpt_config_suffix(const struct ckpt *ckpt); /* "/config.json": wher
 size_t ckpt_tensor_count(const struct ckpt *ckpt);
 const struct ckpt_tensor *ckpt_tensor_at(const struct ckpt *ckpt, size_t index); /* in file order */
 const struct ckpt_tensor *ckpt_find(const struct ckpt *ckpt, const char *name); /* NULL: none */
+uint32_t ckpt_file_count(const struct ckpt *ckpt);
 const char *ckpt_file_path(const struct ckpt *ckpt, uint32_t file_index);
 
 /* Reads size_bytes of the tensor's data, from offset_bytes in it. */

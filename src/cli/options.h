@@ -63,7 +63,7 @@ struct cli_options {
     int64_t offload_group_size;   /* below 1: off */
     int64_t offload_num_in_group, offload_prefetch_step, offload_slots;
     const char *offload_mode, *offload_params, *offload_disk;
-    const char *assume;
+    const char *offload_cache_dir, *assume;
 
     const char *prompt, *prompt_file;
     struct token_ids input_ids;

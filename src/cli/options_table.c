@@ -196,6 +196,10 @@ const struct cli_option cli_option_table[] = {
     { .name = "offload-disk", .kind = CLI_OPTION_TEXT, .value_name = "SETTINGS",
       .help = "how files are read, such as 'depth=16,piece=512KiB,direct=auto,uring=auto'",
       .group = GROUP_OFFLOAD, .commands = ON_RUN, AT(offload_disk) },
+    { .name = "offload-cache-dir", .kind = CLI_OPTION_TEXT, .value_name = "FOLDER",
+      .help = "where weights at home on the disk are kept whose bytes the checkpoint has otherwise; "
+              "default: ~/.cache/lighter",
+      .group = GROUP_OFFLOAD, .commands = ON_RUN, AT(offload_cache_dir) },
     { .name = "assume", .kind = CLI_OPTION_TEXT, .value_name = "RATES",
       .help = "for the forecast of plan and of --offload-mode auto, instead of measuring: such as "
               "'disk=1GB/s,link=25GB/s,read=20GB/s'",

@@ -3,12 +3,14 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "base/file.h"
 #include "base/size.h"
 #include "cli/measure.h"
+#include "offload/disk/cache_file.h"
 
 #define PROMPT_BYTES_MAX (64 * MIB)
 #define READ_BYTES 65536
@@ -146,6 +148,9 @@ enum status cli_session_start(struct cli_session *session, const struct cli_opti
     model_options_init(&model);
     engine_options_init(&engine);
     set_offload(&model.offload, options);
+    if (cache_folder(options->offload_cache_dir, getenv("XDG_CACHE_HOME"), getenv("HOME"),
+                     &session->cache_dir, NULL) == STATUS_OK)
+        model.offload.cache_dir = session->cache_dir;
     model.dtype = options->dtype;
     model.context_length = (uint32_t)options->context_length;
     if (model.offload.automatic)
@@ -179,6 +184,7 @@ void cli_session_close(struct cli_session *session)
     ckpt_close(session->ckpt);
     device_close(session->device);
     tokenizer_close(session->tokenizer);
+    free(session->cache_dir);
     *session = (struct cli_session){ 0 };
 }
 

@@ -7,8 +7,8 @@
  *
  *     gate_up  |ssss|ssss|mmmm|ssss|ssss|mmmm|...     s stays, m moves
  *
- * Only matrices that are read row by row can be cut, and only where their bytes lie in a file as
- * they are used. All else stays. */
+ * Only matrices that are read row by row can be cut. Tiles whose bytes the checkpoint has otherwise
+ * than they are used come from a cache file, where there is a folder for one. All else stays. */
 #include <assert.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -62,8 +62,12 @@ static enum status tiles_cut(struct offload *offload, struct tiles *tiles, struc
         st = offload__segments_add(offload, i, tile_bytes, &done, err);
         if (st != STATUS_OK)
             return st;
-        if (!done)
+        if (!done && offload->options.cache_dir == NULL)
             continue;
+        if (!done)
+            st = offload__segments_cut(offload, i, tile_bytes, err);
+        if (st != STATUS_OK)
+            return st;
         param->segment_first = first;
         param->segment_count = offload->segment_count - first;
     }
@@ -173,7 +177,8 @@ static size_t settle_param(const struct offload *offload, struct offload__param 
 
         if (kept_count > param->segment_first && segment->unit == OFFLOAD_NO_UNIT &&
             last->unit == OFFLOAD_NO_UNIT && last->file_index == segment->file_index &&
-            last->file_offset_bytes + last->size_bytes == segment->file_offset_bytes) {
+            (segment->file_index == OFFLOAD_NO_FILE ||
+             last->file_offset_bytes + last->size_bytes == segment->file_offset_bytes)) {
             last->row_count += segment->row_count;
             last->size_bytes += segment->size_bytes;
             continue;
@@ -237,6 +242,7 @@ static enum status units_create(struct offload *offload, const struct tiles *til
         unit->part = param->part;
         unit->home = OFFLOAD_HOME_DISK;
         unit->is_tile = true;
+        unit->is_cached = segment->file_index == OFFLOAD_NO_FILE;
         unit->params = malloc(sizeof(*unit->params));
         if (unit->params == NULL)
             return err_set(err, STATUS_NO_MEMORY, "no memory for %zu units", count);

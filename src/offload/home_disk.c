@@ -1,5 +1,5 @@
-/* offload/home_disk.c - units that are read from the checkpoint's own files each time they are
- * needed, past the page cache (disk/reader.h).
+/* offload/home_disk.c - units that are read from files each time they are needed, past the page
+ * cache (disk/reader.h): from the checkpoint's own, or from a cache file (cached.c).
  *
  * Where the device's memory is the host's, a unit is read straight into its slot: there the streams
  * run at once, so whoever read the slot last has ended. Elsewhere it is read into staging memory
@@ -33,17 +33,20 @@ struct offload__disk {
     size_t staging_count, staging_next;
     uint64_t record_bytes;     /* of the largest unit */
     uint32_t reads_max;        /* reads for one unit */
+    enum disk_use direct;      /* as asked for */
 };
 
 struct disk_fetch { /* a fetch's home_data */
     struct staging *staging;
+    uint8_t *base;             /* where the record is read to */
     uint32_t read_count;
     struct disk_read reads[];
 };
 
 static bool is_on_disk(const struct offload *offload, const struct offload__segment *segment)
 {
-    return segment->unit != OFFLOAD_NO_UNIT || segment->param == offload->lookup_param;
+    return segment->file_index != OFFLOAD_NO_FILE &&
+           (segment->unit != OFFLOAD_NO_UNIT || segment->param == offload->lookup_param);
 }
 
 static enum status files_open(struct offload *offload, const struct disk_reader_options *options,
@@ -103,7 +106,8 @@ static void units_measure(struct offload *offload)
     for (size_t i = 0; i < offload->unit_count; i++) {
         const struct offload__unit *unit = &offload->units[i];
         const uint32_t reads =
-            (uint32_t)((unit->segment_count + DISK_EXTENTS_MAX - 1) / DISK_EXTENTS_MAX);
+            (uint32_t)((unit->segment_count + DISK_EXTENTS_MAX - 1) / DISK_EXTENTS_MAX) +
+            (unit->is_cached ? 1 : 0);
 
         if (unit->home != OFFLOAD_HOME_DISK)
             continue;
@@ -144,6 +148,7 @@ static enum status disk_open(struct offload *offload, struct err *err)
     offload->disk = calloc(1, sizeof(*offload->disk));
     if (offload->disk == NULL)
         return err_set(err, STATUS_NO_MEMORY, "no memory for a home on the disk");
+    offload->disk->direct = options.direct;
     units_measure(offload);
     st = files_open(offload, &options, err);
     if (st == STATUS_OK)
@@ -172,6 +177,7 @@ static void disk_close(struct offload *offload)
     if (disk == NULL)
         return;
     disk_reader_destroy(disk->reader);
+    offload__cached_close(offload);
     offload__lookup_close(offload);
     for (size_t i = 0; i < disk->staging_count; i++) {
         device_host_free(offload->device, disk->stagings[i].record, disk->record_bytes);
@@ -242,12 +248,43 @@ static enum status files_check(const struct offload__disk *disk, struct err *err
     return st;
 }
 
+/* The reads that bring a unit's record to base. */
+static void make_reads(const struct offload *offload, const struct offload__fetch *fetch,
+                       uint8_t *base)
+{
+    const struct offload__disk *disk = offload->disk;
+    const struct offload__unit *unit = &offload->units[fetch->unit];
+    struct disk_fetch *mine = fetch->home_data;
+    const size_t count = unit->is_cached ? 1 : unit->segment_count;
+
+    for (size_t i = 0; i < count; i++) {
+        const struct offload__segment *segment = &offload->segments[unit->segment_first + i];
+        struct disk_read *read = &mine->reads[i / DISK_EXTENTS_MAX];
+        struct disk_extent *extent;
+
+        if (i % DISK_EXTENTS_MAX == 0) {
+            read->extent_count = 0;
+            read->class = fetch->is_guess ? DISK_GUESS : DISK_DEMAND;
+            mine->read_count++;
+        }
+        extent = &read->extents[read->extent_count++];
+        extent->dst = base;
+        if (unit->is_cached) {
+            offload__cached_extent(offload, fetch->unit, extent);
+            continue;
+        }
+        extent->file = disk->files[segment->file_index];
+        extent->offset_bytes = segment->file_offset_bytes;
+        extent->size_bytes = segment->size_bytes;
+        extent->dst = base + segment->offset_bytes;
+    }
+}
+
 static enum status disk_fetch_begin(struct offload *offload, struct offload__fetch *fetch,
                                     struct err *err)
 {
     struct offload__disk *disk = offload->disk;
     struct disk_fetch *mine = fetch->home_data;
-    const struct offload__unit *unit = &offload->units[fetch->unit];
     uint8_t *base = fetch->dst;
     enum status st = STATUS_OK;
 
@@ -261,25 +298,17 @@ static enum status disk_fetch_begin(struct offload *offload, struct offload__fet
     }
     if (st != STATUS_OK)
         return st;
-    for (size_t i = 0; i < unit->segment_count; i++) {
-        const struct offload__segment *segment = &offload->segments[unit->segment_first + i];
-        struct disk_read *read = &mine->reads[i / DISK_EXTENTS_MAX];
-
-        if (i % DISK_EXTENTS_MAX == 0) {
-            read->extent_count = 0;
-            read->class = fetch->is_guess ? DISK_GUESS : DISK_DEMAND;
-            mine->read_count++;
-        }
-        read->extents[read->extent_count++] = (struct disk_extent){
-            .file = disk->files[segment->file_index],
-            .offset_bytes = segment->file_offset_bytes,
-            .size_bytes = segment->size_bytes,
-            .dst = base + segment->offset_bytes,
-        };
-    }
+    mine->base = base;
+    make_reads(offload, fetch, base);
     for (uint32_t i = 0; i < mine->read_count; i++)
         disk_read_submit(disk->reader, &mine->reads[i]);
     return STATUS_OK;
+}
+
+static enum status disk_loaded(struct offload *offload, struct err *err)
+{
+    return offload->disk == NULL ? STATUS_OK
+                                 : offload__cached_open(offload, offload->disk->direct, err);
 }
 
 static void staging_give(struct disk_fetch *mine)
@@ -313,6 +342,8 @@ static enum status disk_fetch_end(struct offload *offload, struct offload__fetch
         fetch->began_ns = read->began_ns < fetch->began_ns ? read->began_ns : fetch->began_ns;
         fetch->ended_ns = read->ended_ns > fetch->ended_ns ? read->ended_ns : fetch->ended_ns;
     }
+    if (st == STATUS_OK && unit->is_cached)
+        st = offload__cached_verify(offload, fetch->unit, mine->base, err);
     if (st != STATUS_OK) {
         disk_fetch_abandon(offload, fetch);
         return err_prefix(err, st, "%s", unit->name);
@@ -367,6 +398,7 @@ const struct offload__home_ops offload__home_disk = {
     .open = disk_open,
     .close = disk_close,
     .is_loaded_here = disk_is_loaded_here,
+    .loaded = disk_loaded,
     .fetch_create = disk_fetch_create,
     .fetch_begin = disk_fetch_begin,
     .fetch_end = disk_fetch_end,

@@ -6,6 +6,10 @@
  * the disk is made to fail, stall and change underneath. */
 #include "offload/testing_model.h"
 
+#include <glob.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include "base/clock.h"
 #include "base/file.h"
 
@@ -277,8 +281,87 @@ static void a_checkpoint_that_changes_underneath_stops_the_answers(void **state)
     end(&fixture);
 }
 
-/* What is converted on the way is not in the file as it is used. */
-static void bytes_that_are_not_final_are_refused_with_what_works(void **state)
+/* The only file in the folders below a cache folder; the caller frees. */
+static char *only_cache_file(const char *folder)
+{
+    char pattern[600], *path;
+    glob_t found;
+
+    (void)snprintf(pattern, sizeof(pattern), "%s/*/*.units", folder);
+    assert_int_equal(glob(pattern, 0, NULL, &found), 0);
+    assert_int_equal(found.gl_pathc, 1);
+    path = strdup(found.gl_pathv[0]);
+    globfree(&found);
+    return path;
+}
+
+static void cache_folder_remove(const char *folder)
+{
+    char command[700];
+
+    (void)snprintf(command, sizeof(command), "rm -rf '%s'", folder);
+    assert_int_equal(system(command), 0);
+}
+
+/* Flips a bit in the middle of each block, so that every record is bad. */
+static void spoil(const char *path)
+{
+    FILE *file = fopen(path, "r+b");
+    long size;
+
+    assert_non_null(file);
+    assert_int_equal(fseek(file, 0, SEEK_END), 0);
+    size = ftell(file);
+    for (long at = 4096; at < size; at += 4096) {
+        int byte;
+
+        assert_int_equal(fseek(file, at + 8, SEEK_SET), 0);
+        byte = fgetc(file);
+        assert_int_equal(fseek(file, at + 8, SEEK_SET), 0);
+        assert_int_not_equal(fputc(byte ^ 4, file), EOF);
+    }
+    assert_int_equal(fclose(file), 0);
+}
+
+/* What is converted on the way comes from a cache file: made once, made again when it is cut short,
+ * and never believed when a bit of it has changed. */
+static void converted_weights_come_from_a_cache_file(void **state)
+{
+    static const char *const devices[] = { CPU, SIM };
+    struct fixture fixture = { .folder = model_write(SEED, SIZE_MAX) }; /* of F32 */
+    char cache[] = "/tmp/lighter-home-test-XXXXXX";
+    char *path;
+
+    (void)state;
+    assert_non_null(mkdtemp(cache));
+    CHECK_OK(ckpt_open(fixture.folder, &fixture.ckpt, err));
+    model_reference(CPU, SEED, fixture.reference);
+    for (size_t i = 0; i < 8; i++) {
+        struct offload_options options;
+
+        offload_options_init(&options);
+        options.home = OFFLOAD_HOME_DISK;
+        options.cache_dir = cache;
+        options.automatic = i / 4 == 1;
+        options.group_size = i / 4 == 1 ? 0 : 1;
+        options.slot_count = i / 4 == 1 ? 3 : 0;
+        options.weight_budget_bytes = 50000;
+        options.tile_bytes = 1024;
+        check(&fixture, devices[i % 2], &options, true);
+        if (i % 4 == 1) {
+            path = only_cache_file(cache);
+            spoil(path);
+            free(path);
+        } else if (i % 4 == 3) {
+            cache_folder_remove(cache);
+            assert_int_equal(mkdir(cache, 0700), 0);
+        }
+    }
+    cache_folder_remove(cache);
+    end(&fixture);
+}
+
+static void without_a_folder_for_it_a_cache_file_is_refused(void **state)
 {
     struct offload_options options;
     struct ckpt *ckpt = model_ckpt(SEED); /* of F32 */
@@ -291,10 +374,10 @@ static void bytes_that_are_not_final_are_refused_with_what_works(void **state)
     options.group_size = 1;
     options.ckpt = ckpt;
     model_open(&model, CPU);
-    assert_int_equal(model_create(&model, &options, &why), STATUS_BAD_INPUT);
-    assert_non_null(strstr(why.message, "ffn.up"));
-    options.params_glob = "*.attn.proj";
     CHECK_OK(model_create(&model, &options, err));
+    assert_int_equal(offload_load(model.offload, model.compute, ckpt, NULL, &why),
+                     STATUS_BAD_INPUT);
+    assert_non_null(strstr(why.message, "--offload-cache-dir"));
     model_close(&model);
     ckpt_close(ckpt);
 }
@@ -308,7 +391,8 @@ int main(void)
         cmocka_unit_test(a_disk_that_fails_ends_one_pass_and_no_more),
         cmocka_unit_test(a_disk_that_stalls_or_reads_short_only_delays),
         cmocka_unit_test(a_checkpoint_that_changes_underneath_stops_the_answers),
-        cmocka_unit_test(bytes_that_are_not_final_are_refused_with_what_works),
+        cmocka_unit_test(converted_weights_come_from_a_cache_file),
+        cmocka_unit_test(without_a_folder_for_it_a_cache_file_is_refused),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -11,6 +11,7 @@
  *   segments.c  rows of parameters as they lie in files, and how records are laid out for them
  *   auto.c      what stays and what moves under a budget
  *   home_disk.c units that are read from files, past the page cache, each time
+ *   cached.c    units that are in a cache file, because the checkpoint has their bytes otherwise
  *   lookup.c    rows of a table on the disk, looked up by number
  *   rows.c      a parameter's rows where they are now, piece by piece
  *   home_shm.c  units whose records the ranks of a node share in host memory
@@ -28,6 +29,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "offload/disk/reader.h"
 #include "offload/home.h"
 #include "offload/offload.h"
 
@@ -35,6 +37,7 @@
 #define OFFLOAD_POISON 0xFF /* four or two of them are a NaN in F32, F16 and BF16; -1 in I32 */
 #define OFFLOAD_NO_UNIT SIZE_MAX
 #define OFFLOAD_NO_PARAM SIZE_MAX
+#define OFFLOAD_NO_FILE UINT32_MAX
 
 struct offload__param {
     char *name;
@@ -59,7 +62,8 @@ struct offload__segment {
     uint64_t row_first, row_count;
     uint64_t size_bytes;
     uint64_t offset_bytes;    /* in the unit's record, or in the block of what stays */
-    uint32_t file_index;      /* home disk: where it lies in the checkpoint */
+    uint32_t file_index;      /* home disk: where it lies in the checkpoint, or OFFLOAD_NO_FILE: it
+                                 does not */
     uint64_t file_offset_bytes;
 };
 
@@ -80,6 +84,8 @@ struct offload__unit {
     size_t *params;           /* indices, ascending */
     size_t param_count;
     size_t segment_first, segment_count; /* in offload.segments; 0: parameters are in one piece */
+    bool is_cached;           /* home disk: in the cache file, not as such in the checkpoint */
+    size_t cache_index;
     bool is_tile;             /* a part of one parameter; read by offload_rows_begin */
     void *record;             /* in host memory, where the home has it there; NULL: nowhere */
     bool has_come;            /* some time, since the load; owner: the engine's thread */
@@ -156,6 +162,7 @@ struct offload {
     struct offload__lookup *lookup;         /* lookup.c's */
     struct offload__shm *shm;               /* home_shm.c's; NULL: no unit is at home there */
     struct offload__sharded *sharded;       /* home_sharded.c's; likewise */
+    struct offload__cached *cached;         /* cached.c's; NULL: there is no cache file */
     struct offload__disk *disk;             /* home_disk.c's; NULL: no unit is at home there */
     size_t active;                          /* unit between begin and end, or OFFLOAD_NO_UNIT */
     uint8_t *active_base;                   /* where its record lies now */
@@ -207,6 +214,9 @@ enum status offload__block_append(const char *name, uint64_t added_bytes, uint64
 enum offload__path offload__path(const struct offload *offload, const struct offload__unit *unit);
 
 /* segments.c */
+/* Appends segments of the parameter's rows that are in no file, each of at most max_bytes. */
+enum status offload__segments_cut(struct offload *offload, size_t param, uint64_t max_bytes,
+                                  struct err *err);
 uint64_t offload__row_bytes(const struct offload__param *param);
 /* Appends segments of the parameter's rows as they lie in the files of options.ckpt, each of at most
  * max_bytes (but at least a row), to offload.segments. *done_out: false, and nothing is appended,
@@ -227,9 +237,17 @@ uint64_t offload__lookup_bytes(const struct offload *offload, const struct offlo
 enum status offload__lookup_open(struct offload *offload, struct err *err);
 void offload__lookup_close(struct offload *offload);
 
+/* cached.c */
+/* Opens the cache file of the units that need one, or makes it first. */
+enum status offload__cached_open(struct offload *offload, enum disk_use direct, struct err *err);
+void offload__cached_close(struct offload *offload);
+/* Where the unit's record is; sets all but dst. */
+void offload__cached_extent(const struct offload *offload, size_t unit, struct disk_extent *extent);
+/* Checks a record that has been read, the first time; makes it anew when it is bad. */
+enum status offload__cached_verify(struct offload *offload, size_t unit, uint8_t *bytes,
+                                   struct err *err);
+
 /* home_disk.c. Of a file that some unit or table is in; both NULL before the home is open. */
-struct disk_file;
-struct disk_reader;
 const struct disk_file *offload__disk_file(const struct offload *offload, uint32_t file_index);
 struct disk_reader *offload__disk_reader(const struct offload *offload);
 

@@ -134,6 +134,13 @@ static enum status job_init(struct load_job *job, struct err *err)
 
         if (i == offload->lookup_param)
             continue;
+        if (param->segment_count > 0 && param->unit == OFFLOAD_NO_UNIT &&
+            offload->segments[param->segment_first].file_index == OFFLOAD_NO_FILE) {
+            job->total_bytes += loader_source_bytes(param->loader, job->ckpt);
+            if (param->size_bytes > job->bounce_bytes)
+                job->bounce_bytes = param->size_bytes;
+            continue;
+        }
         if (param->segment_count > 0 && param->unit == OFFLOAD_NO_UNIT) {
             for (size_t k = 0; k < param->segment_count; k++) {
                 const struct offload__segment *segment =
@@ -182,6 +189,33 @@ static enum status bounce_store(struct load_job *job, const struct offload__para
     return st == STATUS_OK ? stream_sync(offload->copy, err) : st; /* the buffer is used again */
 }
 
+/* Of a parameter that is in no file as it is used, and of which some rows move: all of it is loaded,
+ * and those that stay are copied from there. */
+static enum status cut_load(struct load_job *job, struct offload__param *param, struct err *err)
+{
+    struct offload *offload = job->offload;
+    const uint64_t row_bytes = offload__row_bytes(param);
+    enum status st = loader_load(param->loader, job->ckpt, job->bounce, job->staging, job->progress,
+                                 &job->done_bytes, job->total_bytes, err);
+
+    for (size_t i = 0; i < param->segment_count && st == STATUS_OK; i++) {
+        const struct offload__segment *segment = &offload->segments[param->segment_first + i];
+        uint8_t *const place = offload->resident + segment->offset_bytes;
+        const uint8_t *const from = job->bounce + segment->row_first * row_bytes;
+
+        if (segment->unit != OFFLOAD_NO_UNIT)
+            continue;
+        if (offload->in_place)
+            memcpy(place, from, segment->size_bytes);
+        else
+            st = device_copy_in(offload->copy, place, from, segment->size_bytes, err);
+    }
+    if (st == STATUS_OK && !offload->in_place)
+        st = stream_sync(offload->copy, err);
+    param->filled = st == STATUS_OK;
+    return st == STATUS_OK ? st : err_prefix(err, st, "%s", param->name);
+}
+
 /* Of a parameter of which some rows move: those that stay. */
 static enum status segments_load(struct load_job *job, struct offload__param *param,
                                  struct err *err)
@@ -189,6 +223,8 @@ static enum status segments_load(struct load_job *job, struct offload__param *pa
     struct offload *offload = job->offload;
     enum status st = STATUS_OK;
 
+    if (offload->segments[param->segment_first].file_index == OFFLOAD_NO_FILE)
+        return cut_load(job, param, err);
     for (size_t i = 0; i < param->segment_count && st == STATUS_OK; i++) {
         const struct offload__segment *segment = &offload->segments[param->segment_first + i];
         uint8_t *const place = offload->resident + segment->offset_bytes;

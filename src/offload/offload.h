@@ -100,6 +100,8 @@ struct offload_options {
     const struct ckpt *ckpt;      /* borrowed; homes on the disk read its files. NULL: none will do */
     const char *disk;             /* --offload-disk: see disk_reader_options_parse. Borrowed until
                                      offload_load has returned; NULL: defaults */
+    const char *cache_dir;        /* folder for cache files, of what the checkpoint has otherwise than
+                                     it is used. Borrowed likewise; NULL: there is none */
     const char *params_glob;      /* NULL: default_selected. Comma-separated globs on names */
     int64_t slot_count;           /* 0: prefetch_step + 1 */
     bool poison;                  /* fill released slots with signalling NaN; on in debug builds */

@@ -233,6 +233,19 @@ static enum status units_fill(struct offload *offload, const bool *moves, struct
     return STATUS_OK;
 }
 
+/* Some of the unit's bytes are not in the checkpoint as they are used: all of it comes from a cache
+ * file, and lies as it would in memory. */
+static void unit_cache(struct offload *offload, struct offload__unit *unit)
+{
+    offload->segment_count = unit->segment_first;
+    for (size_t i = 0; i < unit->param_count; i++)
+        offload->params[unit->params[i]].segment_first =
+            offload->params[unit->params[i]].segment_count = 0;
+    unit->segment_first = unit->segment_count = 0;
+    unit->is_cached = true;
+    unit->size_bytes = size_align_up(unit->size_bytes, DISK_ALIGN);
+}
+
 /* At home on the disk, the record's parts lie as they do in the checkpoint's files. */
 static enum status unit_lay_out_for_disk(struct offload *offload, struct offload__unit *unit,
                                          struct err *err)
@@ -246,11 +259,10 @@ static enum status unit_lay_out_for_disk(struct offload *offload, struct offload
         bool done;
 
         st = offload__segments_add(offload, unit->params[i], UINT64_MAX, &done, err);
-        if (st == STATUS_OK && (!done || (offload->segment_count - first > 1 && !param->by_rows)))
-            st = err_set(err, STATUS_BAD_INPUT,
-                         "--offload-mode disk: the bytes of %s are not in the checkpoint as they "
-                         "are used (converted, or joined from several tensors); leave it out with "
-                         "--offload-params, or use --offload-mode auto or cpu", param->name);
+        if (st == STATUS_OK && (!done || (offload->segment_count - first > 1 && !param->by_rows))) {
+            unit_cache(offload, unit);
+            return STATUS_OK;
+        }
         if (st != STATUS_OK)
             return st;
         param->segment_first = first;

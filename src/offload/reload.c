@@ -173,9 +173,10 @@ enum status offload_reload(struct offload *offload, size_t index, const struct c
     assert(offload->loaded && offload->active == OFFLOAD_NO_UNIT);
     assert(offload->position == offload->pass_position);
     param = &offload->params[index];
-    if (param->segment_count > 0)
+    if (param->segment_count > 0 ||
+        (param->unit != OFFLOAD_NO_UNIT && offload->units[param->unit].home == OFFLOAD_HOME_DISK))
         return err_set(err, STATUS_UNAVAILABLE,
-                       "%s is at home on the disk, in the checkpoint itself: it cannot be loaded "
+                       "%s is at home on the disk: it cannot be loaded "
                        "again from another", param->name);
     st = load_fresh(offload, param, ckpt, &fresh, err);
     if (is_shared(offload, param))

@@ -109,6 +109,26 @@ enum status offload__segments_add(struct offload *offload, size_t index, uint64_
     return st;
 }
 
+enum status offload__segments_cut(struct offload *offload, size_t index, uint64_t max_bytes,
+                                  struct err *err)
+{
+    const struct offload__param *param = &offload->params[index];
+    const uint64_t row_bytes = offload__row_bytes(param);
+    const uint64_t row_count = param->size_bytes / row_bytes;
+    enum status st = STATUS_OK;
+
+    for (uint64_t row = 0; row < row_count && st == STATUS_OK;) {
+        struct offload__segment segment = { .param = index, .unit = OFFLOAD_NO_UNIT,
+                                            .row_first = row, .file_index = OFFLOAD_NO_FILE };
+
+        segment.row_count = rows_within(row_count - row, row_bytes, max_bytes);
+        segment.size_bytes = segment.row_count * row_bytes;
+        row += segment.row_count;
+        st = append(offload, &segment, err);
+    }
+    return st;
+}
+
 enum status offload__segments_lay_out(struct offload *offload, size_t first, size_t count,
                                       uint64_t *size_bytes_out, struct err *err)
 {
