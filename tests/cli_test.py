@@ -298,7 +298,10 @@ def test_random_models_are_the_same_for_the_same_seed():
         assert bytes_of["a"] == bytes_of["b"] != bytes_of["c"] and len(bytes_of["d"]) > len(bytes_of["a"])
         for preset in ("deepseek-tiny", "mixtral-tiny", "qwen3moe-tiny"):
             made = make_model(os.path.join(folder, preset), "--preset", preset, "--layers", "2")
-            assert lighter.run_json("inspect", "--model", made)["will_run"] is True, preset
+            told = lighter.run_json("inspect", "--model", made)
+            assert told["will_run"] is True and told["expert_count"] == 8 and told["experts_per_token"] == 2, told
+            assert told["expert_layer_count"] == (1 if preset == "deepseek-tiny" else 2), told
+            assert "8 experts, 2 for each token" in lighter.run("inspect", "--model", made, check=0)[1]
 
 
 def test_serve_tells_its_address_and_ends_on_a_signal():

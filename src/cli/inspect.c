@@ -118,11 +118,14 @@ static json_t *inspect_json(const struct cli_options *options, const struct ckpt
         "tokenizer", tokenizer_json(options));
 
     if (runs) {
-        json_t *sizes = json_pack("{s:i, s:i, s:i, s:i, s:I}", "layer_count",
-                                  (int)info.layer_count, "hidden_size", (int)info.hidden_size,
-                                  "vocab_size", (int)info.vocab_size, "context_length",
-                                  (int)info.context_length, "kv_bytes_per_token",
-                                  (json_int_t)info.kv_bytes_per_token);
+        json_t *sizes = json_pack(
+            "{s:i, s:i, s:i, s:i, s:I, s:i, s:i, s:i}", "layer_count", (int)info.layer_count,
+            "hidden_size", (int)info.hidden_size, "vocab_size", (int)info.vocab_size,
+            "context_length", (int)info.context_length, "kv_bytes_per_token",
+            (json_int_t)info.kv_bytes_per_token, "expert_count", (int)info.expert_count,
+            "experts_per_token", (int)info.expert_top_k, "expert_layer_count",
+            (int)info.expert_layer_count);
+
         (void)json_object_update(json, sizes);
         json_decref(sizes);
     }
@@ -181,6 +184,12 @@ static enum status print_text(json_t *json, struct err *err)
                json_integer_value(json_object_get(json, "vocab_size")),
                json_integer_value(json_object_get(json, "context_length")),
                json_integer_value(json_object_get(json, "kv_bytes_per_token")));
+    if (json_integer_value(json_object_get(json, "expert_count")) > 0)
+        printf("  %" JSON_INTEGER_FORMAT " experts, %" JSON_INTEGER_FORMAT
+               " for each token, in %" JSON_INTEGER_FORMAT " of the layers\n",
+               json_integer_value(json_object_get(json, "expert_count")),
+               json_integer_value(json_object_get(json, "experts_per_token")),
+               json_integer_value(json_object_get(json, "expert_layer_count")));
     if (json_is_true(json_object_get(tokenizer, "usable")))
         printf("  tokenizer: %s, %" JSON_INTEGER_FORMAT " ids\n",
                json_string_value(json_object_get(tokenizer, "kind")),

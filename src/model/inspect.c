@@ -46,6 +46,11 @@ static void fill_info(const struct model_config *config, struct model_info *info
     info->layer_count = config->layer_count;
     info->vocab_size = config->vocab_size;
     info->hidden_size = config->hidden_size;
+    info->expert_layer_count = 0;
+    for (uint32_t i = 0; i < config->layer_count; i++)
+        info->expert_layer_count += model__config_layer_has_experts(config, i);
+    info->expert_count = info->expert_layer_count > 0 ? config->expert_count : 0;
+    info->expert_top_k = info->expert_layer_count > 0 ? config->expert_top_k : 0;
     info->context_length = config->context_length;
     info->bos_id = config->bos_id;
     memcpy(info->eos_ids, config->eos_ids, sizeof(info->eos_ids));

@@ -52,6 +52,9 @@ struct model_info {
     char architecture[64];          /* "DeepseekV3ForCausalLM" */
     char model_type[32];            /* "deepseek_v3" */
     uint32_t layer_count, vocab_size, hidden_size;
+    uint32_t expert_count;          /* of each layer that has experts; 0: there is none */
+    uint32_t expert_top_k;          /* of them are chosen for a token */
+    uint32_t expert_layer_count;
     uint32_t context_length;        /* positions 0 .. context_length - 1 are valid */
     enum dtype weight_dtype;
     int32_t bos_id;                 /* -1: none */
