@@ -19,6 +19,12 @@ import urllib.parse
 
 import lighter
 
+MODES = {
+    "cpu": ("--offload-group-size", 1), "meta": ("--offload-group-size", 1),
+    "shm_cpu": ("--offload-group-size", 1), "sharded_gpu": ("--offload-group-size", 1),
+    "disk": ("--offload-group-size", 1, "--offload-params", "*.self_attn.o_proj.weight"),
+    "auto": ("--memory-budget", "22MiB", "--max-total-tokens", 1024),
+}
 MODULE = os.path.join(os.path.dirname(lighter.PROGRAM), "lighter_mpi.so")
 GREEDY = {"temperature": 0, "max_new_tokens": 8}
 QUESTION = {"text": "The capital of France is", "sampling_params": GREEDY}
@@ -124,9 +130,9 @@ def test_ranks_answer_and_share_the_work():
 
 
 def test_every_mode_answers_from_every_rank():
-    for mode in ("cpu", "meta"):
-        with lighter.Server("--model", lighter.DEMO, "--dp-size", 2, "--offload-group-size", 1,
-                            "--offload-mode", mode) as server:
+    for mode, options in MODES.items():
+        with lighter.Server("--model", lighter.DEMO, "--dp-size", 2, "--offload-mode", mode, *options,
+                            "--device", "sim:memory=1GiB") as server:
             answers = [server.generate(**QUESTION) for _ in range(4)]
             assert {answer["meta_info"]["dp_rank"] for answer in answers} == {0, 1}
             if mode != "meta":
@@ -199,6 +205,21 @@ def test_what_waits_goes_to_the_others():
                 assert "Paris" in answer.result(WAIT_SECONDS)["text"]
         assert running[0].rank() != running[1].rank()
         running[0 if running[0].rank() == 1 else 1].leave()
+
+
+def test_a_rank_dies_in_every_mode_that_shares():
+    for mode in ("shm_cpu", "sharded_gpu", "disk"):
+        with lighter.Server("--model", lighter.DEMO, "--dp-size", 3, "--offload-mode", mode, *MODES[mode],
+                            "--device", "sim:memory=1GiB") as server:
+            for victim in (0, 2):
+                old = ranks(server)[victim]["pid"]
+                os.kill(old, signal.SIGKILL)
+                wait_until("it is noticed", lambda: ranks(server)[victim]["pid"] != old)
+                wait_until("all are up", lambda: all(rank["state"] == "up" for rank in ranks(server)))
+                answers = [server.generate(**QUESTION) for _ in range(6)]
+                assert {answer["meta_info"]["dp_rank"] for answer in answers} == {0, 1, 2}
+                assert all("Paris" in answer["text"] for answer in answers), (mode, answers)
+        assert not left_behind(), left_behind()
 
 
 def test_a_rank_that_hangs_is_a_dead_one():

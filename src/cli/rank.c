@@ -136,6 +136,7 @@ static enum status serve(struct self *self, bool *finalize_out, struct err *err)
     enum status st;
 
     share_threads(self);
+    self->session.cluster = self->cluster;
     st = cli_session_open_tokenizer(&self->session, &self->options, self->log, err);
     if (st == STATUS_OK)
         st = cli_session_start(&self->session, &self->options, &demand, self->log,

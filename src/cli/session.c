@@ -151,6 +151,7 @@ enum status cli_session_start(struct cli_session *session, const struct cli_opti
     if (cache_folder(options->offload_cache_dir, getenv("XDG_CACHE_HOME"), getenv("HOME"),
                      &session->cache_dir, NULL) == STATUS_OK)
         model.offload.cache_dir = session->cache_dir;
+    model.offload.cluster = session->cluster;
     model.dtype = options->dtype;
     model.context_length = (uint32_t)options->context_length;
     if (model.offload.automatic)

@@ -29,6 +29,7 @@ struct cli_session {
     struct model *model;
     struct engine *engine;
     char *cache_dir;             /* NULL: there is none */
+    struct cluster *cluster;     /* borrowed, set before the start; NULL: one rank */
     struct model_rates rates;    /* measured, when a forecast was made */
     bool bad_usage;              /* what failed was an option's fault, not the checkpoint's */
 };

@@ -71,8 +71,8 @@ static void peer_lost(struct fleet__remote *remote, struct fleet__peer *peer, co
                    "%.200s", rank_of(remote, peer), peer->hello.pid, peer->hello.host, why);
     if (!expected)
         log_line(remote->log, LOG_WARN,
-                 "rank %u (process %" PRId64 " on %.60s) has died: %.200s; %u of its requests end "
-                 "with an error", rank_of(remote, peer), peer->hello.pid, peer->hello.host, why,
+                 "rank %u (process %" PRId64 " on %.60s) has died: %.200s; requests that end with "
+                 "it: %u", rank_of(remote, peer), peer->hello.pid, peer->hello.host, why,
                  count);
     while (lost != NULL) {
         struct fleet__request *request = lost;
