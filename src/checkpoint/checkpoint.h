@@ -38,8 +38,8 @@ struct ckpt_tensor {
 };
 
 /* Opens a Hugging Face folder: config.json and either model.safetensors, or the files that
- * model.safetensors.index.json lists, or else the only *.safetensors file there. Or a GGUF file and,
- * of a split model, the others with it, whichever was given. The caller owns *ckpt_out. */
+ * model.safetensors.index.json lists, or else the only *.safetensors file there. Or a GGUF file
+ * and, of a split model, the others with it, whichever was given. The caller owns *ckpt_out. */
 enum status ckpt_open(const char *path, struct ckpt **ckpt_out, struct err *err);
 void ckpt_close(struct ckpt *ckpt);
 

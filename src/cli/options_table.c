@@ -10,7 +10,8 @@
 #define ON_TOKENIZE BIT(TOKENIZE)
 #define ON_INSPECT BIT(INSPECT)
 #define ON_PLAN BIT(PLAN)
-#define ON_RUN (ON_GENERATE | ON_SERVE | ON_BENCH | ON_LOGITS | ON_PLAN) /* those that run a model */
+#define ON_RUN (ON_GENERATE | ON_SERVE | ON_BENCH | ON_LOGITS | ON_PLAN) /* those that run a model
+                                                                            */
 #define ON_PROMPT (ON_GENERATE | ON_LOGITS)
 #define ON_ALL ((1u << CLI_COMMAND_COUNT) - 1)
 
@@ -182,8 +183,8 @@ const struct cli_option cli_option_table[] = {
       .group = GROUP_OFFLOAD, .commands = ON_RUN, AT(offload_prefetch_step) },
     { .name = "offload-mode", .kind = CLI_OPTION_CHOICE, .value_name = "MODE",
       .choices = "cpu|meta|shm_cpu|sharded_gpu|disk|auto", .fallback = "cpu",
-      .help = "where moved weights live: cpu, in host memory; disk, in the checkpoint's files; meta, "
-              "nowhere (answers are garbage); auto: what does not fit the budget moves, from where "
+      .help = "where moved weights live: cpu, in host memory; disk, in the checkpoint's files; "
+              "meta, nowhere (answers are garbage); auto: what does not fit the budget moves, from where "
               "it is",
       .group = GROUP_OFFLOAD, .commands = ON_RUN, AT(offload_mode) },
     { .name = "offload-params", .kind = CLI_OPTION_TEXT, .value_name = "GLOB",
@@ -197,8 +198,8 @@ const struct cli_option cli_option_table[] = {
       .help = "how files are read, such as 'depth=16,piece=512KiB,direct=auto,uring=auto'",
       .group = GROUP_OFFLOAD, .commands = ON_RUN, AT(offload_disk) },
     { .name = "offload-cache-dir", .kind = CLI_OPTION_TEXT, .value_name = "FOLDER",
-      .help = "where weights at home on the disk are kept whose bytes the checkpoint has otherwise; "
-              "default: ~/.cache/lighter",
+      .help = "where weights at home on the disk are kept whose bytes the checkpoint has "
+              "otherwise; default: ~/.cache/lighter",
       .group = GROUP_OFFLOAD, .commands = ON_RUN, AT(offload_cache_dir) },
     { .name = "assume", .kind = CLI_OPTION_TEXT, .value_name = "RATES",
       .help = "for the forecast of plan and of --offload-mode auto, instead of measuring: such as "

@@ -124,8 +124,9 @@ void engine_destroy(struct engine *engine);
  * STATUS_BUSY, an engine that drains STATUS_UNAVAILABLE. */
 enum status engine_submit(struct engine *engine, const struct engine_request *request,
                           uint64_t *id_out, struct err *err);
-/* What engine_submit would say of the request itself, without an engine: for whoever passes requests
- * on to one in another process. *page_count_out: pages of the KV cache that it will take. */
+/* What engine_submit would say of the request itself, without an engine: for whoever passes
+ * requests on to one in another process. *page_count_out: pages of the KV cache that it will take.
+ * */
 enum status engine_request_check(const struct engine_request *request,
                                  const struct model_info *info, uint32_t *page_count_out,
                                  struct err *err);

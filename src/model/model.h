@@ -41,7 +41,8 @@ struct model_options {
     const struct model_rates *rates; /* of this machine, for a forecast (predict.h) in the log.
                                        Borrowed by model_create; NULL: no forecast */
     uint32_t forecast_prompt_tokens; /* what it is for */
-    bool plan_only;                 /* take no memory and load nothing: only what describes the model
+    bool plan_only;                 /* take no memory and load nothing: only what describes the
+                                       model
                                        may be called then */
     const char *dtype;              /* of matrices. NULL or "auto": as the checkpoint has them;
                                        "float32", "bfloat16", "float16" */

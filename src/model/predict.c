@@ -20,8 +20,8 @@ static double expert_share(const struct model_config *config, uint32_t row_count
     return 1 - pow(1 - (double)config->expert_top_k / config->expert_count, row_count);
 }
 
-/* rows of weights that a step reads, and the products of one row: experts count as often as they are
- * chosen. */
+/* rows of weights that a step reads, and the products of one row: experts count as often as they
+ * are chosen. */
 static void demand_of(const struct model *model, uint32_t row_count, struct demand *demand_out)
 {
     const struct offload_param_desc *descs = model__params_descs(model->params);
@@ -199,8 +199,8 @@ void model_forecast_log(const struct model_rates *rates, const struct model_fore
              "needed)", rates->read_bytes_per_s * 1e-9, rates->disk_bytes_per_s * 1e-9,
              rates->link_bytes_per_s * 1e-9);
     log_line(log, LOG_INFO,
-             "forecast: a token moves %s in %.3g s and computes %.3g s: %.3g tokens/s; the bound is "
-             "%.3g tokens/s", moved, decode->move_s, decode->compute_s,
+             "forecast: a token moves %s in %.3g s and computes %.3g s: %.3g tokens/s; the bound "
+             "is %.3g tokens/s", moved, decode->move_s, decode->compute_s,
              forecast->decode_tokens_per_s, forecast->decode_bound_tokens_per_s);
     if (forecast->prompt_tokens > 0)
         log_line(log, LOG_INFO,

@@ -167,7 +167,8 @@ enum status model__sizes_plan(const struct model_config *config,
     return STATUS_OK;
 }
 
-#define CACHE_SHARE 8 /* of the budget, for a cache whose size nobody asked for: one part in so many */
+#define CACHE_SHARE 8 /* of the budget, for a cache whose size nobody asked for: one part in so
+                         many */
 
 /* Tokens for such a cache. */
 static uint64_t default_tokens(const struct model_config *config,

@@ -189,8 +189,8 @@ static size_t settle_param(const struct offload *offload, struct offload__param 
     return kept_count;
 }
 
-/* Forgets the segments of parameters of which nothing moves, and orders the others by parameter. The
- * tiles' indices are no longer good afterwards; moving segments know their unit. */
+/* Forgets the segments of parameters of which nothing moves, and orders the others by parameter.
+ * The tiles' indices are no longer good afterwards; moving segments know their unit. */
 static enum status segments_settle(struct offload *offload, struct err *err)
 {
     struct offload__segment *kept = calloc(offload->segment_count + 1, sizeof(*kept));

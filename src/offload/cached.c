@@ -3,8 +3,8 @@
  * Where a unit's parameters are converted, transposed or joined, its record is made once, by the
  * same loaders that would fill memory, and kept in a cache file (disk/cache_file.h); from there it
  * is read like any other. A record whose hash is wrong when it is first read is made again on the
- * spot, and the file is given up, so that the next start makes a new one: a bad file costs time, and
- * never an answer.
+ * spot, and the file is given up, so that the next start makes a new one: a bad file costs time,
+ * and never an answer.
  *
  * Owner: the engine's thread. */
 #include <assert.h>
@@ -26,7 +26,8 @@ struct offload__cached {
     struct loader_staging *staging;
     uint8_t *record;               /* where units are made, one after the other */
     uint64_t record_bytes;
-    uint8_t *param;                /* one whole parameter, of which a tile is a part; NULL: no tiles */
+    uint8_t *param;                /* one whole parameter, of which a tile is a part; NULL: no
+                                      tiles */
     uint64_t param_bytes;
     size_t param_there;            /* which it holds; OFFLOAD_NO_PARAM: none */
 };

@@ -7,7 +7,8 @@
  * by AGING for every pass that has gone by,
  *
  *     used in this pass:       rate = rate * AGING + (1 - AGING)
- *     not used for n passes:   rate = rate * AGING^n       (applied when the rate is next looked at)
+ *     not used for n passes:   rate = rate * AGING^n       (applied when the rate is next looked
+ * at)
  *
  * once with a long memory and once with a short one. Which policy is used, and why, is in
  * docs/offloading.md; bench/expert_policies.c measures them. */

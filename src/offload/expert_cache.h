@@ -86,7 +86,8 @@ struct expert_place {
 
 /* The router of the layer that has begun has chosen it. Each distinct expert once per layer. */
 struct expert_place expert_cache_demand(struct expert_cache *cache, uint32_t expert);
-/* All experts of a layer are streamed, that layer's next: the one that has begun, or a later one. */
+/* All experts of a layer are streamed, that layer's next: the one that has begun, or a later one.
+ * */
 struct expert_place expert_cache_stream(struct expert_cache *cache, uint32_t layer,
                                         uint32_t expert);
 /* `layer` may choose it when it begins. */

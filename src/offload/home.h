@@ -67,7 +67,8 @@ struct offload__home_ops {
                            struct err *err);
     /* Whether this process loads the unit at all; NULL: yes. */
     bool (*is_loaded_here)(const struct offload *offload, size_t unit);
-    /* Where the loader may write parameters of the unit: NULL, or a NULL result: through `store`. */
+    /* Where the loader may write parameters of the unit: NULL, or a NULL result: through `store`.
+     * */
     uint8_t *(*record)(struct offload *offload, size_t unit);
     /* Puts size_bytes of the unit's record, from offset_bytes on, to their place. `bytes`: host
      * memory that the device can copy from. */

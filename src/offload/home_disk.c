@@ -8,8 +8,8 @@
  *     fetch_begin   take a staging record, submit the reads
  *     fetch_end     wait for the reads, queue the copy, mark the staging record as read behind it
  *
- * The engine's thread waits in fetch_end. It queues a pass's ops far ahead of the device, so nothing
- * but the disk is waited for there.
+ * The engine's thread waits in fetch_end. It queues a pass's ops far ahead of the device, so
+ * nothing but the disk is waited for there.
  *
  * A file that was changed since the start makes the pass fail: old and new weights must not mix. */
 #include <assert.h>
@@ -220,8 +220,8 @@ static void disk_fetch_destroy(struct offload *offload, struct offload__fetch *f
     fetch->home_data = NULL;
 }
 
-/* A staging record that no fetch holds, when its last copy has ended. There are as many as slots, so
- * as many as fetches that can be under way. */
+/* A staging record that no fetch holds, when its last copy has ended. There are as many as slots,
+ * so as many as fetches that can be under way. */
 static enum status staging_take(struct offload *offload, struct staging **staging_out,
                                 struct err *err)
 {

@@ -112,7 +112,8 @@ struct offload__unit_counters {
     uint64_t reread_bytes;                   /* of bytes_moved: had been on the device before */
     uint64_t hits, misses;                   /* of an expert: it was there, or on its way, when it
                                                 was asked for, or not */
-    uint64_t copied_bytes, copy_ns;          /* that came by the copy stream, and the time it took */
+    uint64_t copied_bytes, copy_ns;          /* that came by the copy stream, and the time it took
+                                                */
     uint64_t read_bytes, read_ns;            /* from a disk */
     uint64_t stall_ns[OFFLOAD_STALL_COUNT];
 };
@@ -208,7 +209,8 @@ enum status offload__plan_units(struct offload *offload, const bool *moves, stru
 
 /* Slots and sums, once the units are there. */
 enum status offload__plan_sizes(struct offload *offload, struct err *err);
-/* Appends size_bytes to a block of *size_bytes; *offset_out: where they lie. `name` for messages. */
+/* Appends size_bytes to a block of *size_bytes; *offset_out: where they lie. `name` for messages.
+ * */
 enum status offload__block_append(const char *name, uint64_t added_bytes, uint64_t *size_bytes,
                                   uint64_t *offset_out, struct err *err);
 enum offload__path offload__path(const struct offload *offload, const struct offload__unit *unit);
@@ -218,9 +220,9 @@ enum offload__path offload__path(const struct offload *offload, const struct off
 enum status offload__segments_cut(struct offload *offload, size_t param, uint64_t max_bytes,
                                   struct err *err);
 uint64_t offload__row_bytes(const struct offload__param *param);
-/* Appends segments of the parameter's rows as they lie in the files of options.ckpt, each of at most
- * max_bytes (but at least a row), to offload.segments. *done_out: false, and nothing is appended,
- * when its bytes are not in the files as they shall be. */
+/* Appends segments of the parameter's rows as they lie in the files of options.ckpt, each of at
+ * most max_bytes (but at least a row), to offload.segments. *done_out: false, and nothing is
+ * appended, when its bytes are not in the files as they shall be. */
 enum status offload__segments_add(struct offload *offload, size_t param, uint64_t max_bytes,
                                   bool *done_out, struct err *err);
 /* Lays segments out as reads past the page cache need them: each at the same place in its block as
@@ -277,7 +279,8 @@ void offload__ring_destroy(struct offload *offload);
 enum status offload__ring_start(struct offload *offload, struct err *err);
 /* Waits for both streams; returns the first error. */
 enum status offload__ring_sync(struct offload *offload, struct err *err);
-/* Makes the unit, which is the next of the sequence, readable at active_base until it is released. */
+/* Makes the unit, which is the next of the sequence, readable at active_base until it is released.
+ * */
 enum status offload__unit_acquire(struct offload *offload, size_t unit, struct err *err);
 enum status offload__unit_release(struct offload *offload, size_t unit, struct err *err);
 /* Waits until no read writes to a slot any more. */
@@ -299,8 +302,8 @@ void offload__count_asked(struct offload *offload, size_t unit, bool was_there);
 /* Computing waited for the unit; times on clock_now_ns's clock. */
 void offload__count_stall(struct offload *offload, size_t unit, enum offload__stall cause,
                           uint64_t began_ns, uint64_t ended_ns);
-/* Computing waited from began_ns to ended_ns for a fetch that offload__count_arrived has seen: shares
- * the time out among the causes. */
+/* Computing waited from began_ns to ended_ns for a fetch that offload__count_arrived has seen:
+ * shares the time out among the causes. */
 void offload__count_wait(struct offload *offload, const struct offload__fetch *fetch,
                          uint64_t began_ns, uint64_t ended_ns);
 /* Takes in the times of a fetch; false: it has not arrived yet. `wait`: wait for it. Once for each

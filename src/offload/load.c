@@ -189,8 +189,8 @@ static enum status bounce_store(struct load_job *job, const struct offload__para
     return st == STATUS_OK ? stream_sync(offload->copy, err) : st; /* the buffer is used again */
 }
 
-/* Of a parameter that is in no file as it is used, and of which some rows move: all of it is loaded,
- * and those that stay are copied from there. */
+/* Of a parameter that is in no file as it is used, and of which some rows move: all of it is
+ * loaded, and those that stay are copied from there. */
 static enum status cut_load(struct load_job *job, struct offload__param *param, struct err *err)
 {
     struct offload *offload = job->offload;

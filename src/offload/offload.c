@@ -114,7 +114,9 @@ enum status offload_create(struct device *device, const struct offload_param_des
         offload_destroy(offload);
         return st;
     }
-    offload->mode = options->automatic ? "auto" : offload->unit_count == 0 ? "off" : offload__home(options->home)->mode;
+    offload->mode = options->automatic        ? "auto"
+                    : offload->unit_count == 0 ? "off"
+                                               : offload__home(options->home)->mode;
     offload__homes_changed(offload);
     *offload_out = offload;
     return STATUS_OK;

@@ -61,7 +61,8 @@ struct offload_param_desc {
     enum offload_part part;  /* of its layer */
     bool default_selected;   /* moved by V2 unless --offload-params says otherwise: the matrices of
                                 the FFN, or the experts */
-    bool by_rows;            /* read through offload_rows_begin or offload_row alone, so that its rows
+    bool by_rows;            /* read through offload_rows_begin or offload_row alone, so that its
+                                rows
                                 need not lie together */
     bool by_lookup;          /* a table outside the layers, read through offload_lookup when
                                 offload_is_looked_up: an embedding */
@@ -89,18 +90,21 @@ struct offload_options {
     int64_t group_size, num_in_group;
     int64_t prefetch_step;        /* >= 1 */
     enum offload_home home;       /* of what moves; with `automatic`: of what does not fit */
-    /* Auto: as much as the budget holds stays on the device; of the rest, pieces of tile_bytes move,
-     * spread evenly over the layers. Instead of V1 and V2. */
+    /* Auto: as much as the budget holds stays on the device; of the rest, pieces of tile_bytes
+     * move, spread evenly over the layers. Instead of V1 and V2. */
     bool automatic;
     uint64_t weight_budget_bytes; /* auto: for what stays and the slots */
     uint64_t tile_bytes;          /* auto: of a piece, about; 0: chosen */
-    uint32_t lookup_row_max;      /* auto: rows of one offload_lookup; 0: tables stay on the device */
+    uint32_t lookup_row_max;      /* auto: rows of one offload_lookup; 0: tables stay on the device
+                                     */
     struct cluster *cluster;      /* borrowed; the ranks of its node share homes shm and sharded.
                                      NULL: this process alone */
-    const struct ckpt *ckpt;      /* borrowed; homes on the disk read its files. NULL: none will do */
+    const struct ckpt *ckpt;      /* borrowed; homes on the disk read its files. NULL: none will do
+                                     */
     const char *disk;             /* --offload-disk: see disk_reader_options_parse. Borrowed until
                                      offload_load has returned; NULL: defaults */
-    const char *cache_dir;        /* folder for cache files, of what the checkpoint has otherwise than
+    const char *cache_dir;        /* folder for cache files, of what the checkpoint has otherwise
+                                     than
                                      it is used. Borrowed likewise; NULL: there is none */
     const char *params_glob;      /* NULL: default_selected. Comma-separated globs on names */
     int64_t slot_count;           /* 0: prefetch_step + 1 */
@@ -118,7 +122,8 @@ struct offload_sizes {
     uint64_t resident_bytes;      /* device memory for what stays */
     uint64_t slot_bytes;          /* of one slot: the largest unit's record */
     uint64_t slot_count;          /* 0, like slot_bytes: no unit needs one, all are used in place */
-    uint64_t shard_bytes;         /* device memory for this rank's part of units at home in shards */
+    uint64_t shard_bytes;         /* device memory for this rank's part of units at home in shards
+                                     */
     uint64_t moving_bytes;        /* the units' records in total. Home host: what the homes take,
                                      and what moves in a pass unless used in place; home meta:
                                      neither */
@@ -128,7 +133,8 @@ struct offload_sizes {
 /* What a pass is expected to move. */
 struct offload_traffic {
     double disk_bytes;            /* read from files */
-    double link_bytes;            /* copied to the device; what came from a file and is copied counts
+    double link_bytes;            /* copied to the device; what came from a file and is copied
+                                     counts
                                      twice, once in each */
 };
 /* In a pass of so many rows, when the sequence is under way. Also before offload_load. */
@@ -174,12 +180,12 @@ enum status offload_rows_end(struct offload *offload, const struct offload_rows 
  * or always when it does not move. Rows that lie together in the checkpoint lie together here. */
 const void *offload_row(const struct offload *offload, size_t index, uint64_t row);
 
-/* Whether rows of this table are to be brought by offload_lookup, because it is at home on the disk.
- * offload_tensor has no data then. */
+/* Whether rows of this table are to be brought by offload_lookup, because it is at home on the
+ * disk. offload_tensor has no data then. */
 bool offload_is_looked_up(const struct offload *offload, size_t index);
 /* Brings rows ids[0 .. count) of the table, packed, to *rows_out in device memory, for ops that are
- * launched on the compute stream afterwards and until the next lookup. `ids`: host memory, in range.
- * Waits for the disk. Between passes or at the beginning of one. */
+ * launched on the compute stream afterwards and until the next lookup. `ids`: host memory, in
+ * range. Waits for the disk. Between passes or at the beginning of one. */
 enum status offload_lookup(struct offload *offload, size_t index, const int32_t *ids,
                            uint32_t count, const void **rows_out, struct err *err);
 

@@ -96,8 +96,8 @@ static enum status check_v1(const struct offload_options *options, struct err *e
                        "parameters in model order, whatever their names: leave one of them out");
     if (options->home == OFFLOAD_HOME_META || options->home == OFFLOAD_HOME_SHARDED)
         return err_set(err, STATUS_BAD_INPUT,
-                       "--cpu-offload-gb (%s) moves weights off the devices, so --offload-mode must "
-                       "be cpu, shm_cpu or disk, not %s; for %s use --offload-group-size",
+                       "--cpu-offload-gb (%s) moves weights off the devices, so --offload-mode "
+                       "must be cpu, shm_cpu or disk, not %s; for %s use --offload-group-size",
                        size_format(options->cpu_offload_bytes, size, sizeof(size)),
                        offload__home(options->home)->mode, offload__home(options->home)->mode);
     return STATUS_OK;

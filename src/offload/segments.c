@@ -4,7 +4,8 @@
  * its block in memory as it does in the file:
  *
  *     file    |......gggggggggggg|gggggggg............|......     blocks of DISK_ALIGN bytes
- *     record  |......gggggggggggg|gggggggg............|...uuuu    the next piece: in blocks of its own
+ *     record  |......gggggggggggg|gggggggg............|...uuuu    the next piece: in blocks of its
+ * own
  *
  * What lies around a piece in its blocks is read along and never looked at. */
 #include <assert.h>
@@ -47,8 +48,8 @@ static enum status append(struct offload *offload, const struct offload__segment
     return STATUS_OK;
 }
 
-/* Of row_count rows in a run, how many to take: all of at most max_bytes, else parts as equal as can
- * be; at least one row, and a multiple of the granule where that fits. */
+/* Of row_count rows in a run, how many to take: all of at most max_bytes, else parts as equal as
+ * can be; at least one row, and a multiple of the granule where that fits. */
 static uint64_t rows_within(uint64_t row_count, uint64_t row_bytes, uint64_t max_bytes)
 {
     const uint64_t most = max_bytes / row_bytes > 0 ? max_bytes / row_bytes : 1;
@@ -86,7 +87,8 @@ enum status offload__segments_add(struct offload *offload, size_t index, uint64_
         struct offload__segment *last =
             offload->segment_count > before ? &offload->segments[offload->segment_count - 1] : NULL;
 
-        if (!loader_extent(param->loader, ckpt, at, &extent) || extent.size_bytes % row_bytes != 0 ||
+        if (!loader_extent(param->loader, ckpt, at, &extent) ||
+            extent.size_bytes % row_bytes != 0 ||
             extent.file_offset_bytes % element_alignment(param->tensor.dtype) != 0) {
             offload->segment_count = before;
             return STATUS_OK;
