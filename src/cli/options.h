@@ -64,6 +64,8 @@ struct cli_options {
     int64_t offload_num_in_group, offload_prefetch_step, offload_slots;
     const char *offload_mode, *offload_params, *offload_disk;
     const char *offload_cache_dir, *assume;
+    bool offload_experts;
+    int64_t offload_expert_slots;
 
     const char *prompt, *prompt_file;
     struct token_ids input_ids;

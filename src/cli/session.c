@@ -74,6 +74,8 @@ static void set_offload(struct offload_options *offload, const struct cli_option
     offload->params_glob = options->offload_params;
     offload->slot_count = options->offload_slots;
     offload->disk = options->offload_disk;
+    offload->experts = options->offload_experts;
+    offload->expert_slot_count = options->offload_expert_slots;
     offload->automatic = strcmp(options->offload_mode, "auto") == 0;
 }
 

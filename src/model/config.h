@@ -58,6 +58,7 @@ struct model_config {
 
     /* Mixture of experts; expert_count 0: none. */
     uint32_t expert_count, expert_top_k, expert_ffn_width, shared_expert_count;
+    bool expert_units; /* each expert is a parameter of its own, not a part of two stacks */
     bool has_experts[CONFIG_LAYERS_MAX]; /* which layers; the others are dense */
     uint32_t group_count, kept_group_count;
     enum route_scoring scoring;

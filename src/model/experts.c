@@ -1,8 +1,8 @@
 /* model/experts.c - a mixture of experts in the place of a layer's FFN, as all families have it.
  *
  *     r = h Wrouter;  ids, weights = choose top_k of r          (OP_ROUTE)
- *     x += sum over j of weights[j] * expert[ids[j]](h)         (OP_MOE)
  *     x += shared(h)                                            where there are shared experts
+ *     x += sum over j of weights[j] * expert[ids[j]](h)         (OP_MOE)
  *
  * Each expert is a gated MLP, and so are all shared ones together. On the device a layer's experts
  * are two stacks, as SGLang's fused MoE lays them, so that one operator reads whichever were
@@ -10,6 +10,11 @@
  *
  *     w13 [experts][2 x width][hidden]      gate, then up, of each expert
  *     w2  [experts][hidden][width]
+ *
+ * Or each expert is two parameters of its own, w13 [2 x width][hidden] and w2 [hidden][width], and
+ * moves by itself when it is chosen (offload.h, "Experts as units"). The shared experts come first
+ * because they can be computed while chosen ones are fetched. Meanwhile the next layer's router is
+ * asked about the hidden state as it is by then; what it says is what that layer may choose.
  *
  * Checkpoints lay the experts E of a block in one of three ways:
  *
@@ -168,6 +173,84 @@ static void describe_w2(struct params *params, const struct model_config *config
     model__param_end(params);
 }
 
+/* Of a tensor [experts][rows][cols] one expert's part, into its parameter from first_row on. */
+static void add_slice(struct params *params, const struct model_config *config, uint32_t expert,
+                      const struct stack *stack, const char *name)
+{
+    const uint64_t size = stack->rows * stack->cols;
+    const struct loader_part part = {
+        .rank = 3, .shape = { config->expert_count, stack->rows, stack->cols },
+        .src_offset = expert * size, .dst_offset = stack->first_row * stack->cols,
+        .dims = { { 1, 0, 0 }, { 1, 0, 0 }, { size, 1, 1 } },
+    };
+
+    model__param_add_view(params, &part, name);
+}
+
+static void describe_unit_w13(struct params *params, const struct model_config *config,
+                              const struct param_spec *spec, const struct expert_names *names,
+                              enum layout layout)
+{
+    const uint64_t width = config->expert_ffn_width, hidden = config->hidden_size;
+    const uint64_t shape[2] = { width, hidden };
+    const struct stack gate = { width, hidden, 0, 0 }, up = { width, hidden, width, 0 };
+    const struct stack both = { 2 * width, hidden, 0, 0 };
+    char name[NAME_BYTES_MAX];
+
+    model__param_begin(params, spec);
+    if (layout == LAYOUT_STACKED) {
+        add_slice(params, config, spec->expert, &gate, stacked_name(names, names->gate, name));
+        add_slice(params, config, spec->expert, &up, stacked_name(names, names->up, name));
+    } else if (layout == LAYOUT_FUSED) {
+        add_slice(params, config, spec->expert, &both, "mlp.experts.gate_up_proj");
+    } else {
+        add_apart(params, spec->expert, names, names->gate, shape);
+        add_apart(params, spec->expert, names, names->up, shape);
+    }
+    model__param_end(params);
+}
+
+static void describe_unit_w2(struct params *params, const struct model_config *config,
+                             const struct param_spec *spec, const struct expert_names *names,
+                             enum layout layout)
+{
+    const struct stack down = { config->hidden_size, config->expert_ffn_width, 0, 0 };
+    const uint64_t shape[2] = { config->hidden_size, config->expert_ffn_width };
+    char name[NAME_BYTES_MAX];
+
+    model__param_begin(params, spec);
+    if (layout == LAYOUT_STACKED)
+        add_slice(params, config, spec->expert, &down, stacked_name(names, names->down, name));
+    else if (layout == LAYOUT_FUSED)
+        add_slice(params, config, spec->expert, &down, "mlp.experts.down_proj");
+    else
+        add_apart(params, spec->expert, names, names->down, shape);
+    model__param_end(params);
+}
+
+static void describe_units(struct params *params, const struct model_config *config,
+                           uint32_t layer, const struct expert_names *names)
+{
+    const uint64_t width = config->expert_ffn_width, hidden = config->hidden_size;
+    const enum layout layout = find_layout(params, layer, names);
+    char name[NAME_BYTES_MAX];
+    struct param_spec spec = { .name = name, .layer = (int32_t)layer, .part = OFFLOAD_PART_FFN,
+                               .moves = true, .is_expert = true, .rank = 2 };
+
+    for (spec.expert = 0; spec.expert < config->expert_count; spec.expert++) {
+        (void)snprintf(name, sizeof(name), "mlp.experts.%u.w13_weight", spec.expert);
+        spec.role = ROLE_W13;
+        spec.shape[0] = 2 * width;
+        spec.shape[1] = hidden;
+        describe_unit_w13(params, config, &spec, names, layout);
+        (void)snprintf(name, sizeof(name), "mlp.experts.%u.w2_weight", spec.expert);
+        spec.role = ROLE_W2;
+        spec.shape[0] = hidden;
+        spec.shape[1] = width;
+        describe_unit_w2(params, config, &spec, names, layout);
+    }
+}
+
 static uint64_t shared_width(const struct model_config *config)
 {
     return (uint64_t)config->shared_expert_count * config->expert_ffn_width;
@@ -177,8 +260,12 @@ void model__describe_experts(struct params *params, const struct model_config *c
                              uint32_t layer, const struct expert_names *names)
 {
     describe_router(params, config, layer, names);
-    describe_w13(params, config, layer, names);
-    describe_w2(params, config, layer, names);
+    if (config->expert_units) {
+        describe_units(params, config, layer, names);
+    } else {
+        describe_w13(params, config, layer, names);
+        describe_w2(params, config, layer, names);
+    }
     if (config->shared_expert_count > 0)
         model__describe_mlp(params, config, layer, names->shared, shared_width(config));
 }
@@ -208,20 +295,33 @@ void model__slice_ffn(struct slicer *slicer, const struct model_config *config,
     buffers->moe = model__slice(slicer, op_moe_scratch_bytes(row_count, top_k, experts,
                                                              config->hidden_size,
                                                              config->expert_ffn_width));
+    if (!config->expert_units)
+        return;
+    row_count = row_count < MODEL_GUESS_ROWS_MAX ? row_count : MODEL_GUESS_ROWS_MAX;
+    buffers->guess_normed = model__slice(slicer, row_count * config->hidden_size * sizeof(float));
+    buffers->guess_logits = model__slice(slicer, row_count * experts * sizeof(float));
+    buffers->guess_weights = model__slice(slicer, row_count * top_k * sizeof(float));
+    buffers->guess_ids = model__slice(slicer, row_count * top_k * sizeof(int32_t));
 }
 
-static void route(struct model_pass *pass, uint32_t layer)
+/* Where a router reads and writes. */
+struct routing {
+    const float *normed;
+    float *logits, *weights;
+    int32_t *ids;
+};
+
+static void route(struct model_pass *pass, uint32_t layer, const struct routing *routing)
 {
     const struct model_config *config = pass->config;
-    const struct model_buffers *buffers = pass->buffers;
     const struct tensor *bias = model__pass_param(pass, (int32_t)layer, ROLE_ROUTER_BIAS);
     const struct pass_linear logits = {
-        .out = buffers->route_logits, .x = buffers->normed, .layer = (int32_t)layer,
+        .out = routing->logits, .x = routing->normed, .layer = (int32_t)layer,
         .weight = ROLE_ROUTER, .bias = ROLE_COUNT,
     };
     const struct op choice = { .kind = OP_ROUTE, .route = {
-        .ids = buffers->route_ids, .weights = buffers->route_weights,
-        .logits = buffers->route_logits, .correction_bias = bias != NULL ? bias->data : NULL,
+        .ids = routing->ids, .weights = routing->weights, .logits = routing->logits,
+        .correction_bias = bias != NULL ? bias->data : NULL,
         .row_count = pass->row_count, .expert_count = config->expert_count,
         .top_k = config->expert_top_k, .group_count = config->group_count,
         .kept_group_count = config->kept_group_count, .scoring = config->scoring,
@@ -233,32 +333,105 @@ static void route(struct model_pass *pass, uint32_t layer)
     model__pass_launch(pass, &choice);
 }
 
-static void mix(struct model_pass *pass, uint32_t layer)
+/* OP_MOE but for the experts. */
+static struct op mixture(const struct model_pass *pass, enum dtype dtype)
 {
     const struct model_config *config = pass->config;
     const struct model_buffers *buffers = pass->buffers;
+
+    return (struct op){ .kind = OP_MOE, .moe = {
+        .out = buffers->x, .x = buffers->normed, .ids = buffers->route_ids,
+        .weights = buffers->route_weights, .weight_dtype = dtype, .scratch = buffers->moe,
+        .row_count = pass->row_count, .top_k = config->expert_top_k,
+        .expert_count = config->expert_count, .width = config->hidden_size,
+        .ffn_width = config->expert_ffn_width, .out_row_stride = config->hidden_size,
+        .x_row_stride = config->hidden_size,
+    } };
+}
+
+static void mix_stacks(struct model_pass *pass, uint32_t layer)
+{
     const struct tensor *w13 = model__pass_param(pass, (int32_t)layer, ROLE_W13);
     const struct tensor *w2 = model__pass_param(pass, (int32_t)layer, ROLE_W2);
-    const struct op experts = { .kind = OP_MOE, .moe = {
-        .out = buffers->x, .x = buffers->normed, .ids = buffers->route_ids,
-        .weights = buffers->route_weights, .w13 = w13->data, .w2 = w2->data,
-        .weight_dtype = w13->dtype, .scratch = buffers->moe, .row_count = pass->row_count,
-        .top_k = config->expert_top_k, .expert_count = config->expert_count,
-        .width = config->hidden_size, .ffn_width = config->expert_ffn_width,
-        .out_row_stride = config->hidden_size, .x_row_stride = config->hidden_size,
-    } };
+    struct op op = mixture(pass, w13->dtype);
 
-    model__pass_launch(pass, &experts);
+    op.moe.w13 = w13->data;
+    op.moe.w2 = w2->data;
+    model__pass_launch(pass, &op);
+}
+
+/* A layer's experts in turns, as they are there. */
+static void mix_units(struct model_pass *pass, uint32_t layer)
+{
+    struct offload *offload = pass->model->offload;
+    struct op op = mixture(pass, model__pass_param(pass, (int32_t)layer, ROLE_W13)->dtype);
+    struct offload_experts_turn turn = { .is_last = false };
+
+    while (pass->status == STATUS_OK && !turn.is_last) {
+        pass->status = offload_experts_next(offload, &turn, pass->err);
+        if (pass->status != STATUS_OK)
+            return;
+        op.moe.experts = turn.experts;
+        op.moe.expert_list_count = turn.expert_count;
+        op.moe.continued = !turn.is_first;
+        op.moe.unfinished = !turn.is_last;
+        model__pass_launch(pass, &op);
+        if (pass->status == STATUS_OK)
+            pass->status = offload_experts_done(offload, pass->err);
+    }
+}
+
+static bool is_there(const struct model_pass *pass, uint32_t layer, enum model_role role)
+{
+    const struct tensor *tensor = model__pass_param(pass, (int32_t)layer, role);
+
+    return tensor == NULL || tensor->data != NULL;
+}
+
+/* What the next layer's router says about the hidden state as it is. */
+static void guess(struct model_pass *pass, uint32_t layer)
+{
+    struct offload *offload = pass->model->offload;
+    const struct model_buffers *buffers = pass->buffers;
+    const struct routing routing = { buffers->guess_normed, buffers->guess_logits,
+                                     buffers->guess_weights, buffers->guess_ids };
+    const struct pass_norm norm = {
+        .out = buffers->guess_normed, .x = buffers->x, .row_stride = pass->config->hidden_size,
+        .group_count = 1, .epsilon = pass->config->norm_epsilon, .layer = (int32_t)layer,
+        .weight = ROLE_POST_NORM,
+    };
+
+    if (pass->status != STATUS_OK || !offload_experts_wants_guess(offload, layer) ||
+        !is_there(pass, layer, ROLE_POST_NORM) || !is_there(pass, layer, ROLE_ROUTER) ||
+        !is_there(pass, layer, ROLE_ROUTER_BIAS))
+        return;
+    model__pass_norm(pass, &norm);
+    route(pass, layer, &routing);
+    if (pass->status == STATUS_OK)
+        pass->status = offload_experts_guess(offload, layer, buffers->guess_ids, pass->err);
 }
 
 void model__pass_ffn(struct model_pass *pass, uint32_t layer)
 {
+    const struct model_buffers *buffers = pass->buffers;
+    const struct routing routing = { buffers->normed, buffers->route_logits,
+                                     buffers->route_weights, buffers->route_ids };
+    const bool units = pass->config->expert_units;
+
     if (!model__config_layer_has_experts(pass->config, layer)) {
         model__pass_mlp(pass, layer);
         return;
     }
-    route(pass, layer);
-    mix(pass, layer);
+    route(pass, layer, &routing);
+    if (units && pass->status == STATUS_OK)
+        pass->status = offload_experts_begin(pass->model->offload, layer, buffers->route_ids,
+                                             pass->err);
     if (pass->config->shared_expert_count > 0)
         model__pass_mlp(pass, layer);
+    if (!units) {
+        mix_stacks(pass, layer);
+        return;
+    }
+    guess(pass, layer + 1);
+    mix_units(pass, layer);
 }

@@ -109,6 +109,7 @@ enum status model__read(const struct ckpt *ckpt, const struct model_options *opt
     if (st != STATUS_OK)
         return st;
     info_out->context_length = config_out->context_length;
+    config_out->expert_units = options->offload.experts && config_out->expert_count > 0;
     st = model__params_create(ckpt, config_out, options->dtype, params_out, err);
     if (st != STATUS_OK)
         return st;

@@ -29,6 +29,8 @@ struct param_spec {
     enum model_role role;
     enum offload_part part;
     bool moves;                  /* of what V2 moves by default */
+    bool is_expert;              /* of one expert, which is a unit of its own */
+    uint32_t expert;
     uint32_t rank;               /* 1: a vector, kept in F32; else in the checkpoint's dtype */
     uint64_t shape[TENSOR_RANK_MAX];
 };
@@ -109,6 +111,10 @@ struct model_buffers {
     float *route_weights;   /* [rows][top_k] */
     int32_t *route_ids;     /* [rows][top_k] */
     void *moe;              /* op_moe's */
+    float *guess_normed;    /* [MODEL_GUESS_ROWS_MAX][hidden]: as the next layer's router may see */
+    float *guess_logits;    /* [MODEL_GUESS_ROWS_MAX][experts] */
+    float *guess_weights;   /* [MODEL_GUESS_ROWS_MAX][top_k] */
+    int32_t *guess_ids;     /* [MODEL_GUESS_ROWS_MAX][top_k] */
 };
 
 /* Widths of a token slot in the cache of one layer, in elements. v 0: values are a part of keys. */
@@ -168,6 +174,8 @@ uint64_t model__slice_scratch(const struct model_config *config, const struct mo
                               char *base, struct model_buffers *buffers);
 /* Rows of logits that are computed at once. */
 #define LOGITS_ROWS_AT_ONCE 32u
+/* Rows of a step whose experts are guessed a layer ahead. */
+#define MODEL_GUESS_ROWS_MAX OFFLOAD_GUESS_ROWS_MAX
 
 struct model {
     struct device *device;

@@ -152,6 +152,31 @@ static void make_forecast(struct model *model, const struct model_options *optio
     model_forecast_log(options->rates, &model->forecast, log);
 }
 
+/* A mixture of experts that does not fit has its experts moved one by one: most of them are not
+ * needed for a token. The parameters are then described anew. */
+static enum status choose_expert_units(struct model *model, const struct ckpt *ckpt,
+                                       struct model_options *options, struct err *err)
+{
+    struct model_config *config = &model->config;
+    struct params_skipped skipped;
+    struct params *params = NULL;
+    enum status st;
+
+    if (config->expert_count == 0 || config->expert_units ||
+        model->info.weight_bytes <= options->offload.weight_budget_bytes)
+        return STATUS_OK;
+    config->expert_units = options->offload.experts = true;
+    st = model__params_create(ckpt, config, options->dtype, &params, err);
+    if (st != STATUS_OK)
+        return st;
+    model__params_destroy(model->params);
+    model->params = params;
+    st = model__params_check(params, &skipped, err);
+    return st == STATUS_OK ? model__sizes_leave(config, options, model->device,
+                                                &options->offload.weight_budget_bytes, err)
+                           : st;
+}
+
 /* Plans on the described parameters, then takes memory and loads. */
 static enum status plan_and_load(struct model *model, const struct ckpt *ckpt,
                                  const struct model_options *options, const struct log *log,
@@ -163,9 +188,13 @@ static enum status plan_and_load(struct model *model, const struct ckpt *ckpt,
 
     own.offload.ckpt = ckpt;
     own.offload.lookup_row_max = options->step_row_count_max;
-    if (own.offload.automatic)
+    own.offload.expert_top_k = model->config.expert_top_k;
+    own.offload.row_count_max = own.step_row_count_max;
+    if (own.offload.automatic || (own.offload.experts && own.offload.expert_slot_count == 0))
         st = model__sizes_leave(&model->config, &own, model->device,
                                 &own.offload.weight_budget_bytes, err);
+    if (st == STATUS_OK && own.offload.automatic)
+        st = choose_expert_units(model, ckpt, &own, err);
     if (st != STATUS_OK)
         return err_prefix(err, st, "%s", ckpt_path(ckpt));
     st = offload_create(model->device, model__params_descs(model->params),

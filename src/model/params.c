@@ -210,11 +210,13 @@ void model__param_end(struct params *params)
     const struct param_spec *spec = &params->open;
     struct offload_param_desc desc = { .rank = spec->rank, .layer = spec->layer,
                                        .part = spec->part, .default_selected = spec->moves,
-                                       .by_rows = spec->rank == 2 &&
+                                       .by_rows = spec->rank == 2 && !spec->is_expert &&
+                                                  spec->role != ROLE_ROUTER &&
                                                   spec->layer != OFFLOAD_NO_LAYER,
                                        .by_lookup = spec->layer == OFFLOAD_NO_LAYER &&
                                                     spec->role == ROLE_EMBED &&
-                                                    !params->config->tied_embeddings };
+                                                    !params->config->tied_embeddings,
+                                       .is_expert = spec->is_expert, .expert = spec->expert };
     struct offload_param_desc *descs;
     char *name;
 
@@ -237,7 +239,8 @@ void model__param_end(struct params *params)
         free(name);
         return;
     }
-    *role_slot(params, spec->layer, spec->role) = (uint32_t)params->count;
+    if (!spec->is_expert || spec->expert == 0) /* the others follow the first, in order */
+        *role_slot(params, spec->layer, spec->role) = (uint32_t)params->count;
     params->descs[params->count++] = desc;
     clear_sources(params);
 }
@@ -416,19 +419,26 @@ static enum status check_nothing_left(const struct params *params,
                    params->config->architecture, left);
 }
 
-/* One operator reads both of a layer's stacks, so they need one dtype. */
+/* One operator reads all of a layer's experts, so they need one dtype. They follow each other:
+ * both stacks, or both matrices of each expert. */
 static enum status check_experts(const struct params *params, struct err *err)
 {
-    for (uint32_t layer = 0; layer < params->config->layer_count; layer++) {
-        const uint32_t w13 = *role_slot(params, (int32_t)layer, ROLE_W13);
-        const uint32_t w2 = *role_slot(params, (int32_t)layer, ROLE_W2);
+    const struct model_config *config = params->config;
+    const size_t count = config->expert_units ? 2 * (size_t)config->expert_count : 2;
 
-        if (w13 != PARAM_NONE && params->descs[w13].dtype != params->descs[w2].dtype)
-            return err_set(err, STATUS_BAD_INPUT,
-                           "%s: %s is %s and %s is %s; give one --dtype for both",
-                           ckpt_path(params->ckpt), params->descs[w13].name,
-                           dtype_info(params->descs[w13].dtype)->name, params->descs[w2].name,
-                           dtype_info(params->descs[w2].dtype)->name);
+    for (uint32_t layer = 0; layer < config->layer_count; layer++) {
+        const uint32_t first = *role_slot(params, (int32_t)layer, ROLE_W13);
+
+        for (size_t i = 1; first != PARAM_NONE && i < count; i++) {
+            const struct offload_param_desc *a = &params->descs[first];
+            const struct offload_param_desc *b = &params->descs[first + i];
+
+            if (a->dtype != b->dtype)
+                return err_set(err, STATUS_BAD_INPUT,
+                               "%s: %s is %s and %s is %s; give one --dtype for both",
+                               ckpt_path(params->ckpt), a->name, dtype_info(a->dtype)->name,
+                               b->name, dtype_info(b->dtype)->name);
+        }
     }
     return STATUS_OK;
 }

@@ -150,7 +150,7 @@ enum status model__sizes_plan(const struct model_config *config,
         return st;
     device_memory_report(device, &memory);
     weight_bytes = weights->resident_bytes + weights->shard_bytes +
-                   weights->slot_count * weights->slot_bytes;
+                   weights->slot_count * weights->slot_bytes + weights->expert_bytes;
     free_bytes = memory.budget_bytes - memory.used_bytes;
     wanted = options->kv_token_count == 0 ? 1 : pages_for(options->kv_token_count,
                                                           sizes.page_size);

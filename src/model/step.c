@@ -178,6 +178,8 @@ enum status model_forward(struct model *model, const struct model_step *step, fl
     check_step(model, step);
     upload(&pass, step);
     embed(&pass, step);
+    if (pass.status == STATUS_OK)
+        pass.status = offload_experts_pass(model->offload, step->row_count, err);
     for (uint32_t layer = 0; pass.status == STATUS_OK && layer < model->config.layer_count;
          layer++) {
         run_part(&pass, layer, OFFLOAD_PART_ATTENTION);

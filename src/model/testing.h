@@ -42,6 +42,10 @@ struct setting {
     int64_t group_size, num_in_group, prefetch_step; /* prefetch_step 0: 1 */
     const char *params_glob;
     bool meta;
+    bool disk;               /* instead of the host */
+    bool automatic;
+    bool experts;            /* are units */
+    int64_t expert_slot_count;
     uint32_t row_count_max;  /* 0: 32 */
     uint32_t page_size;      /* 0: 4 */
     uint64_t kv_token_count; /* 0: 256 */
@@ -80,6 +84,11 @@ static inline struct model_options harness_options(const struct setting *setting
     options.offload.prefetch_step = setting->prefetch_step == 0 ? 1 : setting->prefetch_step;
     options.offload.params_glob = setting->params_glob;
     options.offload.home = setting->meta ? OFFLOAD_HOME_META : OFFLOAD_HOME_HOST;
+    if (setting->disk || setting->automatic)
+        options.offload.home = OFFLOAD_HOME_DISK;
+    options.offload.automatic = setting->automatic;
+    options.offload.experts = setting->experts;
+    options.offload.expert_slot_count = setting->expert_slot_count;
     options.offload.poison = true;
     return options;
 }

@@ -39,7 +39,8 @@ static uint64_t tile_bytes_of(const struct offload *offload)
     if (offload->options.tile_bytes != 0)
         return offload->options.tile_bytes;
     for (size_t i = 0; i < offload->param_count; i++) {
-        if (offload->params[i].layer != OFFLOAD_NO_LAYER && offload->params[i].by_rows)
+        if (offload->params[i].layer != OFFLOAD_NO_LAYER && offload->params[i].by_rows &&
+            !offload->params[i].is_expert)
             bytes += offload->params[i].size_bytes;
     }
     bytes /= TILES_WANTED;
@@ -57,7 +58,7 @@ static enum status tiles_cut(struct offload *offload, struct tiles *tiles, struc
         bool done;
         enum status st;
 
-        if (param->layer == OFFLOAD_NO_LAYER || !param->by_rows)
+        if (param->layer == OFFLOAD_NO_LAYER || !param->by_rows || param->is_expert)
             continue;
         st = offload__segments_add(offload, i, tile_bytes, &done, err);
         if (st != STATUS_OK)
@@ -271,7 +272,7 @@ static enum status lay_out(struct offload *offload, struct err *err)
                                        resident_bytes, &param->offset_bytes, err);
             continue;
         }
-        if (param->segment_count == 0)
+        if (param->segment_count == 0 && !param->is_expert)
             st = offload__block_append(param->name, param->size_bytes, resident_bytes,
                                        &param->offset_bytes, err);
         for (size_t k = 0; k < param->segment_count && st == STATUS_OK; k++) {
@@ -291,16 +292,18 @@ static enum status lay_out(struct offload *offload, struct err *err)
     return st;
 }
 
-/* What everything takes when it stays. */
+/* What everything takes when it stays; of experts that are units, their fewest slots. */
 static enum status total_bytes(const struct offload *offload, uint64_t *bytes_out, struct err *err)
 {
     uint64_t offset;
     enum status st = STATUS_OK;
 
-    *bytes_out = 0;
-    for (size_t i = 0; i < offload->param_count && st == STATUS_OK; i++)
-        st = offload__block_append(offload->params[i].name, offload->params[i].size_bytes,
-                                   bytes_out, &offset, err);
+    *bytes_out = offload->options.experts ? offload__experts_bytes_min(offload) : 0;
+    for (size_t i = 0; i < offload->param_count && st == STATUS_OK; i++) {
+        if (!offload->params[i].is_expert)
+            st = offload__block_append(offload->params[i].name, offload->params[i].size_bytes,
+                                       bytes_out, &offset, err);
+    }
     return st;
 }
 

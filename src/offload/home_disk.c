@@ -75,11 +75,12 @@ static enum status files_open(struct offload *offload, const struct disk_reader_
     return st;
 }
 
-/* One staging record for each slot: so many fetches can be under way. */
+/* As many staging records as fetches that can be under way: one for each slot of the ring, and
+ * those of experts. */
 static enum status stagings_create(struct offload *offload, struct err *err)
 {
     struct offload__disk *disk = offload->disk;
-    const size_t count = (size_t)offload->sizes.slot_count;
+    const size_t count = (size_t)offload->sizes.slot_count + offload__experts_fetch_count(offload);
     enum status st = STATUS_OK;
 
     if (offload->in_place)
@@ -237,9 +238,13 @@ static enum status staging_take(struct offload *offload, struct staging **stagin
     return event_sync(staging->copied, err);
 }
 
-static enum status files_check(const struct offload__disk *disk, struct err *err)
+enum status offload__disk_check(const struct offload *offload, struct err *err)
 {
+    const struct offload__disk *disk = offload->disk;
     enum status st = STATUS_OK;
+
+    if (disk == NULL)
+        return STATUS_OK;
 
     for (uint32_t i = 0; i < disk->file_count && st == STATUS_OK; i++) {
         if (disk->files[i] != NULL)
@@ -289,7 +294,7 @@ static enum status disk_fetch_begin(struct offload *offload, struct offload__fet
     enum status st = STATUS_OK;
 
     if (fetch->unit == 0) /* once in a pass */
-        st = files_check(disk, err);
+        st = offload__disk_check(offload, err);
     mine->staging = NULL;
     mine->read_count = 0;
     if (st == STATUS_OK && !offload->in_place) {

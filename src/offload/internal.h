@@ -10,6 +10,7 @@
  *   home.c      the table of homes (home.h), and the plainest of them
  *   segments.c  rows of parameters as they lie in files, and how records are laid out for them
  *   auto.c      what stays and what moves under a budget
+ *   plan_experts.c  experts as units: their records and slots
  *   home_disk.c units that are read from files, past the page cache, each time
  *   cached.c    units that are in a cache file, because the checkpoint has their bytes otherwise
  *   lookup.c    rows of a table on the disk, looked up by number
@@ -19,6 +20,9 @@
  *   share.c     what the ranks of a node agree on, and when
  *   fetch.c     one unit on its way from its home into a slot
  *   ring.c      the endless sequence of onloads through the slots
+ *   experts.c, expert_fetches.c, expert_stream.c   experts as units: which are asked for, how they
+ *               come, and the ones that all come in turn
+ *   expert_cache.c  which experts lie in which slots (expert_cache.h)
  *   counters.c  what moved and how long it took, collected by the engine's thread and
  *               published per pass
  *   report.c    the same as JSON, as lines, and checked against the schedule
@@ -52,6 +56,8 @@ struct offload__param {
     size_t unit;              /* index in offload.units; OFFLOAD_NO_UNIT: stays on the device, or
                                  its segments tell */
     bool by_rows, by_lookup;
+    bool is_expert;           /* of the unit that is this expert of its layer */
+    uint32_t expert;
     size_t segment_first, segment_count; /* in offload.segments, by rows; 0: it is in one piece */
 };
 
@@ -138,6 +144,10 @@ struct offload {
     struct offload__segment *segments;
     size_t segment_count, segment_capacity;
     size_t *unit_of;                        /* [layer_count][OFFLOAD_PART_COUNT] */
+    size_t *expert_units;                   /* [layer_count]: unit of expert 0, or OFFLOAD_NO_UNIT;
+                                               NULL: experts are no units */
+    uint32_t expert_count;                  /* of each layer that has any */
+    struct offload__experts *experts;       /* experts.c's; NULL: experts are no units */
     struct offload_sizes sizes;
     bool in_place;                          /* the device's memory is the host's */
     const char *mode;                       /* "off", "cpu", "meta": as it was asked for */
@@ -215,6 +225,20 @@ enum status offload__block_append(const char *name, uint64_t added_bytes, uint64
                                   uint64_t *offset_out, struct err *err);
 enum offload__path offload__path(const struct offload *offload, const struct offload__unit *unit);
 
+/* Gives a unit at home on the disk its segments and its record. */
+enum status offload__unit_lay_out_for_disk(struct offload *offload, struct offload__unit *unit,
+                                           struct err *err);
+
+/* plan_experts.c */
+enum status offload__options_check_experts(const struct offload_options *options, struct err *err);
+/* After the plan of all else: the units of experts, their records and slots. */
+enum status offload__plan_experts(struct offload *offload, struct err *err);
+/* Device memory without which experts cannot be units, or somewhat more. */
+uint64_t offload__experts_bytes_min(const struct offload *offload);
+/* Where the expert's matrices lie when its record is at `record`. */
+struct op_moe_expert offload__expert_at(const struct offload *offload, size_t unit,
+                                        const uint8_t *record);
+
 /* segments.c */
 /* Appends segments of the parameter's rows that are in no file, each of at most max_bytes. */
 enum status offload__segments_cut(struct offload *offload, size_t param, uint64_t max_bytes,
@@ -288,6 +312,21 @@ void offload__ring_abandon(struct offload *offload);
 /* Queues what is ahead of the next pass and belongs to `unit` once more, after its home has
  * changed. */
 enum status offload__ring_renew(struct offload *offload, size_t unit, struct err *err);
+
+/* experts.c. Takes memory, events and fetches; the homes must be open. */
+enum status offload__experts_create(struct offload *offload, struct err *err);
+void offload__experts_destroy(struct offload *offload);
+/* Waits until no read writes to a slot any more, and forgets what the slots hold. */
+void offload__experts_abandon(struct offload *offload);
+/* The unit's home holds other bytes now. Between passes, with both streams synced. */
+void offload__experts_forget(struct offload *offload, size_t unit);
+/* A pass has ended and the streams are synced: reads the times of what was copied. */
+void offload__experts_harvest(struct offload *offload);
+/* As many reads of experts can be under way. */
+uint32_t offload__experts_fetch_count(const struct offload *offload);
+
+/* home_disk.c. STATUS_IO when a file is no longer what it was. */
+enum status offload__disk_check(const struct offload *offload, struct err *err);
 
 /* counters.c */
 /* An onload has begun. */

@@ -23,13 +23,16 @@ struct row {
     enum offload_part part;
     size_t unit;              /* OFFLOAD_NO_UNIT: stays */
     bool is_rest;             /* stays, while a unit of the same part moves */
+    bool is_experts;          /* each a unit of its own */
     enum offload_home home;
     uint64_t bytes;
     size_t param_count;       /* 0: no such row */
     bool logged;
 };
 
-/* Rows of one offload; each part of a layer has a place for what stays and one for its unit. */
+#define ROWS_PER_PART 3 /* what stays, its units, its experts */
+
+/* Rows of one offload. */
 struct rows {
     struct row *rows;
     size_t count;
@@ -39,7 +42,8 @@ static size_t place_of(const struct offload__param *param, bool moves)
 {
     if (param->layer == OFFLOAD_NO_LAYER)
         return 0;
-    return 1 + ((size_t)param->layer * OFFLOAD_PART_COUNT + param->part) * 2 + (moves ? 1 : 0);
+    return 1 + ((size_t)param->layer * OFFLOAD_PART_COUNT + param->part) * ROWS_PER_PART +
+           (param->is_expert ? 2 : moves ? 1 : 0);
 }
 
 /* The lock belongs to a const offload in every report; taking it changes nothing that they tell. */
@@ -55,6 +59,7 @@ static void row_add(struct row *row, const struct offload__param *param, size_t 
     row->part = param->part;
     row->unit = unit;
     row->home = OFFLOAD_HOME_DEVICE;
+    row->is_experts = param->is_expert;
     row->bytes += bytes;
 }
 
@@ -93,15 +98,16 @@ static void row_add_param(const struct offload *offload, struct row *rows, size_
 static enum status rows_create(const struct offload *offload, struct rows *rows_out,
                                struct err *err)
 {
-    const size_t count = 1 + (size_t)offload->layer_count * OFFLOAD_PART_COUNT * 2;
+    const size_t count = 1 + (size_t)offload->layer_count * OFFLOAD_PART_COUNT * ROWS_PER_PART;
     struct row *rows = calloc(count, sizeof(*rows));
 
     if (rows == NULL)
         return err_set(err, STATUS_NO_MEMORY, "no memory for a manifest of %zu rows", count);
     for (size_t i = 0; i < offload->param_count; i++)
         row_add_param(offload, rows, i);
-    for (size_t i = 1; i + 1 < count; i += 2)
-        rows[i].is_rest = rows[i].param_count > 0 && rows[i + 1].param_count > 0;
+    for (size_t i = 1; i + 2 < count; i += ROWS_PER_PART)
+        rows[i].is_rest = rows[i].param_count > 0 &&
+                          rows[i + 1].param_count + rows[i + 2].param_count > 0;
     (void)pthread_mutex_lock(lock_of(offload));
     for (size_t i = 0; i < count; i++) {
         if (rows[i].param_count > 0 && rows[i].unit != OFFLOAD_NO_UNIT)
@@ -116,7 +122,7 @@ static bool rows_are_alike(const struct row *a, const struct row *b)
 {
     return (a->layer == OFFLOAD_NO_LAYER) == (b->layer == OFFLOAD_NO_LAYER) && a->part == b->part &&
            (a->unit == OFFLOAD_NO_UNIT) == (b->unit == OFFLOAD_NO_UNIT) &&
-           a->is_rest == b->is_rest && a->home == b->home && a->bytes == b->bytes &&
+           a->is_rest == b->is_rest && a->is_experts == b->is_experts && a->home == b->home && a->bytes == b->bytes &&
            b->param_count > 0;
 }
 
@@ -194,7 +200,8 @@ static enum status line_log(const struct offload *offload, const struct rows *ro
         st = layers_list(rows, start, &line, &alike_count, err);
         if (st == STATUS_OK)
             st = buf_printf(&line, err, ": %s%s %s, ", row->is_rest ? "rest of " : "",
-                            offload_part_name(row->part), home_phrase(offload, row->home));
+                            row->is_experts ? "experts" : offload_part_name(row->part),
+                            home_phrase(offload, row->home));
         if (st == STATUS_OK && alike_count > 1)
             st = buf_printf(&line, err, "%zu x ", alike_count);
         if (st == STATUS_OK)
@@ -204,6 +211,21 @@ static enum status line_log(const struct offload *offload, const struct rows *ro
         log_line(log, LOG_INFO, "%s", line.data);
     buf_deinit(&line);
     return st;
+}
+
+static void experts_log(const struct offload *offload, const struct log *log)
+{
+    const struct offload_sizes *sizes = &offload->sizes;
+    char slot[24], all[24];
+
+    (void)size_format(sizes->expert_slot_bytes, slot, sizeof(slot));
+    (void)size_format(sizes->expert_bytes, all, sizeof(all));
+    if (sizes->expert_slot_count == 0)
+        log_line(log, LOG_INFO, "experts: %zu units, used in place",
+                 offload->unit_count - offload->ring_count);
+    else
+        log_line(log, LOG_INFO, "experts: %zu units, cached in %" PRIu64 " slots of %s, %s in all",
+                 offload->unit_count - offload->ring_count, sizes->expert_slot_count, slot, all);
 }
 
 static void summary_log(const struct offload *offload, const struct log *log)
@@ -216,6 +238,9 @@ static void summary_log(const struct offload *offload, const struct log *log)
     (void)size_format(sizes->slot_bytes, slot, sizeof(slot));
     if (offload->unit_count == 0) {
         log_line(log, LOG_INFO, "weights: all on the device, %s; nothing is offloaded", resident);
+    } else if (offload->ring_count == 0) {
+        log_line(log, LOG_INFO, "weights: %s on the device, %s in experts that move one by one",
+                 resident, moving);
     } else if (sizes->slot_count == 0) {
         log_line(log, LOG_INFO,
                  "weights: %s on the device; %zu units, %s, %s, because the device's memory is the "
@@ -233,6 +258,8 @@ static void summary_log(const struct offload *offload, const struct log *log)
                  offload->params[offload->lookup_param].name,
                  size_format(offload->params[offload->lookup_param].size_bytes, moving,
                              sizeof(moving)));
+    if (offload_has_experts(offload))
+        experts_log(offload, log);
     if (offload_is_garbage(offload))
         log_line(log, LOG_WARN,
                  "offload mode meta: the units have no contents, every answer will be garbage");
@@ -259,6 +286,8 @@ static json_t *row_name(const struct offload *offload, const struct row *row)
 {
     if (row->layer == OFFLOAD_NO_LAYER)
         return json_string("outside");
+    if (row->is_experts)
+        return json_sprintf("layers.%" PRId32 ".experts", row->layer);
     if (row->unit != OFFLOAD_NO_UNIT && !offload->units[row->unit].is_tile)
         return json_string(offload->units[row->unit].name);
     return json_sprintf("layers.%" PRId32 ".%s%s", row->layer, offload_part_name(row->part),

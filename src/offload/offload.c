@@ -47,6 +47,8 @@ static enum status params_create(struct offload *offload, const struct offload_p
         param->default_selected = desc->default_selected;
         param->by_rows = desc->by_rows;
         param->by_lookup = desc->by_lookup;
+        param->is_expert = desc->is_expert && offload->options.experts;
+        param->expert = desc->expert;
         param->unit = OFFLOAD_NO_UNIT;
     }
     return STATUS_OK;
@@ -106,7 +108,11 @@ enum status offload_create(struct device *device, const struct offload_param_des
     offload->in_place = device_info(device)->memory_is_host;
     st = params_create(offload, params, param_count, err);
     if (st == STATUS_OK)
+        st = offload__options_check_experts(options, err);
+    if (st == STATUS_OK)
         st = options->automatic ? offload__plan_auto(offload, err) : plan(offload, err);
+    if (st == STATUS_OK && options->experts)
+        st = offload__plan_experts(offload, err);
     offload->options.params_glob = NULL; /* borrowed for the plan only */
     if (st == STATUS_OK)
         st = counters_create(offload, err);
@@ -136,6 +142,7 @@ void offload_destroy(struct offload *offload)
     free(offload->published_homes);
     free(offload->published_counters);
     free(offload->counters);
+    free(offload->expert_units);
     free(offload->unit_of);
     free(offload->segments);
     free(offload->units);

@@ -66,6 +66,9 @@ struct offload_param_desc {
                                 need not lie together */
     bool by_lookup;          /* a table outside the layers, read through offload_lookup when
                                 offload_is_looked_up: an embedding */
+    bool is_expert;          /* with options.experts: one of the two matrices of an expert, w13 (gate
+                                over up) and then w2, which is a unit of its own */
+    uint32_t expert;         /* which of its layer's */
     struct loader *loader;   /* taken by offload_create, also when it fails */
 };
 
@@ -93,7 +96,7 @@ struct offload_options {
     /* Auto: as much as the budget holds stays on the device; of the rest, pieces of tile_bytes
      * move, spread evenly over the layers. Instead of V1 and V2. */
     bool automatic;
-    uint64_t weight_budget_bytes; /* auto: for what stays and the slots */
+    uint64_t weight_budget_bytes; /* auto, experts: for what stays and the slots */
     uint64_t tile_bytes;          /* auto: of a piece, about; 0: chosen */
     uint32_t lookup_row_max;      /* auto: rows of one offload_lookup; 0: tables stay on the device
                                      */
@@ -108,6 +111,11 @@ struct offload_options {
                                      it is used. Borrowed likewise; NULL: there is none */
     const char *params_glob;      /* NULL: default_selected. Comma-separated globs on names */
     int64_t slot_count;           /* 0: prefetch_step + 1 */
+    /* Experts: those that are described as such move one by one, from `home`, when they are chosen. */
+    bool experts;
+    int64_t expert_slot_count;    /* 0: what weight_budget_bytes leaves */
+    uint32_t expert_top_k;        /* chosen for each row; the model's */
+    uint32_t row_count_max;       /* of a pass; the model's */
     bool poison;                  /* fill released slots with signalling NaN; on in debug builds */
     /* Faults, put in on purpose by tests. */
     bool fault_skip_loaded_wait;  /* compute does not wait for the copy */
@@ -128,6 +136,10 @@ struct offload_sizes {
                                      and what moves in a pass unless used in place; home meta:
                                      neither */
     uint64_t unit_count;          /* that move */
+    uint64_t expert_slot_count;   /* 0, like expert_slot_bytes: none are needed */
+    uint64_t expert_slot_bytes;   /* of one: the largest expert's record */
+    uint64_t expert_list_bytes;   /* device memory for lists of experts */
+    uint64_t expert_bytes;        /* device memory for both */
 };
 
 /* What a pass is expected to move. */
@@ -210,6 +222,41 @@ enum status offload_pass_abort(struct offload *offload, struct err *err);
  * middle of that, passes of the others fail from then on, since some bytes may be new. */
 enum status offload_reload(struct offload *offload, size_t index, const struct ckpt *ckpt,
                            struct err *err);
+
+/* Experts as units. A layer whose experts are units is computed in turns: each gives those experts
+ * that are there, first what the cache holds, then what arrives; all turns of a layer together give
+ * each expert that was chosen once. Between offload_begin and _end of the layer's FFN:
+ *
+ *     offload_experts_begin(layer, ids)          reads what was chosen, asks for what is missing
+ *     offload_experts_guess(ids)                 may be: what the next such layer may choose
+ *     do offload_experts_next(&turn)
+ *        ... launches of OP_MOE with turn.experts ...
+ *        offload_experts_done()
+ *     while (!turn.is_last)
+ *
+ * A pass of many rows hits nearly all experts; it streams all of them in a fixed order instead and
+ * never reads the ids. */
+#define OFFLOAD_GUESS_ROWS_MAX 8 /* of more rows the experts are too many to guess */
+bool offload_has_experts(const struct offload *offload);
+/* A pass of row_count rows begins. */
+enum status offload_experts_pass(struct offload *offload, uint32_t row_count, struct err *err);
+/* ids: device memory, [row_count][expert_top_k], written by ops that are queued. Waits for them. */
+enum status offload_experts_begin(struct offload *offload, uint32_t layer, const int32_t *ids,
+                                  struct err *err);
+/* Whether a guess of what `layer` will choose would be of use now. */
+bool offload_experts_wants_guess(const struct offload *offload, uint32_t layer);
+/* ids as above, but of `layer`, the next one with experts, as far as its router can tell. */
+enum status offload_experts_guess(struct offload *offload, uint32_t layer, const int32_t *ids,
+                                  struct err *err);
+struct offload_experts_turn {
+    const struct op_moe_expert *experts; /* device memory, [expert_count], ids ascending */
+    uint32_t expert_count;
+    bool is_first, is_last;
+};
+/* Waits until there is one, where nothing else can be computed. */
+enum status offload_experts_next(struct offload *offload, struct offload_experts_turn *turn_out,
+                                 struct err *err);
+enum status offload_experts_done(struct offload *offload, struct err *err);
 
 /* True while any parameter of any unit has no contents: answers are garbage. */
 bool offload_is_garbage(const struct offload *offload);

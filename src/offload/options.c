@@ -80,7 +80,7 @@ static enum status check_off(const struct offload_options *options, const struct
     if (options->num_in_group != 1)
         log_line(log, LOG_WARN, "--offload-num-in-group %" PRId64
                  " has no effect without --offload-group-size", options->num_in_group);
-    if (options->home != OFFLOAD_HOME_HOST)
+    if (options->home != OFFLOAD_HOME_HOST && !options->experts)
         log_line(log, LOG_WARN, "--offload-mode %s has no effect without --offload-group-size",
                  offload__home(options->home)->mode);
     return STATUS_OK;

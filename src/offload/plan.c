@@ -218,7 +218,9 @@ static enum status units_fill(struct offload *offload, const bool *moves, struct
     for (size_t i = 0; i < offload->param_count; i++) {
         struct offload__param *param = &offload->params[i];
 
-        if (param->unit == OFFLOAD_NO_UNIT) {
+        if (param->is_expert) {
+            continue; /* plan_experts.c's */
+        } else if (param->unit == OFFLOAD_NO_UNIT) {
             st = record_append(param, &offload->sizes.resident_bytes, err);
         } else {
             struct offload__unit *unit = &offload->units[param->unit];
@@ -247,8 +249,8 @@ static void unit_cache(struct offload *offload, struct offload__unit *unit)
 }
 
 /* At home on the disk, the record's parts lie as they do in the checkpoint's files. */
-static enum status unit_lay_out_for_disk(struct offload *offload, struct offload__unit *unit,
-                                         struct err *err)
+enum status offload__unit_lay_out_for_disk(struct offload *offload, struct offload__unit *unit,
+                                           struct err *err)
 {
     enum status st = STATUS_OK;
 
@@ -259,7 +261,8 @@ static enum status unit_lay_out_for_disk(struct offload *offload, struct offload
         bool done;
 
         st = offload__segments_add(offload, unit->params[i], UINT64_MAX, &done, err);
-        if (st == STATUS_OK && (!done || (offload->segment_count - first > 1 && !param->by_rows))) {
+        if (st == STATUS_OK && (!done || (offload->segment_count - first > 1 && !param->by_rows &&
+                                          !param->is_expert))) {
             unit_cache(offload, unit);
             return STATUS_OK;
         }
@@ -287,7 +290,7 @@ static enum status units_lay_out_for_disk(struct offload *offload, struct err *e
 
     for (size_t i = 0; i < offload->unit_count && st == STATUS_OK; i++) {
         if (offload->units[i].home == OFFLOAD_HOME_DISK)
-            st = unit_lay_out_for_disk(offload, &offload->units[i], err);
+            st = offload__unit_lay_out_for_disk(offload, &offload->units[i], err);
     }
     return st;
 }

@@ -86,6 +86,8 @@ static enum status put(struct offload *offload, struct offload__param *param, ui
 
     if (st != STATUS_OK)
         return st;
+    if (param->is_expert)
+        offload__experts_forget(offload, param->unit);
     if (param->unit == OFFLOAD_NO_UNIT)
         return put_resident(offload, param, fresh, err);
     if (offload->units[param->unit].home == OFFLOAD_HOME_META)

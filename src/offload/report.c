@@ -283,7 +283,7 @@ void offload_report_log(const struct offload *offload, const struct log *log)
              seconds(compute_ns(snapshot)), seconds(stall_ns_of(&snapshot->sum)));
     if (offload->unit_count == 0) {
         log_line(log, LOG_INFO, "nothing is offloaded, nothing moved");
-    } else if (offload->sizes.slot_count == 0) {
+    } else if (offload->sizes.slot_count == 0 && offload->sizes.expert_slot_count == 0) {
         log_line(log, LOG_INFO, "%zu units %s, nothing moved", offload->unit_count,
                  offload__home(offload->units[0].home)->phrase_in_place);
     } else {

@@ -370,6 +370,7 @@ void offload_pass_done(struct offload *offload)
     for (size_t i = 0; i < offload->ring_count; i++)
         offload__count_planned(offload, i);
     offload__counters_harvest(offload);
+    offload__experts_harvest(offload);
     offload->pass_position = offload->position;
     offload__counters_publish(offload);
 }
@@ -385,6 +386,7 @@ enum status offload_pass_abort(struct offload *offload, struct err *err)
     offload->active = OFFLOAD_NO_UNIT;
     offload->active_base = NULL;
     offload__ring_abandon(offload);
+    offload__experts_abandon(offload);
     st = offload__ring_sync(offload, err);
     /* What the abandoned pass has queued was due. */
     for (uint64_t k = offload->pass_position + ahead; k < offload->head; k++)

@@ -1,0 +1,196 @@
+/* model/expert_units_test.c - experts that move one by one change no bit, and every byte is
+ * accounted for.
+ *
+ * Method: small mixtures of experts run with all weights resident; then with experts as units, for
+ * every size of the cache, home, device and chunk, again and again on the same cache, and the
+ * logits' bytes are compared. Slots are poisoned when they are given away, so that an expert that
+ * is read too early or too late shows. */
+#include "model/testing.h"
+
+static const char *const names[] = {
+    "qwen3_moe", "mixtral", "deepseek_v3", "qwen3_moe_mixed", "mixtral_fused", "deepseek_v2_lite",
+};
+#define NAME_COUNT (sizeof(names) / sizeof(names[0]))
+
+static const char *const devices[] = { "cpu", "sim:memory=64MiB" };
+#define DEVICE_COUNT (sizeof(devices) / sizeof(devices[0]))
+
+enum { EXPERT_COUNT = 8, CHUNK_MAX = 32 };
+
+static uint32_t top_k_of(const char *name)
+{
+    return strcmp(name, "mixtral") == 0 ? 2 : 3;
+}
+
+static float *run(struct loaded *loaded, const struct golden *golden, uint32_t chunk)
+{
+    const struct paging paging = { 0, 1 };
+    float *logits = logits_alloc(loaded->model, golden->prompt_count);
+
+    harness_run(loaded->model, golden->prompt, 0, golden->prompt_count, chunk, &paging, logits);
+    return logits;
+}
+
+static void check_report(const char *what, struct loaded *loaded)
+{
+    struct err err;
+
+    if (offload_report_check(model_offload(loaded->model), &err) != STATUS_OK)
+        fail_msg("%s: %s", what, err.message);
+}
+
+static void check_setting(const char *name, const struct golden *golden,
+                          const struct setting *setting, const float *wanted)
+{
+    static const uint32_t chunks[] = { 1, 5, 32, 2 };
+    struct loaded loaded = harness_open_golden(name, setting);
+    const size_t bytes =
+        (size_t)golden->prompt_count * model_info(loaded.model)->vocab_size * sizeof(float);
+    char what[128];
+
+    for (size_t i = 0; i < sizeof(chunks) / sizeof(chunks[0]); i++) {
+        float *logits = run(&loaded, golden, chunks[i]);
+
+        (void)snprintf(what, sizeof(what), "%s on %s, %s, %d slots, round %zu, chunks of %u", name,
+                       setting->device, setting->disk ? "disk" : "host",
+                       (int)setting->expert_slot_count, i, chunks[i]);
+        if (memcmp(logits, wanted, bytes) != 0)
+            fail_msg("%s: other bits", what);
+        check_report(what, &loaded);
+        free(logits);
+    }
+    harness_close(&loaded);
+}
+
+static void check_model(const char *name, const char *device)
+{
+    const struct setting plain = { .device = device, .thread_count = 2 };
+    struct golden golden = golden_read(name);
+    struct loaded loaded = harness_open_golden(name, &plain);
+    float *wanted = run(&loaded, &golden, CHUNK_MAX);
+
+    harness_close(&loaded);
+    for (int disk = 0; disk < 2; disk++) {
+        /* from a token's experts to all of both layers, and one more than there are */
+        for (int64_t slots = top_k_of(name); slots <= 2 * EXPERT_COUNT + 1;
+             slots += slots < 4 ? 1 : 13) {
+            const struct setting setting = { .device = device, .thread_count = 2,
+                                             .disk = disk != 0, .experts = true,
+                                             .expert_slot_count = slots };
+
+            check_setting(name, &golden, &setting, wanted);
+        }
+    }
+    free(wanted);
+    free(golden.logits);
+}
+
+static void no_cache_changes_a_bit(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < NAME_COUNT; i++)
+        check_model(names[i], devices[i % DEVICE_COUNT]);
+    check_model("qwen3_moe", "sim:memory=64MiB,link=200MB/s,latency=20us");
+}
+
+static void what_cannot_work_is_refused(void **state)
+{
+    static const struct {
+        const char *model;
+        struct setting setting;
+        const char *says;
+    } cases[] = {
+        { "qwen3", { .experts = true, .disk = true }, "the model has no experts" },
+        { "qwen3_moe", { .expert_slot_count = 5 }, "no effect without --offload-experts" },
+        { "qwen3_moe", { .experts = true, .disk = true, .expert_slot_count = 2 },
+          "3 is the smallest that works" },
+        { "qwen3_moe", { .experts = true, .disk = true, .expert_slot_count = -1 }, "is -1" },
+        { "qwen3_moe", { .experts = true, .group_size = 1, .num_in_group = 1 },
+          "leave out --offload-group-size" },
+        { "qwen3_moe", { .experts = true, .cpu_offload_bytes = 1 }, "leave out --cpu-offload-gb" },
+        { "qwen3_moe", { .experts = true, .disk = true, .budget_bytes = 260000 },
+          "slots of 16.0 KiB that a token's experts" },
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct loaded loaded;
+        char path[256];
+        struct err err;
+
+        if (harness_try(golden_path(cases[i].model, path, sizeof(path)), &cases[i].setting, NULL,
+                        &loaded, &err) == STATUS_OK)
+            fail_msg("case %zu is not refused", i);
+        if (strstr(err.message, cases[i].says) == NULL)
+            fail_msg("case %zu: \"%s\" does not say \"%s\"", i, err.message, cases[i].says);
+    }
+}
+
+static void the_budget_decides_when_nobody_else_does(void **state)
+{
+    const struct setting plain = { .device = "sim:memory=64MiB" };
+    const struct setting tight = { .device = "sim:memory=64MiB", .experts = true,
+                                   .budget_bytes = 320000 };
+    struct golden golden = golden_read("qwen3_moe");
+    struct loaded loaded = harness_open_golden("qwen3_moe", &plain);
+    float *wanted = run(&loaded, &golden, CHUNK_MAX);
+
+    (void)state;
+    harness_close(&loaded);
+    check_setting("qwen3_moe", &golden, &tight, wanted);
+    free(wanted);
+    free(golden.logits);
+}
+
+static void meta_and_reloading(void **state)
+{
+    static const char *const where[] = { "cpu", "sim:memory=64MiB" };
+
+    (void)state;
+    for (size_t d = 0; d < 2; d++) {
+        const struct setting plain = { .device = where[d] };
+        const struct setting meta = { .device = where[d], .experts = true, .meta = true,
+                                      .expert_slot_count = 5 };
+        const struct setting host = { .device = where[d], .experts = true,
+                                      .expert_slot_count = 16 };
+        struct golden golden = golden_read("qwen3_moe");
+        struct loaded loaded = harness_open_golden("qwen3_moe", &plain);
+        float *wanted = run(&loaded, &golden, CHUNK_MAX);
+        const size_t bytes =
+            (size_t)golden.prompt_count * model_info(loaded.model)->vocab_size * sizeof(float);
+
+        harness_close(&loaded);
+        for (int is_meta = 0; is_meta < 2; is_meta++) {
+            struct err err;
+            float *logits;
+
+            loaded = harness_open_golden("qwen3_moe", is_meta ? &meta : &host);
+            free(run(&loaded, &golden, 3));
+            assert_int_equal(offload_is_garbage(model_offload(loaded.model)), is_meta);
+            for (size_t i = 0; i < model_param_count(loaded.model); i++)
+                if (offload_reload(model_offload(loaded.model), i, loaded.ckpt, &err) != STATUS_OK)
+                    fail_msg("%s", err.message);
+            assert_false(offload_is_garbage(model_offload(loaded.model)));
+            logits = run(&loaded, &golden, 2);
+            if (memcmp(logits, wanted, bytes) != 0)
+                fail_msg("%s: other bits after reloading", where[d]);
+            check_report("after reloading", &loaded);
+            free(logits);
+            harness_close(&loaded);
+        }
+        free(wanted);
+        free(golden.logits);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(no_cache_changes_a_bit),
+        cmocka_unit_test(what_cannot_work_is_refused),
+        cmocka_unit_test(the_budget_decides_when_nobody_else_does),
+        cmocka_unit_test(meta_and_reloading),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
