@@ -66,11 +66,10 @@ static void walk_ahead(struct load *load, struct advice *advice_out)
     advice_out->count = 0;
     while (load->ahead_bytes < load->walk_bytes + AHEAD_BYTES && advice_out->count < ADVICE_MAX &&
            chunk_walk_next(&load->ahead, &chunk)) {
-        const uint64_t element_bytes = dtype_info(chunk.tensor->dtype)->block_bytes;
         struct ckpt_tensor *const span = &advice_out->spans[advice_out->count];
         *span = *chunk.tensor;
-        span->offset_bytes += chunk.src_first * element_bytes;
-        span->size_bytes = chunk.src_span * element_bytes;
+        span->offset_bytes += chunk.read_at_bytes;
+        span->size_bytes = chunk.read_bytes;
         load->ahead_bytes += span->size_bytes;
         if (span->size_bytes >= ADVICE_BYTES_MIN)
             advice_out->count++;
@@ -81,16 +80,15 @@ static enum status load_chunk(const struct load *load, const struct chunk *chunk
                               struct err *err)
 {
     const struct ckpt *const ckpt = load->walk.ckpt;
-    const uint64_t src_size = dtype_info(chunk->tensor->dtype)->block_bytes;
     const uint64_t dst_size = dtype_info(load->dtype)->block_bytes;
     enum status st;
 
     if (chunk->direct)
-        return ckpt_read(ckpt, chunk->tensor, chunk->src_first * src_size,
-                         (uint8_t *)load->dst + chunk->dst_first * dst_size,
-                         chunk->src_span * src_size, err);
-    st = ckpt_read(ckpt, chunk->tensor, chunk->src_first * src_size, buffer,
-                   chunk->src_span * src_size, err);
+        return ckpt_read(ckpt, chunk->tensor, chunk->read_at_bytes,
+                         (uint8_t *)load->dst + chunk->dst_first * dst_size, chunk->read_bytes,
+                         err);
+    st = ckpt_read(ckpt, chunk->tensor, chunk->read_at_bytes, buffer + chunk->buffer_at_bytes,
+                   chunk->read_bytes, err);
     if (st == STATUS_OK)
         chunk_convert(chunk, buffer, load->dtype, load->dst);
     return st;
@@ -102,14 +100,13 @@ static bool work(struct loader_staging *staging, struct load *load, uint8_t *buf
     struct advice advice;
     struct chunk chunk;
     struct err err;
-    uint64_t element_bytes;
     enum status st;
     bool more;
 
     (void)pthread_mutex_lock(&staging->lock);
     more = load->status == STATUS_OK && chunk_walk_next(&load->walk, &chunk);
     if (more) {
-        load->walk_bytes += chunk.src_span * dtype_info(chunk.tensor->dtype)->block_bytes;
+        load->walk_bytes += chunk.read_bytes;
         walk_ahead(load, &advice);
     }
     (void)pthread_mutex_unlock(&staging->lock);
@@ -118,9 +115,8 @@ static bool work(struct loader_staging *staging, struct load *load, uint8_t *buf
     for (size_t i = 0; i < advice.count; i++)
         ckpt_read_ahead(load->walk.ckpt, &advice.spans[i]);
     st = load_chunk(load, &chunk, buffer, &err);
-    element_bytes = dtype_info(chunk.tensor->dtype)->block_bytes;
     (void)pthread_mutex_lock(&staging->lock);
-    load->done_bytes += chunk_element_count(&chunk) * element_bytes;
+    load->done_bytes += chunk.source_bytes;
     if (st != STATUS_OK && load->status == STATUS_OK) {
         load->status = st;
         load->err = err;

@@ -4,8 +4,8 @@
 
 #include "checkpoint/loader.h"
 
-/* A staging with buffers of another size, so that small tests cross their ends. A multiple of
- * 64. */
+/* A staging with buffers of another size, so that small tests cross their ends. A multiple of 64;
+ * see chunk_walk_init. */
 enum status load__staging_create(uint64_t buffer_bytes, struct loader_staging **staging_out,
                                  struct err *err);
 

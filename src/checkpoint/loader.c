@@ -147,7 +147,7 @@ uint64_t loader_source_bytes(const struct loader *loader, const struct ckpt *ckp
     for (size_t i = 0; i < loader->part_count; i++) {
         const struct ckpt_tensor *const tensor = ckpt_find(ckpt, loader->parts[i].tensor);
         assert(tensor != NULL);
-        bytes += part_element_count(&loader->parts[i]) * dtype_info(tensor->dtype)->block_bytes;
+        bytes += chunk_wanted_bytes(tensor->dtype, part_element_count(&loader->parts[i]));
     }
     return bytes;
 }
@@ -218,9 +218,16 @@ bool loader_extent(const struct loader *loader, const struct ckpt *ckpt, uint64_
     return false;
 }
 
-static bool is_float(enum dtype dtype)
+bool loader_keeps_blocks(const struct loader_part *part, enum dtype dtype)
 {
-    return dtype == DTYPE_F32 || dtype == DTYPE_F16 || dtype == DTYPE_BF16;
+    return chunk_keeps_blocks(part, dtype_info(dtype)->block_elements);
+}
+
+/* Plain types become each other, blocks become any of those; nothing is quantised here. */
+static bool can_become(enum dtype from, enum dtype to)
+{
+    return from == to || ((to == DTYPE_F32 || to == DTYPE_F16 || to == DTYPE_BF16) &&
+                          from != DTYPE_I32 && from != DTYPE_COUNT);
 }
 
 static enum status check_part(const struct loader_part *part, enum dtype dtype,
@@ -244,10 +251,15 @@ static enum status check_part(const struct loader_part *part, enum dtype dtype,
                        tensor_shape_format(tensor->rank, tensor->shape, seen, sizeof(seen)),
                        param_name,
                        tensor_shape_format(part->rank, part->shape, wanted, sizeof(wanted)));
-    if (tensor->dtype != dtype && !(is_float(dtype) && is_float(tensor->dtype)))
+    if (!can_become(tensor->dtype, dtype))
         return err_set(err, STATUS_BAD_INPUT,
                        "%s: tensor '%s' is %s, which cannot become the %s of parameter '%s'", path,
                        part->tensor, tensor->dtype_name, dtype_info(dtype)->name, param_name);
+    if (tensor->dtype == dtype && !loader_keeps_blocks(part, dtype))
+        return err_set(err, STATUS_BAD_INPUT,
+                       "%s: tensor '%s' is %s, of which parameter '%s', also %s, takes broken "
+                       "blocks", path, part->tensor, tensor->dtype_name, param_name,
+                       dtype_info(dtype)->name);
     return STATUS_OK;
 }
 

@@ -9,6 +9,9 @@
  * and run again at any time, into any memory, wherever the parameter's bytes live then (charter,
  * invariant 5). It holds no checkpoint and no memory of the parameter.
  *
+ * A quantised tensor fills a parameter of its own dtype where every part moves whole blocks
+ * (loader_keeps_blocks), and one of a plain dtype, decoded, through any view. Nothing is quantised.
+ *
  *     source, elements                        parameter, elements
  *     src_offset + i*s0 + j*s1 + k*s2  ---->  dst_offset + i*d0 + j*d1 + k*d2 */
 #ifndef LIGHTER_CHECKPOINT_LOADER_H
@@ -55,6 +58,10 @@ enum dtype loader_dtype(const struct loader *loader);
 uint64_t loader_size_bytes(const struct loader *loader);  /* of the parameter */
 size_t loader_part_count(const struct loader *loader);
 const struct loader_part *loader_part_at(const struct loader *loader, size_t index);
+
+/* Whether the part moves whole blocks of the dtype, so that they can stay as they are. True for
+ * plain dtypes. */
+bool loader_keeps_blocks(const struct loader_part *part, enum dtype dtype);
 
 /* Checks that the checkpoint has every tensor, in the right shape and a dtype that can be
  * converted, and that the parts fill each element of the parameter exactly once. Reads no data. The

@@ -144,3 +144,93 @@ void ckpt_testing_write_tensors(const char *folder, const char *name,
     ckpt_testing_write_file(folder, name, bytes, size);
     free(bytes);
 }
+
+static void append(struct buf *out, const void *bytes, size_t size)
+{
+    struct err err;
+
+    if (buf_append(out, bytes, size, &err) != STATUS_OK)
+        stop(err.message);
+}
+
+static void append_number(struct buf *out, uint64_t value, size_t size)
+{
+    uint8_t bytes[8];
+
+    for (size_t i = 0; i < size; i++)
+        bytes[i] = (uint8_t)(value >> (8 * i));
+    append(out, bytes, size);
+}
+
+static void append_string(struct buf *out, const char *text)
+{
+    append_number(out, strlen(text), 8);
+    append(out, text, strlen(text));
+}
+
+static void append_pair(struct buf *out, const struct ckpt_testing_pair *pair)
+{
+    const float number = (float)pair->number;
+    uint32_t bits;
+
+    append_string(out, pair->key);
+    append_number(out, pair->type, 4);
+    memcpy(&bits, &number, sizeof(bits));
+    if (pair->type == 8)
+        append_string(out, pair->string);
+    else if (pair->type == 6)
+        append_number(out, bits, 4);
+    else
+        append_number(out, (uint64_t)pair->number, pair->type == 7 ? 1 : 4);
+}
+
+static void pad(struct buf *out, size_t alignment)
+{
+    while (out->size % alignment != 0)
+        append(out, "", 1);
+}
+
+uint8_t *ckpt_testing_gguf(const struct ckpt_testing_pair *pairs, size_t pair_count,
+                           const struct ckpt_testing_tensor *tensors, size_t tensor_count,
+                           size_t *size_out)
+{
+    static const uint32_t types[DTYPE_COUNT] = {
+        [DTYPE_F32] = 0, [DTYPE_F16] = 1, [DTYPE_BF16] = 30, [DTYPE_I32] = 26, [DTYPE_Q8_0] = 8,
+        [DTYPE_Q4_0] = 2,
+    };
+    struct buf out;
+    uint64_t at = 0;
+
+    buf_init(&out, SIZE_MAX / 2);
+    append(&out, "GGUF\3\0\0\0", 8);
+    append_number(&out, tensor_count, 8);
+    append_number(&out, pair_count, 8);
+    for (size_t i = 0; i < pair_count; i++)
+        append_pair(&out, &pairs[i]);
+    for (size_t i = 0; i < tensor_count; i++) {
+        append_string(&out, tensors[i].name);
+        append_number(&out, tensors[i].rank, 4);
+        for (uint32_t d = tensors[i].rank; d-- > 0;)
+            append_number(&out, tensors[i].shape[d], 8);
+        append_number(&out, types[tensors[i].dtype], 4);
+        append_number(&out, at, 8);
+        at = (at + bytes_of(&tensors[i]) + 31) / 32 * 32;
+    }
+    for (size_t i = 0; i < tensor_count; i++) {
+        pad(&out, 32);
+        append(&out, tensors[i].data, (size_t)bytes_of(&tensors[i]));
+    }
+    *size_out = out.size;
+    return (uint8_t *)out.data;
+}
+
+void ckpt_testing_write_gguf(const char *folder, const char *name,
+                             const struct ckpt_testing_pair *pairs, size_t pair_count,
+                             const struct ckpt_testing_tensor *tensors, size_t tensor_count)
+{
+    size_t size;
+    uint8_t *const bytes = ckpt_testing_gguf(pairs, pair_count, tensors, tensor_count, &size);
+
+    ckpt_testing_write_file(folder, name, bytes, size);
+    free(bytes);
+}

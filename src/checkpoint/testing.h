@@ -34,4 +34,28 @@ void ckpt_testing_write_tensors(const char *folder, const char *name,
 uint8_t *ckpt_testing_safetensors(const struct ckpt_testing_tensor *tensors, size_t tensor_count,
                                   size_t *size_out);
 
+/* A metadata pair of a GGUF file. */
+struct ckpt_testing_pair {
+    const char *key;
+    uint32_t type;      /* as the format numbers them: 4 uint32, 6 float32, 7 bool, 8 string */
+    const char *string; /* of type 8 */
+    double number;      /* of the others */
+};
+/* A GGUF file's bytes; the caller frees them. Tensors' names are written as they are, their data in
+ * the order given. */
+uint8_t *ckpt_testing_gguf(const struct ckpt_testing_pair *pairs, size_t pair_count,
+                           const struct ckpt_testing_tensor *tensors, size_t tensor_count,
+                           size_t *size_out);
+/* Writes FOLDER/NAME ("m.gguf"). */
+void ckpt_testing_write_gguf(const char *folder, const char *name,
+                             const struct ckpt_testing_pair *pairs, size_t pair_count,
+                             const struct ckpt_testing_tensor *tensors, size_t tensor_count);
+/* The fewest pairs with which a llama opens; it also needs a token_embd.weight. */
+#define CKPT_TESTING_LLAMA_PAIRS                                                                   \
+    { "general.architecture", 8, "llama", 0 }, { "llama.block_count", 4, NULL, 1 },                \
+    { "llama.embedding_length", 4, NULL, 32 }, { "llama.context_length", 4, NULL, 64 },            \
+    { "llama.feed_forward_length", 4, NULL, 32 }, { "llama.attention.head_count", 4, NULL, 4 },    \
+    { "llama.attention.layer_norm_rms_epsilon", 6, NULL, 1e-5 }
+#define CKPT_TESTING_LLAMA_PAIR_COUNT 7
+
 #endif
