@@ -37,13 +37,16 @@ class Server:
     """`lighter serve` on a free port. Use as a context; leaving it sends SIGTERM and wants exit 0."""
 
     def __init__(self, *arguments):
-        self.process = subprocess.Popen([PROGRAM, "serve", "--port", "0", *map(str, arguments)],
+        self.process = subprocess.Popen(self.command([str(argument) for argument in arguments]),
                                         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         self.log = []
         self.url = None
         self.up = threading.Event()
         self.reader = threading.Thread(target=self.read_log, daemon=True)
         self.reader.start()
+
+    def command(self, arguments):
+        return [PROGRAM, "serve", "--port", "0", *arguments]
 
     def read_log(self):
         for line in self.process.stderr:

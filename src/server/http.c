@@ -442,11 +442,12 @@ static enum MHD_Result route_server_info(struct conn *conn, struct MHD_Connectio
     json_t *json = server->options.launch == NULL ? json_object()
                                                   : json_deep_copy(server->options.launch);
     json_t *fleet = fleet_report_json(server->fleet);
-    json_t *own = json_pack("{s:s, s:s, s:s, s:s, s:i}",
+    json_t *own = json_pack("{s:s, s:s, s:s, s:s, s:i, s:i}",
                             "model_path", server->options.model_path,
                             "tokenizer_path", server->options.tokenizer_path,
                             "served_model_name", server->options.served_model_name,
-                            "host", server->options.host, "port", (int)server->port);
+                            "host", server->options.host, "port", (int)server->port, "pid",
+                            (int)getpid());
 
     if (json != NULL && (json_object_update(json, own) != 0 ||
                          json_object_update(json, fleet) != 0)) {
