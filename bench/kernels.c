@@ -1,10 +1,13 @@
 /* bench/kernels.c - how near the processor's kernels come to what the processor can do.
  *
- * The bounds are measured on the same machine, between the samples: FMAs on registers, and a loop that
- * only reads memory. A product of few rows is bound by reading its weights, one of many by FMAs. The
- * weights of the samples lie next to each other in 512 MiB, so that no cache holds them.
+ * The bounds are measured on the same machine, between the samples: FMAs on registers (for
+ * quantised weights the products of bytes that their kernels are made of), and a loop that only
+ * reads memory. A product of few rows is bound by reading its weights, one of many by multiplying.
+ * The weights of the samples lie next to each other in 512 MiB, so that no cache holds them.
  *
- *     make bench && build/bench/kernels [THREADS] > bench/results/kernels.csv
+ *     make bench && build/bench/kernels [THREADS [PART]] > bench/results/kernels.csv
+ *
+ * PART: only the cases whose names have this in them.
  *
  * A line per case: best and median of the samples; the bound in the same unit; the best's share. */
 #include <inttypes.h>
@@ -15,6 +18,7 @@
 #include "base/clock.h"
 #include "base/size.h"
 #include "base/thread_pool.h"
+#include "device/cpu/kernels.h"
 #include "device/device.h"
 
 #if defined(__x86_64__)
@@ -37,7 +41,9 @@ struct bench {
     char *weights;
     float *x, *out;
     uint64_t read_at;
-    double fma_per_ns, read_per_ns; /* bounds: flops and bytes */
+    const char *part;               /* of the names of the cases to run */
+    double fma_per_ns, byte_per_ns; /* bounds: operations, two for an FMA or a product of bytes */
+    double read_per_ns;             /* bound: bytes */
     uint64_t sink;
 };
 
@@ -71,6 +77,46 @@ __attribute__((target("avx2,fma"))) static void fma_task(void *context, size_t i
     _mm256_storeu_ps(out, sums[0]);
     ((struct bench *)context)->sink += out[0] > 0; /* so that the sums are wanted */
 }
+
+/* 32 products of bytes per round and sum, widened to 32 bits and added up. */
+__attribute__((target("avx2,avxvnni"))) static void vnni_task(void *context, size_t index,
+                                                              uint32_t thread_index)
+{
+    const __m256i x = _mm256_set1_epi8((char)(index + 1)), y = _mm256_set1_epi8(3);
+    __m256i sums[12];
+
+    (void)thread_index;
+    for (int i = 0; i < 12; i++)
+        sums[i] = _mm256_set1_epi32(i);
+    for (int round = 0; round < FMA_ROUNDS; round++) {
+#pragma GCC unroll 12
+        for (int i = 0; i < 12; i++)
+            sums[i] = _mm256_dpbusd_avx_epi32(sums[i], x, y);
+    }
+    for (int i = 1; i < 12; i++)
+        sums[0] = _mm256_add_epi32(sums[0], sums[i]);
+    ((struct bench *)context)->sink += (uint64_t)_mm256_extract_epi64(sums[0], 0);
+}
+
+__attribute__((target("avx2"))) static void bytes_task(void *context, size_t index,
+                                                       uint32_t thread_index)
+{
+    const __m256i ones = _mm256_set1_epi16(1), y = _mm256_set1_epi8(3);
+    __m256i sums[12];
+
+    (void)thread_index;
+    for (int i = 0; i < 12; i++)
+        sums[i] = _mm256_set1_epi32(i + (int)index);
+    for (int round = 0; round < FMA_ROUNDS; round++) {
+#pragma GCC unroll 12
+        for (int i = 0; i < 12; i++)
+            sums[i] = _mm256_add_epi32(
+                sums[i], _mm256_madd_epi16(_mm256_maddubs_epi16(sums[i], y), ones));
+    }
+    for (int i = 1; i < 12; i++)
+        sums[0] = _mm256_add_epi32(sums[0], sums[i]);
+    ((struct bench *)context)->sink += (uint64_t)_mm256_extract_epi64(sums[0], 0);
+}
 #endif
 
 static void read_task(void *context, size_t index, uint32_t thread_index)
@@ -103,6 +149,12 @@ static void measure_bounds(struct bench *bench)
         thread_pool_run(bench->pool, bench->thread_count, fma_task, bench);
         rate = 12.0 * 16 * FMA_ROUNDS * bench->thread_count / (double)(clock_now_ns() - start_ns);
         bench->fma_per_ns = rate > bench->fma_per_ns ? rate : bench->fma_per_ns;
+        start_ns = clock_now_ns();
+        thread_pool_run(bench->pool, bench->thread_count,
+                        cpu_kernels_select(false) == &cpu_kernels_vnni ? vnni_task : bytes_task,
+                        bench);
+        rate = 12.0 * 64 * FMA_ROUNDS * bench->thread_count / (double)(clock_now_ns() - start_ns);
+        bench->byte_per_ns = rate > bench->byte_per_ns ? rate : bench->byte_per_ns;
     }
 #endif
     for (bench->read_at = 0; bench->read_at < WEIGHT_BYTES; bench->read_at += READ_BYTES) {
@@ -120,17 +172,20 @@ static int compare(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Runs an op again and again; `advance` makes it read other weights each time. */
-static void measure(struct bench *bench, const char *name, struct op *op, double flops,
-                    double bytes, void (*advance)(struct bench *, struct op *, uint32_t))
+/* Runs an op again and again; `advance` makes it read other weights each time. dtype: of them. */
+static void measure(struct bench *bench, const char *name, struct op *op, enum dtype dtype,
+                    double flops, double bytes,
+                    void (*advance)(struct bench *, struct op *, uint32_t))
 {
     double ns[SAMPLES_MAX];
     uint32_t count = 0;
     const uint64_t start_ns = clock_now_ns();
     bool reads;
-    double work, bound;
+    double work, bound, multiply_per_ns;
     struct err err;
 
+    if (strstr(name, bench->part) == NULL)
+        return;
     while (count < SAMPLES_MAX && (count < 5 || clock_now_ns() - start_ns < CASE_NS)) {
         uint64_t begin_ns;
         if (advance != NULL)
@@ -141,32 +196,34 @@ static void measure(struct bench *bench, const char *name, struct op *op, double
     }
     measure_bounds(bench);
     qsort(ns, count, sizeof(ns[0]), compare);
-    reads = bytes / bench->read_per_ns > flops / bench->fma_per_ns;
+    multiply_per_ns = cpu_is_quantised(dtype) ? bench->byte_per_ns : bench->fma_per_ns;
+    reads = bytes / bench->read_per_ns > flops / multiply_per_ns;
     work = reads ? bytes : flops;
-    bound = reads ? bench->read_per_ns : bench->fma_per_ns;
+    bound = reads ? bench->read_per_ns : multiply_per_ns;
     printf("%s,%u,%s,%.2f,%.2f,%.2f,%.2f\n", name, bench->thread_count,
-           reads ? "GB/s" : "GFLOP/s", work / ns[0], work / ns[count / 2], bound,
+           reads ? "GB/s" : cpu_is_quantised(dtype) ? "Gop/s" : "GFLOP/s", work / ns[0], work / ns[count / 2], bound,
            work / ns[0] / bound);
     (void)fflush(stdout);
 }
 
 static void advance_matmul(struct bench *bench, struct op *op, uint32_t sample)
 {
-    const uint64_t bytes = (uint64_t)op->matmul.n_count * op->matmul.k_count *
-                           dtype_info(op->matmul.weight_dtype)->block_bytes;
+    const uint64_t bytes = dtype_row_bytes(op->matmul.weight_dtype,
+                                           (uint64_t)op->matmul.n_count * op->matmul.k_count);
 
     op->matmul.weight = bench->weights + sample % (WEIGHT_BYTES / bytes) * bytes;
 }
 
 static void bench_matmul(struct bench *bench)
 {
-    static const enum dtype dtypes[] = { DTYPE_F32, DTYPE_F16, DTYPE_BF16 };
+    static const enum dtype dtypes[] = { DTYPE_F32, DTYPE_F16, DTYPE_BF16, DTYPE_Q8_0,
+                                         DTYPE_Q4_0 };
     static const uint32_t rows[] = { 1, 2, 4, 8, 16, 32, 64, 256 };
     static const struct {
         uint32_t n, k;
     } shapes[] = { { 2048, 2048 }, { 8192, 2048 }, { 2048, 8192 } }; /* llama-1b's */
 
-    for (size_t i = 0; i < 3 * 8 * 3; i++) {
+    for (size_t i = 0; i < 5 * 8 * 3; i++) {
         const enum dtype dtype = dtypes[i / 24];
         const uint32_t row_count = rows[i % 8], n = shapes[i / 8 % 3].n, k = shapes[i / 8 % 3].k;
         struct op op = { .kind = OP_MATMUL };
@@ -177,8 +234,8 @@ static void bench_matmul(struct bench *bench)
         };
         (void)snprintf(name, sizeof(name), "matmul %s %ux%ux%u", dtype_info(dtype)->name,
                        row_count, n, k);
-        measure(bench, name, &op, 2.0 * row_count * n * k,
-                (double)n * k * dtype_info(dtype)->block_bytes, advance_matmul);
+        measure(bench, name, &op, dtype, 2.0 * row_count * n * k,
+                (double)dtype_row_bytes(dtype, (uint64_t)n * k), advance_matmul);
     }
 }
 
@@ -220,7 +277,7 @@ static void bench_attention(struct bench *bench)
             .q_row_stride = (uint64_t)cases[i].heads * cases[i].k_width,
             .k_cache_row_stride = k_stride, .v_cache_row_stride = k_stride, .scale = 0.1f,
         };
-        measure(bench, cases[i].name, &op,
+        measure(bench, cases[i].name, &op, DTYPE_F32,
                 2 * keys * cases[i].heads * (cases[i].k_width + cases[i].v_width),
                 (cases[i].start + cases[i].rows) * (double)k_stride * (latent ? 4 : 8), NULL);
     }
@@ -230,6 +287,7 @@ static void bench_moe(struct bench *bench)
 {
     enum { WIDTH = 2048, FFN = 1408, EXPERTS = 16, TOP_K = 6 }; /* DeepSeek-V2-Lite's, fewer */
     static const uint32_t rows[] = { 1, 8, 256 };
+    static const enum dtype dtypes[] = { DTYPE_BF16, DTYPE_Q8_0, DTYPE_Q4_0 };
     static int32_t ids[ROWS_MAX * TOP_K];
     static float weights[ROWS_MAX * TOP_K];
     void *scratch;
@@ -241,35 +299,40 @@ static void bench_moe(struct bench *bench)
         ids[i] = (i / TOP_K * 5 + i % TOP_K * 3) % EXPERTS;
         weights[i] = 0.2f;
     }
-    for (size_t i = 0; i < 3; i++) {
+    for (size_t i = 0; i < 3 * 3; i++) {
         const double matrix = 3.0 * WIDTH * FFN;
-        const double hit = rows[i] * TOP_K < EXPERTS ? rows[i] * TOP_K : EXPERTS;
+        const uint32_t row_count = rows[i % 3];
+        const double hit = row_count * TOP_K < EXPERTS ? row_count * TOP_K : EXPERTS;
+        const enum dtype dtype = dtypes[i / 3];
         struct op op = { .kind = OP_MOE };
         char name[64];
         op.moe = (struct op_moe){
             .out = bench->out, .x = bench->x, .ids = ids, .weights = weights,
-            .w13 = bench->weights, .w2 = bench->weights + UINT64_C(2) * EXPERTS * 2 * FFN * WIDTH,
-            .weight_dtype = DTYPE_BF16, .scratch = scratch, .row_count = rows[i], .top_k = TOP_K,
+            .w13 = bench->weights,
+            .w2 = bench->weights + dtype_row_bytes(dtype, UINT64_C(2) * EXPERTS * FFN * WIDTH),
+            .weight_dtype = dtype, .scratch = scratch, .row_count = row_count, .top_k = TOP_K,
             .expert_count = EXPERTS, .width = WIDTH, .ffn_width = FFN, .out_row_stride = WIDTH,
             .x_row_stride = WIDTH,
         };
-        (void)snprintf(name, sizeof(name), "moe BF16 %u rows, %d of %d experts", rows[i], TOP_K,
-                       EXPERTS);
-        measure(bench, name, &op, 2.0 * rows[i] * TOP_K * matrix, 2.0 * hit * matrix, NULL);
+        (void)snprintf(name, sizeof(name), "moe %s %u rows, %d of %d experts",
+                       dtype_info(dtype)->name, row_count, TOP_K, EXPERTS);
+        measure(bench, name, &op, dtype, 2.0 * row_count * TOP_K * matrix,
+                hit * (double)dtype_row_bytes(dtype, UINT64_C(3) * WIDTH * FFN), NULL);
     }
     device_free(bench->device, DEVICE_USE_SCRATCH, scratch, scratch_bytes);
 }
 
 int main(int argc, char **argv)
 {
-    struct bench bench = { .thread_count = argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 10) : 1 };
+    struct bench bench = { .thread_count = argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 10) : 1,
+                           .part = argc > 2 ? argv[2] : "" };
     const struct device_options options = { .thread_count = bench.thread_count };
     const uint64_t x_bytes = (uint64_t)ROWS_MAX * WIDTH_MAX * 2 * 4;
     void *memory;
     struct err err;
 
     if (bench.thread_count < 1 || bench.thread_count > THREAD_POOL_THREADS_MAX) {
-        (void)fprintf(stderr, "usage: kernels [THREADS]\n");
+        (void)fprintf(stderr, "usage: kernels [THREADS [PART]]\n");
         return 2;
     }
     must(device_open("cpu", &options, &bench.device, &err), &err);
