@@ -281,6 +281,7 @@ enum status cli_bench(struct cli_context *context, struct err *err)
     json_decref(results.decode_report);
     free(results.prefill);
     free(results.decode);
+    st = cli_session_trace_write(&session, options, log, st, err);
     cli_session_close(&session);
     return st;
 }

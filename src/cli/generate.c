@@ -149,6 +149,7 @@ enum status cli_generate(struct cli_context *context, struct err *err)
     if (st == STATUS_OK)
         st = offload_report_check(model_offload(session.model), err);
 done:
+    st = cli_session_trace_write(&session, options, log, st, err);
     token_ids_deinit(&ids);
     cli_session_close(&session);
     return st;

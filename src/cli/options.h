@@ -88,6 +88,8 @@ struct cli_options {
     struct token_ids decode;
     bool skip_special;
     bool tensors;
+    uint32_t trace_rank;          /* set by a rank for itself */
+    const char *trace;            /* NULL: nothing is traced */
 
     bool ignored[CLI_FOREIGN_MAX]; /* flags of SGLang's that were given and have no effect */
 };

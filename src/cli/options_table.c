@@ -144,6 +144,10 @@ const struct cli_option cli_option_table[] = {
     { .name = "chunk", .kind = CLI_OPTION_INT, .value_name = "N", .min = 1, .max = 0x7fffffff,
       .help = "prompt tokens in one step; default: --chunked-prefill-size", .group = GROUP_OUTPUT,
       .commands = ON_LOGITS, AT(chunk) },
+    { .name = "trace", .kind = CLI_OPTION_TEXT, .value_name = "FILE.json",
+      .help = "writes a timeline of computing, copies, reads and stalls at the end, for "
+              "https://ui.perfetto.dev; with several ranks a file each, FILE.json.rank0 and on",
+      .group = GROUP_OUTPUT, .commands = ON_GENERATE | ON_SERVE | ON_BENCH, AT(trace) },
     { .name = "tensors", .kind = CLI_OPTION_FLAG, .help = "lists every tensor",
       .group = GROUP_OUTPUT, .commands = ON_INSPECT, AT(tensors) },
 

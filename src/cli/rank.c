@@ -28,6 +28,7 @@ struct self {
     struct cli_mpi_place place;
     const struct cli_life *life;
     char front[CLI_FRONT_BYTES_MAX];
+    char trace_path[4096];
     struct cluster *cluster;
     struct fleet_rank *rank;
     struct cli_session session;
@@ -129,6 +130,17 @@ static void share_threads(struct self *self)
             count >= self->place.node_size ? count / self->place.node_size : 1;
 }
 
+/* Each rank writes a trace of its own. */
+static void own_trace(struct self *self)
+{
+    self->options.trace_rank = self->place.rank;
+    if (self->options.trace == NULL)
+        return;
+    (void)snprintf(self->trace_path, sizeof(self->trace_path), "%s.rank%u", self->options.trace,
+                   self->place.rank);
+    self->options.trace = self->trace_path;
+}
+
 static enum status serve(struct self *self, bool *finalize_out, struct err *err)
 {
     const struct cli_demand demand = { 0 };
@@ -137,6 +149,7 @@ static enum status serve(struct self *self, bool *finalize_out, struct err *err)
 
     share_threads(self);
     self->session.cluster = self->cluster;
+    own_trace(self);
     st = cli_session_open_tokenizer(&self->session, &self->options, self->log, err);
     if (st == STATUS_OK)
         st = cli_session_start(&self->session, &self->options, &demand, self->log,
@@ -172,6 +185,9 @@ static int live(void *user, const struct cli_life *life)
     if (st != STATUS_OK) /* whatever is half open ends with the process */
         return self.rank != NULL ? self.session.bad_usage ? 2 : 1 : life->first ? 1
                                                                                 : CLI_LIFE_ORPHAN;
+    if (cli_session_trace_write(&self.session, &self.options, self.log, STATUS_OK, &err) !=
+        STATUS_OK)
+        log_line(self.log, LOG_ERROR, "%s", err.message);
     cli_session_close(&self.session);
     fleet_rank_destroy(self.rank);
     if (finalize)

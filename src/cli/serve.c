@@ -189,8 +189,9 @@ static enum status open_ranks(struct serving *serving, struct err *err)
     return st;
 }
 
-static void serving_close(struct serving *serving)
+static enum status serving_close(struct serving *serving, enum status st, struct err *err)
 {
+    const struct cli_context *context = serving->context;
     const bool has_ranks = serving->rank_count > 1 && serving->fleet != NULL;
 
     server_destroy(serving->server);
@@ -198,7 +199,10 @@ static void serving_close(struct serving *serving)
         fleet_remote_leave(serving->fleet);
     cli_ranks_stop(serving->ranks);
     fleet_destroy(serving->fleet);
+    st = cli_session_trace_write(&serving->session, context->options, &context->console->log, st,
+                                 err);
     cli_session_close(&serving->session);
+    return st;
 }
 
 static enum status serve(struct serving *serving, struct err *err)
@@ -228,8 +232,7 @@ static enum status serve(struct serving *serving, struct err *err)
         if (serving->session.model != NULL)
             offload_report_log(model_offload(serving->session.model), log);
     }
-    serving_close(serving);
-    return st;
+    return serving_close(serving, st, err);
 }
 
 /* How many ranks there are: as many as mpirun has started, or as --dp-size says. */

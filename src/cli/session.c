@@ -126,6 +126,40 @@ static void set_sizes(struct model_options *model, struct engine_options *engine
                                 model->kv_page_size * demand->sequence_count;
 }
 
+static enum status open_trace(struct cli_session *session, const struct cli_options *options,
+                              struct err *err)
+{
+    const struct trace_options wanted = { .rank = options->trace_rank };
+    enum status st;
+
+    if (options->trace == NULL)
+        return STATUS_OK;
+    st = trace_check_path(options->trace, err);
+    if (st == STATUS_OK)
+        st = trace_create(&wanted, &session->trace, err);
+    return st == STATUS_OK ? st : err_prefix(err, st, "--trace");
+}
+
+enum status cli_session_trace_write(struct cli_session *session, const struct cli_options *options,
+                                    const struct log *log, enum status st, struct err *err)
+{
+    struct err own;
+    enum status st_own;
+
+    if (session->trace == NULL)
+        return st;
+    engine_destroy(session->engine);
+    session->engine = NULL;
+    st_own = trace_write(session->trace, options->trace, &own);
+    if (st_own == STATUS_OK)
+        log_line(log, LOG_INFO, "trace: %zu spans in %s; %" PRIu64 " older ones were dropped",
+                 trace_span_count(session->trace), options->trace,
+                 trace_dropped_count(session->trace));
+    if (st != STATUS_OK || st_own == STATUS_OK)
+        return st;
+    return err_set(err, st_own, "--trace: %s", own.message);
+}
+
 enum status cli_session_start(struct cli_session *session, const struct cli_options *options,
                               const struct cli_demand *demand, const struct log *log,
                               const struct progress *progress, struct err *err)
@@ -136,7 +170,9 @@ enum status cli_session_start(struct cli_session *session, const struct cli_opti
     bool runs;
     enum status st;
 
-    st = open_device(session, options, log, err);
+    st = open_trace(session, options, err);
+    if (st == STATUS_OK)
+        st = open_device(session, options, log, err);
     if (st != STATUS_OK)
         return st;
     st = ckpt_open(options->model, &session->ckpt, err);
@@ -154,6 +190,7 @@ enum status cli_session_start(struct cli_session *session, const struct cli_opti
                      &session->cache_dir, NULL) == STATUS_OK)
         model.offload.cache_dir = session->cache_dir;
     model.offload.cluster = session->cluster;
+    model.offload.trace = engine.trace = session->trace;
     model.dtype = options->dtype;
     model.context_length = (uint32_t)options->context_length;
     if (model.offload.automatic)
@@ -188,6 +225,7 @@ void cli_session_close(struct cli_session *session)
     ckpt_close(session->ckpt);
     device_close(session->device);
     tokenizer_close(session->tokenizer);
+    trace_destroy(session->trace);
     free(session->cache_dir);
     *session = (struct cli_session){ 0 };
 }

@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "base/progress.h"
 #include "base/status.h"
+#include "base/trace.h"
 #include "checkpoint/checkpoint.h"
 #include "cli/options.h"
 #include "device/device.h"
@@ -28,6 +29,7 @@ struct cli_session {
     struct ckpt *ckpt;
     struct model *model;
     struct engine *engine;
+    struct trace *trace;         /* NULL: nothing is traced */
     char *cache_dir;             /* NULL: there is none */
     struct cluster *cluster;     /* borrowed, set before the start; NULL: one rank */
     struct model_rates rates;    /* measured, when a forecast was made */
@@ -50,6 +52,10 @@ enum status cli_session_open_tokenizer(struct cli_session *session,
 enum status cli_session_start(struct cli_session *session, const struct cli_options *options,
                               const struct cli_demand *demand, const struct log *log,
                               const struct progress *progress, struct err *err);
+/* Ends the engine and writes what was traced, where something is. Returns `st`, or what went wrong
+ * when that is STATUS_OK. */
+enum status cli_session_trace_write(struct cli_session *session, const struct cli_options *options,
+                                    const struct log *log, enum status st, struct err *err);
 /* Fine on a half-opened session. */
 void cli_session_close(struct cli_session *session);
 

@@ -109,6 +109,20 @@ static enum status take_memory(struct engine *engine, struct err *err)
     return STATUS_OK;
 }
 
+static enum status name_steps(struct engine *engine, struct err *err)
+{
+    static const char *const names[ENGINE__TRACE_NAME_COUNT] = {
+        [ENGINE__TRACE_PREFILL] = "prefill", [ENGINE__TRACE_DECODE] = "decode",
+        [ENGINE__TRACE_SAMPLE] = "sample",
+    };
+    enum status st = STATUS_OK;
+
+    for (size_t i = 0;
+         engine->options.trace != NULL && i < ENGINE__TRACE_NAME_COUNT && st == STATUS_OK; i++)
+        st = trace_name(engine->options.trace, names[i], &engine->trace_names[i], err);
+    return st;
+}
+
 enum status engine_create(struct model *model, const struct tokenizer *tokenizer,
                           const struct engine_options *options, const struct log *log,
                           struct engine **engine_out, struct err *err)
@@ -129,6 +143,8 @@ enum status engine_create(struct model *model, const struct tokenizer *tokenizer
     set_limits(engine);
     engine->manifest = offload_manifest_json(model_offload(model));
     st = settle_options(options, info, &engine->options, err);
+    if (st == STATUS_OK)
+        st = name_steps(engine, err);
     if (st == STATUS_OK)
         st = take_memory(engine, err);
     if (st == STATUS_OK && pthread_create(&engine->thread, NULL, engine__loop, engine) != 0)

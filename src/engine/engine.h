@@ -22,6 +22,7 @@
 
 #include "base/log.h"
 #include "base/status.h"
+#include "base/trace.h"
 #include "model/model.h"
 #include "text/tokenizer.h"
 
@@ -105,6 +106,7 @@ struct engine_options {
     uint32_t queue_count_max;        /* 1024; requests waiting; more are STATUS_BUSY */
     bool has_random_seed;            /* requests without a seed get one that follows from */
     uint64_t random_seed;            /* this and their number; else the system's random numbers */
+    struct trace *trace;             /* borrowed until engine_destroy; NULL: nothing is traced */
 };
 void engine_options_init(struct engine_options *options);
 

@@ -228,6 +228,14 @@ struct engine__job {
     struct err err;
 };
 
+/* What steps are called in a trace. */
+enum engine__trace_name {
+    ENGINE__TRACE_PREFILL, /* there is a prompt among the rows */
+    ENGINE__TRACE_DECODE,
+    ENGINE__TRACE_SAMPLE,
+    ENGINE__TRACE_NAME_COUNT
+};
+
 struct engine__counters {
     uint64_t steps, rows, prompt_tokens, completion_tokens, step_ns;
     uint64_t submitted, refused_busy, finished, aborted, failed_steps;
@@ -242,6 +250,7 @@ struct engine {
     struct engine__limits limits;
     const struct log *log;
     json_t *manifest;
+    uint32_t trace_names[ENGINE__TRACE_NAME_COUNT];
     pthread_t thread;
     bool has_thread;
 

@@ -264,20 +264,46 @@ static void fail_step(struct engine *engine, const struct err *err)
             engine__request_abort(engine->running[i], err->status, err->message);
 }
 
+/* The step's forward pass, then the sampling and telling behind it. */
+static void trace_step(const struct engine *engine, uint64_t start_ns, uint64_t forward_ns)
+{
+    const struct model_step *step = &engine->batch.step;
+    uint32_t kind = ENGINE__TRACE_DECODE;
+    struct trace_span span = {
+        .lane = TRACE_STEP, .began_ns = start_ns, .ended_ns = forward_ns, .rows = step->row_count,
+    };
+
+    if (engine->options.trace == NULL)
+        return;
+    for (uint32_t i = 0; i < engine->running_count; i++)
+        if (engine->turns[i].row_count > 0 && engine->turns[i].prompt_left > 0)
+            kind = ENGINE__TRACE_PREFILL;
+    span.name = engine->trace_names[kind];
+    trace_add(engine->options.trace, &span);
+    span.name = engine->trace_names[ENGINE__TRACE_SAMPLE];
+    span.began_ns = forward_ns;
+    span.ended_ns = clock_now_ns();
+    span.rows = step->logits_row_count;
+    trace_add(engine->options.trace, &span);
+}
+
 static void run_step(struct engine *engine)
 {
     const struct model_step *step = &engine->batch.step;
     const uint64_t start_ns = clock_now_ns();
+    uint64_t forward_ns;
     struct engine__request *ended;
     struct err err;
     enum status st;
 
     fill_batch(engine);
     st = model_forward(engine->model, step, engine->logits, &err);
+    forward_ns = clock_now_ns();
     if (st == STATUS_OK)
         advance(engine);
     else
         fail_step(engine, &err);
+    trace_step(engine, start_ns, forward_ns);
     pthread_mutex_lock(&engine->lock);
     engine->counters.steps++;
     engine->counters.step_ns += clock_now_ns() - start_ns;

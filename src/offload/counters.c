@@ -72,8 +72,10 @@ void offload__count_planned(struct offload *offload, size_t unit)
 void offload__count_stall(struct offload *offload, size_t unit, enum offload__stall cause,
                           uint64_t began_ns, uint64_t ended_ns)
 {
-    if (ended_ns > began_ns)
-        offload->counters[unit].stall_ns[cause] += ended_ns - began_ns;
+    if (ended_ns <= began_ns)
+        return;
+    offload->counters[unit].stall_ns[cause] += ended_ns - began_ns;
+    offload__timeline_stall(offload, unit, began_ns, ended_ns);
 }
 
 /* Reading comes first; of the rest, as much as the link stood idle before the copy is the slot's:
@@ -124,6 +126,7 @@ bool offload__count_arrived(struct offload *offload, struct offload__fetch *fetc
     if (!offload__fetch_times(fetch, wait, times))
         return false;
     fetch->link_idle_ns = 0;
+    offload__timeline_fetch(offload, fetch);
     if (times->read_ended_ns != 0) {
         offload->counters[fetch->unit].read_bytes += bytes;
         offload->counters[fetch->unit].read_ns += times->read_ended_ns - times->read_began_ns;

@@ -23,6 +23,7 @@
  *   experts.c, expert_fetches.c, expert_stream.c   experts as units: which are asked for, how they
  *               come, and the ones that all come in turn
  *   expert_cache.c  which experts lie in which slots (expert_cache.h)
+ *   timeline.c  the same as spans of a trace
  *   counters.c  what moved and how long it took, collected by the engine's thread and
  *               published per pass
  *   report.c    the same as JSON, as lines, and checked against the schedule
@@ -182,6 +183,7 @@ struct offload {
     struct offload__counters totals;
     struct offload__unit_counters *counters; /* [unit_count] */
     uint64_t run_began_ns;                  /* 0: no begin since the reset */
+    struct offload__timeline *timeline;     /* NULL: nothing is traced */
     uint64_t last_copied_ns;                /* when the copy that was told last had ended */
 
     /* What any thread may read. */
@@ -353,5 +355,19 @@ void offload__count_planned(struct offload *offload, size_t unit);
 /* Reads the times of the pass that has ended, and of what has arrived since for the next. */
 void offload__counters_harvest(struct offload *offload);
 void offload__counters_publish(struct offload *offload);
+
+/* timeline.c. Everything does nothing when options.trace is NULL. */
+enum status offload__timeline_create(struct offload *offload, struct err *err);
+void offload__timeline_destroy(struct offload *offload);
+/* Marks on the compute stream: its part of the layer begins or ends. */
+enum status offload__timeline_mark(struct offload *offload, size_t place, bool begins,
+                                   struct err *err);
+/* The compute stream has been synced: tells the parts of this pass. */
+void offload__timeline_pass_done(struct offload *offload);
+/* Forgets this pass's marks. */
+void offload__timeline_pass_abort(struct offload *offload);
+void offload__timeline_fetch(struct offload *offload, const struct offload__fetch *fetch);
+void offload__timeline_stall(struct offload *offload, size_t unit, uint64_t began_ns,
+                             uint64_t ended_ns);
 
 #endif

@@ -103,6 +103,7 @@ void offload__memory_free(struct offload *offload)
     if (offload->compute != NULL)
         (void)offload__ring_sync(offload, NULL);
     offload__experts_destroy(offload);
+    offload__timeline_destroy(offload);
     offload__ring_destroy(offload);
     for (unsigned home = 0; home < OFFLOAD_HOME_COUNT; home++) {
         if (offload__home((enum offload_home)home)->close != NULL)
@@ -310,6 +311,8 @@ static enum status take_and_fill(struct offload *offload, const struct ckpt *ckp
         st = offload__ring_create(offload, err);
     if (st == STATUS_OK)
         st = offload__experts_create(offload, err);
+    if (st == STATUS_OK)
+        st = offload__timeline_create(offload, err);
     st = offload__share_connect(offload, st, err);
     if (st != STATUS_OK)
         return st;

@@ -38,6 +38,7 @@
 #include "base/log.h"
 #include "base/progress.h"
 #include "base/status.h"
+#include "base/trace.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/loader.h"
 #include "cluster/cluster.h"
@@ -116,6 +117,7 @@ struct offload_options {
     int64_t expert_slot_count;    /* 0: what weight_budget_bytes leaves */
     uint32_t expert_top_k;        /* chosen for each row; the model's */
     uint32_t row_count_max;       /* of a pass; the model's */
+    struct trace *trace;          /* borrowed until offload_destroy; NULL: nothing is traced */
     bool poison;                  /* fill released slots with signalling NaN; on in debug builds */
     /* Faults, put in on purpose by tests. */
     bool fault_skip_loaded_wait;  /* compute does not wait for the copy */

@@ -332,16 +332,19 @@ enum status offload__unit_release(struct offload *offload, size_t index, struct 
 enum status offload_begin(struct offload *offload, uint32_t layer, enum offload_part part,
                           struct err *err)
 {
+    const size_t place = (size_t)layer * OFFLOAD_PART_COUNT + part;
     enum status st;
     size_t index;
 
     assert(layer < offload->layer_count && (unsigned)part < OFFLOAD_PART_COUNT);
     if (offload->run_began_ns == 0)
         offload->run_began_ns = clock_now_ns();
-    index = offload->unit_of[(size_t)layer * OFFLOAD_PART_COUNT + part];
+    index = offload->unit_of[place];
     if (index == OFFLOAD_NO_UNIT)
-        return STATUS_OK;
+        return offload__timeline_mark(offload, place, true, err);
     st = offload__unit_acquire(offload, index, err);
+    if (st == STATUS_OK)
+        st = offload__timeline_mark(offload, place, true, err);
     if (st == STATUS_OK)
         tensors_place(offload, &offload->units[index], offload->active_base);
     return st;
@@ -350,12 +353,15 @@ enum status offload_begin(struct offload *offload, uint32_t layer, enum offload_
 enum status offload_end(struct offload *offload, uint32_t layer, enum offload_part part,
                         struct err *err)
 {
+    const size_t place = (size_t)layer * OFFLOAD_PART_COUNT + part;
     size_t index;
+    enum status st;
 
     assert(layer < offload->layer_count && (unsigned)part < OFFLOAD_PART_COUNT);
-    index = offload->unit_of[(size_t)layer * OFFLOAD_PART_COUNT + part];
-    if (index == OFFLOAD_NO_UNIT)
-        return STATUS_OK;
+    st = offload__timeline_mark(offload, place, false, err);
+    index = offload->unit_of[place];
+    if (index == OFFLOAD_NO_UNIT || st != STATUS_OK)
+        return st;
     tensors_place(offload, &offload->units[index], NULL);
     return offload__unit_release(offload, index, err);
 }
@@ -371,6 +377,7 @@ void offload_pass_done(struct offload *offload)
         offload__count_planned(offload, i);
     offload__counters_harvest(offload);
     offload__experts_harvest(offload);
+    offload__timeline_pass_done(offload);
     offload->pass_position = offload->position;
     offload__counters_publish(offload);
 }
@@ -387,6 +394,7 @@ enum status offload_pass_abort(struct offload *offload, struct err *err)
     offload->active_base = NULL;
     offload__ring_abandon(offload);
     offload__experts_abandon(offload);
+    offload__timeline_pass_abort(offload);
     st = offload__ring_sync(offload, err);
     /* What the abandoned pass has queued was due. */
     for (uint64_t k = offload->pass_position + ahead; k < offload->head; k++)
