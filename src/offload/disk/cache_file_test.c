@@ -76,8 +76,8 @@ static_assert(UNITS == sizeof(units) / sizeof(units[0]), "as many as there are")
 static const struct cache_hash fingerprint = { "fingerprint 1234" };
 static const struct cache_hash other_fingerprint = { "fingerprint 5678" };
 static uint8_t *known_bytes; /* [LARGE_BYTES]; a unit's begin at its index */
-static char folder[] = "/tmp/lighter-cache-XXXXXX";
-static char path[128];
+static char folder[1024];
+static char path[1100];
 
 static const uint8_t *bytes_of(size_t unit_index)
 {
@@ -88,6 +88,8 @@ static int set_up(void **state)
 {
     (void)state;
     known_bytes = malloc(LARGE_BYTES + UNITS);
+    (void)snprintf(folder, sizeof(folder), "%s/lighter-cache-XXXXXX",
+                   getenv("TMPDIR") != NULL ? getenv("TMPDIR") : "/tmp");
     if (known_bytes == NULL || mkdtemp(folder) == NULL)
         return -1;
     testing_fill(known_bytes, 0, LARGE_BYTES + UNITS);
@@ -98,7 +100,7 @@ static int set_up(void **state)
 /* Files in the units' folder; removes them if asked to. */
 static int count_files(bool remove)
 {
-    char of[128];
+    char of[1100];
     DIR *stream;
     struct dirent *entry;
     int count = 0;
@@ -120,7 +122,7 @@ static int count_files(bool remove)
 
 static int tear_down(void **state)
 {
-    char of[128];
+    char of[1100];
 
     (void)state;
     free(known_bytes);
@@ -165,7 +167,7 @@ static char last_line[1024];
 static void keep_line(void *user, enum log_level level, const char *line)
 {
     (void)user;
-    if (level == LOG_WARN)
+    if (level == LOG_WARN || strstr(line, "other cache files") != NULL)
         (void)snprintf(last_line, sizeof(last_line), "%s", line);
 }
 
@@ -477,6 +479,22 @@ static void of_several_processes_one_makes_it(void **state)
     (void)munmap(production, sizeof(*production));
 }
 
+static void other_files_of_the_model_are_told_of(void **state)
+{
+    char *const own_path = strdup(path);
+
+    (void)state;
+    assert_non_null(own_path);
+    (void)count_files(true);
+    (void)make(SMALL_UNITS);
+    path[strlen(path) - strlen("a.units")] = 'b';
+    (void)make(SMALL_UNITS);
+    assert_non_null(strstr(last_line, "other cache files of this model take 1"));
+    assert_int_equal(count_files(true), 2);
+    memcpy(path, own_path, strlen(path));
+    free(own_path);
+}
+
 /* What its writer reports, the caller hears, and no file is there. */
 static enum status refuse(void *user, size_t unit_index, struct cache_writer *writer,
                           struct err *err)
@@ -572,6 +590,7 @@ int main(void)
         cmocka_unit_test(a_full_disk_is_named),
         cmocka_unit_test(a_killed_writer_leaves_only_what_the_next_removes),
         cmocka_unit_test(of_several_processes_one_makes_it),
+        cmocka_unit_test(other_files_of_the_model_are_told_of),
         cmocka_unit_test(a_producer_may_fail),
         cmocka_unit_test(a_fingerprint_follows_the_files),
         cmocka_unit_test(the_folder_is_where_users_expect_it),

@@ -111,6 +111,39 @@ static void remove_temporaries(int folder_fd, const struct log *log)
     (void)closedir(folder);
 }
 
+/* Files of other layouts (another dtype, another program) stay; whoever wonders about the room can
+ * read here where it went. */
+static void tell_of_others(int folder_fd, const struct request *request)
+{
+    const char *const slash = strrchr(request->path, '/');
+    const char *const name = slash != NULL ? slash + 1 : request->path;
+    const int fd = dup(folder_fd);
+    DIR *const folder = fd >= 0 ? fdopendir(fd) : NULL;
+    struct dirent *entry;
+    struct stat info;
+    uint64_t bytes = 0;
+    char size[24];
+
+    if (folder == NULL) {
+        if (fd >= 0)
+            (void)close(fd);
+        return;
+    }
+    rewinddir(folder);
+    while ((entry = readdir(folder)) != NULL) {
+        const size_t length = strlen(entry->d_name);
+        if (length > 6 && strcmp(entry->d_name + length - 6, ".units") == 0 &&
+            strcmp(entry->d_name, name) != 0 && fstatat(folder_fd, entry->d_name, &info, 0) == 0)
+            bytes += (uint64_t)info.st_size;
+    }
+    (void)closedir(folder);
+    if (bytes != 0)
+        log_line(request->log, LOG_INFO, "disk: other cache files of this model take %s in %.*s; "
+                 "they may be deleted", size_format(bytes, size, sizeof(size)),
+                 slash != NULL ? (int)(slash - request->path) : 1,
+                 slash != NULL ? request->path : ".");
+}
+
 static enum status open_it(const struct request *request, struct cache_file **cache_out,
                            struct err *err)
 {
@@ -160,6 +193,7 @@ static enum status make_and_open(const struct request *request, int folder_fd, b
         bytes += request->units[i].size_bytes;
     log_line(request->log, LOG_INFO, "disk: wrote %s in %.1f s",
              size_format(bytes, size, sizeof(size)), (double)(clock_now_ns() - begin_ns) / 1e9);
+    tell_of_others(folder_fd, request);
     return open_it(request, cache_out, err);
 }
 

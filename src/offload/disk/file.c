@@ -79,6 +79,11 @@ enum status disk_file_open(const char *path, enum disk_use direct, struct disk_f
         st = err_set(err, STATUS_IO, "%s: not a regular file", path);
         goto fail;
     }
+    /* On file systems that can't read without waiting, io_uring would answer EAGAIN for ever. */
+    if (fcntl(file->fd, F_SETFL, fcntl(file->fd, F_GETFL) & ~O_NONBLOCK) != 0) {
+        st = err_set(err, STATUS_IO, "%s: %s", path, strerror(errno));
+        goto fail;
+    }
     if (direct == DISK_ON && !file->direct) {
         st = err_set(err, STATUS_UNAVAILABLE, "%s: its file system cannot read past the page cache "
                      "(O_DIRECT); direct=auto reads through it instead", path);

@@ -209,6 +209,22 @@ void disk__measure_choose(struct disk_measured *out)
         out->depth = DISK_DEPTH_MAX;
 }
 
+/* In order, with what was chosen, or what of it this disk can do in the time. */
+static enum status measure_sequential(struct probe *probe, uint64_t time_ns, uint64_t best_rate,
+                                      struct disk_measured *out, struct err *err)
+{
+    uint64_t block_bytes = out->piece_bytes;
+    uint32_t depth = out->depth < DEPTH_LIMIT ? out->depth : DEPTH_LIMIT;
+
+    if (takes_too_long(block_bytes, best_rate, time_ns))
+        block_bytes = out->block_bytes[0];
+    while (depth > 1 && (depth * block_bytes > MEMORY_BYTES ||
+                         takes_too_long(depth * block_bytes, best_rate, time_ns)))
+        depth /= 2;
+    return measure_rate(probe, block_bytes, depth, true, time_ns, &out->sequential_bytes_per_s,
+                        err);
+}
+
 static void set_blocks(const struct disk_measure_options *options, struct disk_measured *out)
 {
     static const uint64_t usual_bytes[] = { 128 * KIB, 256 * KIB, 512 * KIB, 1 * MIB };
@@ -234,7 +250,6 @@ enum status disk_measure(const struct disk_file *file, const struct disk_measure
     struct probe probe = { .file = file, .random = UINT64_C(0x9E3779B97F4A7C15) };
     const uint64_t begin_ns = clock_now_ns();
     uint64_t share_ns, best_rate = 0;
-    uint32_t depth;
     enum status st;
 
     if (file->size_bytes < FILE_BYTES_MIN)
@@ -256,14 +271,8 @@ enum status disk_measure(const struct disk_file *file, const struct disk_measure
         st = measure_pairs(&probe, share_ns, &best_rate, &measured, err);
     if (st == STATUS_OK) {
         disk__measure_choose(&measured);
-        depth = (uint32_t)(MEMORY_BYTES / measured.piece_bytes);
-        if (depth > measured.depth)
-            depth = measured.depth;
-        if (depth > DEPTH_LIMIT)
-            depth = DEPTH_LIMIT;
-        st = measure_rate(&probe, measured.piece_bytes, depth, true,
-                          time_ns * (100 - PAIRS_PERCENT) / 100, &measured.sequential_bytes_per_s,
-                          err);
+        st = measure_sequential(&probe, time_ns * (100 - PAIRS_PERCENT) / 100, best_rate, &measured,
+                                err);
     }
     disk_reader_destroy(probe.reader);
     (void)munmap(probe.memory, MEMORY_BYTES);

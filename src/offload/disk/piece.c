@@ -14,6 +14,8 @@
 
 #define EIO_TRIES_MAX 2    /* the first, and one more */
 #define AGAIN_TRIES_MAX 1000 /* EINTR, EAGAIN: no disk says them so often in a row */
+#define AGAIN_AT_ONCE_MAX 20 /* then a moment passes between two tries */
+#define AGAIN_PAUSE_NS 1000000
 
 static uint64_t align_down(uint64_t bytes)
 {
@@ -78,6 +80,8 @@ void disk__piece_prepare(struct disk__piece *piece, const struct disk_faults *fa
         piece->attempt_bytes = align_down(piece->size_bytes / 2 + DISK_ALIGN - 1);
     if (first && piece->number == faults->stall_piece)
         piece->stall_ns = faults->stall_ns;
+    if (piece->again_count > AGAIN_AT_ONCE_MAX)
+        piece->stall_ns = AGAIN_PAUSE_NS;
 }
 
 /* The attempt read nothing more: what is wanted lies past the file's end, which is where the read

@@ -141,7 +141,8 @@ struct disk_reader;
 /* Starts the thread. The caller owns *reader_out. */
 enum status disk_reader_create(const struct disk_reader_options *options,
                                struct disk_reader **reader_out, struct err *err);
-/* Drops what is queued, waits for what is in flight, ends the thread. NULL is fine. */
+/* Drops what is queued, waits for what is in flight, ends the thread. NULL is fine. Nobody may be
+ * in a call on the reader; the reads have all ended afterwards. */
 void disk_reader_destroy(struct disk_reader *reader);
 
 /* Queues the read and returns at once; never fails, never waits for the disk. */

@@ -19,7 +19,7 @@
 #include <linux/magic.h>
 
 #include "base/size.h"
-#include "offload/disk/reader.h"
+#include "offload/disk/internal.h"
 #include "offload/disk/testing.h"
 
 #define FILE_BYTES (3 * MIB + 1234)
@@ -428,6 +428,15 @@ static void what_cannot_be_opened_is_named(void **state)
     disk_file_close(NULL);
 }
 
+/* io_uring would else give up where a read can't be done at once. */
+static void an_open_file_waits_for_its_reads(void **state)
+{
+    (void)state;
+    assert_int_equal(fcntl(direct->fd, F_GETFL) & O_NONBLOCK, 0);
+    assert_int_equal(fcntl(buffered->fd, F_GETFL) & (O_NONBLOCK | O_DIRECT), 0);
+    assert_int_equal((fcntl(direct->fd, F_GETFL) & O_DIRECT) != 0, direct->direct);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -441,6 +450,7 @@ int main(void)
         cmocka_unit_test(the_page_cache_is_not_used),
         cmocka_unit_test(without_io_uring_threads_read_and_say_so),
         cmocka_unit_test(what_cannot_be_opened_is_named),
+        cmocka_unit_test(an_open_file_waits_for_its_reads),
     };
 
     return cmocka_run_group_tests(tests, open_files, close_files);
