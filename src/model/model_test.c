@@ -143,6 +143,9 @@ static const struct way ways[] = {
     { { .group_size = 2, .num_in_group = 2, .prefetch_step = 2, .params_glob = "model.layers.*" },
       5, { 0, 1 } },
     { { .group_size = 1, .num_in_group = 1, .params_glob = "*.self_attn.*,*.mlp.*" }, 4, { 1, 1 } },
+    { { .group_size = 1, .num_in_group = 1, .home = OFFLOAD_HOME_SHM }, 7, { 0, 1 } },
+    { { .cpu_offload_bytes = 20000, .home = OFFLOAD_HOME_SHM }, 5, { 0, 1 } },
+    { { .group_size = 2, .num_in_group = 1, .home = OFFLOAD_HOME_SHARDED }, 7, { 0, 1 } },
 };
 
 static void check_way(const char *name, const struct golden *golden, const struct setting *device,

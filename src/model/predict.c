@@ -79,12 +79,16 @@ static double move_s(const struct model *model, const struct model_rates *rates,
                      uint32_t row_count, double *bytes_out)
 {
     struct offload_traffic traffic;
+    const double peer_set = (double)device_info(model->device)->peer_bytes_per_s;
     double disk_s, link_s;
 
     offload_traffic(model->offload, row_count, &traffic);
     disk_s = over(traffic.disk_bytes, rates->disk_bytes_per_s);
-    link_s = over(traffic.link_bytes, rates->link_bytes_per_s);
-    *bytes_out = traffic.link_bytes > traffic.disk_bytes ? traffic.link_bytes : traffic.disk_bytes;
+    link_s = over(traffic.link_bytes, rates->link_bytes_per_s) +
+             over(traffic.peer_bytes, peer_set > 0 ? peer_set : rates->link_bytes_per_s);
+    *bytes_out = traffic.link_bytes + traffic.peer_bytes;
+    if (*bytes_out < traffic.disk_bytes)
+        *bytes_out = traffic.disk_bytes;
     return disk_s > link_s ? disk_s : link_s;
 }
 

@@ -46,6 +46,7 @@ struct setting {
     bool automatic;
     bool experts;            /* are units */
     int64_t expert_slot_count;
+    enum offload_home home;  /* 0, which is the device: on the host */
     uint32_t row_count_max;  /* 0: 32 */
     uint32_t page_size;      /* 0: 4 */
     uint64_t kv_token_count; /* 0: 256 */
@@ -83,7 +84,9 @@ static inline struct model_options harness_options(const struct setting *setting
     options.offload.num_in_group = setting->num_in_group;
     options.offload.prefetch_step = setting->prefetch_step == 0 ? 1 : setting->prefetch_step;
     options.offload.params_glob = setting->params_glob;
-    options.offload.home = setting->meta ? OFFLOAD_HOME_META : OFFLOAD_HOME_HOST;
+    options.offload.home = setting->meta        ? OFFLOAD_HOME_META
+                           : setting->home != 0 ? setting->home
+                                                : OFFLOAD_HOME_HOST;
     if (setting->disk || setting->automatic)
         options.offload.home = OFFLOAD_HOME_DISK;
     options.offload.automatic = setting->automatic;

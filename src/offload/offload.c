@@ -168,7 +168,10 @@ void offload_traffic(const struct offload *offload, uint32_t row_count,
             continue;
         if (unit->home == OFFLOAD_HOME_DISK)
             traffic_out->disk_bytes += (double)unit->size_bytes;
-        if (!offload->in_place)
+        if (unit->home == OFFLOAD_HOME_SHARDED)
+            traffic_out->peer_bytes +=
+                (double)(unit->size_bytes - offload__sharded_own(offload, i));
+        else if (!offload->in_place)
             traffic_out->link_bytes += (double)unit->size_bytes;
     }
 }

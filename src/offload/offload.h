@@ -150,6 +150,7 @@ struct offload_traffic {
     double link_bytes;            /* copied to the device; what came from a file and is copied
                                      counts
                                      twice, once in each */
+    double peer_bytes;            /* copied from other ranks' devices */
 };
 /* In a pass of so many rows, when the sequence is under way. Also before offload_load. */
 void offload_traffic(const struct offload *offload, uint32_t row_count,
@@ -220,8 +221,8 @@ enum status offload_pass_abort(struct offload *offload, struct err *err);
  * whose home is meta gets a home on the host first, so that the bytes have somewhere to be, and
  * zeros for its other parameters until they are loaded. The old bytes stay when anything fails.
  * STATUS_UNAVAILABLE for what is at home on the disk. What is at home in shm or sharded is loaded
- * again by all ranks of the node together: each must call, in the same order. Should one end in the
- * middle of that, passes of the others fail from then on, since some bytes may be new. */
+ * again by all ranks of the node together: each must call, in the same order. Should one end just
+ * while bytes change places, passes of the others fail from then on, since some may be new. */
 enum status offload_reload(struct offload *offload, size_t index, const struct ckpt *ckpt,
                            struct err *err);
 

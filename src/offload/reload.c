@@ -112,7 +112,10 @@ static enum status put_shared(struct offload *offload, const struct offload__par
 
     if (st == STATUS_OK)
         st = offload__ring_sync(offload, err);
-    st = offload__share_meet(offload, OFFLOAD_SHARE_READY, st, &told, err);
+    st = offload__share_meet(offload, OFFLOAD_SHARE_READY, st, NULL, err);
+    if (st != STATUS_OK)
+        return st;
+    st = offload__share_meet(offload, OFFLOAD_SHARE_AGREED, st, &told, err);
     if (!told)
         give_up(offload);
     if (st != STATUS_OK)

@@ -9,6 +9,8 @@
  *              CONNECTED each has what the others have handed round
  *              LOADED    the bytes are there, and may be read
  *     reload:  READY     new bytes are in a buffer, nobody reads the old
+ *              AGREED    all know that: who leaves READY without an answer can keep the old bytes,
+ *                        since nobody gets beyond this without him
  *              CHANGED   they have changed places
  *              RESTORED  somewhere that has failed: they have changed back
  *
@@ -26,6 +28,7 @@ enum offload__share_step {
     OFFLOAD_SHARE_CONNECTED,
     OFFLOAD_SHARE_LOADED,
     OFFLOAD_SHARE_READY,
+    OFFLOAD_SHARE_AGREED,
     OFFLOAD_SHARE_CHANGED,
     OFFLOAD_SHARE_RESTORED,
 };

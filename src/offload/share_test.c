@@ -16,6 +16,7 @@
 
 #define SIM "sim:memory=4MiB"
 #define SEED 7
+#define SEED_NEW 8
 #define PASSES 3
 #define RANKS_MAX CLUSTER_TESTING_RANKS_MAX
 
@@ -31,6 +32,7 @@ struct scene {
     int64_t faulty_group_size;     /* 0: as the others' */
     uint64_t faulty_host_budget;   /* 0: none */
     bool faulty_dies_loading;
+    enum offload__share_step faulty_step; /* of a reload, before which it dies */
     const char *says[2];           /* what the faulty rank's error says, and the others' */
 };
 
@@ -488,7 +490,7 @@ static void rank_outlives(struct cluster *cluster, void *arg)
 {
     const struct scene *scene = arg;
     const struct offload_options options = options_of(scene, cluster);
-    struct ckpt *ckpt = model_ckpt(SEED);
+    struct ckpt *ckpt = model_ckpt(SEED), *other = model_ckpt(SEED_NEW);
     float wanted[MODEL_OUT_COUNT];
     struct model model;
     struct err problem;
@@ -500,17 +502,15 @@ static void rank_outlives(struct cluster *cluster, void *arg)
     if (rank_of(cluster) == 0)
         (void)kill(getpid(), SIGKILL);
     assert_int_equal(cluster_barrier(cluster, CLUSTER_NODE, 0, &problem), STATUS_PEER);
-    for (int pass = 0; pass < PASSES; pass++)
-        check_pass(&model, wanted);
-    /* Nothing was changed yet, but nobody can know what the others do. */
-    assert_int_equal(offload_reload(model.offload, model_index(1, MODEL_UP), ckpt, &problem),
+    check_pass(&model, wanted);
+    /* New weights are out of the question, since all would have to change theirs. */
+    assert_int_equal(offload_reload(model.offload, model_index(1, MODEL_UP), other, &problem),
                      STATUS_PEER);
     assert_non_null(strstr(problem.message, "has ended"));
-    assert_int_not_equal(model_pass(&model, wanted, &problem), STATUS_OK);
-    assert_int_equal(offload_pass_abort(model.offload, &problem), STATUS_PEER);
-    assert_non_null(strstr(problem.message, "must be started again"));
-    assert_int_not_equal(model_pass(&model, wanted, &problem), STATUS_OK);
+    for (int pass = 0; pass < PASSES; pass++)
+        check_pass(&model, wanted);
     model_close(&model);
+    ckpt_close(other);
     ckpt_close(ckpt);
 }
 
@@ -534,7 +534,6 @@ static void the_others_go_on_when_one_is_killed(void **state)
 
 /* -- loading again ---------------------------------------------------------------------------- */
 
-#define SEED_NEW 8
 
 static void rank_reloads(struct cluster *cluster, void *arg)
 {
@@ -659,6 +658,59 @@ static void a_device_that_fails_in_a_reload_stops_only_its_rank(void **state)
     }
 }
 
+/* A rank is killed just while the others change their bytes, or are about to: who can't know what
+ * became of them doesn't compute with them, and says so. */
+static void rank_is_torn(struct cluster *cluster, void *arg)
+{
+    const struct scene *scene = arg;
+    const struct offload_options options = options_of(scene, cluster);
+    struct ckpt *old = model_ckpt(SEED), *new = model_ckpt(SEED_NEW);
+    enum offload__share_step step;
+    float out[MODEL_OUT_COUNT];
+    struct model model;
+    struct err problem;
+
+    rank_open(&model, scene, cluster);
+    model_load(&model, &options, old);
+    CHECK_OK(model_pass(&model, out, err));
+    if (rank_of(cluster) == scene->faulty_rank) {
+        CHECK_OK(offload__ring_sync(model.offload, err));
+        for (step = OFFLOAD_SHARE_READY; step < scene->faulty_step; step++)
+            CHECK_OK(offload__share_meet(model.offload, step, STATUS_OK, NULL, err));
+        (void)kill(getpid(), SIGKILL);
+    }
+    assert_int_equal(offload_reload(model.offload, model_index(3, MODEL_UP), new, &problem),
+                     STATUS_PEER);
+    assert_non_null(strstr(problem.message, "has ended"));
+    for (int again = 0; again < 2; again++) {
+        assert_int_not_equal(model_pass(&model, out, &problem), STATUS_OK);
+        assert_int_equal(offload_pass_abort(model.offload, &problem), STATUS_PEER);
+        assert_non_null(strstr(problem.message, "must be started again"));
+    }
+    model_close(&model);
+    ckpt_close(new);
+    ckpt_close(old);
+}
+
+static void nobody_computes_with_half_of_a_change(void **state)
+{
+    struct scene scene = plain;
+    int ended[RANKS_MAX];
+
+    (void)state;
+    for (size_t home = 0; home < 2; home++) {
+        for (size_t device = 0; device < 2; device++) {
+            scene.home = homes[home];
+            scene.device = devices[device];
+            scene.faulty_rank = (uint32_t)device;
+            scene.faulty_step = home == device ? OFFLOAD_SHARE_AGREED : OFFLOAD_SHARE_CHANGED;
+            cluster_testing_run(2, rank_is_torn, &scene, ended);
+            assert_int_equal(ended[scene.faulty_rank], SIGKILL);
+            assert_int_equal(ended[1 - scene.faulty_rank], 0);
+        }
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -673,6 +725,7 @@ int main(void)
         cmocka_unit_test(the_others_go_on_when_one_is_killed),
         cmocka_unit_test(all_ranks_load_again_together),
         cmocka_unit_test(a_reload_that_fails_somewhere_changes_nothing),
+        cmocka_unit_test(nobody_computes_with_half_of_a_change),
         cmocka_unit_test(a_device_that_fails_in_a_reload_stops_only_its_rank),
     };
 
