@@ -2,8 +2,10 @@
 """The demo model, asked for every country in every phrasing, with its weights offloaded; and the server
 as SGLang's own test for its NPU offloading starts it."""
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 
 import lighter
 
@@ -12,6 +14,8 @@ import demo_facts  # noqa: E402
 
 OFFLOADED = ["--device", "sim:memory=64MiB,link=4GB/s", "--offload-group-size", "4", "--offload-num-in-group",
              "1", "--offload-prefetch-step", "1", "--offload-mode", "cpu"]
+RANKS = 2 if shutil.which("mpirun") and os.path.exists(
+    os.path.join(os.path.dirname(lighter.PROGRAM), "lighter_mpi.so")) else 1
 # What SGLang's test passes (test/registered/ascend/basic_function/offloading/test_npu_offload_modes.py).
 SGLANG = ["--trust-remote-code", "--disable-cuda-graph", "--mem-fraction-static", "0.9", "--offload-group-size",
           "4", "--offload-num-in-group", "1", "--offload-prefetch-step", "1"]
@@ -48,25 +52,36 @@ def find_report(info):
     return None
 
 
+def reports_of(info):
+    """The offloader's report of each rank."""
+    return [find_report(rank) for rank in info["ranks"]] if "ranks" in info else [find_report(info)]
+
+
 def test_sglang_offload_modes():
+    """A server per mode, with two data-parallel ranks where there is MPI, as SGLang's test has it."""
+    modes = ("cpu", "shm_cpu", "sharded_gpu", "disk", "meta")
     moved = {}
-    for mode in ("cpu", "meta"):
-        with lighter.Server("--model-path", lighter.DEMO, "--device", "sim", *SGLANG,
-                            "--offload-mode", mode) as server:
-            status, answer = server.request("/generate", {
-                "text": "Where is the capital of France?",
-                "sampling_params": {"temperature": 0, "max_new_tokens": 32}})
-            assert status == 200, answer
-            if mode == "cpu":
-                assert "Paris" in answer["text"], answer
-                assert not answer["meta_info"].get("garbage"), answer
-            else:
-                assert answer["meta_info"]["garbage"] is True, answer
-            moved[mode] = find_report(server.request("/get_server_info")[1])
-    moving = {mode: {unit["name"] for unit in report["units"] if unit["onloads"] > 0}
-              for mode, report in moved.items()}
-    assert moving["cpu"] == moving["meta"] and moving["cpu"], moving
-    assert moved["cpu"]["bytes_moved"] > 0 and moved["meta"]["bytes_moved"] == 0, moved
+    for mode in modes:
+        with tempfile.TemporaryDirectory() as cache:
+            with lighter.Server("--model-path", lighter.DEMO, "--device", "sim", "--dp-size", RANKS, *SGLANG,
+                                "--offload-mode", mode, "--offload-cache-dir", cache) as server:
+                for _ in range(2 * RANKS):
+                    status, answer = server.request("/generate", {
+                        "text": "Where is the capital of France?",
+                        "sampling_params": {"temperature": 0, "max_new_tokens": 32}})
+                    assert status == 200, answer
+                    if mode == "meta":
+                        assert answer["meta_info"]["garbage"] is True, answer
+                    else:
+                        assert "Paris" in answer["text"], (mode, answer)
+                        assert not answer["meta_info"].get("garbage"), answer
+                moved[mode] = reports_of(server.request("/get_server_info")[1])
+        assert len(moved[mode]) == RANKS
+        assert all(report["mode"] == mode and report["onloads"] > 0 for report in moved[mode]), moved[mode]
+        assert all((report["bytes_moved"] > 0) == (mode != "meta") for report in moved[mode]), moved[mode]
+    moving = {mode: [{unit["name"] for unit in report["units"] if unit["onloads"] > 0} for report in reports]
+              for mode, reports in moved.items()}
+    assert all(names == moving["cpu"][0] for rank_names in moving.values() for names in rank_names), moving
 
 
 def test_the_demo_script_answers_paris():

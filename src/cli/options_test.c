@@ -201,6 +201,8 @@ static void offload_modes_are_those_that_exist(void **state)
     accepts(CLI_COMMAND_SERVE, "--model m --offload-mode meta");
     accepts(CLI_COMMAND_BENCH, "--model m --offload-mode disk");
     accepts(CLI_COMMAND_SERVE, "--model m --offload-mode auto");
+    accepts(CLI_COMMAND_SERVE, "--model m --offload-mode shm_cpu");
+    accepts(CLI_COMMAND_SERVE, "--model m --offload-mode sharded_gpu");
     refuses(CLI_COMMAND_SERVE, "--model m --offload-mode mta", "'mta'", "'meta'");
 }
 

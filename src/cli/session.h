@@ -24,8 +24,6 @@
 
 /* Zero it before anything is opened. */
 struct cli_session {
-    struct cluster *cluster;     /* borrowed, set before start: the ranks that share weights on a
-                                    node; NULL: this process alone */
     struct tokenizer *tokenizer; /* NULL: the model has none, or --skip-tokenizer-init */
     struct device *device;
     struct ckpt *ckpt;
