@@ -189,8 +189,8 @@ const struct cli_option cli_option_table[] = {
       .choices = "cpu|meta|shm_cpu|sharded_gpu|disk|auto", .fallback = "cpu",
       .help = "where moved weights live: cpu, in host memory; shm_cpu, once in a node's memory "
               "for all its ranks; sharded_gpu, divided over the ranks' devices; disk, in the "
-              "checkpoint's files; meta, nowhere (answers are garbage); auto: what does not fit the "
-              "budget moves, from where it is",
+              "checkpoint's files; meta, nowhere (answers are garbage); auto: what does not fit "
+              "the budget moves, from where it is",
       .group = GROUP_OFFLOAD, .commands = ON_RUN, AT(offload_mode) },
     { .name = "offload-params", .kind = CLI_OPTION_TEXT, .value_name = "GLOB",
       .help = "V2: names of the parameters that move, such as '*.self_attn.*'; default: the FFN "
