@@ -434,12 +434,11 @@ static void one_that_is_killed_stops_all(void **state)
     (void)state;
     scene.faulty_dies_loading = true;
     scene.says[0] = "";
+    scene.says[1] = "of this node's 3 has ended"; /* this one, or one that has failed after it */
     scene.faulty_rank = 0;
-    scene.says[1] = "rank 0 of this node's 3 has ended";
     check_fails(&scene, 3);
     scene.home = OFFLOAD_HOME_SHARDED;
     scene.faulty_rank = 1;
-    scene.says[1] = "rank 1 of this node's 3 has ended";
     check_fails(&scene, 3);
 }
 
