@@ -11,7 +11,6 @@
 #include "base/size.h"
 
 #define QUEUE_COUNT_MAX (1u << 20)
-#define SEED_STEP UINT64_C(0x9e3779b97f4a7c15) /* odd: every request's seed is another */
 #define WAITING_TOKENS_MAX (UINT64_C(16) << 20) /* 64 MiB of prompts in the queue */
 
 void engine_options_init(struct engine_options *options)
@@ -214,11 +213,6 @@ static enum status check_room(struct engine *engine, const struct engine__reques
     return err_set(err, STATUS_BUSY,
                    "%u requests with %" PRIu64 " tokens are waiting already; try again later",
                    engine->waiting_count, engine->waiting_token_count);
-}
-
-uint64_t engine_request_seed(uint64_t random_seed, uint64_t number)
-{
-    return random_seed ^ (number * SEED_STEP);
 }
 
 static enum status enqueue(struct engine *engine, struct engine__request *request,

@@ -19,6 +19,8 @@
 
 #include "base/clock.h"
 
+#define SEED_STEP UINT64_C(0x9e3779b97f4a7c15) /* odd: every request's seed is another */
+
 const char *finish_reason_name(enum finish_reason reason)
 {
     switch (reason) {
@@ -150,6 +152,11 @@ enum status engine__request_create(const struct engine_request *desc,
     }
     *request_out = request;
     return STATUS_OK;
+}
+
+uint64_t engine_request_seed(uint64_t random_seed, uint64_t number)
+{
+    return random_seed ^ (number * SEED_STEP);
 }
 
 enum status engine_request_check(const struct engine_request *desc,

@@ -222,17 +222,18 @@ static enum status on_message(struct fleet__remote *remote, struct fleet__peer *
 
 /* -- sockets ----------------------------------------------------------------------------------- */
 
-static void peer_read(struct fleet__remote *remote, struct fleet__peer *peer)
+/* Takes the messages that are there. `st` and `filled`: what filling said, which is believed only
+ * after them. */
+static void peer_take(struct fleet__remote *remote, struct fleet__peer *peer, enum status st,
+                      const struct err *filled)
 {
-    struct err err;
-    enum status st = fleet__link_fill(peer->link, &err);
+    struct err err = st == STATUS_OK ? (struct err){ 0 } : *filled;
 
     peer->heard_ns = clock_now_ns();
     for (;;) {
         enum fleet__op op = FLEET__BEAT;
         json_t *json = NULL;
         struct err nonsense;
-        /* What came before the end of a connection is still heard. */
         const enum status next = fleet__link_next(peer->link, &op, &json, &nonsense);
 
         if (next != STATUS_OK || json == NULL) {
@@ -249,6 +250,14 @@ static void peer_read(struct fleet__remote *remote, struct fleet__peer *peer)
     }
     if (st != STATUS_OK)
         peer_lost(remote, peer, err.message);
+}
+
+static void peer_read(struct fleet__remote *remote, struct fleet__peer *peer)
+{
+    struct err err;
+    const enum status st = fleet__link_fill(peer->link, &err);
+
+    peer_take(remote, peer, st, &err);
 }
 
 static void accept_one(struct fleet__remote *remote)
@@ -298,6 +307,7 @@ static void welcome(struct fleet__remote *remote, struct fleet__pending *pending
     pending->link = NULL;
     log_line(remote->log, LOG_DEBUG, "rank %u is process %" PRId64 " on %s", hello->rank,
              hello->pid, hello->host);
+    peer_take(remote, peer, STATUS_OK, NULL); /* what came behind the hello */
 }
 
 static void pending_read(struct fleet__remote *remote, struct fleet__pending *pending)

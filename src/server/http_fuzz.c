@@ -12,8 +12,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "engine/testing_engine.h"
 #include "server/internal.h"
-#include "server/testing_engine.h"
 
 #define ROUNDS_MAX 100000
 

@@ -20,8 +20,8 @@
 #include "base/clock.h"
 #include "base/json.h"
 #include "base/size.h"
+#include "engine/testing_engine.h"
 #include "server/internal.h"
-#include "server/testing_engine.h"
 
 #define WAIT_S 30
 #define LIMIT_BYTES 4096

@@ -1,13 +1,14 @@
-/* server/testing_engine.h - an engine and a tokenizer without a model, for the server's tests.
+/* engine/testing_engine.h - an engine and a tokenizer without a model, for tests of those above.
  *
  * Included by one file of a program, in place of the engine and tokenizer of the library: its
  * functions have their names, so that the linker takes these. Prompt [a, b, ...] is continued with
  * ids a + 1, a + 2, ..., whose text is "<id>", one in each step; a prompt that holds
  * TESTING_ABORT_ID ends with an error of the device, one that holds TESTING_EOS_ID and
  * TESTING_STOP_ID after three tokens. Text is tokenized into its bytes after a BOS. Steps are made
- * by a thread, unless `held`, or by testing_engine_step. */
-#ifndef LIGHTER_SERVER_TESTING_ENGINE_H
-#define LIGHTER_SERVER_TESTING_ENGINE_H
+ * by a thread, unless `held`, or by testing_engine_step. TESTING_ENGINE_ALONE leaves the tokenizer
+ * out. */
+#ifndef LIGHTER_ENGINE_TESTING_ENGINE_H
+#define LIGHTER_ENGINE_TESTING_ENGINE_H
 
 #include <assert.h>
 #include <pthread.h>
@@ -157,6 +158,7 @@ static struct engine *testing_engine_create(bool with_thread)
     engine->info = (struct model_info){
         .architecture = "TestingForCausalLM", .model_type = "testing", .layer_count = 1,
         .vocab_size = TESTING_VOCAB, .context_length = TESTING_CONTEXT, .bos_id = TESTING_BOS_ID,
+        .kv_page_size = 16, .kv_page_count = 4096,
     };
     engine->room = TESTING_REQUESTS;
     engine->next_id = 1;
@@ -268,7 +270,7 @@ json_t *engine_report_json(struct engine *engine)
     json_t *json;
 
     (void)pthread_mutex_lock(&engine->lock);
-    json = json_pack("{s:I, s:I}", "running", (json_int_t)engine->running_count, "canceled",
+    json = json_pack("{s:I, s:I, s:I}", "running_max", (json_int_t)engine->room, "running", (json_int_t)engine->running_count, "canceled",
                      (json_int_t)engine->cancel_count);
     (void)pthread_mutex_unlock(&engine->lock);
     return json;
@@ -279,6 +281,7 @@ const struct model_info *engine_model_info(const struct engine *engine)
     return &engine->info;
 }
 
+#ifndef TESTING_ENGINE_ALONE
 /* ---- the tokenizer, which can be held too ---- */
 
 struct tokenizer {
@@ -317,5 +320,7 @@ void token_ids_deinit(struct token_ids *ids)
     free(ids->ids);
     *ids = (struct token_ids){ 0 };
 }
+
+#endif /* TESTING_ENGINE_ALONE */
 
 #endif

@@ -1,0 +1,563 @@
+/* fleet/remote_test.c - the front end and its ranks: who gets what, and what becomes of it when a
+ * rank dies, hangs, or lies.
+ *
+ * Method: ranks that the test plays itself over a real socket, step by step, so that every order of
+ * events can be had; and one test with a real rank and an engine without a model. Waits have limits
+ * only so that a hang is a failure. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#define TESTING_ENGINE_ALONE
+#include "engine/testing_engine.h"
+#include "fleet/dial.h"
+#include "fleet/link.h"
+#include "fleet/rank.h"
+#include "fleet/remote.h"
+
+#define WAIT_S 30
+#define REQUESTS 64
+
+/* ---- requests, and what they are told ---- */
+
+struct asked {
+    pthread_mutex_t lock; /* guards what follows */
+    uint32_t piece_count, rank;
+    enum finish_reason finish;
+    enum status status;
+    char message[512], text[256];
+    uint64_t id;          /* the test's thread */
+};
+static struct asked asked[REQUESTS];
+
+static void on_output(void *user, const struct engine_output *output)
+{
+    struct asked *own = user;
+
+    pthread_mutex_lock(&own->lock);
+    assert_int_equal(own->finish, FINISH_NONE);
+    own->piece_count++;
+    own->rank = output->dp_rank;
+    own->finish = output->finish;
+    own->status = output->status;
+    (void)snprintf(own->message, sizeof(own->message), "%s", output->message);
+    (void)strncat(own->text, output->text, sizeof(own->text) - strlen(own->text) - 1);
+    pthread_mutex_unlock(&own->lock);
+}
+
+static enum status ask(struct fleet *fleet, uint32_t number, int64_t new_tokens, struct err *err)
+{
+    const int32_t ids[3] = { (int32_t)number + 10, 5, 6 };
+    struct sampling_params params;
+    const struct engine_request request = {
+        .prompt_ids = ids, .prompt_count = 3, .params = &params, .on_output = on_output,
+        .user = &asked[number], .token_by_token = true,
+    };
+
+    sampling_params_init(&params);
+    params.max_new_tokens = new_tokens;
+    asked[number] = (struct asked){ .piece_count = 0 };
+    pthread_mutex_init(&asked[number].lock, NULL);
+    return fleet_submit(fleet, &request, &asked[number].id, err);
+}
+
+static struct asked told(uint32_t number)
+{
+    struct asked copy;
+
+    pthread_mutex_lock(&asked[number].lock);
+    copy = asked[number];
+    pthread_mutex_unlock(&asked[number].lock);
+    return copy;
+}
+
+static void nap(void)
+{
+    clock_sleep_until_ns(clock_now_ns() + 1000000);
+}
+
+static struct asked wait_end(uint32_t number)
+{
+    const uint64_t deadline_ns = clock_now_ns() + WAIT_S * UINT64_C(1000000000);
+
+    while (told(number).finish == FINISH_NONE && clock_now_ns() < deadline_ns)
+        nap();
+    assert_int_not_equal(told(number).finish, FINISH_NONE);
+    return told(number);
+}
+
+/* ---- ranks that the test plays ---- */
+
+struct played {
+    struct fleet__link link;
+    uint64_t ids[REQUESTS];
+    uint32_t count;        /* requests that have come */
+    uint32_t canceled;
+    bool left, closed;
+};
+
+static struct model_info small_model(void)
+{
+    return (struct model_info){
+        .architecture = "A", .model_type = "a", .layer_count = 1, .vocab_size = 1000,
+        .context_length = 64, .kv_page_size = 16, .kv_page_count = 8, .bos_id = 1,
+    };
+}
+
+static int dial(struct fleet *fleet, struct fleet__tokens *tokens)
+{
+    const char *addresses = NULL;
+    struct err err;
+    int fd = -1;
+
+    assert_int_equal(fleet__front_read(fleet_remote_front(fleet), tokens, &addresses, &err),
+                     STATUS_OK);
+    assert_int_equal(fleet__dial(&addresses, 5000, &fd, &err), STATUS_OK);
+    assert_true(fd >= 0);
+    return fd;
+}
+
+static void play_hello(struct played *rank, struct fleet *fleet, uint32_t number)
+{
+    struct fleet__hello hello = {
+        .rank = number, .pid = 1000 + number, .host = "stage", .machine = "not this one",
+    };
+    struct fleet__tokens tokens;
+
+    *rank = (struct played){ .count = 0 };
+    fleet__link_init(&rank->link, dial(fleet, &tokens), FLEET__FRAME_BYTES_MAX);
+    memcpy(hello.token, tokens.of_rank, sizeof(hello.token));
+    assert_int_equal(fleet__link_send(&rank->link, fleet__hello_json(&hello), NULL), STATUS_OK);
+}
+
+static void play_ready(struct played *rank, uint32_t running_max)
+{
+    const struct model_info info = small_model();
+
+    assert_int_equal(fleet__link_send(&rank->link, fleet__ready_json(&info, running_max), NULL),
+                     STATUS_OK);
+}
+
+/* Takes what has come; beats all the while. */
+static void play(struct played *rank)
+{
+    struct pollfd wait = { .fd = rank->link.fd, .events = POLLIN };
+    enum fleet__op op = FLEET__BEAT;
+    json_t *json = NULL;
+
+    (void)fleet__link_send(&rank->link, fleet__message(FLEET__BEAT), NULL);
+    if (poll(&wait, 1, 1) > 0 && fleet__link_fill(&rank->link, NULL) != STATUS_OK)
+        rank->closed = true;
+    while (fleet__link_next(&rank->link, &op, &json, NULL) == STATUS_OK && json != NULL) {
+        if (op == FLEET__SUBMIT)
+            assert_int_equal(fleet__id_read(json, &rank->ids[rank->count++], NULL), STATUS_OK);
+        rank->canceled += op == FLEET__CANCEL;
+        rank->left = rank->left || op == FLEET__LEAVE;
+        json_decref(json);
+    }
+}
+
+static void play_until(struct played *ranks, uint32_t rank_count, uint32_t request_count)
+{
+    const uint64_t deadline_ns = clock_now_ns() + WAIT_S * UINT64_C(1000000000);
+    uint32_t count;
+
+    do {
+        count = 0;
+        for (uint32_t i = 0; i < rank_count; i++) {
+            play(&ranks[i]);
+            count += ranks[i].count;
+        }
+    } while (count < request_count && clock_now_ns() < deadline_ns);
+    assert_int_equal(count, request_count);
+}
+
+static void play_output(struct played *rank, uint64_t id, const char *text, bool last)
+{
+    const struct engine_output output = {
+        .text = text, .text_size = strlen(text), .finish = last ? FINISH_LENGTH : FINISH_NONE,
+        .message = "", .matched_id = -1, .completion_token_count = 1,
+    };
+
+    assert_int_equal(fleet__link_send(&rank->link, fleet__output_json(id, &output), NULL),
+                     STATUS_OK);
+}
+
+static void play_end(struct played *rank)
+{
+    fleet__link_deinit(&rank->link);
+}
+
+static struct fleet *create(uint32_t rank_count, uint32_t queue_max)
+{
+    struct fleet_remote_options options;
+    struct fleet *fleet = NULL;
+    struct err err;
+
+    fleet_remote_options_init(&options);
+    options.rank_count = rank_count;
+    options.queue_count_max = queue_max;
+    if (fleet_create_remote(&options, NULL, &fleet, &err) != STATUS_OK)
+        fail_msg("%s", err.message);
+    return fleet;
+}
+
+/* A fleet whose ranks are all up. */
+static struct fleet *start(struct played *ranks, uint32_t rank_count, uint32_t running_max)
+{
+    struct fleet *fleet = create(rank_count, 16);
+    bool bad_usage = false;
+    struct err err;
+
+    for (uint32_t i = 0; i < rank_count; i++) {
+        play_hello(&ranks[i], fleet, i);
+        play_ready(&ranks[i], running_max);
+    }
+    assert_int_equal(fleet_remote_wait(fleet, &bad_usage, &err), STATUS_OK);
+    return fleet;
+}
+
+/* ---- tests ---- */
+
+static void work_is_spread_and_told(void **state)
+{
+    struct played ranks[3];
+    struct fleet *fleet = start(ranks, 3, 4);
+    struct err err;
+
+    (void)state;
+    assert_int_equal(fleet_model_info(fleet)->vocab_size, 1000);
+    assert_int_equal(fleet_health(fleet, &err), STATUS_OK);
+    for (uint32_t i = 0; i < 6; i++)
+        assert_int_equal(ask(fleet, i, 8, &err), STATUS_OK);
+    play_until(ranks, 3, 6);
+    for (uint32_t i = 0; i < 3; i++) {
+        assert_int_equal(ranks[i].count, 2);
+        for (uint32_t j = 0; j < 2; j++) {
+            play_output(&ranks[i], ranks[i].ids[j], "Pa", false);
+            play_output(&ranks[i], ranks[i].ids[j], "ris", true);
+        }
+    }
+    for (uint32_t i = 0; i < 6; i++) {
+        const struct asked end = wait_end(i);
+        assert_int_equal(end.finish, FINISH_LENGTH);
+        assert_string_equal(end.text, "Paris");
+        assert_int_equal(end.rank, i % 3);
+    }
+    fleet_destroy(fleet);
+    for (uint32_t i = 0; i < 3; i++)
+        play_end(&ranks[i]);
+}
+
+static void a_long_request_keeps_others_away(void **state)
+{
+    struct played ranks[2];
+    struct fleet *fleet = start(ranks, 2, 8);
+    struct err err;
+
+    (void)state;
+    assert_int_equal(ask(fleet, 0, 60, &err), STATUS_OK); /* 4 of 8 pages */
+    for (uint32_t i = 1; i < 5; i++)
+        assert_int_equal(ask(fleet, i, 8, &err), STATUS_OK); /* 1 page each */
+    play_until(ranks, 2, 5);
+    assert_int_equal(ranks[0].count, 1);
+    assert_int_equal(ranks[1].count, 4);
+    fleet_destroy(fleet);
+    for (uint32_t i = 0; i < 5; i++)
+        assert_int_equal(wait_end(i).finish, FINISH_ABORT);
+    play_end(&ranks[0]);
+    play_end(&ranks[1]);
+}
+
+static void a_death_ends_what_ran_and_nothing_else(void **state)
+{
+    struct played ranks[2];
+    struct fleet *fleet = start(ranks, 2, 1);
+    struct asked end;
+    struct err err;
+
+    (void)state;
+    for (uint32_t i = 0; i < 3; i++)
+        assert_int_equal(ask(fleet, i, 8, &err), STATUS_OK); /* the third waits */
+    play_until(ranks, 2, 2);
+    play_output(&ranks[0], ranks[0].ids[0], "Pa", false);
+    play_end(&ranks[0]);
+    end = wait_end(0);
+    assert_int_equal(end.finish, FINISH_ABORT);
+    assert_int_equal(end.status, STATUS_PEER);
+    assert_string_equal(end.text, "Pa");
+    assert_non_null(strstr(end.message, "rank 0 (process 1000 on stage) has died"));
+    play_output(&ranks[1], ranks[1].ids[0], "x", true);
+    assert_int_equal(wait_end(1).finish, FINISH_LENGTH);
+    play_until(&ranks[1], 1, 2); /* what waited goes to the other */
+    play_output(&ranks[1], ranks[1].ids[1], "y", true);
+    assert_int_equal(wait_end(2).finish, FINISH_LENGTH);
+
+    play_hello(&ranks[0], fleet, 0); /* its successor */
+    play_ready(&ranks[0], 1);
+    for (uint32_t i = 3; i < 5; i++)
+        assert_int_equal(ask(fleet, i, 8, &err), STATUS_OK);
+    do {
+        play(&ranks[0]);
+        play(&ranks[1]);
+    } while (ranks[0].count == 0 || ranks[1].count < 3);
+    fleet_destroy(fleet);
+    play_end(&ranks[0]);
+    play_end(&ranks[1]);
+}
+
+static void silence_is_death(void **state)
+{
+    struct played ranks[2];
+    struct fleet *fleet = start(ranks, 2, 1);
+    struct asked end;
+    struct err err;
+
+    (void)state;
+    assert_int_equal(ask(fleet, 0, 8, &err), STATUS_OK);
+    assert_int_equal(ask(fleet, 1, 8, &err), STATUS_OK);
+    play_until(ranks, 2, 2);
+    for (int i = 0; told(0).finish == FINISH_NONE && i < WAIT_S * 1000; i++)
+        play(&ranks[1]); /* rank 0 says nothing any more */
+    end = wait_end(0);
+    assert_non_null(strstr(end.message, "silent"));
+    assert_int_equal(told(1).finish, FINISH_NONE);
+    fleet_destroy(fleet);
+    play_end(&ranks[0]);
+    play_end(&ranks[1]);
+}
+
+static void what_is_canceled_ends(void **state)
+{
+    struct played rank;
+    struct fleet *fleet = start(&rank, 1, 1);
+    struct err err;
+
+    (void)state;
+    assert_int_equal(ask(fleet, 0, 8, &err), STATUS_OK);
+    assert_int_equal(ask(fleet, 1, 8, &err), STATUS_OK);
+    play_until(&rank, 1, 1);
+    fleet_cancel(fleet, asked[1].id); /* waits: ends at once */
+    assert_int_equal(wait_end(1).status, STATUS_CANCELED);
+    fleet_cancel(fleet, asked[0].id); /* runs: its rank is told */
+    while (rank.canceled == 0)
+        play(&rank);
+    play_output(&rank, rank.ids[0], "", true);
+    (void)wait_end(0);
+    fleet_cancel(fleet, asked[0].id); /* has ended: nothing */
+    fleet_destroy(fleet);
+    play_end(&rank);
+}
+
+static void bad_and_too_many_requests_are_refused(void **state)
+{
+    struct played rank;
+    struct fleet *fleet = start(&rank, 1, 1);
+    struct err err;
+
+    (void)state;
+    assert_int_equal(ask(fleet, 0, -1, &err), STATUS_BAD_INPUT);
+    assert_non_null(strstr(err.message, "max_new_tokens"));
+    for (uint32_t i = 0; i < 17; i++)
+        assert_int_equal(ask(fleet, i, 8, &err), STATUS_OK);
+    assert_int_equal(ask(fleet, 17, 8, &err), STATUS_BUSY);
+    assert_non_null(strstr(err.message, "16 requests"));
+    fleet_destroy(fleet);
+    for (uint32_t i = 0; i < 17; i++)
+        assert_int_equal(wait_end(i).finish, FINISH_ABORT);
+    play_end(&rank);
+}
+
+static void what_does_not_start_is_said(void **state)
+{
+    struct fleet *fleet = create(2, 4);
+    struct played rank;
+    bool bad_usage = false;
+    json_t *json;
+    struct err err;
+
+    (void)state;
+    play_hello(&rank, fleet, 1);
+    json = fleet__status_json(FLEET__FAILED, 0, STATUS_NO_MEMORY, "the budget is too small");
+    assert_int_equal(json_object_set_new(json, "bad_usage", json_true()), 0);
+    assert_int_equal(fleet__link_send(&rank.link, json, NULL), STATUS_OK);
+    assert_int_equal(fleet_remote_wait(fleet, &bad_usage, &err), STATUS_NO_MEMORY);
+    assert_string_equal(err.message, "the budget is too small");
+    assert_true(bad_usage);
+    fleet_destroy(fleet);
+    play_end(&rank);
+}
+
+static void nobody_waits_for_ranks_that_do_not_come(void **state)
+{
+    struct played rank;
+    struct fleet *fleet = start(&rank, 1, 1);
+    struct err err;
+
+    (void)state;
+    play_end(&rank);
+    while (fleet_health(fleet, &err) == STATUS_OK)
+        nap();
+    fleet_remote_ended(fleet, "they have ended"); /* they were up: the next start may do */
+    assert_int_equal(ask(fleet, 0, 8, &err), STATUS_OK);
+    fleet_remote_ended(fleet, "they do not start");
+    assert_int_equal(wait_end(0).status, STATUS_UNAVAILABLE);
+    assert_int_equal(ask(fleet, 1, 8, &err), STATUS_UNAVAILABLE);
+    play_hello(&rank, fleet, 0);
+    play_ready(&rank, 1);
+    while (fleet_health(fleet, &err) != STATUS_OK)
+        nap();
+    assert_int_equal(ask(fleet, 1, 8, &err), STATUS_OK);
+    play_until(&rank, 1, 1);
+    fleet_destroy(fleet);
+    play_end(&rank);
+}
+
+static void expect_hung_up(int fd)
+{
+    struct pollfd wait = { .fd = fd, .events = POLLIN };
+    char sink[4096];
+    ssize_t got = 1;
+
+    while (got > 0 && poll(&wait, 1, WAIT_S * 1000) > 0)
+        got = recv(fd, sink, sizeof(sink), 0);
+    assert_true(got <= 0);
+    (void)close(fd);
+}
+
+static void strangers_and_liars_are_hung_up_on(void **state)
+{
+    static const char huge[4] = { '\xff', '\xff', '\xff', '\x7f' };
+    struct played ranks[2], liar;
+    struct fleet *fleet = start(ranks, 1, 2);
+    struct fleet__hello hello = { .rank = 0, .pid = 5, .host = "h", .machine = "m" };
+    struct fleet__tokens tokens;
+    struct err err;
+    json_t *list[3];
+    int fd;
+
+    (void)state;
+    fd = dial(fleet, &tokens); /* a wrong token */
+    memset(hello.token, 'f', FLEET__TOKEN_HEX);
+    fleet__link_init(&liar.link, fd, 4096);
+    assert_int_equal(fleet__link_send(&liar.link, fleet__hello_json(&hello), NULL), STATUS_OK);
+    expect_hung_up(dup(fd));
+    play_end(&liar);
+    fd = dial(fleet, &tokens); /* a frame without end */
+    assert_int_equal(send(fd, huge, sizeof(huge), MSG_NOSIGNAL), sizeof(huge));
+    expect_hung_up(fd);
+
+    assert_int_equal(ask(fleet, 0, 8, &err), STATUS_OK);
+    play_until(ranks, 1, 1);
+    list[0] = json_pack("{s:s, s:i}", "op", "output", "id", 777777); /* nobody's */
+    list[1] = json_pack("{s:s}", "op", "submit");                    /* out of turn */
+    list[2] = json_pack("{s:s, s:s}", "op", "output", "id", "x");    /* nonsense */
+    for (size_t i = 0; i < 3; i++) {
+        assert_int_equal(fleet__link_send(&ranks[0].link, list[i], NULL), STATUS_OK);
+        while (!ranks[0].closed)
+            play(&ranks[0]);
+        play_end(&ranks[0]);
+        assert_int_equal(wait_end((uint32_t)i).status, STATUS_PEER);
+        play_hello(&ranks[0], fleet, 0);
+        play_ready(&ranks[0], 2);
+        assert_int_equal(ask(fleet, (uint32_t)i + 1, 8, &err), STATUS_OK);
+        play_until(ranks, 1, 1);
+    }
+    fleet_destroy(fleet);
+    play_end(&ranks[0]);
+}
+
+static void gone(void *user, const char *why)
+{
+    (void)why;
+    *(bool *)user = true;
+}
+
+static void *serve(void *user)
+{
+    void **own = user;
+    bool finalize = false;
+    struct err err;
+
+    assert_int_equal(fleet_rank_serve(own[0], own[1], &finalize, &err), STATUS_OK);
+    assert_true(finalize);
+    return NULL;
+}
+
+static void a_real_rank_answers_drains_and_leaves(void **state)
+{
+    struct fleet *fleet = create(1, 64);
+    struct engine *engine = testing_engine_create(true);
+    struct fleet_rank *rank = NULL;
+    bool is_gone = false, bad_usage = false;
+    const struct fleet_rank_options options = {
+        .front = fleet_remote_front(fleet), .rank = 0, .on_gone = gone, .user = &is_gone,
+    };
+    void *own[2];
+    pthread_t thread;
+    json_t *report;
+    struct err err;
+
+    (void)state;
+    assert_int_equal(fleet_rank_connect(&options, &rank, &err), STATUS_OK);
+    own[0] = rank;
+    own[1] = engine;
+    assert_int_equal(pthread_create(&thread, NULL, serve, own), 0);
+    assert_int_equal(fleet_remote_wait(fleet, &bad_usage, &err), STATUS_OK);
+    for (uint32_t i = 0; i < 40; i++)
+        assert_int_equal(ask(fleet, i, 3, &err), STATUS_OK);
+    for (uint32_t i = 0; i < 40; i++) {
+        const struct asked end = wait_end(i);
+        char wanted[64];
+        (void)snprintf(wanted, sizeof(wanted), "<%u><%u><%u>", i + 11, i + 12, i + 13);
+        assert_string_equal(end.text, wanted);
+        assert_int_equal(end.piece_count, 3);
+    }
+    report = fleet_report_json(fleet);
+    assert_int_equal(json_integer_value(json_object_get(report, "dp_size")), 1);
+    assert_int_equal(json_integer_value(json_object_get(
+                         json_array_get(json_object_get(report, "ranks"), 0), "sent")), 40);
+    json_decref(report);
+    testing_engine_set(engine, &engine->held, true);
+    assert_int_equal(ask(fleet, 40, 3, &err), STATUS_OK);
+    fleet_cancel(fleet, asked[40].id);
+    assert_int_equal(wait_end(40).status, STATUS_CANCELED);
+    fleet_drain(fleet);
+    assert_int_equal(ask(fleet, 41, 3, &err), STATUS_UNAVAILABLE);
+    fleet_remote_leave(fleet);
+    (void)pthread_join(thread, NULL);
+    testing_engine_destroy(engine);
+    fleet_rank_destroy(rank);
+    fleet_destroy(fleet);
+    assert_false(is_gone);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(work_is_spread_and_told),
+        cmocka_unit_test(a_long_request_keeps_others_away),
+        cmocka_unit_test(a_death_ends_what_ran_and_nothing_else),
+        cmocka_unit_test(silence_is_death),
+        cmocka_unit_test(what_is_canceled_ends),
+        cmocka_unit_test(bad_and_too_many_requests_are_refused),
+        cmocka_unit_test(what_does_not_start_is_said),
+        cmocka_unit_test(nobody_waits_for_ranks_that_do_not_come),
+        cmocka_unit_test(strangers_and_liars_are_hung_up_on),
+        cmocka_unit_test(a_real_rank_answers_drains_and_leaves),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
