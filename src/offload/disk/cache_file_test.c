@@ -479,6 +479,58 @@ static void of_several_processes_one_makes_it(void **state)
     (void)munmap(production, sizeof(*production));
 }
 
+struct failing {
+    _Atomic int count;
+};
+
+/* The first process that comes here fails, when the others wait. */
+static enum status fail_once(void *user, size_t unit_index, struct cache_writer *writer,
+                             struct err *err)
+{
+    struct failing *const failing = user;
+
+    if (atomic_fetch_add(&failing->count, 1) == 0) {
+        (void)usleep(100000);
+        return err_set(err, STATUS_IO, "not this time");
+    }
+    return cache_writer_append(writer, bytes_of(unit_index), units[unit_index].size_bytes, err);
+}
+
+static void those_who_wait_for_one_that_fails_make_it(void **state)
+{
+    enum { PROCESSES = 4 };
+    struct failing *const failing = mmap(NULL, sizeof(*failing), PROT_READ | PROT_WRITE,
+                                         MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    const struct cache_producer producer = { fail_once, failing };
+    pid_t children[PROCESSES];
+    int failed_count = 0;
+
+    (void)state;
+    assert_true(failing != MAP_FAILED);
+    (void)count_files(true);
+    for (int i = 0; i < PROCESSES; i++) {
+        children[i] = fork();
+        if (children[i] == 0) {
+            struct cache_file *cache = NULL;
+            const enum status st = cache_file_obtain(path, &fingerprint, units, SMALL_UNITS,
+                                                     &producer, DISK_AUTO, NULL, &cache, NULL);
+            cache_file_close(cache);
+            _exit(st == STATUS_OK ? 0 : 1);
+        }
+    }
+    for (int i = 0; i < PROCESSES; i++) {
+        int status;
+        assert_int_equal(waitpid(children[i], &status, 0), children[i]);
+        assert_true(WIFEXITED(status));
+        failed_count += WEXITSTATUS(status);
+    }
+    assert_int_equal(failed_count, 1);
+    assert_int_equal(failing->count, 1 + SMALL_UNITS);
+    assert_int_equal(try_open(SMALL_UNITS, NULL), STATUS_OK);
+    assert_int_equal(count_files(true), 1);
+    (void)munmap(failing, sizeof(*failing));
+}
+
 static void other_files_of_the_model_are_told_of(void **state)
 {
     char *const own_path = strdup(path);
@@ -516,6 +568,9 @@ static void a_producer_may_fail(void **state)
                                        &cache, &err), STATUS_CANCELED);
     assert_string_equal(err.message, "enough");
     assert_int_equal(count_files(false), 0);
+    *strrchr(path, '/') = '\0';
+    assert_int_equal(access(path, F_OK), -1); /* nor its folder */
+    path[strlen(path)] = '/';
 }
 
 static void a_fingerprint_follows_the_files(void **state)
@@ -590,6 +645,7 @@ int main(void)
         cmocka_unit_test(a_full_disk_is_named),
         cmocka_unit_test(a_killed_writer_leaves_only_what_the_next_removes),
         cmocka_unit_test(of_several_processes_one_makes_it),
+        cmocka_unit_test(those_who_wait_for_one_that_fails_make_it),
         cmocka_unit_test(other_files_of_the_model_are_told_of),
         cmocka_unit_test(a_producer_may_fail),
         cmocka_unit_test(a_fingerprint_follows_the_files),

@@ -20,6 +20,7 @@
 #include "base/size.h"
 #include "offload/disk/cache_internal.h"
 
+#define FOLDER_TRIES_MAX 10
 #define LOCK_TRY_NS 50000000                    /* between two tries to get the lock */
 #define LOCK_SAY_NS (UINT64_C(10) * 1000000000) /* between two lines that say we wait */
 
@@ -197,6 +198,46 @@ static enum status make_and_open(const struct request *request, int folder_fd, b
     return open_it(request, cache_out, err);
 }
 
+/* Creates, opens and locks the folder. Whoever held the lock before may have failed and removed it:
+ * then once more. */
+static enum status take_folder(const struct request *request, int *fd_out, bool *locked_out,
+                               struct err *err)
+{
+    for (int tries = 0; tries < FOLDER_TRIES_MAX; tries++) {
+        struct stat info;
+        enum status st = create_folders(request->path, err);
+        int fd;
+
+        if (st != STATUS_OK)
+            return st;
+        fd = open_folder(request->path);
+        if (fd < 0 && errno == ENOENT)
+            continue;
+        if (fd < 0)
+            break;
+        *locked_out = lock_folder(fd, request);
+        if (fstat(fd, &info) == 0 && info.st_nlink != 0) {
+            *fd_out = fd;
+            return STATUS_OK;
+        }
+        (void)close(fd);
+        errno = ENOENT;
+    }
+    return err_set(err, STATUS_IO, "%s: its folder: %s (another place: --offload-cache-dir)",
+                   request->path, strerror(errno));
+}
+
+/* With the lock: nothing of a file that could not be made stays. */
+static void remove_empty_folder(const char *path)
+{
+    const char *const slash = strrchr(path, '/');
+    char *const folder = slash != NULL ? strndup(path, (size_t)(slash - path)) : NULL;
+
+    if (folder != NULL)
+        (void)rmdir(folder); /* refused when there is anything in it */
+    free(folder);
+}
+
 enum status cache_file_obtain(const char *path, const struct cache_hash *fingerprint,
                               const struct cache_unit *units, size_t unit_count,
                               const struct cache_producer *producer, enum disk_use direct,
@@ -204,21 +245,18 @@ enum status cache_file_obtain(const char *path, const struct cache_hash *fingerp
                               struct err *err)
 {
     const struct request request = { path, fingerprint, units, unit_count, producer, direct, log };
-    int folder_fd;
-    bool locked;
+    int folder_fd = -1;
+    bool locked = false;
     enum status st = open_it(&request, cache_out, err);
 
     if (st == STATUS_OK || st == STATUS_NO_MEMORY)
         return st;
-    st = create_folders(path, err);
+    st = take_folder(&request, &folder_fd, &locked, err);
     if (st != STATUS_OK)
         return st;
-    folder_fd = open_folder(path);
-    if (folder_fd < 0)
-        return err_set(err, STATUS_IO, "%s: its folder: %s (another place: --offload-cache-dir)",
-                       path, strerror(errno));
-    locked = lock_folder(folder_fd, &request);
     st = make_and_open(&request, folder_fd, locked, cache_out, err);
+    if (st != STATUS_OK && locked)
+        remove_empty_folder(path);
     (void)close(folder_fd);
     return st;
 }
