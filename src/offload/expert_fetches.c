@@ -6,6 +6,13 @@
  *                        v  |
  *                      given up --its end--> FREE, the slot too, unless it came all the same
  *
+ * What the cache lacks is guessed worse than what it has, as it is chosen less often; and a guess
+ * that is wrong costs a read, and the slot of one that may be needed sooner. So the routers' j-th
+ * choices are watched, for each j: while fewer than half of those that were missing turn out right,
+ * they are not fetched. Measured with a mixture of 24 x 64 experts and a cache of 15 % of them: of
+ * all guesses 77 % were right, of those that were missing 38 %, and fetching all of them doubled the
+ * bytes read without a gain.
+ *
  * Places are taken in turn, so that the times of a copy are long there to be read when its place is
  * used again. */
 #include <assert.h>
@@ -16,6 +23,8 @@
 
 #define FETCHES_MAX 128
 #define FETCHES_MIN 4
+#define GUESS_RATE_MIN 0.5        /* see the top */
+#define GUESS_RATE_STEP (1.0 / 64) /* the share of the newest in a rate */
 #define STAGING_BYTES_MAX (UINT64_C(64) << 20) /* of host memory to read into from a disk */
 
 uint32_t offload__experts_fetch_count(const struct offload *offload)
@@ -357,6 +366,7 @@ enum status offload__expert_guess_take(struct offload *offload, struct err *err)
     st = event_sync(experts->guess_there, err);
     if (st != STATUS_OK)
         return st;
+    experts->guess_is_open = true;
     experts->guess_count = experts->guess_next = 0;
     experts->stamp++;
     for (uint32_t j = 0; j < top_k; j++) { /* every row's best first */
@@ -364,11 +374,36 @@ enum status offload__expert_guess_take(struct offload *offload, struct err *err)
             const uint32_t expert = (uint32_t)experts->guess_ids[t * top_k + j];
 
             assert(expert < offload->expert_count);
-            if (experts->stamps[expert] == experts->stamp)
+            experts->guess_missing[t * top_k + j] =
+                expert_cache_find(experts->cache, experts->guess_ordinal, expert) ==
+                EXPERT_NO_SLOT;
+            if (experts->stamps[expert] == experts->stamp ||
+                experts->guess_rates[j] < GUESS_RATE_MIN)
                 continue;
             experts->stamps[expert] = experts->stamp;
             experts->guesses[experts->guess_count++] = expert;
         }
     }
     return STATUS_OK;
+}
+
+void offload__expert_guess_rate(struct offload *offload)
+{
+    struct offload__experts *experts = offload->experts;
+    const uint32_t top_k = offload->options.expert_top_k;
+
+    if (!experts->guess_is_open || experts->guess_ordinal != experts->ordinal)
+        return;
+    for (uint32_t i = 0; i < experts->row_count * top_k; i++) {
+        const int32_t *chosen = experts->ids + i / top_k * top_k;
+        double *rate = &experts->guess_rates[i % top_k];
+        bool is_right = false;
+
+        if (!experts->guess_missing[i])
+            continue;
+        for (uint32_t j = 0; j < top_k; j++)
+            is_right = is_right || chosen[j] == experts->guess_ids[i];
+        *rate += ((is_right ? 1 : 0) - *rate) * GUESS_RATE_STEP;
+    }
+    experts->guess_is_open = false;
 }

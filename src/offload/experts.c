@@ -60,17 +60,23 @@ static enum status arrays_create(struct offload *offload, struct err *err)
 {
     struct offload__experts *experts = offload->experts;
     const size_t count = (size_t)offload->expert_count + 1;
+    const uint32_t top_k = offload->options.expert_top_k;
 
     experts->stamps = calloc(count, sizeof(*experts->stamps));
     experts->ready = calloc(count, sizeof(*experts->ready));
     experts->waiting = calloc(count, sizeof(*experts->waiting));
     experts->left = calloc(count, sizeof(*experts->left));
     experts->guesses = calloc(count, sizeof(*experts->guesses));
+    experts->guess_missing = calloc(OFFLOAD_GUESS_ROWS_MAX * (size_t)top_k + 1, sizeof(bool));
+    experts->guess_rates = calloc((size_t)top_k + 1, sizeof(double));
     experts->stream_window = offload->expert_count;
     experts->stream = calloc(count, sizeof(*experts->stream));
     if (experts->stamps == NULL || experts->ready == NULL || experts->waiting == NULL ||
-        experts->left == NULL || experts->guesses == NULL || experts->stream == NULL)
+        experts->left == NULL || experts->guesses == NULL || experts->stream == NULL ||
+        experts->guess_missing == NULL || experts->guess_rates == NULL)
         return err_set(err, STATUS_NO_MEMORY, "no memory for %u experts", offload->expert_count);
+    for (uint32_t j = 0; j < top_k; j++)
+        experts->guess_rates[j] = 0.6; /* until it is known better */
     return STATUS_OK;
 }
 
@@ -195,6 +201,8 @@ void offload__experts_destroy(struct offload *offload)
     device_host_free(offload->device, experts->ids, experts->ids_bytes);
     device_host_free(offload->device, experts->staged, experts->staged_bytes);
     free(experts->stream);
+    free(experts->guess_rates);
+    free(experts->guess_missing);
     free(experts->guesses);
     free(experts->left);
     free(experts->waiting);
@@ -221,7 +229,7 @@ void offload__experts_abandon(struct offload *offload)
     }
     experts->free_count = experts->fetch_count;
     experts->guess_place_count = 0;
-    experts->guess_is_coming = false;
+    experts->guess_is_coming = experts->guess_is_open = false;
     experts->guess_count = experts->guess_next = 0;
     experts->ready_count = experts->waiting_count = experts->left_count = 0;
     memset(experts->place_of, 0xff,
@@ -254,6 +262,7 @@ enum status offload_experts_pass(struct offload *offload, uint32_t row_count, st
     if (offload->run_began_ns == 0)
         offload->run_began_ns = clock_now_ns();
     experts->row_count = row_count;
+    experts->guess_is_open = false;
     experts->streams = experts->cache != NULL && distinct_expected(offload, row_count) >=
                                                      STREAM_SHARE * offload->expert_count;
     if (experts->cache == NULL)
@@ -362,6 +371,8 @@ enum status offload_experts_begin(struct offload *offload, uint32_t layer, const
         st = event_record(offload->compute, experts->ids_there, err);
     if (st == STATUS_OK)
         st = event_sync(experts->ids_there, err);
+    if (st == STATUS_OK)
+        offload__expert_guess_rate(offload);
     if (st == STATUS_OK)
         st = demand_all(offload, err);
     offload__expert_guesses_drop(offload); /* what they were right about is demanded now */

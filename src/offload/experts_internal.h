@@ -68,6 +68,10 @@ struct offload__experts {
     uint32_t guess_ordinal;
     uint32_t *guesses;          /* [expert_count] */
     uint32_t guess_count, guess_next;
+    bool guess_is_open;         /* guess_ids are to be compared with what is chosen */
+    bool *guess_missing;        /* [OFFLOAD_GUESS_ROWS_MAX * top_k]: was not in the cache then */
+    double *guess_rates;        /* [top_k]: of a router's j-th choices that were missing, the share
+                                   that was chosen in the end; recent ones count more */
 
     /* The stream: experts of all layers in order, numbered from 0. */
     struct expert_wait *stream; /* [stream_window]: those between stream_at and stream_head */
@@ -97,6 +101,8 @@ enum status offload__expert_fetches_step(struct offload *offload, struct err *er
 void offload__expert_guesses_drop(struct offload *offload);
 /* Reads the ids of a guess whose ops are queued. */
 enum status offload__expert_guess_take(struct offload *offload, struct err *err);
+/* The ids of the layer are known: how good was the guess? */
+void offload__expert_guess_rate(struct offload *offload);
 /* Notes what happened to whoever lost the slot that `place` tells of, and poisons the slot. */
 enum status offload__expert_evicted(struct offload *offload, const struct expert_place *place,
                                     struct err *err);

@@ -166,8 +166,8 @@ static enum status slots_choose(struct offload *offload, struct err *err)
 {
     const struct offload_options *options = &offload->options;
     struct offload_sizes *sizes = &offload->sizes;
-    const uint64_t used_bytes = sizes->resident_bytes + sizes->slot_count * sizes->slot_bytes +
-                                sizes->expert_list_bytes;
+    const uint64_t used_bytes = sizes->resident_bytes + sizes->shard_bytes +
+                                sizes->slot_count * sizes->slot_bytes + sizes->expert_list_bytes;
     const uint64_t unit_count = offload->unit_count - offload->ring_count;
     uint64_t count = (uint64_t)options->expert_slot_count;
 
@@ -202,6 +202,7 @@ static enum status sizes_fill(struct offload *offload, struct err *err)
             sizes->expert_slot_bytes = unit->size_bytes;
     }
     sizes->unit_count = offload->unit_count;
+    sizes->shard_bytes = offload__sharded_bytes(offload, offload__share_rank(offload));
     sizes->expert_slot_bytes = size_align_up(sizes->expert_slot_bytes, DISK_ALIGN);
     st = bytes_fill(offload, err);
     if (st == STATUS_OK && sizes->expert_slot_bytes > 0)
