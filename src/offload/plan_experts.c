@@ -14,6 +14,7 @@
 #include "base/size.h"
 #include "offload/disk/reader.h"
 #include "offload/internal.h"
+#include "offload/share.h"
 
 #define EXPERT_PARAMS 2 /* w13 and w2 */
 
