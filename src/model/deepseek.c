@@ -207,7 +207,8 @@ static void describe_matrix(struct params *params, uint32_t layer, enum model_ro
     model__param_same(params, &spec);
 }
 
-/* w_kc and w_vc out of kv_b_proj [heads][nope + v][latent]. */
+/* w_kc and w_vc out of kv_b_proj [heads][nope + v][latent]; newer GGUF files have them as they are
+ * here, as k_b_proj and v_b_proj. */
 static void describe_absorbed(struct params *params, const struct model_config *config,
                               uint32_t layer)
 {
@@ -221,6 +222,15 @@ static void describe_absorbed(struct params *params, const struct model_config *
                                    .shape = { heads, v, latent } };
     struct loader_part part = { .rank = 2, .shape = { heads * (nope + v), latent } };
 
+    if (model__param_source_exists(params, (int32_t)layer, "self_attn.k_b_proj.weight")) {
+        model__param_begin(params, &kc);
+        model__param_add(params, 3, kc.shape, "self_attn.k_b_proj.weight");
+        model__param_end(params);
+        model__param_begin(params, &vc);
+        model__param_add(params, 3, vc.shape, "self_attn.v_b_proj.weight");
+        model__param_end(params);
+        return;
+    }
     part.dims[0] = (struct loader_dim){ heads, (nope + v) * latent, latent * nope };
     part.dims[1] = (struct loader_dim){ latent, 1, nope };
     part.dims[2] = (struct loader_dim){ nope, latent, 1 };
