@@ -10,8 +10,8 @@
  * that is wrong costs a read, and the slot of one that may be needed sooner. So the routers' j-th
  * choices are watched, for each j: while fewer than half of those that were missing turn out right,
  * they are not fetched. Measured with a mixture of 24 x 64 experts and a cache of 15 % of them: of
- * all guesses 77 % were right, of those that were missing 38 %, and fetching all of them doubled the
- * bytes read without a gain.
+ * all guesses 77 % were right, of those that were missing 38 %, and fetching all of them doubled
+ * the bytes read without a gain.
  *
  * Places are taken in turn, so that the times of a copy are long there to be read when its place is
  * used again. */

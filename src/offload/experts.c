@@ -251,6 +251,18 @@ static double distinct_expected(const struct offload *offload, uint32_t row_coun
     return offload->expert_count * (1 - pow(1 - share, row_count));
 }
 
+/* Routers and texts are unequal, so that a cache that holds a share s of all experts finds more than
+ * that: the square root of s is about the mean of what docs/offloading.md measured. A stream finds
+ * what is there. */
+double offload__experts_fetch_share(const struct offload *offload, uint32_t row_count)
+{
+    const double unit_count = (double)(offload->unit_count - offload->ring_count);
+    const double cached = (double)offload->sizes.expert_slot_count / unit_count;
+    const double chosen = distinct_expected(offload, row_count) / offload->expert_count;
+
+    return chosen >= STREAM_SHARE ? 1 - cached : chosen * (1 - sqrt(cached));
+}
+
 enum status offload_experts_pass(struct offload *offload, uint32_t row_count, struct err *err)
 {
     struct offload__experts *experts = offload->experts;
@@ -468,10 +480,10 @@ static enum status list_send(struct offload *offload, struct err *err)
     for (uint32_t i = 0; i < experts->ready_count; i++) {
         const struct expert_wait *wait = &experts->ready[i];
         const size_t unit = offload__expert_unit(offload, experts->ordinal, wait->expert);
-        const uint8_t *record = experts->cache == NULL
-                                    ? offload->units[unit].record
-                                    : experts->slots + wait->slot * offload->sizes.expert_slot_bytes;
+        const uint8_t *record = offload->units[unit].record;
 
+        if (experts->cache != NULL)
+            record = experts->slots + wait->slot * offload->sizes.expert_slot_bytes;
         staged[i] = offload__expert_at(offload, unit, record);
     }
     experts->staged_count += experts->ready_count;

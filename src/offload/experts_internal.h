@@ -82,8 +82,9 @@ struct offload__experts {
 /* expert_fetches.c */
 enum status offload__expert_fetches_create(struct offload *offload, struct err *err);
 void offload__expert_fetches_destroy(struct offload *offload);
-/* Begins to bring an expert of the layer with this ordinal to its slot. A place must be free. Where
- * there is nothing to bring, it has arrived when this returns, and *place_out is EXPERT_NO_PLACE. */
+/* Begins to bring an expert of the layer with this ordinal to its slot. A place must be free.
+ * Where there is nothing to bring, it has arrived when this returns, and *place_out is
+ * EXPERT_NO_PLACE. */
 enum status offload__expert_bring(struct offload *offload, uint32_t ordinal, uint32_t expert,
                                   uint32_t slot, bool is_guess, uint32_t *place_out,
                                   struct err *err);
