@@ -93,14 +93,18 @@ int cli_guard_run(const char *const *args, size_t count)
     int code;
 
     (void)setpgid(0, 0);
-    if (all == NULL || count == 0 || program_size <= 0)
+    if (all == NULL || count == 0 || program_size <= 0) {
+        free(all);
         return 1;
+    }
     program[program_size] = '\0';
     if (base == NULL || base[0] != '/' || strlen(base) > sizeof(folder) / 2)
         base = "/tmp";
     (void)snprintf(folder, sizeof(folder), "%s/lighter-ranks-XXXXXX", base);
-    if (mkdtemp(folder) == NULL)
+    if (mkdtemp(folder) == NULL) {
+        free(all);
         return 1;
+    }
     memcpy(all, own, sizeof(own));
     memcpy(all + own_count, args + 1, (count - 1) * sizeof(*args));
     pid = spawn(all);

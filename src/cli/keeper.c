@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -23,27 +24,14 @@ struct watched {
     int status;        /* of wait */
 };
 
-static void tell(const struct cli_life *life, const char *word, const char *rest)
-{
-    char line[CLI_FRONT_BYTES_MAX + 16];
-    const size_t word_size = strlen(word), rest_size = strlen(rest);
-
-    if (word_size + rest_size + 1 > sizeof(line))
-        return;
-    memcpy(line, word, word_size);
-    memcpy(line + word_size, rest, rest_size);
-    line[word_size + rest_size] = '\n';
-    (void)!write(life->keeper_fd, line, word_size + rest_size + 1);
-}
-
 void cli_life_tell_front(const struct cli_life *life, const char *front)
 {
-    tell(life, "front ", front);
+    (void)dprintf(life->keeper_fd, "front %s\n", front);
 }
 
 void cli_life_tell_ready(const struct cli_life *life)
 {
-    tell(life, "ready", "");
+    (void)dprintf(life->keeper_fd, "ready\n");
 }
 
 /* Takes the lines that are whole; returns how much of text[size] is left, at its beginning. */

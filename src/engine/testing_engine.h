@@ -270,7 +270,8 @@ json_t *engine_report_json(struct engine *engine)
     json_t *json;
 
     (void)pthread_mutex_lock(&engine->lock);
-    json = json_pack("{s:I, s:I, s:I}", "running_max", (json_int_t)engine->room, "running", (json_int_t)engine->running_count, "canceled",
+    json = json_pack("{s:I, s:I, s:I}", "running_max", (json_int_t)engine->room, "running",
+                     (json_int_t)engine->running_count, "canceled",
                      (json_int_t)engine->cancel_count);
     (void)pthread_mutex_unlock(&engine->lock);
     return json;

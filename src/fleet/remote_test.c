@@ -419,6 +419,18 @@ static void nobody_waits_for_ranks_that_do_not_come(void **state)
     play_ready(&rank, 1);
     while (fleet_health(fleet, &err) != STATUS_OK)
         nap();
+    play_end(&rank);
+    while (fleet_health(fleet, &err) == STATUS_OK)
+        nap();
+    assert_int_equal(ask(fleet, 0, 8, &err), STATUS_OK);
+    play_hello(&rank, fleet, 0); /* one that dies each time it loads */
+    play_end(&rank);
+    assert_int_equal(wait_end(0).status, STATUS_UNAVAILABLE);
+    assert_non_null(strstr(told(0).message, "while it was loading"));
+    play_hello(&rank, fleet, 0);
+    play_ready(&rank, 1);
+    while (fleet_health(fleet, &err) != STATUS_OK)
+        nap();
     assert_int_equal(ask(fleet, 1, 8, &err), STATUS_OK);
     play_until(&rank, 1, 1);
     fleet_destroy(fleet);

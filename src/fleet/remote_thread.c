@@ -62,6 +62,12 @@ static void peer_lost(struct fleet__remote *remote, struct fleet__peer *peer, co
         remote->lost_count += count;
         remote->has_died = true;
     }
+    if (peer->state == FLEET__LOADING && remote->is_serving && !remote->has_failed) {
+        /* What waits must not wait for ever for ranks that never get there. */
+        remote->has_failed = true;
+        (void)err_set(&remote->failure, STATUS_PEER, "rank %u died while it was loading: %s",
+                      rank_of(remote, peer), why);
+    }
     peer->state = FLEET__DOWN;
     pthread_cond_broadcast(&remote->changed);
     pthread_mutex_unlock(&remote->lock);
@@ -227,8 +233,10 @@ static enum status on_message(struct fleet__remote *remote, struct fleet__peer *
 static void peer_take(struct fleet__remote *remote, struct fleet__peer *peer, enum status st,
                       const struct err *filled)
 {
-    struct err err = st == STATUS_OK ? (struct err){ 0 } : *filled;
+    struct err err = { 0 };
 
+    if (st != STATUS_OK)
+        err = *filled;
     peer->heard_ns = clock_now_ns();
     for (;;) {
         enum fleet__op op = FLEET__BEAT;
