@@ -177,6 +177,17 @@ static enum status on_ask(struct fleet_rank *rank, const json_t *json, struct er
     return STATUS_OK;
 }
 
+static enum status on_update(struct fleet_rank *rank, const json_t *json, struct err *err)
+{
+    uint64_t id = 0;
+    enum status st = fleet__id_read(json, &id, err);
+
+    if (st == STATUS_OK)
+        say(rank, fleet__status_json(FLEET__UPDATED, id, STATUS_UNAVAILABLE,
+                                     "this rank does not change weights while it serves"));
+    return st;
+}
+
 static void on_leave(struct fleet_rank *rank, const json_t *json)
 {
     pthread_mutex_lock(&rank->lock);
@@ -207,6 +218,8 @@ static enum status on_message(struct fleet_rank *rank, enum fleet__op op, const 
         return on_cancel(rank, json, err);
     if (ready && op == FLEET__ASK)
         return on_ask(rank, json, err);
+    if (ready && op == FLEET__UPDATE)
+        return on_update(rank, json, err);
     return err_set(err, STATUS_PEER, "the front end sent something out of turn");
 }
 

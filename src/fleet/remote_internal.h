@@ -19,6 +19,7 @@
 #define FLEET__HELLO_NS UINT64_C(5000000000)
 #define FLEET__BEAT_MS 250
 #define FLEET__SILENCE_NS UINT64_C(2000000000)
+#define FLEET__SILENCE_LOADING_NS UINT64_C(20000000000) /* nobody waits for it yet */
 #define FLEET__REPORT_NS UINT64_C(1000000000) /* how long a report waits for the ranks' */
 #define FLEET__LEAVE_NS UINT64_C(2000000000)
 #define FLEET__BUCKETS 4096

@@ -505,6 +505,8 @@ static void *serve(void *user)
 
     assert_int_equal(fleet_rank_serve(own[0], own[1], &finalize, &err), STATUS_OK);
     assert_true(finalize);
+    testing_engine_destroy(own[1]);
+    fleet_rank_destroy(own[0]);
     return NULL;
 }
 
@@ -550,8 +552,6 @@ static void a_real_rank_answers_drains_and_leaves(void **state)
     assert_int_equal(ask(fleet, 41, 3, &err), STATUS_UNAVAILABLE);
     fleet_remote_leave(fleet);
     (void)pthread_join(thread, NULL);
-    testing_engine_destroy(engine);
-    fleet_rank_destroy(rank);
     fleet_destroy(fleet);
     assert_false(is_gone);
 }

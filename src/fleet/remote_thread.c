@@ -354,28 +354,35 @@ static void check_silence(struct fleet__remote *remote, struct fleet__peer *peer
 {
     if (was_late)
         peer->heard_ns = now_ns;
-    if (now_ns - peer->heard_ns < FLEET__SILENCE_NS)
+    if (now_ns - peer->heard_ns <
+        (peer->state == FLEET__UP ? FLEET__SILENCE_NS : FLEET__SILENCE_LOADING_NS))
         return;
-    if (strcmp(peer->hello.machine, remote->machine) == 0)
+    if (strcmp(peer->hello.machine, remote->machine) == 0 && peer->hello.pid != getpid())
         (void)kill((pid_t)peer->hello.pid, SIGKILL);
-    peer_lost(remote, peer, "it has been silent for two seconds");
+    peer_lost(remote, peer, peer->state == FLEET__UP ? "it has been silent for two seconds"
+                                                  : "it has been silent while loading");
 }
 
 static void beat(struct fleet__remote *remote)
 {
     const uint64_t now_ns = clock_now_ns();
     const bool was_late = now_ns - remote->turn_ns > FLEET__SILENCE_NS / 4;
+    bool leaving;
 
     remote->turn_ns = now_ns;
     if (now_ns - remote->beat_ns < FLEET__BEAT_MS * UINT64_C(1000000))
         return;
     remote->beat_ns = now_ns;
+    pthread_mutex_lock(&remote->lock);
+    leaving = remote->leaving; /* whoever was told to leave has nothing more to say */
+    pthread_mutex_unlock(&remote->lock);
     for (uint32_t i = 0; i < remote->options.rank_count; i++) {
         struct fleet__peer *peer = &remote->peers[i];
         if (peer->link == NULL)
             continue;
         (void)fleet__link_send(peer->link, fleet__message(FLEET__BEAT), NULL);
-        check_silence(remote, peer, now_ns, was_late);
+        if (!leaving)
+            check_silence(remote, peer, now_ns, was_late);
     }
     for (size_t i = 0; i < FLEET__PENDING_MAX; i++) {
         struct fleet__pending *pending = &remote->pending[i];

@@ -251,18 +251,6 @@ static double distinct_expected(const struct offload *offload, uint32_t row_coun
     return offload->expert_count * (1 - pow(1 - share, row_count));
 }
 
-/* Routers and texts are unequal, so that a cache that holds a share s of all experts finds more than
- * that: the square root of s is about the mean of what docs/offloading.md measured. A stream finds
- * what is there. */
-double offload__experts_fetch_share(const struct offload *offload, uint32_t row_count)
-{
-    const double unit_count = (double)(offload->unit_count - offload->ring_count);
-    const double cached = (double)offload->sizes.expert_slot_count / unit_count;
-    const double chosen = distinct_expected(offload, row_count) / offload->expert_count;
-
-    return chosen >= STREAM_SHARE ? 1 - cached : chosen * (1 - sqrt(cached));
-}
-
 enum status offload_experts_pass(struct offload *offload, uint32_t row_count, struct err *err)
 {
     struct offload__experts *experts = offload->experts;

@@ -324,8 +324,6 @@ void offload__experts_abandon(struct offload *offload);
 void offload__experts_forget(struct offload *offload, size_t unit);
 /* A pass has ended and the streams are synced: reads the times of what was copied. */
 void offload__experts_harvest(struct offload *offload);
-/* The share of all experts that a pass of so many rows is expected to fetch. */
-double offload__experts_fetch_share(const struct offload *offload, uint32_t row_count);
 /* As many reads of experts can be under way. */
 uint32_t offload__experts_fetch_count(const struct offload *offload);
 

@@ -1,6 +1,7 @@
 /* offload/offload.c - making and ending an offload, and what can be asked of one at any time. */
 #include <assert.h>
 #include <inttypes.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -156,27 +157,57 @@ void offload_sizes(const struct offload *offload, struct offload_sizes *sizes_ou
     *sizes_out = offload->sizes;
 }
 
+/* Adds what is fetched from a home. */
+static void traffic_add(const struct offload *offload, enum offload_home home, double bytes,
+                        struct offload_traffic *traffic)
+{
+    if (home == OFFLOAD_HOME_DISK)
+        traffic->disk_bytes += bytes;
+    if (!offload->in_place)
+        traffic->link_bytes += bytes;
+}
+
+/* Of each layer's E experts R rows choose E (1 - (1 - k/E)^R), were all alike, and the cache holds
+ * its share of those; routers that have favourites are kinder. */
+static void expert_traffic(const struct offload *offload, uint32_t row_count,
+                           struct offload_traffic *traffic)
+{
+    const double count = offload->expert_count;
+    const double chosen = 1 - pow(1 - offload->options.expert_top_k / count, row_count);
+    double units = 0, missing;
+
+    for (uint32_t layer = 0; layer < offload->layer_count; layer++)
+        units += offload->expert_units[layer] != OFFLOAD_NO_UNIT ? count : 0;
+    missing = units > 0 ? 1 - (double)offload->sizes.expert_slot_count / units : 0;
+    for (uint32_t layer = 0; missing > 0 && layer < offload->layer_count; layer++) {
+        const struct offload__unit *unit;
+
+        if (offload->expert_units[layer] == OFFLOAD_NO_UNIT)
+            continue;
+        unit = &offload->units[offload->expert_units[layer]];
+        if (offload__path(offload, unit) == OFFLOAD_PATH_FETCH)
+            traffic_add(offload, unit->home,
+                        (double)unit->size_bytes * count * chosen * missing, traffic);
+    }
+}
+
 void offload_traffic(const struct offload *offload, uint32_t row_count,
                      struct offload_traffic *traffic_out)
 {
-    const double expert_share =
-        offload_has_experts(offload) ? offload__experts_fetch_share(offload, row_count) : 0;
-
     *traffic_out = (struct offload_traffic){ 0 };
-    for (size_t i = 0; i < offload->unit_count; i++) {
+    for (size_t i = 0; i < offload->ring_count; i++) {
         const struct offload__unit *unit = &offload->units[i];
-        const double share = i < offload->ring_count ? 1 : expert_share;
 
         if (offload__path(offload, unit) != OFFLOAD_PATH_FETCH)
             continue;
-        if (unit->home == OFFLOAD_HOME_DISK)
-            traffic_out->disk_bytes += share * (double)unit->size_bytes;
         if (unit->home == OFFLOAD_HOME_SHARDED)
             traffic_out->peer_bytes +=
-                share * (double)(unit->size_bytes - offload__sharded_own(offload, i));
-        else if (!offload->in_place)
-            traffic_out->link_bytes += share * (double)unit->size_bytes;
+                (double)(unit->size_bytes - offload__sharded_own(offload, i));
+        else
+            traffic_add(offload, unit->home, (double)unit->size_bytes, traffic_out);
     }
+    if (offload->expert_units != NULL)
+        expert_traffic(offload, row_count, traffic_out);
 }
 
 const struct tensor *offload_tensor(const struct offload *offload, size_t index)

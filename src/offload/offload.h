@@ -67,7 +67,8 @@ struct offload_param_desc {
                                 need not lie together */
     bool by_lookup;          /* a table outside the layers, read through offload_lookup when
                                 offload_is_looked_up: an embedding */
-    bool is_expert;          /* with options.experts: one of the two matrices of an expert, w13 (gate
+    bool is_expert;          /* with options.experts: one of the two matrices of an expert, w13
+                                (gate
                                 over up) and then w2, which is a unit of its own */
     uint32_t expert;         /* which of its layer's */
     struct loader *loader;   /* taken by offload_create, also when it fails */
@@ -112,7 +113,8 @@ struct offload_options {
                                      it is used. Borrowed likewise; NULL: there is none */
     const char *params_glob;      /* NULL: default_selected. Comma-separated globs on names */
     int64_t slot_count;           /* 0: prefetch_step + 1 */
-    /* Experts: those that are described as such move one by one, from `home`, when they are chosen. */
+    /* Experts: those that are described as such move one by one, from `home`, when they are
+     * chosen. */
     bool experts;
     int64_t expert_slot_count;    /* 0: what weight_budget_bytes leaves */
     uint32_t expert_top_k;        /* chosen for each row; the model's */
@@ -152,7 +154,8 @@ struct offload_traffic {
                                      twice, once in each */
     double peer_bytes;            /* copied from other ranks' devices */
 };
-/* In a pass of so many rows, when the sequence is under way. Also before offload_load. */
+/* In a pass of so many rows, when the sequence is under way and caches are full. Of experts: were
+ * all chosen alike often. Also before offload_load. */
 void offload_traffic(const struct offload *offload, uint32_t row_count,
                      struct offload_traffic *traffic_out);
 

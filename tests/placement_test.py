@@ -1,0 +1,126 @@
+#!/usr/bin/env python3
+"""The answer does not depend on where weights live: homes x ways to choose what moves x budgets x chunks,
+on the demo model, a dense model and a mixture of experts, bit for bit against everything resident. In every
+run the program checks by itself that the bytes moved are what plan and misses demand (generate fails
+otherwise), and here that the memory taken never passed the budget."""
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+
+import lighter
+
+IDS = {"demo": list(range(5, 45)), "dense": list(range(1, 41)), "moe": list(range(1, 41))}
+DEVICES = ["cpu", "sim:memory=256MiB,link=8GB/s"]
+V2 = ["--offload-group-size", "2", "--offload-num-in-group", "1", "--offload-prefetch-step", "1"]
+CHOICES = {
+    "v1": ["--cpu-offload-gb", "0.001"],
+    "v2": V2,
+    "v2 all, far ahead": ["--offload-group-size", "1", "--offload-prefetch-step", "2", "--offload-slots", "5"],
+}
+EXPERTS = ["--offload-experts", "--offload-expert-slots", "12"]
+MODES = ["cpu", "disk", "shm_cpu", "sharded_gpu"]
+CHUNKS = [7, 64]
+
+
+def make_models(folder):
+    models = {"demo": lighter.DEMO}
+    for name, preset in (("dense", "llama-tiny"), ("moe", "qwen3moe-tiny")):
+        models[name] = os.path.join(folder, name)
+        subprocess.run(["/usr/bin/python3", os.path.join(lighter.ROOT, "tools/make_random_model.py"), "--preset",
+                        preset, models[name]], check=True, stdout=subprocess.DEVNULL)
+    return models
+
+
+class Bench:
+    def __init__(self, folder):
+        self.folder = folder
+        self.models = make_models(folder)
+        self.base = ["--offload-cache-dir", os.path.join(folder, "cache"), "--threads", "2", "--quiet",
+                     "--max-total-tokens", "64", "--skip-tokenizer-init"]
+
+    def logits(self, name, *options):
+        out = os.path.join(self.folder, "logits.npy")
+        lighter.run("logits", "--model", self.models[name], "--input-ids", ",".join(map(str, IDS[name])), "--out",
+                    out, *self.base, *options, check=0)
+        with open(out, "rb") as file:
+            return hashlib.sha256(file.read()).hexdigest()
+
+    def generate(self, name, *options):
+        ids = ",".join(map(str, IDS[name][:12]))
+        return lighter.run_json("generate", "--model", self.models[name], "--input-ids", ids, "--max-new-tokens",
+                                "6", "--temperature", "0", "--ignore-eos", *self.base, *options)
+
+
+def test_every_home_and_choice_gives_the_same_bits():
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(folder)
+        for name in bench.models:
+            wanted = bench.logits(name)
+            ids = bench.generate(name)["output_ids"]
+            for device in DEVICES:
+                for mode in MODES:
+                    for choice, options in CHOICES.items():
+                        if choice == "v1" and mode == "sharded_gpu":
+                            continue
+                        run = ["--device", device, "--offload-mode", mode, *options]
+                        chunk = CHUNKS[len(choice) % 2]
+                        assert bench.logits(name, *run, "--chunked-prefill-size", chunk) == wanted, (name, run)
+                        answer = bench.generate(name, *run)
+                        assert answer["output_ids"] == ids, (name, run, answer)
+
+
+def test_experts_as_units_give_the_same_bits():
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(folder)
+        for name in ("demo", "moe"):
+            wanted = bench.logits(name)
+            ids = bench.generate(name)["output_ids"]
+            for device in DEVICES:
+                for mode in ("cpu", "disk"):
+                    for chunk in CHUNKS:
+                        run = ["--device", device, "--offload-mode", mode, *EXPERTS, "--chunked-prefill-size", chunk]
+                        assert bench.logits(name, *run) == wanted, (name, run)
+                        assert bench.generate(name, *run)["output_ids"] == ids, (name, run)
+
+
+def smallest_budget(bench, name, device):
+    """The budget that the refusal names, which has to work."""
+    code, _, err = lighter.run("generate", "--model", bench.models[name], "--input-ids", "1,2,3", *bench.base,
+                               "--device", device, "--offload-mode", "auto", "--memory-budget", "100KiB")
+    assert code == 1, err
+    return err
+
+
+def test_auto_keeps_within_every_budget():
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(folder)
+        for name in bench.models:
+            wanted = bench.logits(name)
+            plan = lighter.run_json("plan", "--model", bench.models[name], *bench.base, "--assume", "disk=1GB/s")
+            weights = plan["weight_bytes"]
+            for device in DEVICES:
+                assert "budget" in smallest_budget(bench, name, device)
+                fitted = 0
+                for share in (0.25, 0.4, 0.55, 0.7, 0.85, 1.0, 1.5):
+                    budget = int(weights * share) + (1 << 20)
+                    run = ["--device", device, "--offload-mode", "auto", "--memory-budget", budget, "--assume",
+                           "disk=1GB/s", "--chunked-prefill-size", "16"]
+                    code, out, err = lighter.run("generate", "--model", bench.models[name], "--input-ids", "5,6,7,8",
+                                                 "--max-new-tokens", "4", "--temperature", "0", "--json",
+                                                 *bench.base, *run)
+                    if code != 0:
+                        assert code == 1 and re.search(r"would do|smallest", err), (run, err)
+                        assert fitted == 0, (run, err)  # a larger budget never fits less
+                        continue
+                    fitted += 1
+                    assert json.loads(out)["report"]["offload"]["mode"] == "auto"
+                    assert bench.logits(name, *run) == wanted, (name, run)
+                assert fitted >= 3, (name, device)
+
+
+if __name__ == "__main__":
+    sys.exit(lighter.main(sys.modules[__name__]))
