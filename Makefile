@@ -93,8 +93,9 @@ $(B)/tests/%: $(B)/obj/%.o $(B)/liblighter.a
 
 # Calls that a test stands in for, to make the n-th fail (ld: --wrap).
 WRAPPED_offload = malloc calloc realloc strdup device_alloc device_host_alloc stream_create \
-                  event_create event_record stream_wait device_copy_in device_fill ckpt_read
-$(B)/tests/offload/load_test: ALL_LDFLAGS += $(WRAPPED_offload:%=-Wl,--wrap=%)
+                  event_create event_record stream_wait device_copy_in device_fill ckpt_read \
+                  ckpt_read_file
+$(B)/tests/offload/load_test $(B)/tests/offload/update_test: ALL_LDFLAGS += $(WRAPPED_offload:%=-Wl,--wrap=%)
 $(B)/tests/offload/disk/reader_test: ALL_LDFLAGS += -Wl,--wrap=io_uring_queue_init
 WRAPPED_cache = malloc calloc strdup pwrite fallocate ftruncate fsync rename
 $(B)/tests/offload/disk/cache_file_test: ALL_LDFLAGS += $(WRAPPED_cache:%=-Wl,--wrap=%)

@@ -19,6 +19,8 @@
 #define LAYOUT_BYTES_MAX (UINT64_C(64) << 20)
 
 struct offload__cached {
+    struct offload *offload;
+    const struct ckpt *ckpt;       /* borrowed */
     struct cache_file *file;
     struct cache_unit *units;      /* [unit_count], in the file's order */
     size_t *unit_of;               /* [unit_count]: the offload's unit */
@@ -46,7 +48,8 @@ static enum status units_list(struct offload *offload, struct offload__cached *c
 
         if (!unit->is_cached)
             continue;
-        unit->cache_index = cached->unit_count;
+        if (unit->cache_index != cached->unit_count) /* of a later file it is the same */
+            unit->cache_index = cached->unit_count;
         cached->unit_of[cached->unit_count] = i;
         cached->units[cached->unit_count++] =
             (struct cache_unit){ .name = unit->name, .size_bytes = unit->size_bytes };
@@ -78,11 +81,11 @@ static void memory_give(struct offload__cached *cached)
 }
 
 /* Fills dst[unit's size_bytes] through the loaders. */
-static enum status unit_make(struct offload *offload, const struct offload__unit *unit,
+static enum status unit_make(struct offload__cached *cached, const struct offload__unit *unit,
                              uint8_t *dst, struct err *err)
 {
-    struct offload__cached *cached = offload->cached;
-    const struct ckpt *ckpt = offload->options.ckpt;
+    const struct offload *offload = cached->offload;
+    const struct ckpt *ckpt = cached->ckpt;
     enum status st = STATUS_OK;
 
     memset(dst, 0, unit->size_bytes);
@@ -113,10 +116,9 @@ static enum status unit_make(struct offload *offload, const struct offload__unit
 
 static enum status produce(void *user, size_t index, struct cache_writer *writer, struct err *err)
 {
-    struct offload *offload = user;
-    struct offload__cached *cached = offload->cached;
-    const struct offload__unit *unit = &offload->units[cached->unit_of[index]];
-    enum status st = unit_make(offload, unit, cached->record, err);
+    struct offload__cached *cached = user;
+    const struct offload__unit *unit = &cached->offload->units[cached->unit_of[index]];
+    enum status st = unit_make(cached, unit, cached->record, err);
 
     if (st == STATUS_OK)
         st = cache_writer_append(writer, cached->record, unit->size_bytes, err);
@@ -154,10 +156,9 @@ static enum status layout_hash(const struct offload *offload, struct cache_hash 
     return st;
 }
 
-static enum status fingerprint_make(const struct offload *offload, const struct cache_hash *layout,
+static enum status fingerprint_make(const struct ckpt *ckpt, const struct cache_hash *layout,
                                     struct cache_hash *out, struct err *err)
 {
-    const struct ckpt *ckpt = offload->options.ckpt;
     const uint32_t count = ckpt_file_count(ckpt);
     const char **paths = calloc((size_t)count + 1, sizeof(*paths));
     enum status st;
@@ -171,10 +172,11 @@ static enum status fingerprint_make(const struct offload *offload, const struct 
     return st;
 }
 
-static enum status file_obtain(struct offload *offload, enum disk_use direct, struct err *err)
+static enum status file_obtain(struct offload__cached *cached, enum disk_use direct,
+                               struct err *err)
 {
-    struct offload__cached *cached = offload->cached;
-    const struct cache_producer producer = { produce, offload };
+    const struct offload *offload = cached->offload;
+    const struct cache_producer producer = { produce, cached };
     struct cache_hash layout, fingerprint;
     char *path = NULL;
     enum status st;
@@ -185,9 +187,9 @@ static enum status file_obtain(struct offload *offload, enum disk_use direct, st
                        "--offload-cache-dir", cached->unit_count);
     st = layout_hash(offload, &layout, err);
     if (st == STATUS_OK)
-        st = fingerprint_make(offload, &layout, &fingerprint, err);
+        st = fingerprint_make(cached->ckpt, &layout, &fingerprint, err);
     if (st == STATUS_OK)
-        st = cache_path(offload->options.cache_dir, ckpt_path(offload->options.ckpt), &layout,
+        st = cache_path(offload->options.cache_dir, ckpt_path(cached->ckpt), &layout,
                         &path, err);
     if (st == STATUS_OK)
         st = cache_file_obtain(path, &fingerprint, cached->units, cached->unit_count, &producer,
@@ -196,38 +198,45 @@ static enum status file_obtain(struct offload *offload, enum disk_use direct, st
     return st;
 }
 
-enum status offload__cached_open(struct offload *offload, enum disk_use direct, struct err *err)
+enum status offload__cached_open(struct offload *offload, const struct ckpt *ckpt,
+                                 enum disk_use direct, struct offload__cached **cached_out,
+                                 struct err *err)
 {
+    struct offload__cached *cached;
     bool any = false;
     enum status st;
 
+    *cached_out = NULL;
     for (size_t i = 0; i < offload->unit_count; i++)
         any = any || offload->units[i].is_cached;
     if (!any)
         return STATUS_OK;
-    offload->cached = calloc(1, sizeof(*offload->cached));
-    if (offload->cached == NULL)
+    cached = calloc(1, sizeof(*cached));
+    if (cached == NULL)
         return err_set(err, STATUS_NO_MEMORY, "no memory for a cache file");
-    st = units_list(offload, offload->cached, err);
+    cached->offload = offload;
+    cached->ckpt = ckpt;
+    st = units_list(offload, cached, err);
     if (st == STATUS_OK)
-        st = memory_take(offload->cached, err);
+        st = memory_take(cached, err);
     if (st == STATUS_OK)
-        st = file_obtain(offload, direct, err);
-    memory_give(offload->cached);
+        st = file_obtain(cached, direct, err);
+    memory_give(cached);
+    if (st == STATUS_OK)
+        *cached_out = cached;
+    else
+        offload__cached_close(cached);
     return st;
 }
 
-void offload__cached_close(struct offload *offload)
+void offload__cached_close(struct offload__cached *cached)
 {
-    struct offload__cached *cached = offload->cached;
-
     if (cached == NULL)
         return;
     cache_file_close(cached->file);
     free(cached->units);
     free(cached->unit_of);
     free(cached);
-    offload->cached = NULL;
 }
 
 void offload__cached_extent(const struct offload *offload, size_t unit, struct disk_extent *extent)
@@ -253,7 +262,7 @@ enum status offload__cached_verify(struct offload *offload, size_t unit, uint8_t
     cache_file_discard(cached->file);
     st = memory_take(cached, err);
     if (st == STATUS_OK)
-        st = unit_make(offload, &offload->units[unit], bytes, err);
+        st = unit_make(cached, &offload->units[unit], bytes, err);
     memory_give(cached);
     return st == STATUS_OK ? st : err_prefix(err, st, "%s", offload->units[unit].name);
 }

@@ -49,30 +49,61 @@ static bool is_on_disk(const struct offload *offload, const struct offload__segm
            (segment->unit != OFFLOAD_NO_UNIT || segment->param == offload->lookup_param);
 }
 
-static enum status files_open(struct offload *offload, const struct disk_reader_options *options,
-                              struct err *err)
+enum status offload__disk_files_open(const struct offload *offload, const struct ckpt *ckpt,
+                                     const struct offload__segment *segments,
+                                     struct disk_file ***files_out, uint32_t *count_out,
+                                     struct err *err)
 {
-    struct offload__disk *disk = offload->disk;
+    struct disk_file **files;
+    uint32_t count = 0;
     enum status st = STATUS_OK;
 
     for (size_t i = 0; i < offload->segment_count; i++) {
-        const struct offload__segment *segment = &offload->segments[i];
-
-        if (is_on_disk(offload, segment) && segment->file_index >= disk->file_count)
-            disk->file_count = segment->file_index + 1;
+        if (is_on_disk(offload, &segments[i]) && segments[i].file_index >= count)
+            count = segments[i].file_index + 1;
     }
-    disk->files = calloc((size_t)disk->file_count + 1, sizeof(struct disk_file *));
-    if (disk->files == NULL)
-        return err_set(err, STATUS_NO_MEMORY, "no memory for %" PRIu32 " files",
-                       disk->file_count);
+    files = calloc((size_t)count + 1, sizeof(struct disk_file *));
+    if (files == NULL)
+        return err_set(err, STATUS_NO_MEMORY, "no memory for %" PRIu32 " files", count);
+    *files_out = files;
+    *count_out = count;
     for (size_t i = 0; i < offload->segment_count && st == STATUS_OK; i++) {
-        const struct offload__segment *segment = &offload->segments[i];
+        const uint32_t index = segments[i].file_index;
 
-        if (is_on_disk(offload, segment) && disk->files[segment->file_index] == NULL)
-            st = disk_file_open(ckpt_file_path(offload->options.ckpt, segment->file_index),
-                                options->direct, &disk->files[segment->file_index], err);
+        if (is_on_disk(offload, &segments[i]) && files[index] == NULL)
+            st = disk_file_open(ckpt_file_path(ckpt, index), offload->disk->direct, &files[index],
+                                err);
     }
     return st;
+}
+
+void offload__disk_files_close(struct disk_file **files, uint32_t count)
+{
+    for (uint32_t i = 0; files != NULL && i < count; i++)
+        disk_file_close(files[i]);
+    free(files);
+}
+
+void offload__disk_files_swap(struct offload *offload, struct disk_file ***files, uint32_t *count)
+{
+    struct offload__disk *disk = offload->disk;
+    struct disk_file **const other_files = *files;
+    const uint32_t other_count = *count;
+
+    *files = disk->files;
+    *count = disk->file_count;
+    disk->files = other_files;
+    disk->file_count = other_count;
+}
+
+uint64_t offload__disk_record_bytes(const struct offload *offload)
+{
+    return offload->disk->record_bytes;
+}
+
+enum disk_use offload__disk_direct(const struct offload *offload)
+{
+    return offload->disk->direct;
 }
 
 /* As many staging records as fetches that can be under way: one for each slot of the ring, and
@@ -151,7 +182,8 @@ static enum status disk_open(struct offload *offload, struct err *err)
         return err_set(err, STATUS_NO_MEMORY, "no memory for a home on the disk");
     offload->disk->direct = options.direct;
     units_measure(offload);
-    st = files_open(offload, &options, err);
+    st = offload__disk_files_open(offload, offload->options.ckpt, offload->segments,
+                                  &offload->disk->files, &offload->disk->file_count, err);
     if (st == STATUS_OK)
         tune(offload->disk, &options);
     if (st == STATUS_OK)
@@ -178,16 +210,15 @@ static void disk_close(struct offload *offload)
     if (disk == NULL)
         return;
     disk_reader_destroy(disk->reader);
-    offload__cached_close(offload);
+    offload__cached_close(offload->cached);
+    offload->cached = NULL;
     offload__lookup_close(offload);
     for (size_t i = 0; i < disk->staging_count; i++) {
         device_host_free(offload->device, disk->stagings[i].record, disk->record_bytes);
         event_destroy(disk->stagings[i].copied);
     }
     free(disk->stagings);
-    for (uint32_t i = 0; disk->files != NULL && i < disk->file_count; i++)
-        disk_file_close(disk->files[i]);
-    free(disk->files);
+    offload__disk_files_close(disk->files, disk->file_count);
     free(disk);
     offload->disk = NULL;
 }
@@ -312,8 +343,10 @@ static enum status disk_fetch_begin(struct offload *offload, struct offload__fet
 
 static enum status disk_loaded(struct offload *offload, struct err *err)
 {
-    return offload->disk == NULL ? STATUS_OK
-                                 : offload__cached_open(offload, offload->disk->direct, err);
+    if (offload->disk == NULL)
+        return STATUS_OK;
+    return offload__cached_open(offload, offload->options.ckpt, offload->disk->direct,
+                                &offload->cached, err);
 }
 
 static void staging_give(struct disk_fetch *mine)

@@ -7,6 +7,8 @@
  *   offload.c   create and destroy, and what can be asked of an offload at any time
  *   load.c      memory, and filling it through the loaders
  *   reload.c    filling one parameter again
+ *   update.c    filling all of them from another checkpoint, or none
+ *   source.c    where what is on the disk lies: in one checkpoint, in another
  *   home.c      the table of homes (home.h), and the plainest of them
  *   segments.c  rows of parameters as they lie in files, and how records are laid out for them
  *   auto.c      what stays and what moves under a budget
@@ -166,6 +168,7 @@ struct offload {
     /* The endless sequence; owner: the engine's thread. */
     bool started;                           /* false: only a restart helps */
     bool torn;                              /* shared bytes may be of two versions: nothing helps */
+    bool mixed;                             /* the same, of a live update that could not go back */
     uint64_t position;                      /* the next onload to be read */
     uint64_t pass_position;                 /* position at the start of this pass */
     uint64_t head;                          /* the next onload to be queued */
@@ -256,6 +259,12 @@ enum status offload__segments_add(struct offload *offload, size_t param, uint64_
 enum status offload__segments_lay_out(struct offload *offload, size_t first, size_t count,
                                       uint64_t *size_bytes_out, struct err *err);
 
+/* Where the segments lie in the files of another checkpoint, which loader_check has passed:
+ * segments_out[offload->segment_count], and sizes_out[unit_count] of the units' records then. */
+enum status offload__segments_find(const struct offload *offload, const struct ckpt *ckpt,
+                                   struct offload__segment *segments_out, uint64_t *sizes_out,
+                                   struct err *err);
+
 /* auto.c. Instead of offload__plan and offload__plan_units: what stays, and the tiles that move. */
 enum status offload__plan_auto(struct offload *offload, struct err *err);
 
@@ -266,16 +275,52 @@ enum status offload__lookup_open(struct offload *offload, struct err *err);
 void offload__lookup_close(struct offload *offload);
 
 /* cached.c */
-/* Opens the cache file of the units that need one, or makes it first. */
-enum status offload__cached_open(struct offload *offload, enum disk_use direct, struct err *err);
-void offload__cached_close(struct offload *offload);
+/* Opens the checkpoint's cache file of the units that need one, or makes it first. *cached_out:
+ * NULL when none does. Of an offload's state it changes nothing. */
+enum status offload__cached_open(struct offload *offload, const struct ckpt *ckpt,
+                                 enum disk_use direct, struct offload__cached **cached_out,
+                                 struct err *err);
+void offload__cached_close(struct offload__cached *cached);
 /* Where the unit's record is; sets all but dst. */
 void offload__cached_extent(const struct offload *offload, size_t unit, struct disk_extent *extent);
 /* Checks a record that has been read, the first time; makes it anew when it is bad. */
 enum status offload__cached_verify(struct offload *offload, size_t unit, uint8_t *bytes,
                                    struct err *err);
 
-/* home_disk.c. Of a file that some unit or table is in; both NULL before the home is open. */
+/* source.c. Where in a checkpoint, and its cache file, the bytes of what is on the disk lie. */
+struct offload__source {
+    const struct ckpt *ckpt;            /* borrowed */
+    struct offload__segment *segments;  /* [segment_count], in the offload's order */
+    uint64_t *unit_bytes;               /* [unit_count] */
+    struct disk_file **files;
+    uint32_t file_count;
+    struct offload__cached *cached;
+};
+/* Of a zeroed source with a ckpt that the loaders fit. Any thread, while passes run. To be closed
+ * also when it fails. */
+enum status offload__source_open(struct offload *offload, struct offload__source *source,
+                                 struct err *err);
+void offload__source_close(const struct offload *offload, struct offload__source *source);
+/* Reads every byte that the offload would once. */
+enum status offload__source_read(struct offload *offload, const struct offload__source *source,
+                                 struct err *err);
+/* The offload's source and this one change places. The engine's thread, with nothing on its way. */
+void offload__source_swap(struct offload *offload, struct offload__source *source);
+
+/* home_disk.c. Opens the files that segments which are read from the disk lie in; *files_out is
+ * set also when it fails. */
+enum status offload__disk_files_open(const struct offload *offload, const struct ckpt *ckpt,
+                                     const struct offload__segment *segments,
+                                     struct disk_file ***files_out, uint32_t *count_out,
+                                     struct err *err);
+void offload__disk_files_close(struct disk_file **files, uint32_t count);
+/* Exchanges the open files, and the checkpoint's. */
+void offload__disk_files_swap(struct offload *offload, struct disk_file ***files,
+                              uint32_t *count);
+/* The largest record that a fetch can bring. */
+uint64_t offload__disk_record_bytes(const struct offload *offload);
+enum disk_use offload__disk_direct(const struct offload *offload);
+/* Of a file that some unit or table is in; both NULL before the home is open. */
 const struct disk_file *offload__disk_file(const struct offload *offload, uint32_t file_index);
 struct disk_reader *offload__disk_reader(const struct offload *offload);
 
@@ -294,7 +339,30 @@ void offload__record_swap(struct offload *offload, size_t unit, uint64_t offset_
 uint64_t offload__sharded_bytes(const struct offload *offload, uint32_t rank);
 uint64_t offload__sharded_own(const struct offload *offload, size_t unit);
 
-/* load.c. Gives back everything that offload_load took; waits for the streams. */
+/* load.c. What filling every parameter from a checkpoint takes besides the homes; reaches from a
+ * first load to a live update and back. */
+struct offload__fill {
+    struct offload *offload;            /* these three are set by the caller */
+    const struct ckpt *ckpt;
+    const struct progress *progress;
+    struct loader_staging *staging;
+    uint8_t *bounce;                    /* NULL: not needed */
+    uint64_t bounce_bytes;
+    uint64_t done_bytes, total_bytes;   /* of the checkpoint */
+};
+/* Takes memory; to be undone also when it fails. */
+enum status offload__fill_init(struct offload__fill *fill, struct err *err);
+void offload__fill_deinit(struct offload__fill *fill);
+/* Fills what is this process's to fill. When it fails, bytes of two checkpoints may be there. */
+enum status offload__fill_run(struct offload__fill *fill, const struct ckpt *ckpt,
+                              struct err *err);
+/* Whether the parameter's bytes are for this process to load. */
+bool offload__is_loaded_here(const struct offload *offload, const struct offload__param *param);
+/* Reads no data. */
+enum status offload__loaders_check(const struct offload *offload, const struct ckpt *ckpt,
+                                   struct err *err);
+
+/* Gives back everything that offload_load took; waits for the streams. */
 void offload__memory_free(struct offload *offload);
 
 /* ring.c. Takes streams and events; `slots` must be there. */

@@ -19,19 +19,8 @@
 
 #define PIECE_BYTES (UINT64_C(4) << 20) /* of a parameter's rows, at once */
 
-/* Of one offload_load. */
-struct load_job {
-    struct offload *offload;
-    const struct ckpt *ckpt;
-    struct loader_staging *staging;
-    uint8_t *bounce;            /* NULL: not needed */
-    uint64_t bounce_bytes;
-    const struct progress *progress;
-    uint64_t done_bytes, total_bytes; /* of the checkpoint */
-};
-
 /* Whether the parameter's bytes are for this process to load. */
-static bool is_loaded_here(const struct offload *offload, const struct offload__param *param)
+bool offload__is_loaded_here(const struct offload *offload, const struct offload__param *param)
 {
     const struct offload__home_ops *home;
 
@@ -55,8 +44,8 @@ static uint8_t *place_of(struct offload *offload, const struct offload__param *p
     return record != NULL ? record + param->offset_bytes : NULL;
 }
 
-static enum status loaders_check(const struct offload *offload, const struct ckpt *ckpt,
-                                 struct err *err)
+enum status offload__loaders_check(const struct offload *offload, const struct ckpt *ckpt,
+                                   struct err *err)
 {
     for (size_t i = 0; i < offload->param_count; i++) {
         const struct offload__param *param = &offload->params[i];
@@ -124,7 +113,7 @@ void offload__memory_free(struct offload *offload)
 }
 
 /* The staging, the bounce buffer, and the bytes to come. */
-static enum status job_init(struct load_job *job, struct err *err)
+enum status offload__fill_init(struct offload__fill *job, struct err *err)
 {
     struct offload *offload = job->offload;
     void *memory;
@@ -156,7 +145,7 @@ static enum status job_init(struct load_job *job, struct err *err)
                 job->bounce_bytes = PIECE_BYTES;
             continue;
         }
-        if (!is_loaded_here(offload, param))
+        if (!offload__is_loaded_here(offload, param))
             continue;
         job->total_bytes += loader_source_bytes(param->loader, job->ckpt);
         if (place_of(offload, param) == NULL && param->size_bytes > job->bounce_bytes)
@@ -171,14 +160,14 @@ static enum status job_init(struct load_job *job, struct err *err)
     return STATUS_OK;
 }
 
-static void job_deinit(struct load_job *job)
+void offload__fill_deinit(struct offload__fill *job)
 {
     device_host_free(job->offload->device, job->bounce, job->bounce_bytes);
     loader_staging_destroy(job->staging);
 }
 
 /* From the bounce buffer to the device, or to the unit's home. */
-static enum status bounce_store(struct load_job *job, const struct offload__param *param,
+static enum status bounce_store(struct offload__fill *job, const struct offload__param *param,
                                 struct err *err)
 {
     struct offload *offload = job->offload;
@@ -194,7 +183,7 @@ static enum status bounce_store(struct load_job *job, const struct offload__para
 
 /* Of a parameter that is in no file as it is used, and of which some rows move: all of it is
  * loaded, and those that stay are copied from there. */
-static enum status cut_load(struct load_job *job, struct offload__param *param, struct err *err)
+static enum status cut_load(struct offload__fill *job, struct offload__param *param, struct err *err)
 {
     struct offload *offload = job->offload;
     const uint64_t row_bytes = offload__row_bytes(param);
@@ -220,7 +209,7 @@ static enum status cut_load(struct load_job *job, struct offload__param *param, 
 }
 
 /* Of a parameter of which some rows move: those that stay. */
-static enum status segments_load(struct load_job *job, struct offload__param *param,
+static enum status segments_load(struct offload__fill *job, struct offload__param *param,
                                  struct err *err)
 {
     struct offload *offload = job->offload;
@@ -253,7 +242,8 @@ static enum status segments_load(struct load_job *job, struct offload__param *pa
     return st == STATUS_OK ? st : err_prefix(err, st, "%s", param->name);
 }
 
-static enum status param_load(struct load_job *job, struct offload__param *param, struct err *err)
+static enum status param_load(struct offload__fill *job, struct offload__param *param,
+                              struct err *err)
 {
     struct offload *offload = job->offload;
     uint8_t *place;
@@ -265,7 +255,7 @@ static enum status param_load(struct load_job *job, struct offload__param *param
     }
     if (param->segment_count > 0 && param->unit == OFFLOAD_NO_UNIT)
         return segments_load(job, param, err);
-    if (!is_loaded_here(offload, param)) {
+    if (!offload__is_loaded_here(offload, param)) {
         param->filled = param->unit == OFFLOAD_NO_UNIT ||
                         offload__home(offload->units[param->unit].home)->has_contents;
         return STATUS_OK;
@@ -285,15 +275,27 @@ static enum status param_load(struct load_job *job, struct offload__param *param
     return STATUS_OK;
 }
 
+enum status offload__fill_run(struct offload__fill *job, const struct ckpt *ckpt, struct err *err)
+{
+    struct offload *offload = job->offload;
+    enum status st = STATUS_OK;
+
+    job->ckpt = ckpt;
+    job->done_bytes = 0;
+    for (size_t i = 0; i < offload->param_count && st == STATUS_OK; i++)
+        st = param_load(job, &offload->params[i], err);
+    return st;
+}
+
 static enum status params_load(struct offload *offload, const struct ckpt *ckpt,
                                const struct progress *progress, struct err *err)
 {
-    struct load_job job = { .offload = offload, .ckpt = ckpt, .progress = progress };
-    enum status st = job_init(&job, err);
+    struct offload__fill job = { .offload = offload, .ckpt = ckpt, .progress = progress };
+    enum status st = offload__fill_init(&job, err);
 
-    for (size_t i = 0; i < offload->param_count && st == STATUS_OK; i++)
-        st = param_load(&job, &offload->params[i], err);
-    job_deinit(&job);
+    if (st == STATUS_OK)
+        st = offload__fill_run(&job, ckpt, err);
+    offload__fill_deinit(&job);
     for (unsigned home = 0; home < OFFLOAD_HOME_COUNT && st == STATUS_OK; home++) {
         if (offload__home((enum offload_home)home)->loaded != NULL)
             st = offload__home((enum offload_home)home)->loaded(offload, err);
@@ -327,7 +329,7 @@ enum status offload_load(struct offload *offload, struct stream *compute, const 
 
     assert(!offload->loaded);
     assert(compute != NULL);
-    st = loaders_check(offload, ckpt, err);
+    st = offload__loaders_check(offload, ckpt, err);
     st = offload__share_plan(offload, st, err);
     if (st != STATUS_OK)
         return st;

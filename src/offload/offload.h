@@ -264,6 +264,28 @@ enum status offload_experts_next(struct offload *offload, struct offload_experts
                                  struct err *err);
 enum status offload_experts_done(struct offload *offload, struct err *err);
 
+/* Live update: all parameters anew from another checkpoint of the same model, each through its own
+ * loader and in place, whatever its home; or none. Two steps:
+ *
+ *     prepare   any thread, while passes run: every loader is checked against the checkpoint, what
+ *               is on the disk is found in its files, cache files are made, and every byte is read
+ *               once, so that what is wrong with it is found here. Changes nothing
+ *     commit    the engine's thread, between passes: loads. When that fails the old checkpoint,
+ *               which must still be open and its files there, is loaded back; when that fails too
+ *               every later pass does, with a sentence that says so
+ *
+ * What is at home in meta gets a home on the host. With ranks that share homes, all prepare and
+ * then all commit; none keeps the new weights when one fails. One update at a time, and none while
+ * offload_load, _reload or _destroy runs. */
+struct offload_update;
+/* STATUS_UNAVAILABLE: the server would have to be started with it. `ckpt` is borrowed by the
+ * update, and by the offload from a commit that succeeds until another has. */
+enum status offload_update_prepare(struct offload *offload, const struct ckpt *ckpt,
+                                   struct offload_update **update_out, struct err *err);
+enum status offload_update_commit(struct offload_update *update, struct err *err);
+/* NULL is fine. After a commit that succeeded, the engine's thread. */
+void offload_update_destroy(struct offload_update *update);
+
 /* True while any parameter of any unit has no contents: answers are garbage. */
 bool offload_is_garbage(const struct offload *offload);
 

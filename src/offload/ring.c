@@ -163,6 +163,10 @@ enum status offload__ring_start(struct offload *offload, struct err *err)
         return err_set(err, STATUS_PEER,
                        "another rank of this node ended while weights were changed, so some may be "
                        "new and some old; this rank must be started again");
+    if (offload->mixed)
+        return err_set(err, STATUS_IO,
+                       "a live update failed and the old weights could not be loaded again, so "
+                       "some may be new and some old; the server must be started again");
     offload->position = offload->pass_position = offload->head = offload->harvested = 0;
     if (offload->sizes.slot_count > 0)
         st = slots_prepare(offload, err);

@@ -131,13 +131,13 @@ enum status offload__segments_cut(struct offload *offload, size_t index, uint64_
     return st;
 }
 
-enum status offload__segments_lay_out(struct offload *offload, size_t first, size_t count,
-                                      uint64_t *size_bytes_out, struct err *err)
+static enum status lay_out(const struct offload *offload, struct offload__segment *segments,
+                           size_t count, uint64_t *size_bytes_out, struct err *err)
 {
     uint64_t at = 0;
 
-    for (size_t i = first; i < first + count; i++) {
-        struct offload__segment *segment = &offload->segments[i];
+    for (size_t i = 0; i < count; i++) {
+        struct offload__segment *segment = &segments[i];
         uint64_t end;
 
         segment->offset_bytes = at + segment->file_offset_bytes % DISK_ALIGN;
@@ -149,4 +149,63 @@ enum status offload__segments_lay_out(struct offload *offload, size_t first, siz
     }
     *size_bytes_out = at;
     return STATUS_OK;
+}
+
+enum status offload__segments_lay_out(struct offload *offload, size_t first, size_t count,
+                                      uint64_t *size_bytes_out, struct err *err)
+{
+    return lay_out(offload, offload->segments + first, count, size_bytes_out, err);
+}
+
+/* The same rows in the other checkpoint. Runs of several of its tensors may follow each other. */
+static enum status find(const struct offload *offload, const struct ckpt *ckpt,
+                        struct offload__segment *segment, struct err *err)
+{
+    const struct offload__param *param = &offload->params[segment->param];
+    const uint64_t first_bytes = segment->row_first * offload__row_bytes(param);
+    struct loader_extent first = { 0 }, next;
+    uint64_t size_bytes = 0;
+
+    while (size_bytes < segment->size_bytes &&
+           loader_extent(param->loader, ckpt, first_bytes + size_bytes, &next)) {
+        if (size_bytes == 0)
+            first = next;
+        else if (next.file_index != first.file_index ||
+                 next.file_offset_bytes != first.file_offset_bytes + size_bytes)
+            break;
+        size_bytes += next.size_bytes;
+    }
+    if (size_bytes < segment->size_bytes ||
+        first.file_offset_bytes % element_alignment(param->tensor.dtype) != 0)
+        return err_set(err, STATUS_UNAVAILABLE,
+                       "%s: of the %" PRIu64 " bytes of %s from row %" PRIu64 " on, %" PRIu64
+                       " lie together in its files as they are used; in the checkpoint that was "
+                       "started with all do, so the server must be started with this one",
+                       ckpt_path(ckpt), segment->size_bytes, param->name, segment->row_first,
+                       size_bytes < segment->size_bytes ? size_bytes : 0);
+    segment->file_index = first.file_index;
+    segment->file_offset_bytes = first.file_offset_bytes;
+    return STATUS_OK;
+}
+
+enum status offload__segments_find(const struct offload *offload, const struct ckpt *ckpt,
+                                   struct offload__segment *segments_out, uint64_t *sizes_out,
+                                   struct err *err)
+{
+    enum status st = STATUS_OK;
+
+    for (size_t i = 0; i < offload->segment_count && st == STATUS_OK; i++) {
+        segments_out[i] = offload->segments[i];
+        if (segments_out[i].file_index != OFFLOAD_NO_FILE)
+            st = find(offload, ckpt, &segments_out[i], err);
+    }
+    for (size_t i = 0; i < offload->unit_count && st == STATUS_OK; i++) {
+        const struct offload__unit *unit = &offload->units[i];
+
+        sizes_out[i] = unit->size_bytes;
+        if (unit->home == OFFLOAD_HOME_DISK && !unit->is_cached)
+            st = lay_out(offload, segments_out + unit->segment_first, unit->segment_count,
+                         &sizes_out[i], err);
+    }
+    return st;
 }
