@@ -280,6 +280,12 @@ enum status ckpt_read_file(const struct ckpt *ckpt, uint32_t file_index, uint64_
     return file_read_at(&ckpt->files[file_index], offset_bytes, dst, size_bytes, err);
 }
 
+void ckpt_drop_cache(const struct ckpt *ckpt)
+{
+    for (uint32_t i = 0; i < ckpt->file_count; i++)
+        (void)posix_fadvise(ckpt->files[i].fd, 0, 0, POSIX_FADV_DONTNEED);
+}
+
 void ckpt_read_ahead(const struct ckpt *ckpt, const struct ckpt_tensor *tensor)
 {
     if (tensor->size_bytes > 0)

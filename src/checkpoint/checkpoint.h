@@ -60,6 +60,8 @@ enum status ckpt_read(const struct ckpt *ckpt, const struct ckpt_tensor *tensor,
 /* Reads from a file of the checkpoint, whatever lies there; see loader_extent. */
 enum status ckpt_read_file(const struct ckpt *ckpt, uint32_t file_index, uint64_t offset_bytes,
                            void *dst, uint64_t size_bytes, struct err *err);
+/* Tells the kernel that what it has cached of the files is not needed any more. Best effort. */
+void ckpt_drop_cache(const struct ckpt *ckpt);
 /* Tells the kernel that the tensor will be read soon. Best effort. */
 void ckpt_read_ahead(const struct ckpt *ckpt, const struct ckpt_tensor *tensor);
 

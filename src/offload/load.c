@@ -342,6 +342,8 @@ enum status offload_load(struct offload *offload, struct stream *compute, const 
         offload_report_reset(offload);
         return st;
     }
+    if (offload->disk != NULL)
+        ckpt_drop_cache(ckpt); /* what moves is read past the cache: it would only take memory */
     offload->loaded = true;
     offload__homes_changed(offload);
     offload__counters_publish(offload);
