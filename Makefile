@@ -5,6 +5,7 @@
 #     *_fuzz.c               a fuzz target (libFuzzer or a corpus)-> $(B)/fuzz/
 #     *_avx2.c               compiled for AVX2, FMA and F16C (x86-64 only)
 #     *_vnni.c               ... and AVX-VNNI
+#     *_avx512.c             ... and AVX-512 with VNNI
 #     mpi_module.c           a module opened at run time, where Open MPI is -> $(B)/lighter_mpi.so
 #   src/cli/main.c           the program                          -> $(B)/lighter
 #
@@ -47,7 +48,7 @@ TESTS    = $(filter %_test.c,$(SOURCES))
 FUZZ     = $(filter %_fuzz.c,$(SOURCES))
 LIBRARY  = $(filter-out %_test.c %_fuzz.c %_module.c src/cli/main.c src/base/fuzz_main.c,$(SOURCES))
 ifneq ($(ARCH),x86_64)
-LIBRARY := $(filter-out %_avx2.c %_vnni.c,$(LIBRARY))
+LIBRARY := $(filter-out %_avx2.c %_vnni.c %_avx512.c,$(LIBRARY))
 TESTS   := $(filter-out %_avx2_test.c,$(TESTS))
 endif
 OBJECTS  = $(LIBRARY:src/%.c=$(B)/obj/%.o)
@@ -62,9 +63,10 @@ tests: $(PROGRAMS)
 fuzz: $(FUZZERS)
 
 # No fuzz target reaches the kernels, and clang takes minutes to instrument their unrolled loops.
-$(B)/obj/%_avx2.o $(B)/obj/%_vnni.o: \
+$(B)/obj/%_avx2.o $(B)/obj/%_vnni.o $(B)/obj/%_avx512.o: \
     ALL_CFLAGS += -mavx2 -mfma -mf16c $(if $(filter fuzz,$(VARIANT)),-fno-sanitize=all)
 $(B)/obj/%_vnni.o: ALL_CFLAGS += -mavxvnni
+$(B)/obj/%_avx512.o: ALL_CFLAGS += -mavx512f -mavx512bw -mavx512vl -mavx512vnni
 
 $(B)/obj/%.o: src/%.c Makefile
 	@mkdir -p $(@D)

@@ -98,6 +98,25 @@ __attribute__((target("avx2,avxvnni"))) static void vnni_task(void *context, siz
     ((struct bench *)context)->sink += (uint64_t)_mm256_extract_epi64(sums[0], 0);
 }
 
+__attribute__((target("avx512f,avx512vnni"))) static void avx512_task(void *context, size_t index,
+                                                                      uint32_t thread_index)
+{
+    const __m512i x = _mm512_set1_epi8((char)(index + 1)), y = _mm512_set1_epi8(3);
+    __m512i sums[12];
+
+    (void)thread_index;
+    for (int i = 0; i < 12; i++)
+        sums[i] = _mm512_set1_epi32(i);
+    for (int round = 0; round < FMA_ROUNDS / 2; round++) { /* as many products as the others make */
+#pragma GCC unroll 12
+        for (int i = 0; i < 12; i++)
+            sums[i] = _mm512_dpbusd_epi32(sums[i], x, y);
+    }
+    for (int i = 1; i < 12; i++)
+        sums[0] = _mm512_add_epi32(sums[0], sums[i]);
+    ((struct bench *)context)->sink += (uint64_t)_mm512_reduce_add_epi32(sums[0]);
+}
+
 __attribute__((target("avx2"))) static void bytes_task(void *context, size_t index,
                                                        uint32_t thread_index)
 {
@@ -140,9 +159,11 @@ static void read_task(void *context, size_t index, uint32_t thread_index)
 /* Raises the bounds to what is measured now. */
 static void measure_bounds(struct bench *bench)
 {
+    const struct cpu_kernels *kernels = cpu_kernels_select(false);
     uint64_t start_ns;
     double rate;
 
+    (void)kernels;
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
         start_ns = clock_now_ns();
@@ -151,7 +172,9 @@ static void measure_bounds(struct bench *bench)
         bench->fma_per_ns = rate > bench->fma_per_ns ? rate : bench->fma_per_ns;
         start_ns = clock_now_ns();
         thread_pool_run(bench->pool, bench->thread_count,
-                        cpu_kernels_select(false) == &cpu_kernels_vnni ? vnni_task : bytes_task,
+                        kernels == &cpu_kernels_avx512 ? avx512_task
+                        : kernels == &cpu_kernels_vnni ? vnni_task
+                                                       : bytes_task,
                         bench);
         rate = 12.0 * 64 * FMA_ROUNDS * bench->thread_count / (double)(clock_now_ns() - start_ns);
         bench->byte_per_ns = rate > bench->byte_per_ns ? rate : bench->byte_per_ns;

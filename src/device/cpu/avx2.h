@@ -9,6 +9,7 @@
 void cpu__matmul_avx2(const struct cpu_strip *strip, void *scratch);
 void cpu__matmul_quant_avx2(const struct cpu_strip *strip, void *scratch);
 void cpu__matmul_quant_vnni(const struct cpu_strip *strip, void *scratch);
+void cpu__matmul_quant_avx512(const struct cpu_strip *strip, void *scratch);
 void cpu__quantise_avx2(struct cpu_quant_block *blocks, const float *x, uint32_t count,
                         enum dtype weight_dtype);
 

@@ -22,6 +22,12 @@ static bool has_avx_vnni(void)
 
     return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1) != 0;
 }
+
+static bool has_avx512_vnni(void)
+{
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni");
+}
 #endif
 
 uint32_t cpu_kernels_list(const struct cpu_kernels *tables[CPU_KERNELS_MAX])
@@ -34,6 +40,8 @@ uint32_t cpu_kernels_list(const struct cpu_kernels *tables[CPU_KERNELS_MAX])
         tables[count++] = &cpu_kernels_avx2;
         if (has_avx_vnni())
             tables[count++] = &cpu_kernels_vnni;
+        if (has_avx512_vnni())
+            tables[count++] = &cpu_kernels_avx512;
     }
 #endif
     return count;

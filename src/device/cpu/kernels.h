@@ -97,9 +97,10 @@ extern const struct cpu_kernels cpu_kernels_scalar;
 #if defined(__x86_64__)
 extern const struct cpu_kernels cpu_kernels_avx2;
 extern const struct cpu_kernels cpu_kernels_vnni; /* AVX2's with AVX-VNNI for quantised weights */
+extern const struct cpu_kernels cpu_kernels_avx512; /* ... with AVX-512 VNNI */
 #endif
 
-#define CPU_KERNELS_MAX 3
+#define CPU_KERNELS_MAX 4
 
 /* The tables that this processor can run, the scalar one first and the fastest last. */
 uint32_t cpu_kernels_list(const struct cpu_kernels *tables[CPU_KERNELS_MAX]);

@@ -231,3 +231,5 @@ static void avx2_add_weighted_rows(float *const *out, uint32_t out_count, const 
 
 const struct cpu_kernels cpu_kernels_avx2 = TABLE("AVX2", cpu__matmul_quant_avx2);
 const struct cpu_kernels cpu_kernels_vnni = TABLE("AVX2 with VNNI", cpu__matmul_quant_vnni);
+const struct cpu_kernels cpu_kernels_avx512 =
+    TABLE("AVX2 with AVX-512 VNNI", cpu__matmul_quant_avx512);

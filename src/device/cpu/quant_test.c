@@ -108,13 +108,16 @@ static void check_table(const struct cpu_kernels *table, const struct problem *p
     for (uint32_t i = 0; i < ROWS_MAX * STRIDE; i++) {
         const uint32_t r = i / STRIDE, n = i % STRIDE;
         float wanted = (float)i;
+        uint32_t got_bits, wanted_bits;
         if (r < p->row_count && n < p->n_count) {
             float sum = wanted_sum(p->weight + n * row_bytes, p->dtype, p->x[r], p->block_count);
             if (p->bias)
                 sum += p->biases[n];
             wanted = p->accumulate ? wanted + sum : sum;
         }
-        if (memcmp(&out[i], &wanted, sizeof(wanted)) != 0)
+        memcpy(&got_bits, &out[i], sizeof(got_bits));
+        memcpy(&wanted_bits, &wanted, sizeof(wanted_bits));
+        if (got_bits != wanted_bits)
             fail_msg("%s, %s, %u x %u x %u: row %u, output %u is %a, not %a", table->name,
                      dtype_info(p->dtype)->name, p->row_count, p->n_count, p->block_count, r, n,
                      out[i], wanted);

@@ -1,5 +1,6 @@
-/* device/cpu/quant_tiles.h - products with quantised weights in AVX2 registers; included once by
- * each of the files that compile it for an instruction set, quant_avx2.c and quant_vnni.c.
+/* device/cpu/quant_tiles.h - products with quantised weights in vector registers; included once by
+ * each of the files that compile it for an instruction set: quant_avx2.c, quant_vnni.c, and
+ * quant_avx512.c, where the tiles of a panel have vectors of two groups of eight.
  *
  * The lanes of a vector are eight weight rows, n to n + 7, so that a chain of FMAs over the blocks
  * is one output's sum (kernels.h):
@@ -24,17 +25,31 @@
 #include "device/cpu/avx2.h"
 #include "tensor/quant.h"
 
+#if defined(__AVX512VNNI__)
+#define HAS_VNNI 1
+#define DOT_BYTES _mm256_dpbusd_epi32
+#define GROUPS 2        /* in a panel: what fills a vector of a tile */
+#define ROWS_MAX 8      /* rows of x in a tile */
+#elif defined(__AVXVNNI__)
+#define HAS_VNNI 1
+#define DOT_BYTES _mm256_dpbusd_avx_epi32
+#define GROUPS 1
+#define ROWS_MAX 6
+#else
+#define HAS_VNNI 0
+#define GROUPS 1
+#define ROWS_MAX 6
+#endif
 #define WIDTH 8         /* weight rows of a group */
-#define ROWS_MAX 6      /* rows of x in a tile */
 #define STEPS 8         /* vectors of a block in a panel, four elements of each weight row */
-#define PANEL_ROWS_MIN 3
+#define DIRECT_ROWS_MAX 3 /* more are worth a panel */
 #define SPREAD_ROWS_MAX 24
 
 #define INLINE static inline __attribute__((always_inline))
 
 struct panel_block {
-    __m256i q[STEPS];
-    float scales[WIDTH];
+    __m256i q[STEPS][GROUPS];
+    float scales[GROUPS][WIDTH];
 };
 
 /* Eight weight rows: n, n + step, ... The last of a strip may be fewer; then the last one is there
@@ -88,7 +103,7 @@ INLINE void load_pair(const enum dtype dtype, const struct group *group, uint64_
     }
     *first = load_halves(low, high);
     *second = load_halves(low + 16, high + 16);
-#if defined(__AVXVNNI__)
+#if HAS_VNNI
     *first = _mm256_xor_si256(*first, _mm256_set1_epi8(-128));
     *second = _mm256_xor_si256(*second, _mm256_set1_epi8(-128));
 #endif
@@ -112,24 +127,12 @@ INLINE __m256 load_scales(const struct group *group, uint64_t at)
     return _mm256_cvtph_ps(halves);
 }
 
-/* What a block's lanes start from, and the sums of a block: 16 bits for Q4_0 without VNNI. */
-INLINE __m256i start(const enum dtype dtype, int32_t correction)
-{
-#if defined(__AVXVNNI__)
-    (void)dtype;
-    return _mm256_set1_epi32(correction);
-#else
-    (void)dtype;
-    (void)correction;
-    return _mm256_setzero_si256();
-#endif
-}
-
+/* Adds to the sums of a block, which are of 16 bits for Q4_0 without VNNI. */
 INLINE __m256i products(const enum dtype dtype, __m256i sums, __m256i weights, __m256i x)
 {
-#if defined(__AVXVNNI__)
+#if HAS_VNNI
     (void)dtype;
-    return _mm256_dpbusd_avx_epi32(sums, weights, x);
+    return DOT_BYTES(sums, weights, x);
 #else
     const __m256i ones = _mm256_set1_epi16(1);
 
@@ -145,7 +148,7 @@ INLINE __m256i products(const enum dtype dtype, __m256i sums, __m256i weights, _
 /* The sums as 32-bit lanes. */
 INLINE __m256i widened(const enum dtype dtype, __m256i sums)
 {
-#if !defined(__AVXVNNI__)
+#if !HAS_VNNI
     if (dtype == DTYPE_Q4_0)
         return _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
 #endif
@@ -156,7 +159,7 @@ INLINE __m256i widened(const enum dtype dtype, __m256i sums)
 /* The block's dot products, from lanes that began with `start`, or with zeros. */
 INLINE __m256i corrected(const enum dtype dtype, __m256i dots, int32_t correction, bool started)
 {
-#if defined(__AVXVNNI__)
+#if HAS_VNNI
     if (started)
         return dots;
 #else
@@ -203,7 +206,7 @@ INLINE void direct_group(const struct cpu_strip *strip, const enum dtype dtype, 
                          uint32_t row, const struct group *group)
 {
     const uint32_t block_count = strip->k_count / QUANT_BLOCK_ELEMENTS;
-    __m256 sums[PANEL_ROWS_MIN];
+    __m256 sums[DIRECT_ROWS_MAX];
 
 #pragma GCC unroll 3
     for (uint32_t r = 0; r < R; r++)
@@ -239,7 +242,7 @@ INLINE void direct_group(const struct cpu_strip *strip, const enum dtype dtype, 
 }
 
 /* Four vectors, four elements of a row in each 32 bits, to one vector per four elements. */
-INLINE void transpose(const __m256i rows[4], __m256i *out)
+INLINE void transpose(const __m256i rows[4], __m256i out[4])
 {
     const __m256i a = _mm256_unpacklo_epi32(rows[0], rows[1]);
     const __m256i b = _mm256_unpacklo_epi32(rows[2], rows[3]);
@@ -252,65 +255,145 @@ INLINE void transpose(const __m256i rows[4], __m256i *out)
     out[3] = _mm256_unpackhi_epi64(c, d);
 }
 
+/* A group's rows, the place-th of the panel. */
 INLINE void fill_panel(const struct cpu_strip *strip, const enum dtype dtype,
-                       const struct group *group, struct panel_block *panel)
+                       const struct group *group, uint32_t place, struct panel_block *panel)
 {
     const uint32_t block_count = strip->k_count / QUANT_BLOCK_ELEMENTS;
 
     for (uint32_t b = 0; b < block_count; b++) {
         const uint64_t at = (uint64_t)b * block_bytes(dtype);
-        __m256i first[4], second[4];
+        __m256i first[4], second[4], steps[STEPS];
 #pragma GCC unroll 4
         for (uint32_t i = 0; i < 4; i++)
             load_pair(dtype, group, at, i, &first[i], &second[i]);
-        transpose(first, panel[b].q);
-        transpose(second, panel[b].q + 4);
-        _mm256_store_ps(panel[b].scales, load_scales(group, at));
+        transpose(first, steps);
+        transpose(second, steps + 4);
+#pragma GCC unroll 8
+        for (uint32_t step = 0; step < STEPS; step++)
+            panel[b].q[step][place] = steps[step];
+        _mm256_store_ps(panel[b].scales[place], load_scales(group, at));
     }
 }
 
+#if GROUPS == 2
+
+#define VECTOR __m512
+#define VECTOR_ZERO _mm512_setzero_ps()
+#define VECTOR_INTEGERS __m512i
+
+INLINE VECTOR load_vector(const float *values)
+{
+    return _mm512_loadu_ps(values);
+}
+
+INLINE VECTOR_INTEGERS start(const enum dtype dtype, int32_t correction)
+{
+    (void)dtype;
+    return _mm512_set1_epi32(correction);
+}
+
+INLINE VECTOR_INTEGERS step_products(const enum dtype dtype, VECTOR_INTEGERS sums,
+                                     const __m256i *weights, int32_t x)
+{
+    (void)dtype;
+    return _mm512_dpbusd_epi32(sums, _mm512_loadu_si512(weights), _mm512_set1_epi32(x));
+}
+
+INLINE VECTOR end_block(const enum dtype dtype, VECTOR sums, VECTOR_INTEGERS dots,
+                        const struct cpu_quant_block *x, VECTOR scales)
+{
+    (void)dtype;
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots),
+                           _mm512_mul_ps(_mm512_set1_ps(x->scale), scales), sums);
+}
+
+INLINE __m256 group_sums(VECTOR sums, uint32_t place)
+{
+    return place == 0 ? _mm512_castps512_ps256(sums)
+                      : _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(sums), 1));
+}
+
+#else
+
+#define VECTOR __m256
+#define VECTOR_ZERO _mm256_setzero_ps()
+#define VECTOR_INTEGERS __m256i
+
+INLINE VECTOR load_vector(const float *values)
+{
+    return _mm256_load_ps(values);
+}
+
+INLINE VECTOR_INTEGERS start(const enum dtype dtype, int32_t correction)
+{
+    (void)dtype;
+    return HAS_VNNI ? _mm256_set1_epi32(correction) : _mm256_setzero_si256();
+}
+
+INLINE VECTOR_INTEGERS step_products(const enum dtype dtype, VECTOR_INTEGERS sums,
+                                     const __m256i *weights, int32_t x)
+{
+    return products(dtype, sums, *weights, _mm256_set1_epi32(x));
+}
+
+INLINE VECTOR end_block(const enum dtype dtype, VECTOR sums, VECTOR_INTEGERS dots,
+                        const struct cpu_quant_block *x, VECTOR scales)
+{
+    return add_block(sums, corrected(dtype, widened(dtype, dots), x->correction, true), x->scale,
+                     scales);
+}
+
+INLINE __m256 group_sums(VECTOR sums, uint32_t place)
+{
+    (void)place;
+    return sums;
+}
+
+#endif
+
 INLINE void panel_tile(const struct cpu_strip *strip, const enum dtype dtype, const uint32_t R,
-                       uint32_t row, const struct group *group, const struct panel_block *panel)
+                       uint32_t row, const struct group *groups, uint32_t group_count,
+                       const struct panel_block *panel)
 {
     const uint32_t block_count = strip->k_count / QUANT_BLOCK_ELEMENTS;
     const struct cpu_quant_block *x[ROWS_MAX];
-    __m256 sums[ROWS_MAX];
+    VECTOR sums[ROWS_MAX];
 
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (uint32_t r = 0; r < R; r++) {
         x[r] = strip->x_blocks[row + r];
-        sums[r] = _mm256_setzero_ps();
+        sums[r] = VECTOR_ZERO;
     }
     for (uint32_t b = 0; b < block_count; b++) {
-        const __m256 scales = _mm256_load_ps(panel[b].scales);
-        __m256i dots[ROWS_MAX];
-#pragma GCC unroll 6
+        const VECTOR scales = load_vector(panel[b].scales[0]);
+        VECTOR_INTEGERS dots[ROWS_MAX];
+#pragma GCC unroll 8
         for (uint32_t r = 0; r < R; r++)
             dots[r] = start(dtype, x[r][b].correction);
 #pragma GCC unroll 8
         for (uint32_t step = 0; step < STEPS; step++) {
-            const __m256i weights = panel[b].q[step];
-#pragma GCC unroll 6
+#pragma GCC unroll 8
             for (uint32_t r = 0; r < R; r++) {
                 int32_t four;
                 memcpy(&four, x[r][b].q + 4 * step, sizeof(four));
-                dots[r] = products(dtype, dots[r], weights, _mm256_set1_epi32(four));
+                dots[r] = step_products(dtype, dots[r], panel[b].q[step], four);
             }
         }
-#pragma GCC unroll 6
+#pragma GCC unroll 8
         for (uint32_t r = 0; r < R; r++)
-            sums[r] = add_block(sums[r],
-                                corrected(dtype, widened(dtype, dots[r]), x[r][b].correction, true),
-                                x[r][b].scale, scales);
+            sums[r] = end_block(dtype, sums[r], dots[r], &x[r][b], scales);
     }
-#pragma GCC unroll 6
-    for (uint32_t r = 0; r < R; r++)
-        put(strip, row + r, group, sums[r]);
+#pragma GCC unroll 8
+    for (uint32_t r = 0; r < R; r++) {
+        for (uint32_t place = 0; place < group_count; place++)
+            put(strip, row + r, &groups[place], group_sums(sums[r], place));
+    }
 }
 
 /* Tiles of ROWS_MAX, but the last two of equal height. */
 INLINE void panel_rows(const struct cpu_strip *strip, const enum dtype dtype,
-                       const struct group *group, const struct panel_block *panel)
+                       const struct group *groups, uint32_t count, const struct panel_block *panel)
 {
     uint32_t take;
 
@@ -318,32 +401,41 @@ INLINE void panel_rows(const struct cpu_strip *strip, const enum dtype dtype,
         const uint32_t left = strip->row_count - row;
         take = left <= ROWS_MAX ? left : left < 2 * ROWS_MAX ? (left + 1) / 2 : ROWS_MAX;
         switch (take) {
-        case 1: panel_tile(strip, dtype, 1, row, group, panel); break;
-        case 2: panel_tile(strip, dtype, 2, row, group, panel); break;
-        case 3: panel_tile(strip, dtype, 3, row, group, panel); break;
-        case 4: panel_tile(strip, dtype, 4, row, group, panel); break;
-        case 5: panel_tile(strip, dtype, 5, row, group, panel); break;
-        default: panel_tile(strip, dtype, ROWS_MAX, row, group, panel); break;
+        case 1: panel_tile(strip, dtype, 1, row, groups, count, panel); break;
+        case 2: panel_tile(strip, dtype, 2, row, groups, count, panel); break;
+        case 3: panel_tile(strip, dtype, 3, row, groups, count, panel); break;
+        case 4: panel_tile(strip, dtype, 4, row, groups, count, panel); break;
+        case 5: panel_tile(strip, dtype, 5, row, groups, count, panel); break;
+        case 6: panel_tile(strip, dtype, 6, row, groups, count, panel); break;
+#if ROWS_MAX > 6
+        case 7: panel_tile(strip, dtype, 7, row, groups, count, panel); break;
+#endif
+        default: panel_tile(strip, dtype, ROWS_MAX, row, groups, count, panel); break;
         }
     }
 }
 
-INLINE void multiply_group(const struct cpu_strip *strip, const enum dtype dtype,
-                           const struct group *group, void *scratch)
+INLINE void multiply_groups(const struct cpu_strip *strip, const enum dtype dtype,
+                            const struct group *groups, uint32_t count, void *scratch)
 {
     const bool fits = (uint64_t)strip->k_count / QUANT_BLOCK_ELEMENTS <=
                       CPU_STRIP_SCRATCH_BYTES / sizeof(struct panel_block);
-    uint32_t row = 0;
 
-    if (strip->row_count >= PANEL_ROWS_MIN && fits) {
-        fill_panel(strip, dtype, group, scratch);
-        panel_rows(strip, dtype, group, scratch);
+    if (strip->row_count > DIRECT_ROWS_MAX && fits) {
+        for (uint32_t place = 0; place < GROUPS; place++) /* what is not there: again the first */
+            fill_panel(strip, dtype, &groups[place < count ? place : 0], place, scratch);
+        panel_rows(strip, dtype, groups, count, scratch);
         return;
     }
-    for (; row + 2 <= strip->row_count; row += 2)
-        direct_group(strip, dtype, 2, row, group);
-    if (row < strip->row_count)
-        direct_group(strip, dtype, 1, row, group);
+    for (uint32_t place = 0; place < count; place++) {
+        uint32_t row = 0;
+        for (; row + 3 <= strip->row_count; row += 3)
+            direct_group(strip, dtype, 3, row, &groups[place]);
+        if (row + 2 == strip->row_count)
+            direct_group(strip, dtype, 2, row, &groups[place]);
+        if (row + 1 == strip->row_count)
+            direct_group(strip, dtype, 1, row, &groups[place]);
+    }
 }
 
 /* Few rows wait for the weights to come from memory, and hardware fetches long streams best: so the
@@ -353,15 +445,17 @@ INLINE void multiply_group(const struct cpu_strip *strip, const enum dtype dtype
 INLINE void multiply(const struct cpu_strip *strip, const enum dtype dtype, void *scratch)
 {
     const uint32_t part = strip->row_count < SPREAD_ROWS_MAX ? strip->n_count / WIDTH : 0;
-    struct group group;
+    const uint32_t total = part + (strip->n_count - part * WIDTH + WIDTH - 1) / WIDTH;
 
-    for (uint32_t n = 0; n < part; n++) {
-        group = group_at(strip, dtype, n, part);
-        multiply_group(strip, dtype, &group, scratch);
-    }
-    for (uint32_t n = part * WIDTH; n < strip->n_count; n += WIDTH) {
-        group = group_at(strip, dtype, n, 1);
-        multiply_group(strip, dtype, &group, scratch);
+    for (uint32_t i = 0; i < total; i += GROUPS) {
+        struct group groups[GROUPS];
+        uint32_t count = 0;
+        for (; count < GROUPS && i + count < total; count++) {
+            const uint32_t g = i + count;
+            groups[count] = g < part ? group_at(strip, dtype, g, part)
+                                     : group_at(strip, dtype, part * WIDTH + (g - part) * WIDTH, 1);
+        }
+        multiply_groups(strip, dtype, groups, count, scratch);
     }
 }
 
