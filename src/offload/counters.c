@@ -181,9 +181,17 @@ void offload__counters_publish(struct offload *offload)
 
 void offload_report_reset(struct offload *offload)
 {
+    uint64_t disk_bytes, disk_busy_ns, rate;
+
     memset(&offload->totals, 0, sizeof(offload->totals));
     if (offload->unit_count > 0)
         memset(offload->counters, 0, offload->unit_count * sizeof(*offload->counters));
     offload->run_began_ns = 0;
+    if (offload__disk_usage(offload, &disk_bytes, &disk_busy_ns, &rate)) {
+        (void)pthread_mutex_lock(&offload->lock);
+        offload->disk_base_bytes = disk_bytes;
+        offload->disk_base_busy_ns = disk_busy_ns;
+        (void)pthread_mutex_unlock(&offload->lock);
+    }
     offload__counters_publish(offload);
 }

@@ -33,6 +33,7 @@ struct offload__disk {
     size_t staging_count, staging_next;
     uint64_t record_bytes;     /* of the largest unit */
     uint32_t reads_max;        /* reads for one unit */
+    uint64_t bytes_per_s;      /* measured at the start; 0: not */
     enum disk_use direct;      /* as asked for */
 };
 
@@ -186,6 +187,7 @@ static enum status disk_open(struct offload *offload, struct err *err)
                                   &offload->disk->files, &offload->disk->file_count, err);
     if (st == STATUS_OK)
         tune(offload->disk, &options);
+    offload->disk->bytes_per_s = options.bytes_per_s;
     if (st == STATUS_OK)
         st = stagings_create(offload, err);
     if (st == STATUS_OK)
@@ -201,6 +203,22 @@ const struct disk_file *offload__disk_file(const struct offload *offload, uint32
 struct disk_reader *offload__disk_reader(const struct offload *offload)
 {
     return offload->disk->reader;
+}
+
+bool offload__disk_usage(const struct offload *offload, uint64_t *bytes_out, uint64_t *busy_ns_out,
+                         uint64_t *bytes_per_s_out)
+{
+    struct disk_counters counters;
+
+    if (offload->disk == NULL || offload->disk->reader == NULL)
+        return false;
+    disk_reader_counters(offload->disk->reader, &counters);
+    *bytes_out = 0;
+    for (unsigned class = 0; class < DISK_CLASS_COUNT; class++)
+        *bytes_out += counters.classes[class].read_bytes;
+    *busy_ns_out = counters.busy_ns;
+    *bytes_per_s_out = offload->disk->bytes_per_s;
+    return true;
 }
 
 static void disk_close(struct offload *offload)

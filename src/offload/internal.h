@@ -28,7 +28,8 @@
  *   timeline.c  the same as spans of a trace
  *   counters.c  what moved and how long it took, collected by the engine's thread and
  *               published per pass
- *   report.c    the same as JSON, as lines, and checked against the schedule
+ *   snapshot.c  the counters of one moment, summed up (report_internal.h)
+ *   report.c    the same as JSON, and checked against the schedule; report_log.c  as lines
  *   manifest.c  every unit, its home and its bytes */
 #ifndef LIGHTER_OFFLOAD_INTERNAL_H
 #define LIGHTER_OFFLOAD_INTERNAL_H
@@ -193,6 +194,7 @@ struct offload {
     pthread_mutex_t lock;                   /* guards published_*; for copies only */
     struct offload__counters published_totals;
     struct offload__unit_counters *published_counters; /* [unit_count] */
+    uint64_t disk_base_bytes, disk_base_busy_ns; /* the reader's, at the last reset */
     enum offload_home *published_homes;     /* [unit_count] */
     atomic_bool garbage;                    /* orders nothing: a mark for answers */
 };
@@ -327,6 +329,11 @@ struct disk_reader *offload__disk_reader(const struct offload *offload);
 /* offload.c */
 /* Recomputes `garbage` and publishes the homes. */
 void offload__homes_changed(struct offload *offload);
+
+/* home_disk.c. What the disk's reader has done so far; *bytes_per_s_out: measured, 0: not. False:
+ * there is no reader. Any thread. */
+bool offload__disk_usage(const struct offload *offload, uint64_t *bytes_out, uint64_t *busy_ns_out,
+                         uint64_t *bytes_per_s_out);
 
 /* home.c. fetch_begin of homes whose records lie in host memory. */
 enum status offload__record_fetch(struct offload *offload, struct offload__fetch *fetch,

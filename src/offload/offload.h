@@ -296,7 +296,7 @@ enum status offload_manifest_log(const struct offload *offload, const struct log
                                  struct err *err);
 json_t *offload_manifest_json(const struct offload *offload);
 
-/* What moved since the start (or the last reset): see docs/design.md, "The report". A JSON object
+/* What moved since the start (or the last reset): see docs/offloading.md. A JSON object
  * the caller owns:
  *   mode ("off", "cpu", "meta"), device, passes, run_s, compute_s, copy_s, stall_s, onloads,
  *   bytes_moved, bytes_planned (units' bytes x passes, plus what is prefetched for the next one),
@@ -305,7 +305,13 @@ json_t *offload_manifest_json(const struct offload *offload);
  *             bytes_moved_own, bytes_moved_peers (of those from shards)},
  *   link: {bytes_per_s_set, bytes_per_s_reached (while copying), busy_share_of_run,
  *          use_share_of_run},
- *   units: [{name, home, in_place, bytes, onloads, bytes_moved, copy_s, stall_s}], garbage */
+ *   disk: {bytes_per_s_measured, bytes_read, busy_s, bytes_per_s_reached, busy_share_of_run,
+ *          use_share_of_run},
+ *   homes: {host: {units, bytes, onloads, bytes_moved, bytes_demanded, bytes_guessed_used,
+ *          bytes_guessed_wasted, bytes_reread, hits, misses, hit_rate, stall_s}, ...},
+ *   stalls: {disk, link, slot, router} in seconds, bound: {moving_s, share_of_run},
+ *   units: [{name, home, in_place, units, bytes, onloads, bytes_moved, bytes_reread, copy_s,
+ *           read_s, stall_s, hit_rate}], one for all tiles or experts of a part, garbage */
 json_t *offload_report_json(const struct offload *offload);
 /* Starts counting afresh, between passes. */
 void offload_report_reset(struct offload *offload);

@@ -86,6 +86,46 @@ static void check(const json_t *root, const json_t *report)
     }
 }
 
+/* The report's own sums: causes of stalls, homes, shares of the whole run. */
+static void check_sums(const json_t *report)
+{
+    const json_t *home = json_object_get(json_object_get(report, "homes"), "host"), *value;
+    const json_t *link = json_object_get(report, "link");
+    double stall_s = 0;
+    const char *key;
+
+    json_object_foreach((json_t *)json_object_get(report, "stalls"), key, value)
+        stall_s += json_number_value(value);
+    assert_true(fabs(stall_s - report_real(report, "stall_s")) < 1e-9);
+    assert_int_equal(json_integer_value(json_object_get(home, "bytes_moved")),
+                     json_integer_value(json_object_get(report, "bytes_moved")));
+    assert_int_equal(json_integer_value(json_object_get(home, "bytes_demanded")),
+                     json_integer_value(json_object_get(report, "bytes_moved")));
+    assert_int_equal(json_integer_value(json_object_get(home, "bytes_reread")) +
+                         json_integer_value(json_object_get(home, "bytes")),
+                     json_integer_value(json_object_get(report, "bytes_moved")));
+    assert_true(report_real(link, "use_share_of_run") > 0);
+    assert_true(fabs(report_real(json_object_get(report, "bound"), "share_of_run") -
+                     report_real(link, "use_share_of_run")) < 1e-9);
+}
+
+static void check_differences_show(struct offload *offload)
+{
+    struct err why;
+
+    CHECK_OK(offload_report_check(offload, err));
+    offload->counters[1].bytes_moved++;
+    offload__counters_publish(offload);
+    assert_int_equal(offload_report_check(offload, &why), STATUS_DEVICE);
+    assert_non_null(strstr(why.message, "layers.3.ffn, home host"));
+    offload->counters[1].bytes_moved--;
+    offload->counters[0].onloads++;
+    offload__counters_publish(offload);
+    assert_int_equal(offload_report_check(offload, &why), STATUS_DEVICE);
+    offload->counters[0].onloads--;
+    offload__counters_publish(offload);
+}
+
 static void spans_add_up_to_the_report(void **state)
 {
     const struct trace_options wanted = { 0 };
@@ -115,6 +155,8 @@ static void spans_add_up_to_the_report(void **state)
     report = offload_report_json(model.offload);
     root = trace_read(trace);
     check(root, report);
+    check_sums(report);
+    check_differences_show(model.offload);
     json_decref(root);
     json_decref(report);
     model_close(&model);

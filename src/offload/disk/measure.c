@@ -299,6 +299,9 @@ void disk_reader_options_tune(struct disk_reader_options *options, const struct 
     }
     options->depth = measured.depth;
     options->piece_bytes = measured.piece_bytes;
+    options->bytes_per_s = measured.sequential_bytes_per_s > measured.random_bytes_per_s_best
+                               ? measured.sequential_bytes_per_s
+                               : measured.random_bytes_per_s_best;
     log_line(options->log, LOG_INFO, "disk: measured %.0f MB/s; reading with depth=%" PRIu32
              ",piece=%s", (double)measured.random_bytes_per_s_best / 1e6, measured.depth,
              size_format(measured.piece_bytes, piece, sizeof(piece)));

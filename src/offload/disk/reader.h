@@ -127,6 +127,7 @@ struct disk_reader_options {
     enum disk_use direct; /* for those who open files; the reader does not look at it */
     enum disk_use uring;  /* DISK_AUTO: threads where the kernel has none */
     const struct log *log; /* borrowed; may be NULL */
+    uint64_t bytes_per_s;  /* set by disk_reader_options_tune; 0: not measured */
     struct disk_faults faults;
 };
 

@@ -1,0 +1,215 @@
+/* offload/snapshot.c - the counters of one moment, and what they come to. */
+#include <assert.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "offload/report_internal.h"
+#include "offload/share.h"
+
+void offload__snapshot_destroy(struct offload__snapshot *snapshot)
+{
+    if (snapshot == NULL)
+        return;
+    free(snapshot->groups);
+    free(snapshot->units);
+    free(snapshot->unit_homes);
+    free(snapshot);
+}
+
+static void counters_add(struct offload__unit_counters *sum,
+                         const struct offload__unit_counters *unit)
+{
+    sum->onloads += unit->onloads;
+    sum->bytes_moved += unit->bytes_moved;
+    sum->onloads_planned += unit->onloads_planned;
+    sum->bytes_planned += unit->bytes_planned;
+    sum->guessed_bytes += unit->guessed_bytes;
+    sum->guess_used_bytes += unit->guess_used_bytes;
+    sum->guess_wasted_bytes += unit->guess_wasted_bytes;
+    sum->reread_bytes += unit->reread_bytes;
+    sum->hits += unit->hits;
+    sum->misses += unit->misses;
+    sum->copied_bytes += unit->copied_bytes;
+    sum->copy_ns += unit->copy_ns;
+    sum->read_bytes += unit->read_bytes;
+    sum->read_ns += unit->read_ns;
+    for (unsigned cause = 0; cause < OFFLOAD_STALL_COUNT; cause++)
+        sum->stall_ns[cause] += unit->stall_ns[cause];
+}
+
+/* Experts stand behind what the ring moves. */
+static bool is_piece(const struct offload *offload, size_t unit)
+{
+    return offload->units[unit].is_tile || unit >= offload->ring_count;
+}
+
+static bool belong_together(const struct offload *offload,
+                            const struct offload__snapshot *snapshot, size_t a, size_t b)
+{
+    return is_piece(offload, a) && is_piece(offload, b) &&
+           offload->units[a].layer == offload->units[b].layer &&
+           offload->units[a].part == offload->units[b].part &&
+           (a < offload->ring_count) == (b < offload->ring_count) &&
+           snapshot->unit_homes[a] == snapshot->unit_homes[b];
+}
+
+static void groups_fill(const struct offload *offload, struct offload__snapshot *snapshot)
+{
+    for (size_t i = 0; i < offload->unit_count; i++) {
+        const struct offload__unit *unit = &offload->units[i];
+        struct offload__group *group = &snapshot->groups[snapshot->group_count];
+
+        if (i > 0 && belong_together(offload, snapshot, i - 1, i)) {
+            group--;
+        } else {
+            snapshot->group_count++;
+            group->first = i;
+            group->home = snapshot->unit_homes[i];
+            if (i >= offload->ring_count)
+                (void)snprintf(group->name, sizeof(group->name), "layers.%" PRIu32 ".experts",
+                               unit->layer);
+            else
+                (void)snprintf(group->name, sizeof(group->name), "layers.%" PRIu32 ".%s",
+                               unit->layer, offload_part_name(unit->part));
+        }
+        group->count++;
+        group->size_bytes += unit->size_bytes;
+        counters_add(&group->sum, &snapshot->units[i]);
+    }
+}
+
+/* What onloads come over: the host's link, or with shards the one between devices. */
+static uint64_t link_set(const struct offload *offload)
+{
+    const struct device_info *info = device_info(offload->device);
+
+    return offload->options.home == OFFLOAD_HOME_SHARDED ? info->peer_bytes_per_s
+                                                         : info->link_bytes_per_s;
+}
+
+struct offload__snapshot *offload__snapshot_create(const struct offload *offload)
+{
+    const size_t count = offload->unit_count;
+    struct offload__snapshot *snapshot = calloc(1, sizeof(*snapshot));
+    pthread_mutex_t *lock = (pthread_mutex_t *)&offload->lock; /* is not what is told */
+    uint64_t base_bytes, base_busy_ns;
+
+    if (snapshot == NULL)
+        return NULL;
+    snapshot->units = calloc(count + 1, sizeof(*snapshot->units));
+    snapshot->unit_homes = calloc(count + 1, sizeof(*snapshot->unit_homes));
+    snapshot->groups = calloc(count + 1, sizeof(*snapshot->groups));
+    if (snapshot->units == NULL || snapshot->unit_homes == NULL || snapshot->groups == NULL) {
+        offload__snapshot_destroy(snapshot);
+        return NULL;
+    }
+    (void)pthread_mutex_lock(lock);
+    snapshot->totals = offload->published_totals;
+    memcpy(snapshot->units, offload->published_counters, count * sizeof(*snapshot->units));
+    memcpy(snapshot->unit_homes, offload->published_homes, count * sizeof(*snapshot->unit_homes));
+    base_bytes = offload->disk_base_bytes;
+    base_busy_ns = offload->disk_base_busy_ns;
+    (void)pthread_mutex_unlock(lock);
+    for (size_t i = 0; i < count; i++) {
+        const enum offload_home home = snapshot->unit_homes[i];
+
+        counters_add(&snapshot->sum, &snapshot->units[i]);
+        counters_add(&snapshot->homes[home], &snapshot->units[i]);
+        snapshot->home_bytes[home] += offload->units[i].size_bytes;
+        snapshot->home_units[home]++;
+        if (home == OFFLOAD_HOME_SHARDED)
+            snapshot->moved_own += snapshot->units[i].onloads * offload__sharded_own(offload, i);
+    }
+    groups_fill(offload, snapshot);
+    snapshot->link_bytes_per_s = link_set(offload);
+    if (offload__disk_usage(offload, &snapshot->disk_bytes, &snapshot->disk_busy_ns,
+                            &snapshot->disk_bytes_per_s)) {
+        snapshot->disk_bytes -= base_bytes;
+        snapshot->disk_busy_ns -= base_busy_ns;
+    }
+    return snapshot;
+}
+
+uint64_t offload__stall_ns(const struct offload__unit_counters *counters)
+{
+    uint64_t sum_ns = 0;
+
+    for (unsigned cause = 0; cause < OFFLOAD_STALL_COUNT; cause++)
+        sum_ns += counters->stall_ns[cause];
+    return sum_ns;
+}
+
+uint64_t offload__compute_ns(const struct offload__snapshot *snapshot)
+{
+    const uint64_t run_ns = snapshot->totals.run_ns;
+    const uint64_t stall_ns = offload__stall_ns(&snapshot->sum);
+
+    return run_ns > stall_ns ? run_ns - stall_ns : 0;
+}
+
+/* a / b; -1: there is nothing to divide by. */
+static double ratio(double a, double b)
+{
+    return b > 0 ? a / b : -1;
+}
+
+double offload__link_reached(const struct offload__snapshot *snapshot)
+{
+    return ratio((double)snapshot->sum.copied_bytes, offload__seconds(snapshot->sum.copy_ns));
+}
+
+double offload__link_busy_share(const struct offload__snapshot *snapshot)
+{
+    return ratio((double)snapshot->totals.run_copy_ns, (double)snapshot->totals.run_ns);
+}
+
+/* The own shards take no link. */
+static double linked_bytes(const struct offload__snapshot *snapshot)
+{
+    const double own = snapshot->moved_own == 0
+                           ? 0
+                           : (double)snapshot->moved_own / (double)snapshot->sum.bytes_moved;
+
+    return (double)snapshot->totals.run_copied_bytes * (1 - own);
+}
+
+double offload__link_use_share(const struct offload__snapshot *snapshot)
+{
+    return ratio(linked_bytes(snapshot), offload__seconds(snapshot->totals.run_ns) *
+                                             (double)snapshot->link_bytes_per_s);
+}
+
+double offload__disk_reached(const struct offload__snapshot *snapshot)
+{
+    return ratio((double)snapshot->disk_bytes, offload__seconds(snapshot->disk_busy_ns));
+}
+
+double offload__disk_busy_share(const struct offload__snapshot *snapshot)
+{
+    const double share =
+        ratio((double)snapshot->disk_busy_ns, (double)snapshot->totals.run_ns);
+
+    return share > 1 ? 1 : share; /* it also reads after the last pass, for the next */
+}
+
+double offload__disk_use_share(const struct offload__snapshot *snapshot)
+{
+    return ratio((double)snapshot->disk_bytes, offload__seconds(snapshot->totals.run_ns) *
+                                                   (double)snapshot->disk_bytes_per_s);
+}
+
+double offload__bound_s(const struct offload__snapshot *snapshot)
+{
+    const double link = ratio(linked_bytes(snapshot), (double)snapshot->link_bytes_per_s);
+    const double disk = ratio((double)snapshot->disk_bytes, (double)snapshot->disk_bytes_per_s);
+    const double longer = link > disk ? link : disk;
+
+    return longer > 0 ? longer : 0;
+}
+
+double offload__hit_rate(const struct offload__unit_counters *counters)
+{
+    return ratio((double)counters->hits, (double)(counters->hits + counters->misses));
+}
