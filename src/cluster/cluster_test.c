@@ -12,6 +12,7 @@
 
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -37,6 +38,13 @@ static int fake_open(struct cluster_place *place_out, char *why, size_t why_size
 static void fake_close(void)
 {
     fake.closed = true;
+}
+
+/* Nothing of the fake's is ever under way. */
+static void fake_abandon(void *in, void *out)
+{
+    free(in);
+    free(out);
 }
 
 static int fake_begin(const struct cluster_call *call, char *why, size_t why_size)
@@ -73,6 +81,7 @@ static int fake_test(int *done_out, char *why, size_t why_size)
 
 static const struct cluster_module module = {
     .version = CLUSTER_MODULE_VERSION, .open = fake_open, .close = fake_close,
+    .abandon = fake_abandon,
     .begin = fake_begin, .test = fake_test,
 };
 

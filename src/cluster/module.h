@@ -12,7 +12,7 @@
 
 #include "cluster/cluster.h"
 
-#define CLUSTER_MODULE_VERSION 1
+#define CLUSTER_MODULE_VERSION 2
 #define CLUSTER_MODULE_SYMBOL "lighter_cluster_module"
 
 enum cluster_op { CLUSTER_OP_BARRIER, CLUSTER_OP_ALLGATHER, CLUSTER_OP_BROADCAST };
@@ -30,7 +30,10 @@ struct cluster_module {
     uint32_t version;            /* CLUSTER_MODULE_VERSION */
     int (*open)(struct cluster_place *place_out, char *why, size_t why_size);
     void (*close)(void);
-    /* Buffers stay put until `test` says done; after a call that never gets there, for ever. */
+    /* Instead of close, after a call that never got to its end: takes its buffers, which whatever is
+     * still under way may write to. */
+    void (*abandon)(void *in, void *out);
+    /* Buffers stay put until `test` says done. */
     int (*begin)(const struct cluster_call *call, char *why, size_t why_size);
     int (*test)(int *done_out, char *why, size_t why_size);
 };

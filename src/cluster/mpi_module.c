@@ -11,7 +11,8 @@
 static struct mpi_state {
     MPI_Comm world, node;  /* copies of our own; errors come back as codes */
     MPI_Request request;
-} state = { MPI_COMM_NULL, MPI_COMM_NULL, MPI_REQUEST_NULL };
+    void *kept_in, *kept_out; /* of a call that never ended; MPI has them for good */
+} state = { .world = MPI_COMM_NULL, .node = MPI_COMM_NULL, .request = MPI_REQUEST_NULL };
 
 static int fail(const char *what, int code, char *why, size_t why_size)
 {
@@ -65,6 +66,12 @@ static void mpi_close(void)
     (void)MPI_Finalize();
 }
 
+static void mpi_abandon(void *in, void *out)
+{
+    state.kept_in = in;
+    state.kept_out = out;
+}
+
 static int mpi_begin(const struct cluster_call *call, char *why, size_t why_size)
 {
     const MPI_Comm comm = call->scope == CLUSTER_NODE ? state.node : state.world;
@@ -96,6 +103,7 @@ const struct cluster_module lighter_cluster_module = {
     .version = CLUSTER_MODULE_VERSION,
     .open = mpi_open,
     .close = mpi_close,
+    .abandon = mpi_abandon,
     .begin = mpi_begin,
     .test = mpi_test,
 };
