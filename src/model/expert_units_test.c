@@ -142,6 +142,73 @@ static void the_budget_decides_when_nobody_else_does(void **state)
     free(golden.logits);
 }
 
+/* Runs the first rows of the prompt, one at a time, and returns how many steps failed. */
+static uint32_t failing_steps(struct loaded *loaded, const struct golden *golden, uint32_t count,
+                              const char *says)
+{
+    const struct model_info *info = model_info(loaded->model);
+    float *logits = logits_alloc(loaded->model, 1);
+    int32_t pages[HARNESS_PAGES_MAX];
+    const struct paging paging = { 0, 1 };
+    uint32_t failed = 0;
+
+    paging_fill(info, &paging, pages, info->kv_page_count);
+    for (int32_t i = 0; i < (int32_t)count; i++) {
+        const int32_t zero = 0, slot = slot_of(info, pages, (uint32_t)i);
+        const struct model_step step = {
+            .row_count = 1, .sequence_count = 1, .page_count_max = info->kv_page_count,
+            .token_ids = &golden->prompt[i], .positions = &i, .sequences = &zero, .slots = &slot,
+            .pages = pages, .logits_row_count = 1, .logits_rows = &zero,
+        };
+        struct err err;
+
+        if (model_forward(loaded->model, &step, logits, &err) == STATUS_OK)
+            continue;
+        failed++;
+        if (strstr(err.message, says) == NULL)
+            fail_msg("\"%s\" does not say \"%s\"", err.message, says);
+    }
+    free(logits);
+    return failed;
+}
+
+/* The n-th read, whichever it is, fails for good: one step ends with an error, or none where it was
+ * a guess that nobody needed, and then all goes on as if nothing had been. */
+static void a_failed_read_ends_its_step_only(void **state)
+{
+    const struct setting plain = { .device = "sim:memory=64MiB" };
+    struct golden golden = golden_read("qwen3_moe");
+    struct loaded loaded = harness_open_golden("qwen3_moe", &plain);
+    float *wanted = run(&loaded, &golden, CHUNK_MAX);
+    const size_t bytes =
+        (size_t)golden.prompt_count * model_info(loaded.model)->vocab_size * sizeof(float);
+    uint32_t failed = 0;
+
+    (void)state;
+    harness_close(&loaded);
+    for (uint32_t n = 1; n <= 40; n += 3) {
+        char faults[32];
+        const struct setting setting = { .device = n % 2 == 0 ? "cpu" : "sim:memory=64MiB",
+                                         .disk = true, .disk_settings = faults, .experts = true,
+                                         .expert_slot_count = 6 };
+        float *logits;
+
+        (void)snprintf(faults, sizeof(faults), "eio=%u:2", n);
+        loaded = harness_open_golden("qwen3_moe", &setting);
+        failed += failing_steps(&loaded, &golden, 8, ".safetensors: reading");
+        for (uint32_t chunk = 1; chunk <= 32; chunk += 31) {
+            logits = run(&loaded, &golden, chunk);
+            if (memcmp(logits, wanted, bytes) != 0)
+                fail_msg("after read %u failed: other bits", n);
+            free(logits);
+        }
+        harness_close(&loaded);
+    }
+    assert_true(failed > 0);
+    free(wanted);
+    free(golden.logits);
+}
+
 static void meta_and_reloading(void **state)
 {
     static const char *const where[] = { "cpu", "sim:memory=64MiB" };
@@ -189,6 +256,7 @@ int main(void)
         cmocka_unit_test(no_cache_changes_a_bit),
         cmocka_unit_test(what_cannot_work_is_refused),
         cmocka_unit_test(the_budget_decides_when_nobody_else_does),
+        cmocka_unit_test(a_failed_read_ends_its_step_only),
         cmocka_unit_test(meta_and_reloading),
     };
 

@@ -44,6 +44,7 @@ struct setting {
     bool meta;
     bool disk;               /* instead of the host */
     bool automatic;
+    const char *disk_settings; /* as --offload-disk; borrowed until the model is made */
     bool experts;            /* are units */
     int64_t expert_slot_count;
     enum offload_home home;  /* 0, which is the device: on the host */
@@ -90,6 +91,7 @@ static inline struct model_options harness_options(const struct setting *setting
     if (setting->disk || setting->automatic)
         options.offload.home = OFFLOAD_HOME_DISK;
     options.offload.automatic = setting->automatic;
+    options.offload.disk = setting->disk_settings;
     options.offload.experts = setting->experts;
     options.offload.expert_slot_count = setting->expert_slot_count;
     options.offload.poison = true;

@@ -270,7 +270,8 @@ static enum status guess_step(struct offload *offload, uint32_t place, struct er
 
     if (fetch->fetch.state == OFFLOAD_FETCH_BEGUN)
         st = offload__fetch_end(offload, &fetch->fetch, err);
-    if (st == STATUS_CANCELED && fetch->is_dropped) {
+    /* A guess that could not be read harms nobody: a demand of it would try again, and tell. */
+    if ((st == STATUS_CANCELED && fetch->is_dropped) || st == STATUS_IO) {
         offload__count_guess_wasted(offload, fetch->fetch.unit);
         expert_cache_dropped(experts->cache, fetch->slot);
         place_give(offload, place);
