@@ -231,6 +231,14 @@ def test_logits_as_npy_and_as_json_are_the_same():
         assert os.listdir(folder) == ["logits.npy"]
 
 
+def test_a_gguf_file_has_its_tokenizer_within():
+    model = "tests/golden/gguf/llama_llama3.gguf"
+    assert lighter.run_json("tokenize", "--model", model, stdin="ab b\n")["ids"] == [1, 9, 4, 6, 3]
+    assert lighter.run_json("tokenize", "--model", model, "--decode", "9,4,6,3")["text"] == "ab b\n"
+    report = lighter.run_json("generate", "--model", model, "--prompt", "ab", "--max-new-tokens", "3")
+    assert report["meta_info"]["prompt_tokens"] == 2 and len(report["output_ids"]) == 3
+
+
 def test_tokenize_there_and_back():
     text = "Où est Tōkyō? 🇫🇷\n\tcode(); "
     ids = lighter.run_json("tokenize", "--model", lighter.DEMO, stdin=text)["ids"]

@@ -193,6 +193,20 @@ def add_layers(writer, arch, config, tensors, apart):
         add(writer, name, np.stack([stack[i] for i in range(len(stack))]))
 
 
+def add_tokenizer(writer, count):
+    """SentencePiece's kind, by hand: a byte, letters, and what they join to."""
+    tokens = ["<unk>", "<s>", "</s>", "<0x0A>", "\u2581", "a", "b", "ab", "\u2581a", "\u2581ab"]
+    types = [2, 3, 3, 6] + [1] * (count - 4)
+    scores = [0.0] * 7 + [-1.0, -2.0, -3.0] + [-100.0] * (count - len(tokens))
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens + [f"unused{i}" for i in range(len(tokens), count)])
+    writer.add_token_scores(scores)
+    writer.add_token_types(types)
+    writer.add_unk_token_id(0)
+    writer.add_add_bos_token(True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="tests/golden/gguf")
@@ -203,6 +217,8 @@ def main():
         writer = gguf.GGUFWriter(os.path.join(out, name + ".gguf"), arch, split_max_tensors=split)
         writer.matrix_kind = KINDS_OF[config["dtype"]]
         add_metadata(writer, arch, config)
+        if name == "llama_llama3":
+            add_tokenizer(writer, config["vocab_size"])
         add(writer, "token_embd.weight", tensors["model.embed_tokens.weight"])
         add(writer, "output_norm.weight", tensors["model.norm.weight"])
         if "lm_head.weight" in tensors:

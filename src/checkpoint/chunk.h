@@ -1,8 +1,8 @@
 /* checkpoint/chunk.h - a loader's work cut into pieces of bounded size.
  *
  * A chunk is a box of one part. It is read in one go, read_bytes from read_at_bytes on, which may
- * have gaps between what is wanted. A direct chunk is a run that lies in the file as it shall lie in
- * the parameter, so it is read to its place; any other goes through a buffer of limited size.
+ * have gaps between what is wanted. A direct chunk is a run that lies in the file as it shall lie
+ * in the parameter, so it is read to its place; any other goes through a buffer of limited size.
  *
  * Quantised tensors come in two ways. Where the parameter has the same dtype, the view keeps blocks
  * whole (chunk_keeps_blocks), and whole blocks are moved as if each were one element. Else the

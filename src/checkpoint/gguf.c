@@ -24,6 +24,7 @@
 #include <string.h>
 
 #include "base/size.h"
+#include "checkpoint/gguf_tokenizer.h"
 
 #define SUFFIX ".gguf"
 #define DIMENSIONS_MAX 4
@@ -90,10 +91,10 @@ static enum status check_version(const char *path, uint32_t version, struct err 
                    version);
 }
 
-static enum status read_header(struct gguf_file *part, struct err *err)
+static enum status read_header(struct gguf_reader *reader, uint64_t *tensor_count_out,
+                               uint64_t *pair_count_out, struct err *err)
 {
-    struct gguf_reader *const reader = part->reader;
-    const char *const path = path_of(part);
+    const char *const path = reader->file->path;
     char magic[4];
     uint32_t version = 0;
     enum status st = gguf__take(reader, magic, sizeof(magic), "the header", err);
@@ -106,14 +107,28 @@ static enum status read_header(struct gguf_file *part, struct err *err)
     if (st == STATUS_OK)
         st = check_version(path, version, err);
     if (st == STATUS_OK)
-        st = gguf__take_u64(reader, "the header", &part->tensor_count, err);
+        st = gguf__take_u64(reader, "the header", tensor_count_out, err);
     if (st == STATUS_OK)
-        st = gguf__take_u64(reader, "the header", &part->pair_count, err);
-    if (st == STATUS_OK && part->tensor_count > CKPT_TENSORS_MAX)
+        st = gguf__take_u64(reader, "the header", pair_count_out, err);
+    if (st == STATUS_OK && *tensor_count_out > CKPT_TENSORS_MAX)
         st = err_set(err, STATUS_BAD_INPUT,
                      "%s: announces %" PRIu64 " tensors, at most %d are read", path,
-                     part->tensor_count, CKPT_TENSORS_MAX);
+                     *tensor_count_out, CKPT_TENSORS_MAX);
     return st;
+}
+
+enum status gguf__open_meta(const struct file *file, struct gguf_reader *reader,
+                            struct gguf_meta *meta_out, struct err *err)
+{
+    uint64_t tensor_count = 0, pair_count = 0;
+    enum status st;
+
+    *meta_out = (struct gguf_meta){ .count = 0 };
+    reader->file = file;
+    reader->at = reader->window_at = 0;
+    reader->window_size = 0;
+    st = read_header(reader, &tensor_count, &pair_count, err);
+    return st == STATUS_OK ? gguf__meta_read(reader, pair_count, meta_out, err) : st;
 }
 
 static enum status read_alignment(const struct gguf_meta *meta, struct gguf_file *part,
@@ -313,7 +328,7 @@ static enum status begin_file(struct gguf_file *part, struct file *file, struct 
     part->reader->file = &part->ckpt->files[part->file_index];
     part->reader->at = part->reader->window_at = 0;
     part->reader->window_size = 0;
-    st = read_header(part, err);
+    st = read_header(part->reader, &part->tensor_count, &part->pair_count, err);
     if (st == STATUS_OK)
         st = gguf__meta_read(part->reader, part->pair_count, meta, err);
     return st == STATUS_OK ? read_alignment(meta, part, err) : st;
@@ -473,7 +488,7 @@ enum status gguf__read(struct ckpt *ckpt, struct file *file, struct err *err)
     return st;
 }
 
-static bool gguf_matches(const char *path)
+bool gguf_is_file(const char *path)
 {
     const size_t size = strlen(path);
 
@@ -503,6 +518,6 @@ const struct ckpt_format ckpt__format_gguf = {
     .name = "gguf",
     .what = "a GGUF file",
     .config_suffix = ": its metadata, read as a config.json",
-    .matches = gguf_matches,
+    .matches = gguf_is_file,
     .open = gguf_open,
 };

@@ -93,6 +93,10 @@ void gguf__tensor_name(const char *arch, uint64_t layer_count, const char *name,
 enum status gguf__config(const struct ckpt *ckpt, const struct gguf_meta *meta,
                          json_t **config_out, struct err *err);
 
+/* Reads an open file's header and metadata; gguf__meta_deinit also after a failure. */
+enum status gguf__open_meta(const struct file *file, struct gguf_reader *reader,
+                            struct gguf_meta *meta_out, struct err *err);
+
 /* Fills a checkpoint from its first file, which is open as `file` (taken); also those that belong
  * to it. */
 enum status gguf__read(struct ckpt *ckpt, struct file *file, struct err *err);

@@ -50,7 +50,8 @@ static struct source source_make(enum dtype dtype, uint64_t rows, uint64_t cols)
     const uint64_t size = bytes_of(dtype, rows * cols);
     const uint32_t block_bytes = dtype_info(dtype)->block_bytes;
     struct ckpt_testing_tensor tensors[] = {
-        { "token_embd.weight", DTYPE_F32, 2, { 1, 1 }, &zero }, { "t", dtype, 2, { rows, cols }, NULL },
+        { "token_embd.weight", DTYPE_F32, 2, { 1, 1 }, &zero },
+        { "t", dtype, 2, { rows, cols }, NULL },
     };
     uint64_t random = 88172645463325252u;
     char path[512];

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cli/session.h"
 #include "base/size.h"
 #include "checkpoint/checkpoint.h"
 #include "cli/command.h"
@@ -85,7 +86,7 @@ static json_t *tokenizer_json(const struct cli_options *options)
     struct err why;
     json_t *json;
 
-    if (tokenizer_open(path, &tokenizer, &why) != STATUS_OK)
+    if (cli_open_tokenizer(path, &tokenizer, &why) != STATUS_OK)
         return json_pack("{s:b, s:o}", "usable", 0, "reason",
                          cli_text_json(why.message, strlen(why.message)));
     json = json_pack("{s:b, s:s, s:i, s:i, s:i}", "usable", 1, "kind", "BPE", "id_limit",

@@ -9,11 +9,32 @@
 
 #include "base/file.h"
 #include "base/size.h"
+#include "checkpoint/gguf_tokenizer.h"
 #include "cli/measure.h"
 #include "offload/disk/cache_file.h"
 
 #define PROMPT_BYTES_MAX (64 * MIB)
 #define READ_BYTES 65536
+#define GGUF_TOKENIZER_BYTES_MAX (64 * MIB)
+
+enum status cli_open_tokenizer(const char *path, struct tokenizer **tokenizer_out,
+                               struct err *err)
+{
+    struct buf json, config;
+    enum status st;
+
+    if (!gguf_is_file(path))
+        return tokenizer_open(path, tokenizer_out, err);
+    buf_init(&json, GGUF_TOKENIZER_BYTES_MAX);
+    buf_init(&config, GGUF_TOKENIZER_BYTES_MAX);
+    st = gguf_tokenizer_read(path, &json, &config, err);
+    if (st == STATUS_OK)
+        st = tokenizer_open_json(json.data, json.size, config.data, config.size, path,
+                                 tokenizer_out, err);
+    buf_deinit(&json);
+    buf_deinit(&config);
+    return st;
+}
 
 enum status cli_session_open_tokenizer(struct cli_session *session,
                                        const struct cli_options *options, const struct log *log,
@@ -25,7 +46,7 @@ enum status cli_session_open_tokenizer(struct cli_session *session,
 
     if (options->skip_tokenizer_init)
         return STATUS_OK;
-    st = tokenizer_open(path, &session->tokenizer, &why);
+    st = cli_open_tokenizer(path, &session->tokenizer, &why);
     if (st == STATUS_OK)
         return STATUS_OK;
     if (st != STATUS_UNAVAILABLE || options->tokenizer_path != NULL)

@@ -44,6 +44,9 @@ struct cli_demand {
     bool plan_only;              /* only device, checkpoint and model are opened, nothing loaded */
 };
 
+/* The tokenizer of a folder or a GGUF file. */
+enum status cli_open_tokenizer(const char *path, struct tokenizer **tokenizer_out,
+                               struct err *err);
 /* A model without a tokenizer leaves it NULL, with a warning. */
 enum status cli_session_open_tokenizer(struct cli_session *session,
                                        const struct cli_options *options, const struct log *log,

@@ -66,7 +66,7 @@ enum status cli_tokenize(struct cli_context *context, struct err *err)
     const struct cli_options *options = context->options;
     const char *path = options->tokenizer_path != NULL ? options->tokenizer_path : options->model;
     struct tokenizer *tokenizer = NULL;
-    enum status st = tokenizer_open(path, &tokenizer, err);
+    enum status st = cli_open_tokenizer(path, &tokenizer, err);
 
     if (st != STATUS_OK)
         return st;
