@@ -5,6 +5,7 @@ the demo's test starts servers with offloading."""
 import concurrent.futures
 import http.client
 import json
+import re
 import signal
 import socket
 import sys
@@ -94,6 +95,45 @@ def raw(text):
         except OSError:
             pass  # the server has closed, maybe before all was sent
         return got
+
+
+def test_metrics_are_what_prometheus_reads():
+    """Version 0.0.4 of the text format: HELP and TYPE before a family's samples, which stand together."""
+    connection = connect()
+    connection.request("GET", "/metrics")
+    response = connection.getresponse()
+    text = response.read().decode()
+    assert response.status == 200 and response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    assert text.endswith("\n")
+    types, seen, values = {}, [], {}
+    for line in text.splitlines():
+        found = re.fullmatch(r"# (HELP|TYPE) ([a-z_]+) (.+)", line)
+        if found:
+            if found.group(1) == "TYPE":
+                assert found.group(2) not in types and found.group(3) in ("counter", "gauge"), line
+                types[found.group(2)] = found.group(3)
+            continue
+        found = re.fullmatch(r'([a-z_]+)(\{[a-z_]+="[^"]*"(?:,[a-z_]+="[^"]*")*\})? (-?[0-9.e+-]+)', line)
+        assert found, line
+        name = found.group(1)
+        assert types[name] == ("counter" if name.endswith("_total") else "gauge"), line
+        if not seen or seen[-1] != name:
+            assert name not in seen, f"{name}'s samples do not stand together"
+            seen.append(name)
+        values[name + (found.group(2) or "")] = float(found.group(3))
+    assert set(seen) == set(types)
+    for name in ("lighter_requests_running", "lighter_steps_total", "lighter_kv_pages_free",
+                 'lighter_offload_stall_seconds_total{cause="link"}'):
+        assert values[name] >= 0, name
+
+
+def test_a_browser_gets_a_page_of_its_own():
+    connection = connect()
+    connection.request("GET", "/", headers={"Accept": "text/html,*/*"})
+    response = connection.getresponse()
+    page = response.read().decode()
+    assert response.headers["Content-Type"].startswith("text/html")
+    assert page.startswith("<!doctype html>") and "://" not in page, "the page needs nothing from elsewhere"
 
 
 def test_an_answer_has_sglangs_shape():

@@ -459,6 +459,31 @@ static enum MHD_Result route_server_info(struct conn *conn, struct MHD_Connectio
     return respond_json(conn, connection, json);
 }
 
+static enum MHD_Result route_metrics(struct conn *conn, struct MHD_Connection *connection)
+{
+    json_t *fleet = fleet_report_json(conn->server->fleet);
+    struct MHD_Response *response;
+    struct buf body;
+    struct err err;
+    enum status st;
+
+    buf_init(&body, SERVER_ANSWER_BYTES_MAX);
+    st = server__metrics_write(fleet, &body, &err);
+    json_decref(fleet);
+    if (st != STATUS_OK) {
+        buf_deinit(&body);
+        return respond_status(conn, connection, &err);
+    }
+    response = MHD_create_response_from_buffer(body.size, body.data, MHD_RESPMEM_MUST_FREE);
+    if (response == NULL) {
+        buf_deinit(&body);
+        return MHD_NO;
+    }
+    server__conn_phase(conn, CONN_SENDING);
+    return respond(conn, connection, MHD_HTTP_OK, response,
+                   "text/plain; version=0.0.4; charset=utf-8");
+}
+
 static enum MHD_Result route_root(struct conn *conn, struct MHD_Connection *connection);
 
 static const struct route {
@@ -473,12 +498,25 @@ static const struct route {
     { "/health_generate", METHOD_GET, "GET, HEAD", route_health_generate },
     { "/get_model_info", METHOD_GET, "GET, HEAD", route_model_info },
     { "/get_server_info", METHOD_GET, "GET, HEAD", route_server_info },
+    { "/metrics", METHOD_GET, "GET, HEAD", route_metrics },
 };
 #define ROUTE_COUNT (sizeof(routes) / sizeof(routes[0]))
 
+/* Browsers get the page, all others the list of what there is. */
 static enum MHD_Result route_root(struct conn *conn, struct MHD_Connection *connection)
 {
-    json_t *paths = json_object();
+    const char *accept = MHD_lookup_connection_value(connection, MHD_HEADER_KIND,
+                                                     MHD_HTTP_HEADER_ACCEPT);
+    json_t *paths;
+
+    if (accept != NULL && strstr(accept, "text/html") != NULL) {
+        server__conn_phase(conn, CONN_SENDING);
+        return respond(conn, connection, MHD_HTTP_OK,
+                       MHD_create_response_from_buffer(server__page_size, (void *)server__page,
+                                                       MHD_RESPMEM_PERSISTENT),
+                       "text/html; charset=utf-8");
+    }
+    paths = json_object();
 
     for (size_t i = 0; i < ROUTE_COUNT; i++)
         (void)json_object_set_new(paths, routes[i].path, json_string(routes[i].allow));

@@ -250,4 +250,11 @@ enum status server__create(struct fleet *fleet, const struct tokenizer *tokenize
                            const struct server_options *options, const struct log *log,
                            struct server **server_out, struct err *err);
 
+/* metrics.c: the fleet's report (fleet_report_json) in Prometheus's text format, appended. */
+enum status server__metrics_write(const json_t *fleet, struct buf *out, struct err *err);
+
+/* page.c: the page at /, for browsers. */
+extern const char server__page[];
+extern const size_t server__page_size;
+
 #endif

@@ -5,7 +5,8 @@
  *     GET  /health_generate    200 after the model has generated one token
  *     GET  /get_model_info     what is served
  *     GET  /get_server_info    how it was started, and the engines' report
- *     GET  /                   these lines
+ *     GET  /metrics            the same for Prometheus
+ *     GET  /                   these lines; for a browser, a page that shows the report live
  *
  * parse.c says what a request may hold. What is wrong with one is answered with 4xx and
  *
