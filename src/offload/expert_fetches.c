@@ -117,7 +117,7 @@ static uint32_t place_take(struct offload *offload)
     struct offload__experts *experts = offload->experts;
     uint32_t place;
 
-    assert(experts->free_count > 0);
+    assert(experts->fetch_count > 0 && experts->free_count > 0);
     do {
         place = experts->fetch_next;
         experts->fetch_next = (place + 1) % experts->fetch_count;
