@@ -122,9 +122,11 @@ static void sharded_close(struct offload *offload)
             device_peer_close(offload->device, sharded->peers[r].block,
                               sharded->peers[r].block_bytes);
     }
-    if (sharded->block != NULL)
+    if (sharded->block != NULL) {
+        assert(sharded->peers != NULL);
         device_shared_free(offload->device, DEVICE_USE_WEIGHTS, sharded->block,
                            sharded->peers[sharded->rank].block_bytes);
+    }
     free(sharded->offsets);
     free(sharded->peers);
     free(sharded);

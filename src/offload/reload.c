@@ -84,6 +84,7 @@ static enum status put(struct offload *offload, struct offload__param *param, ui
 {
     enum status st = offload__ring_sync(offload, err); /* nothing reads the old bytes now */
 
+    assert(fresh != NULL); /* with one rank everything is loaded here */
     if (st != STATUS_OK)
         return st;
     if (param->is_expert)
