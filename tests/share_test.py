@@ -104,7 +104,8 @@ def test_a_budget_counts_the_shards():
 
 def test_experts_one_by_one_from_shards_keep_the_budget():
     ask = ("generate", "--model", lighter.DEMO, "--prompt", QUESTION["text"], "--temperature", 0,
-           "--max-total-tokens", 64, "--device", "sim:memory=64MiB", "--offload-experts", "--memory-budget", "8MiB")
+           "--max-new-tokens", 8, "--max-total-tokens", 64, "--device", "sim:memory=64MiB", "--offload-experts",
+           "--memory-budget", "8MiB")
     seen = [lighter.run_json(*ask, "--offload-mode", mode) for mode in ("cpu", *SHARED)]
     assert all(answer["output_ids"] == seen[0]["output_ids"] for answer in seen), seen
     assert all("Paris" in answer["text"] for answer in seen), seen

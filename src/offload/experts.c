@@ -254,10 +254,10 @@ static double distinct_expected(const struct offload *offload, uint32_t row_coun
 enum status offload_experts_pass(struct offload *offload, uint32_t row_count, struct err *err)
 {
     struct offload__experts *experts = offload->experts;
-    enum status st = STATUS_OK;
+    enum status st = offload__torn_check(offload, err);
 
-    if (experts == NULL)
-        return STATUS_OK;
+    if (experts == NULL || st != STATUS_OK)
+        return st;
     assert(row_count > 0 && row_count <= offload->options.row_count_max);
     if (offload->run_began_ns == 0)
         offload->run_began_ns = clock_now_ns();

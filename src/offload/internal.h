@@ -378,6 +378,8 @@ void offload__ring_destroy(struct offload *offload);
 /* Starts the sequence at the first unit: poisons or clears the slots and queues the first
  * prefetch_step onloads. Both streams must be idle. */
 enum status offload__ring_start(struct offload *offload, struct err *err);
+/* Fails when weights may be of two versions. */
+enum status offload__torn_check(const struct offload *offload, struct err *err);
 /* Waits for both streams; returns the first error. */
 enum status offload__ring_sync(struct offload *offload, struct err *err);
 /* Makes the unit, which is the next of the sequence, readable at active_base until it is released.

@@ -113,6 +113,8 @@ static enum status put_shared(struct offload *offload, const struct offload__par
 
     if (st == STATUS_OK)
         st = offload__ring_sync(offload, err);
+    if (st == STATUS_OK && param->is_expert)
+        offload__experts_forget(offload, param->unit);
     st = offload__share_meet(offload, OFFLOAD_SHARE_READY, st, NULL, err);
     if (st != STATUS_OK)
         return st;

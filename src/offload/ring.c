@@ -154,11 +154,8 @@ static enum status slots_prepare(struct offload *offload, struct err *err)
     return st == STATUS_OK ? stream_sync(offload->compute, err) : st;
 }
 
-enum status offload__ring_start(struct offload *offload, struct err *err)
+enum status offload__torn_check(const struct offload *offload, struct err *err)
 {
-    enum status st = STATUS_OK;
-
-    offload->started = false;
     if (offload->torn)
         return err_set(err, STATUS_PEER,
                        "another rank of this node ended while weights were changed, so some may be "
@@ -167,6 +164,17 @@ enum status offload__ring_start(struct offload *offload, struct err *err)
         return err_set(err, STATUS_IO,
                        "a live update failed and the old weights could not be loaded again, so "
                        "some may be new and some old; the server must be started again");
+    return STATUS_OK;
+}
+
+enum status offload__ring_start(struct offload *offload, struct err *err)
+{
+    enum status st = STATUS_OK;
+
+    offload->started = false;
+    st = offload__torn_check(offload, err);
+    if (st != STATUS_OK)
+        return st;
     offload->position = offload->pass_position = offload->head = offload->harvested = 0;
     if (offload->sizes.slot_count > 0)
         st = slots_prepare(offload, err);
