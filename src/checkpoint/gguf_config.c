@@ -313,7 +313,7 @@ static void put_common(struct maker *maker)
         refuse(maker, "%s.attention.layer_norm_rms_epsilon is missing", maker->arch);
     put(maker, maker->config, "rms_norm_eps",
         json_real(number_or(maker, "attention.layer_norm_rms_epsilon", 0.0)));
-    if (maker->status == STATUS_OK)
+    if (embed != NULL)
         put_count(maker, "vocab_size", embed->shape[0]);
     put_bool(maker, "tie_word_embeddings", !has_tensor(maker, "lm_head.weight"));
     put_ids(maker);
