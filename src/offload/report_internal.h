@@ -5,7 +5,8 @@
 
 #include "offload/internal.h"
 
-/* Units of one part of one layer that are cut from it, tiles or experts; or one unit that is whole. */
+/* Units of one part of one layer that are cut from it, tiles or experts; or one unit that is
+ * whole. */
 struct offload__group {
     size_t first, count;     /* units, which stand together */
     char name[48];           /* "layers.3.ffn", "layers.3.experts" */

@@ -81,8 +81,8 @@ static bool are_alike(const struct offload__group *a, const struct offload__grou
                              a->sum.bytes_moved == b->sum.bytes_moved));
 }
 
-/* One line for the group and all like it: whole units with equal numbers, or the pieces of a part in
- * all layers. */
+/* One line for the group and all like it: whole units with equal numbers, or the pieces of a part
+ * in all layers. */
 static void group_log(struct offload__snapshot *snapshot, size_t first, const struct log *log)
 {
     struct offload__group *group = &snapshot->groups[first];

@@ -1,4 +1,5 @@
-/* server/page.c - the page at /: what the reports say, live. One text, and nothing from elsewhere. */
+/* server/page.c - the page at /: what the reports say, live. One text, and nothing from
+ * elsewhere. */
 #include "server/internal.h"
 
 const char server__page[] =
