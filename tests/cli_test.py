@@ -159,6 +159,23 @@ def test_generate_streams_text_and_reports_what_moved():
     assert quiet[1] == out and quiet[2] == ""
 
 
+def test_a_trace_is_written_whole_or_refused_before_the_run():
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "trace.json")
+        _, _, err = lighter.run("generate", "--model", lighter.DEMO, *SIM, *SMALL, *GREEDY, "--prompt", QUESTION,
+                                "--trace", path, check=0)
+        assert path in err and os.listdir(folder) == ["trace.json"], (err, os.listdir(folder))
+        with open(path, encoding="utf-8") as file:
+            events = json.load(file)["traceEvents"]
+        lanes = {event["cat"] for event in events if event["ph"] == "X"}
+        assert {"step", "compute", "copy"} <= lanes, lanes
+        assert {"prefill", "decode", "sample"} <= {event["name"] for event in events}
+        for bad in (folder, os.path.join(folder, "none", "trace.json")):
+            _, _, err = lighter.run("generate", "--model", lighter.DEMO, *SMALL, *GREEDY, "--prompt", QUESTION,
+                                    "--trace", bad, check=1)
+            assert "--trace" in err and bad in err, err
+
+
 def test_generate_json_has_what_the_contract_says():
     answer = one_object(lighter.run("generate", "--model", lighter.DEMO, *SIM, *SMALL, *GREEDY, "--prompt", QUESTION,
                                     "--json", check=0)[1])
