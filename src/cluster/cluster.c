@@ -193,7 +193,7 @@ static void cluster_free(struct cluster *cluster)
         if (cluster->peers[i].fd >= 0)
             (void)close(cluster->peers[i].fd);
     free(cluster->peers);
-    if (cluster->has_failed) { /* MPI may still write there */
+    if (cluster->module != NULL && cluster->has_failed) { /* MPI may still write there */
         cluster->module->abandon(cluster->in, cluster->out);
     } else {
         free(cluster->in);
