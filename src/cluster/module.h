@@ -30,8 +30,8 @@ struct cluster_module {
     uint32_t version;            /* CLUSTER_MODULE_VERSION */
     int (*open)(struct cluster_place *place_out, char *why, size_t why_size);
     void (*close)(void);
-    /* Instead of close, after a call that never got to its end: takes its buffers, which whatever is
-     * still under way may write to. */
+    /* Instead of close, after a call that never got to its end: takes its buffers, which whatever
+     * is still under way may write to. */
     void (*abandon)(void *in, void *out);
     /* Buffers stay put until `test` says done. */
     int (*begin)(const struct cluster_call *call, char *why, size_t why_size);
