@@ -82,7 +82,7 @@ def test_bad_usage_exits_2_and_names_what_is_nearest():
     fails("generate", "--model", lighter.DEMO, "--prompt", "x", "--device", "smi", code=2, words=["sim"])
     fails("tokenize", "--model", "m", "--port", "1", code=2, words=["--port", "serve"])
     fails("serve", "--model", "m", "--tp-size", "2", code=2, words=["--tp-size", "only 1"])
-    fails("serve", "--model", "m", "--dp-size", "2", code=2, words=["--dp-size", "only 1"])
+    fails("generate", "--model", "m", "--prompt", "x", "--dp-size", "2", code=2, words=["--dp-size", "one rank"])
     fails("serve", "--model", "m", "--api-key", "secret", code=2, words=["--api-key"])
 
 
