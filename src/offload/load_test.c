@@ -20,9 +20,16 @@ static const struct {
     { SIM ",latency=1ms", 0, NULL, OFFLOAD_HOME_HOST }, { SIM, 2, NULL, OFFLOAD_HOME_HOST },
     { SIM, 1, "*", OFFLOAD_HOME_HOST },                 { SIM, 2, "*", OFFLOAD_HOME_META },
     { "cpu", 0, NULL, OFFLOAD_HOME_HOST },              { "cpu", 1, "*", OFFLOAD_HOME_HOST },
-    { "cpu", 2, "*", OFFLOAD_HOME_META },
+    { "cpu", 2, "*", OFFLOAD_HOME_META },               { SIM, 2, NULL, OFFLOAD_HOME_SHM },
+    { "cpu", 1, "*", OFFLOAD_HOME_SHM },                { SIM, 1, "*", OFFLOAD_HOME_SHARDED },
+    { "cpu", 2, NULL, OFFLOAD_HOME_SHARDED },
 };
 #define PLACE_COUNT (sizeof(places) / sizeof(places[0]))
+
+static bool takes_host_memory(enum offload_home home)
+{
+    return home != OFFLOAD_HOME_META && home != OFFLOAD_HOME_SHARDED;
+}
 
 static struct offload_options place_options(size_t place)
 {
@@ -128,13 +135,14 @@ static void loading_tells_how_far_it_is_and_holds_one_parameter_twice(void **sta
                 largest_bytes = model_param_bytes(p);
             read_bytes += empty ? 0 : model_element_count(p) * 4; /* F32 there */
         }
-        homes_bytes = options.home == OFFLOAD_HOME_META ? 0 : sizes.moving_bytes;
+        homes_bytes = takes_host_memory(options.home) ? sizes.moving_bytes : 0;
         assert_int_equal(told.total_bytes, read_bytes);
         assert_int_equal(told.done_bytes, read_bytes);
         assert_int_equal(after.host_used_bytes, homes_bytes);
         assert_true(after.host_peak_bytes <= homes_bytes + largest_bytes);
         assert_int_equal(after.used_bytes - before.used_bytes,
-                         sizes.resident_bytes + sizes.slot_count * sizes.slot_bytes);
+                         sizes.resident_bytes + sizes.shard_bytes +
+                             sizes.slot_count * sizes.slot_bytes);
         assert_int_equal(after.used_by[DEVICE_USE_SLOTS], sizes.slot_count * sizes.slot_bytes);
         assert_int_equal(after.peak_bytes, after.used_bytes);
         model_close(&model);
@@ -366,7 +374,8 @@ static void reloading_works_whatever_the_home(void **state)
         check_contents(&model, 6);
         offload_sizes(model.offload, &sizes);
         device_memory_report(model.device, &report);
-        assert_int_equal(report.host_used_bytes, sizes.moving_bytes); /* meta has a home now */
+        assert_int_equal(report.host_used_bytes, options.home == OFFLOAD_HOME_SHARDED
+                                                     ? 0 : sizes.moving_bytes); /* meta, too */
         model_close(&model);
     }
     ckpt_close(fresh);

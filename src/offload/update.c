@@ -1,13 +1,13 @@
 /* offload/update.c - all parameters anew from another checkpoint, in place; or none.
  *
  *     prepare     loaders checked - source found, opened, read     (nothing has changed)
- *     commit      memory - a home for meta - meet READY            (nothing has changed)
+ *     commit      memory - a home for meta - meet READY, AGREED    (nothing has changed)
  *                 ring stopped - sources swapped - filled - meet CHANGED - ring started
  *     on failure  sources swapped back - filled - meet RESTORED - ring started
  *
  * What could fail for want of memory comes before the first byte is overwritten, and loading the
  * old weights back takes none, so that it fails only when their files do. Shared records are filled
- * by their owner, while all ranks stand still between READY and CHANGED. */
+ * by their owner, while all ranks stand still between AGREED and CHANGED. */
 #include <assert.h>
 #include <stdlib.h>
 
@@ -172,7 +172,9 @@ enum status offload_update_commit(struct offload_update *update, struct err *err
         st = movers_stop(offload, err);
         stopped = true;
     }
-    st = offload__share_meet(offload, OFFLOAD_SHARE_READY, st, &told, err);
+    st = offload__share_meet(offload, OFFLOAD_SHARE_READY, st, NULL, err);
+    if (st == STATUS_OK)
+        st = offload__share_meet(offload, OFFLOAD_SHARE_AGREED, st, &told, err);
     if (st == STATUS_OK) {
         st = change(update, &fill, err);
     } else {
