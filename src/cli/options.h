@@ -57,6 +57,7 @@ struct cli_options {
     int64_t chunked_prefill_size; /* -1: whole prompts */
     int64_t max_total_tokens, page_size;
     bool skip_tokenizer_init;
+    const char *weight_version;
     int64_t random_seed;          /* -1: none */
 
     double cpu_offload_gb;

@@ -118,6 +118,7 @@ static void make_server_options(const struct cli_options *options, const json_t 
     out->port = (uint16_t)options->port;
     out->model_path = options->model;
     out->tokenizer_path = options->tokenizer_path;
+    out->weight_version = options->weight_version;
     out->served_model_name = options->served_model_name;
     out->launch = launch;
 }

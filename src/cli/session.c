@@ -129,6 +129,7 @@ static void set_sizes(struct model_options *model, struct engine_options *engine
         rows = running; /* a token each, at least */
 
     engine->step_row_count_max = (uint32_t)rows;
+    engine->weight_version = options->weight_version;
     engine->has_random_seed = options->random_seed >= 0;
     engine->random_seed = (uint64_t)options->random_seed;
     engine->running_count_max = (uint32_t)running;

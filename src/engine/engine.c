@@ -6,7 +6,9 @@
 
 #include <assert.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/size.h"
 
@@ -52,6 +54,11 @@ static enum status settle_options(const struct engine_options *options,
         return err_set(err, STATUS_BAD_INPUT,
                        "engine: queue_count_max is %u, it must be from 1 to %u",
                        settled.queue_count_max, QUEUE_COUNT_MAX);
+    if (options->weight_version != NULL &&
+        strlen(options->weight_version) >= ENGINE_VERSION_BYTES_MAX)
+        return err_set(err, STATUS_BAD_INPUT, "a weight version of %zu bytes, at most %d fit",
+                       strlen(options->weight_version), ENGINE_VERSION_BYTES_MAX - 1);
+    settled.weight_version = NULL; /* copied already */
     *settled_out = settled;
     return STATUS_OK;
 }
@@ -141,6 +148,8 @@ enum status engine_create(struct model *model, const struct tokenizer *tokenizer
     engine->log = log;
     set_limits(engine);
     engine->manifest = offload_manifest_json(model_offload(model));
+    (void)snprintf(engine->weight_version, sizeof(engine->weight_version), "%s",
+                   options->weight_version != NULL ? options->weight_version : "default");
     st = settle_options(options, info, &engine->options, err);
     if (st == STATUS_OK)
         st = name_steps(engine, err);
@@ -334,9 +343,56 @@ enum status engine_logits(struct engine *engine, const int32_t *ids, size_t coun
     return do_job(engine, &job, err);
 }
 
+static bool update_begin(struct engine *engine)
+{
+    bool was;
+
+    pthread_mutex_lock(&engine->lock);
+    was = engine->updating;
+    engine->updating = true;
+    pthread_mutex_unlock(&engine->lock);
+    return !was;
+}
+
+static void update_end(struct engine *engine)
+{
+    pthread_mutex_lock(&engine->lock);
+    engine->updating = false;
+    pthread_mutex_unlock(&engine->lock);
+}
+
+enum status engine_update(struct engine *engine, const struct engine_update *update,
+                          uint32_t *paused_count_out, struct err *err)
+{
+    struct engine__job job = {
+        .run = engine__run_update,
+        .is_after_running = !update->pause && !update->abort_all,
+        .abort_all = update->abort_all,
+        .version = update->weight_version,
+    };
+    enum status st;
+
+    if (update->weight_version != NULL &&
+        strlen(update->weight_version) >= ENGINE_VERSION_BYTES_MAX)
+        return err_set(err, STATUS_BAD_INPUT, "a weight version of %zu bytes, at most %d fit",
+                       strlen(update->weight_version), ENGINE_VERSION_BYTES_MAX - 1);
+    if (!update_begin(engine))
+        return err_set(err, STATUS_BUSY, "another update of the weights is under way");
+    st = model_update_prepare(engine->model, update->model_path, &job.update, err);
+    if (st == STATUS_OK)
+        st = do_job(engine, &job, err);
+    model_update_destroy(job.update);
+    update_end(engine);
+    if (st == STATUS_OK && paused_count_out != NULL)
+        *paused_count_out = job.count;
+    return st;
+}
+
 json_t *engine_report_json(struct engine *engine)
 {
     struct engine__counters c;
+    char version[ENGINE_VERSION_BYTES_MAX];
+    json_t *manifest;
     struct err failure;
     uint32_t running, waiting, pages_free;
 
@@ -346,11 +402,13 @@ json_t *engine_report_json(struct engine *engine)
     running = engine->running_count;
     waiting = engine->waiting_count;
     pages_free = engine->pages_free;
+    manifest = json_incref(engine->manifest);
+    memcpy(version, engine->weight_version, sizeof(version));
     pthread_mutex_unlock(&engine->lock);
     return json_pack(
-        "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s*, s:I, s:I, s:f,"
+        "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s*, s:I, s:I, s:f,"
         " s:{s:I, s:I, s:I, s:I}, s:o*, s:o*}",
-        "running", (json_int_t)running, "running_max",
+        "weight_version", version, "running", (json_int_t)running, "running_max",
         (json_int_t)engine->options.running_count_max, "waiting", (json_int_t)waiting,
         "waiting_max", (json_int_t)engine->options.queue_count_max, "submitted",
         (json_int_t)c.submitted, "finished", (json_int_t)c.finished, "aborted",
@@ -363,7 +421,7 @@ json_t *engine_report_json(struct engine *engine)
         (json_int_t)engine->limits.page_count, "pages_free", (json_int_t)pages_free,
         "bytes_per_token", (json_int_t)engine->info->kv_bytes_per_token, "offload",
         offload_report_json(model_offload(engine->model)), "manifest",
-        json_deep_copy(engine->manifest));
+        manifest);
 }
 
 static enum status run_reset(struct engine *engine, struct engine__job *job, struct err *err)

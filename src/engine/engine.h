@@ -85,6 +85,7 @@ struct engine_output {
     const char *matched_text;    /* of FINISH_STOP; NULL elsewhere */
     double queue_s, e2e_s;       /* waited before the first step; since submit */
     bool garbage;                /* the weights have no contents (meta mode) */
+    const char *weight_version;  /* that the last token was computed with; NULL: not known */
     uint32_t dp_rank;            /* which of a server's engines it was; 0 from the engine itself */
 };
 
@@ -104,6 +105,7 @@ struct engine_options {
     uint32_t running_count_max;      /* requests in one step, at most its rows; 0: as many as the
                                         model takes */
     uint32_t queue_count_max;        /* 1024; requests waiting; more are STATUS_BUSY */
+    const char *weight_version;      /* a label; NULL: "default". Copied */
     bool has_random_seed;            /* requests without a seed get one that follows from */
     uint64_t random_seed;            /* this and their number; else the system's random numbers */
     struct trace *trace;             /* borrowed until engine_destroy; NULL: nothing is traced */
@@ -144,7 +146,25 @@ void engine_drain(struct engine *engine);
 enum status engine_logits(struct engine *engine, const int32_t *ids, size_t count, uint32_t chunk,
                           float *logits_out, struct err *err);
 
+/* Live update: other weights of the same model while requests run. The checkpoint is opened,
+ * checked and read once by the caller's thread; then, between two steps, the weights change places,
+ * or, when anything fails, stay. Requests that run meanwhile finish first, while new ones wait; or
+ * are paused, keep their KV cache and go on with the new weights; or are aborted first. */
+#define ENGINE_VERSION_BYTES_MAX 128
+struct engine_update {
+    const char *model_path;
+    const char *weight_version;  /* NULL: the label stays. Less than ENGINE_VERSION_BYTES_MAX bytes
+                                    */
+    bool pause;                  /* requests that run are paused; else they finish first */
+    bool abort_all;              /* they, and those that wait, are aborted first */
+};
+/* *paused_count_out (may be NULL): requests that were paused. Blocks. STATUS_BUSY while another
+ * update is under way. */
+enum status engine_update(struct engine *engine, const struct engine_update *update,
+                          uint32_t *paused_count_out, struct err *err);
+
 /* A JSON object that the caller owns:
+ *   weight_version                                      of the weights that serve now
  *   running, running_max, waiting, waiting_max          requests, now and at most
  *   submitted, finished, aborted, refused_busy          requests since the start or the last reset
  *   steps, rows, step_s, failed_steps, last_failure     what the model ran (absent: never failed)

@@ -188,7 +188,11 @@ void engine__request_finish_length(struct engine__request *request);
 void engine__request_abort(struct engine__request *request, enum status status,
                            const char *message);
 /* Calls on_output with what is new, if that is due: after each id, or when finish is set. */
-void engine__request_tell(struct engine__request *request, bool garbage);
+struct engine__weights {
+    bool garbage;
+    const char *version;
+};
+void engine__request_tell(struct engine__request *request, const struct engine__weights *weights);
 
 /* -- batch.c: the arrays of one step ----------------------------------------------------------- */
 
@@ -219,6 +223,10 @@ void engine__batch_add(struct engine__batch *batch, const int32_t *pages, uint32
 struct engine__job {
     enum status (*run)(struct engine *engine, struct engine__job *job, struct err *err);
     uint32_t page_count;         /* that must be free for it */
+    bool is_after_running;       /* it waits until nothing runs */
+    bool abort_all;              /* of an update; these three */
+    struct model_update *update;
+    const char *version;         /* NULL: as it is */
     const int32_t *ids;          /* of a logits job */
     uint32_t count, chunk;
     float *logits_out;
@@ -249,7 +257,6 @@ struct engine {
     struct engine_options options;
     struct engine__limits limits;
     const struct log *log;
-    json_t *manifest;
     uint32_t trace_names[ENGINE__TRACE_NAME_COUNT];
     pthread_t thread;
     bool has_thread;
@@ -281,11 +288,17 @@ struct engine {
     struct engine__counters counters;
     struct err last_failure;             /* of a step; read when counters.failed_steps > 0 */
     bool draining, stopping;
+    bool updating;                       /* an update is under way */
+    json_t *manifest;
+    char weight_version[ENGINE_VERSION_BYTES_MAX]; /* written by the engine's thread, which reads it
+                                                      without the lock */
 };
 
 /* The engine's thread. */
 void *engine__loop(void *engine);
 /* A job: computes the logits of job->ids. */
 enum status engine__run_logits(struct engine *engine, struct engine__job *job, struct err *err);
+/* A job: commits job->update; job->count: requests that were paused. */
+enum status engine__run_update(struct engine *engine, struct engine__job *job, struct err *err);
 
 #endif

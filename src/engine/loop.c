@@ -14,6 +14,7 @@
 #include "engine/internal.h"
 
 #include <assert.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "base/clock.h"
@@ -27,21 +28,27 @@ struct work {
 
 /* -- leaving ----------------------------------------------------------------------------------- */
 
+static struct engine__weights weights_of(const struct engine *engine)
+{
+    return (struct engine__weights){ offload_is_garbage(model_offload(engine->model)),
+                                     engine->weight_version };
+}
+
 /* Tells each of the list for the last time and destroys it. No lock is held. */
 static void dismiss(struct engine *engine, struct engine__request *list)
 {
+    struct engine__weights weights;
     uint32_t count = 0;
-    bool garbage;
 
     if (list == NULL)
         return;
-    garbage = offload_is_garbage(model_offload(engine->model));
+    weights = weights_of(engine);
     while (list != NULL) {
         struct engine__request *request = list;
 
         list = request->next;
         count++;
-        engine__request_tell(request, garbage);
+        engine__request_tell(request, &weights);
         engine__request_destroy(request);
     }
     pthread_mutex_lock(&engine->lock);
@@ -166,7 +173,8 @@ static bool collect(struct engine *engine, struct work *work)
     work->canceled = join(leave_queue(engine, stopping), work->canceled);
     work->admitted_from = engine->running_count;
     if (engine->job_head != NULL &&
-        (stopping || engine->job_head->page_count <= engine->pages.free_count)) {
+        (stopping || (engine->job_head->page_count <= engine->pages.free_count &&
+                      (!engine->job_head->is_after_running || engine->running_count == 0)))) {
         work->job = engine->job_head;
         engine->job_head = work->job->next;
         if (engine->job_head == NULL)
@@ -233,7 +241,7 @@ static void fill_batch(struct engine *engine)
 /* Takes in what the step computed for each request, and tells those that go on. */
 static void advance(struct engine *engine)
 {
-    const bool garbage = offload_is_garbage(model_offload(engine->model));
+    const struct engine__weights weights = weights_of(engine);
     float *logits = engine->logits;
 
     for (uint32_t i = 0; i < engine->running_count; i++) {
@@ -251,7 +259,7 @@ static void advance(struct engine *engine)
         engine__request_advance(request, &engine->sampler, &engine->limits, logits);
         logits += engine->limits.vocab_size;
         if (request->finish == FINISH_NONE)
-            engine__request_tell(request, garbage);
+            engine__request_tell(request, &weights);
     }
 }
 
@@ -376,6 +384,34 @@ enum status engine__run_logits(struct engine *engine, struct engine__job *job, s
     }
     engine__pages_give(&engine->pages, pages, job->page_count);
     free(pages);
+    return st;
+}
+
+enum status engine__run_update(struct engine *engine, struct engine__job *job, struct err *err)
+{
+    struct engine__request *list;
+    json_t *manifest;
+    enum status st;
+
+    if (job->abort_all) {
+        pthread_mutex_lock(&engine->lock);
+        list = leave_running(engine, true);
+        list = join(leave_queue(engine, true), list);
+        pthread_mutex_unlock(&engine->lock);
+        abort_all(list, "the request was aborted for an update of the weights");
+        dismiss(engine, list);
+    }
+    job->count = engine->running_count;
+    st = model_update_commit(job->update, err);
+    manifest = offload_manifest_json(model_offload(engine->model)); /* meta has a home then */
+    pthread_mutex_lock(&engine->lock);
+    if (st == STATUS_OK && job->version != NULL)
+        (void)snprintf(engine->weight_version, sizeof(engine->weight_version), "%s", job->version);
+    if (manifest != NULL) {
+        json_decref(engine->manifest);
+        engine->manifest = manifest;
+    }
+    pthread_mutex_unlock(&engine->lock);
     return st;
 }
 

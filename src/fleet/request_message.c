@@ -144,6 +144,10 @@ json_t *fleet__output_json(uint64_t id, const struct engine_output *output)
     (void)json_object_set_new(json, "e2e_s", json_real(output->e2e_s));
     if (output->garbage)
         (void)json_object_set_new(json, "garbage", json_true());
+    if (output->weight_version != NULL)
+        (void)json_object_set_new(json, "weight_version",
+                                  fleet__text_json(output->weight_version,
+                                                   strlen(output->weight_version)));
     if (output->finish == FINISH_NONE)
         return json;
     (void)json_object_set_new(json, "finish", json_integer(output->finish));
@@ -211,6 +215,8 @@ enum status fleet__output_read(const json_t *json, struct fleet__output *output_
         st = json_get_double(json, "e2e_s", WHAT, 0, 1e12, &output->e2e_s, err);
     if (st == STATUS_OK)
         st = json_get_bool(json, "garbage", WHAT, &output->garbage, err);
+    if (st == STATUS_OK)
+        st = json_get_string(json, "weight_version", WHAT, &output->weight_version, err);
     if (st == STATUS_OK)
         st = ending_read(json, output, err);
     if (st == STATUS_OK)

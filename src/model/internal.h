@@ -182,6 +182,8 @@ struct model {
     struct stream *stream;
     struct offload *offload;
     struct params *params;
+    struct ckpt *own_ckpt;       /* of the last live update; NULL: there was none */
+    char dtype[16];              /* as asked for: model_options */
     struct model_config config;
     struct model_info info;
     struct model_sizes sizes;

@@ -233,6 +233,8 @@ enum status model_create(struct device *device, const struct ckpt *ckpt,
     if (model == NULL)
         return err_set(err, STATUS_NO_MEMORY, "%s: no memory for a model", ckpt_path(ckpt));
     model->device = device;
+    (void)snprintf(model->dtype, sizeof(model->dtype), "%s",
+                   options->dtype != NULL ? options->dtype : "auto");
     st = model__read(ckpt, options, log, &model->config, &model->params, &model->info, err);
     if (st == STATUS_OK)
         st = plan_and_load(model, ckpt, options, log, progress, err);
@@ -254,5 +256,6 @@ void model_destroy(struct model *model)
     device_free(model->device, DEVICE_USE_KV, model->kv, model->sizes.kv_bytes);
     device_free(model->device, DEVICE_USE_SCRATCH, model->scratch, model->sizes.scratch_bytes);
     model__params_destroy(model->params);
+    ckpt_close(model->own_ckpt);
     free(model);
 }

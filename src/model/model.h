@@ -8,7 +8,7 @@
  *
  * A new architecture is one file with a `struct model_arch` and one line in the table of arch.c.
  *
- * Threads: one at a time, but for model_info. */
+ * Threads: one at a time, but for model_info and model_update_prepare. */
 #ifndef LIGHTER_MODEL_MODEL_H
 #define LIGHTER_MODEL_MODEL_H
 
@@ -91,6 +91,16 @@ size_t model_param_count(const struct model *model);
 enum status model_inspect(const struct ckpt *ckpt, struct model_info *info_out, struct err *err);
 /* Names of the architectures that run ("DeepseekV3ForCausalLM", ...), ended by NULL. */
 const char *const *model_architectures(void);
+
+/* Live update: other weights of the same model, from the checkpoint at `path`. prepare: any thread,
+ * while steps run; what is wrong with the checkpoint is found here. commit: between steps, on the
+ * thread that runs them; when it fails the old weights go on serving (offload.h). destroy closes
+ * what is no longer needed; NULL is fine. One update at a time. */
+struct model_update;
+enum status model_update_prepare(struct model *model, const char *path,
+                                 struct model_update **update_out, struct err *err);
+enum status model_update_commit(struct model_update *update, struct err *err);
+void model_update_destroy(struct model_update *update);
 
 struct model_step {
     uint32_t row_count;             /* 1 to step_row_count_max */

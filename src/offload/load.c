@@ -183,7 +183,8 @@ static enum status bounce_store(struct offload__fill *job, const struct offload_
 
 /* Of a parameter that is in no file as it is used, and of which some rows move: all of it is
  * loaded, and those that stay are copied from there. */
-static enum status cut_load(struct offload__fill *job, struct offload__param *param, struct err *err)
+static enum status cut_load(struct offload__fill *job, struct offload__param *param,
+                            struct err *err)
 {
     struct offload *offload = job->offload;
     const uint64_t row_bytes = offload__row_bytes(param);

@@ -283,7 +283,7 @@ struct offload_update;
 enum status offload_update_prepare(struct offload *offload, const struct ckpt *ckpt,
                                    struct offload_update **update_out, struct err *err);
 enum status offload_update_commit(struct offload_update *update, struct err *err);
-/* NULL is fine. After a commit that succeeded, the engine's thread. */
+/* NULL is fine. Any thread, when no commit runs. */
 void offload_update_destroy(struct offload_update *update);
 
 /* True while any parameter of any unit has no contents: answers are garbage. */

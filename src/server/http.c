@@ -166,6 +166,7 @@ static void on_completed(void *cls, struct MHD_Connection *connection, void **re
     struct server *server = cls;
     struct conn *conn = *request;
     struct call *call;
+    unsigned code;
 
     (void)connection;
     (void)why;
@@ -178,7 +179,9 @@ static void on_completed(void *cls, struct MHD_Connection *connection, void **re
     server__call_release(call);
     server__conn_drop_body(conn);
     conn->refusal = 0;
-    conn->prepared = false;
+    if (conn->updating) /* nobody took the answer */
+        json_decref(server__update_end(server, &code));
+    conn->prepared = conn->updating = false;
     conn->body_seen_bytes = 0;
     server__conn_phase(conn, CONN_RECEIVING);
     *request = NULL;
@@ -259,8 +262,8 @@ static enum MHD_Result respond_status(struct conn *conn, struct MHD_Connection *
 }
 
 /* json is taken; NULL: there was no memory for it. */
-static enum MHD_Result respond_json(struct conn *conn, struct MHD_Connection *connection,
-                                    json_t *json)
+static enum MHD_Result respond_json_as(struct conn *conn, struct MHD_Connection *connection,
+                                       unsigned code, json_t *json)
 {
     char *text = json == NULL ? NULL : json_dumps(json, JSON_REAL_PRECISION(9));
     struct buf body;
@@ -272,7 +275,13 @@ static enum MHD_Result respond_json(struct conn *conn, struct MHD_Connection *co
     buf_init(&body, SIZE_MAX);
     body.data = text;
     body.size = strlen(text);
-    return respond_text(conn, connection, MHD_HTTP_OK, &body, NULL);
+    return respond_text(conn, connection, code, &body, NULL);
+}
+
+static enum MHD_Result respond_json(struct conn *conn, struct MHD_Connection *connection,
+                                    json_t *json)
+{
+    return respond_json_as(conn, connection, MHD_HTTP_OK, json);
 }
 
 static enum MHD_Result respond_empty(struct conn *conn, struct MHD_Connection *connection)
@@ -415,18 +424,50 @@ static enum MHD_Result route_health_generate(struct conn *conn, struct MHD_Conne
     return prepared(conn, connection);
 }
 
+static enum MHD_Result route_update_weights(struct conn *conn, struct MHD_Connection *connection)
+{
+    json_t *reply = NULL;
+    unsigned code;
+
+    server__conn_phase(conn, CONN_WAITING);
+    if (is_draining(conn->server))
+        return respond_draining(conn, connection);
+    conn->updating = server__update_begin(conn->server, connection, &conn->body, &code, &reply);
+    return conn->updating ? MHD_YES : respond_json_as(conn, connection, code, reply);
+}
+
+static enum MHD_Result updated(struct conn *conn, struct MHD_Connection *connection)
+{
+    unsigned code;
+    json_t *reply = server__update_end(conn->server, &code);
+
+    conn->updating = false;
+    return respond_json_as(conn, connection, code, reply);
+}
+
+/* What is served now: an update changes it. */
+static void served_json(struct server *server, json_t **path_out, json_t **version_out)
+{
+    (void)pthread_mutex_lock(&server->lock);
+    *path_out = json_string(server->model_path);
+    *version_out = json_string(server->weight_version);
+    (void)pthread_mutex_unlock(&server->lock);
+}
+
 static enum MHD_Result route_model_info(struct conn *conn, struct MHD_Connection *connection)
 {
-    const struct server *server = conn->server;
+    struct server *server = conn->server;
     const struct model_info *info = fleet_model_info(server->fleet);
+    json_t *path, *version;
 
+    served_json(server, &path, &version);
     return respond_json(
         conn, connection,
-        json_pack("{s:s, s:s, s:s, s:b, s:n, s:s, s:s, s:[s], s:i, s:i, s:i, s:I, s:I, s:s, s:b}",
-                  "model_path", server->options.model_path,
+        json_pack("{s:o, s:s, s:s, s:b, s:n, s:o, s:s, s:[s], s:i, s:i, s:i, s:I, s:I, s:s, s:b}",
+                  "model_path", path,
                   "tokenizer_path", server->options.tokenizer_path,
                   "served_model_name", server->options.served_model_name,
-                  "is_generation", 1, "preferred_sampling_params", "weight_version", "default",
+                  "is_generation", 1, "preferred_sampling_params", "weight_version", version,
                   "model_type", info->model_type, "architectures", info->architecture,
                   "context_length", (int)info->context_length, "vocab_size", (int)info->vocab_size,
                   "layer_count", (int)info->layer_count,
@@ -438,16 +479,17 @@ static enum MHD_Result route_model_info(struct conn *conn, struct MHD_Connection
 
 static enum MHD_Result route_server_info(struct conn *conn, struct MHD_Connection *connection)
 {
-    const struct server *server = conn->server;
+    struct server *server = conn->server;
     json_t *json = server->options.launch == NULL ? json_object()
                                                   : json_deep_copy(server->options.launch);
     json_t *fleet = fleet_report_json(server->fleet);
-    json_t *own = json_pack("{s:s, s:s, s:s, s:s, s:i, s:i}",
-                            "model_path", server->options.model_path,
-                            "tokenizer_path", server->options.tokenizer_path,
-                            "served_model_name", server->options.served_model_name,
-                            "host", server->options.host, "port", (int)server->port, "pid",
-                            (int)getpid());
+    json_t *path, *version, *own;
+
+    served_json(server, &path, &version);
+    own = json_pack("{s:o, s:o, s:s, s:s, s:s, s:i, s:i}", "model_path", path, "weight_version",
+                    version, "tokenizer_path", server->options.tokenizer_path,
+                    "served_model_name", server->options.served_model_name, "host",
+                    server->options.host, "port", (int)server->port, "pid", (int)getpid());
 
     if (json != NULL && (json_object_update(json, own) != 0 ||
                          json_object_update(json, fleet) != 0)) {
@@ -497,6 +539,7 @@ static const struct route {
     { "/health", METHOD_GET, "GET, HEAD", route_health },
     { "/health_generate", METHOD_GET, "GET, HEAD", route_health_generate },
     { "/get_model_info", METHOD_GET, "GET, HEAD", route_model_info },
+    { "/update_weights_from_disk", METHOD_POST, "POST", route_update_weights },
     { "/get_server_info", METHOD_GET, "GET, HEAD", route_server_info },
     { "/metrics", METHOD_GET, "GET, HEAD", route_metrics },
 };
@@ -619,6 +662,8 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *connection, 
     }
     if (conn->prepared)
         return prepared(conn, connection);
+    if (conn->updating)
+        return updated(conn, connection);
     if (conn->call != NULL)
         return continue_call(conn, connection);
     if (conn->refusal != 0)

@@ -6,6 +6,7 @@
  *
  *     http.c    libmicrohttpd's callbacks: routes, bodies, suspended connections
  *     prepare.c bodies become calls; a thread of its own for large ones
+ *     update.c  other weights while requests run, by a thread of its own
  *     watch.c   a thread that notices clients that have gone and those that dawdle
  *     server.c  the socket listened on, start and stop
  *
@@ -88,6 +89,7 @@ struct answer {
     int32_t matched_id;
     double queue_s, e2e_s;
     bool garbage;
+    char weight_version[ENGINE_VERSION_BYTES_MAX]; /* of the piece that came last */
     uint32_t dp_rank;
 };
 
@@ -186,11 +188,25 @@ struct conn {
     struct MHD_Connection *connection;
     enum status prepare_status;     /* what came of it: an error, or `call` is set */
     struct err prepare_err;
+    bool updating;                  /* it waits, or waited, for server->update */
     bool prepared;                  /* on_request has handed over a body and shall look here */
     struct buf body;
     size_t body_accounted_bytes;    /* of server->bodies_bytes */
     uint64_t body_seen_bytes;       /* kept or not */
     unsigned refusal;               /* an HTTP code, decided on while the body came in; 0: none */
+};
+
+enum server_update_state { SERVER_UPDATE_IDLE, SERVER_UPDATE_RUNNING, SERVER_UPDATE_DONE };
+
+/* The one update of the weights that may be under way. */
+struct server_update {
+    enum server_update_state state; /* all guarded by server->lock */
+    struct MHD_Connection *connection; /* suspended; NULL: nobody waits */
+    pthread_t thread;
+    bool has_thread;
+    json_t *request;                /* owned; the thread's */
+    unsigned code;
+    json_t *reply;                  /* owned */
 };
 
 struct server {
@@ -216,6 +232,8 @@ struct server {
     uint64_t bodies_bytes;
     bool draining;                  /* refuse new requests */
     bool stopping;
+    char *model_path, *weight_version; /* of what serves now; owned */
+    struct server_update update;
     struct conn *prepare_first, *prepare_last; /* the queue */
 };
 
@@ -241,6 +259,19 @@ void server__prepare(struct conn *conn, struct MHD_Connection *connection);
 bool server__prepare_later(struct conn *conn, struct MHD_Connection *connection);
 enum status server__prepare_start(struct server *server, struct err *err);
 void server__prepare_stop(struct server *server);
+
+/* update.c. Begins an update as the body says: true, and the connection is suspended until it is
+ * done, when server__update_end has the answer; or false, with the answer. */
+bool server__update_begin(struct server *server, struct MHD_Connection *connection,
+                          const struct buf *body, unsigned *code_out, json_t **reply_out);
+json_t *server__update_end(struct server *server, unsigned *code_out);
+/* Stopping: a connection that waits is resumed; later, when no request runs any more, the thread is
+ * waited for. */
+void server__update_abandon(struct server *server);
+void server__update_stop(struct server *server);
+/* What a request says; its strings are borrowed from the JSON. */
+enum status server__update_parse(const json_t *json, struct engine_update *update_out,
+                                 struct err *err);
 
 enum status server__watch_start(struct server *server, struct err *err);
 void server__watch_stop(struct server *server);

@@ -9,6 +9,7 @@
  * _handle_batch_output. */
 #include <assert.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/utf8.h"
@@ -81,6 +82,9 @@ enum status server__answer_append(struct answer *answer, const struct engine_out
     answer->e2e_s = output->e2e_s;
     answer->garbage = output->garbage;
     answer->dp_rank = output->dp_rank;
+    if (output->weight_version != NULL)
+        (void)snprintf(answer->weight_version, sizeof(answer->weight_version), "%s",
+                       output->weight_version);
     answer->news = true;
     if (st == STATUS_OK && output->finish != FINISH_NONE)
         st = end_answer(answer, output, err);
@@ -139,12 +143,16 @@ static enum status write_meta(const struct answer *answer, struct buf *out, stru
     if (st == STATUS_OK)
         st = write_finish_reason(answer, out, err);
     if (st == STATUS_OK)
+        st = buf_printf(out, err, ", \"prompt_tokens\": %" PRIu64 ", \"weight_version\": ",
+                        answer->prompt_token_count);
+    if (st == STATUS_OK)
+        st = write_escaped(out, answer->weight_version[0] != '\0' ? answer->weight_version
+                                                                  : "default", err);
+    if (st == STATUS_OK)
         st = buf_printf(out, err,
-                        ", \"prompt_tokens\": %" PRIu64 ", \"weight_version\": \"default\""
                         ", \"completion_tokens\": %" PRIu64 ", \"cached_tokens\": 0"
                         ", \"dp_rank\": %" PRIu32,
-                        answer->prompt_token_count, answer->completion_token_count,
-                        answer->dp_rank);
+                        answer->completion_token_count, answer->dp_rank);
     if (st == STATUS_OK && answer->finish != FINISH_NONE)
         st = buf_printf(out, err, ", \"queue_time\": %.6f, \"e2e_latency\": %.6f", answer->queue_s,
                         answer->e2e_s);

@@ -101,6 +101,7 @@ static bool copy_options(struct server_options *to, const struct server_options 
     to->tokenizer_path = copy_string(from->tokenizer_path, from->model_path);
     to->served_model_name = copy_string(from->served_model_name, from->model_path);
     to->launch = from->launch == NULL ? NULL : json_deep_copy(from->launch);
+    to->weight_version = NULL; /* the server has its own copy */
     return to->host != NULL && to->model_path != NULL && to->tokenizer_path != NULL &&
            to->served_model_name != NULL && (to->launch != NULL || from->launch == NULL);
 }
@@ -147,7 +148,10 @@ enum status server__create(struct fleet *fleet, const struct tokenizer *tokenize
     (void)pthread_cond_init(&server->idle, &attributes);
     (void)pthread_condattr_destroy(&attributes);
     (void)pthread_cond_init(&server->prepare_wake, NULL);
-    if (!copy_options(&server->options, options)) {
+    server->model_path = (char *)copy_string(options->model_path, NULL);
+    server->weight_version = (char *)copy_string(options->weight_version, "default");
+    if (!copy_options(&server->options, options) || server->model_path == NULL ||
+        server->weight_version == NULL) {
         server_destroy(server);
         return err_set(err, STATUS_NO_MEMORY, "no memory for a server's options");
     }
@@ -196,7 +200,9 @@ void server_destroy(struct server *server)
         return;
     server__watch_stop(server);
     server__prepare_stop(server);
+    server__update_abandon(server);
     server__http_stop(server);
+    server__update_stop(server);
     assert(server->conns == NULL);
     if (server->listen_fd >= 0)
         (void)close(server->listen_fd);
@@ -205,6 +211,8 @@ void server_destroy(struct server *server)
     (void)pthread_cond_destroy(&server->prepare_wake);
     (void)pthread_cond_destroy(&server->idle);
     (void)pthread_mutex_destroy(&server->lock);
+    free(server->model_path);
+    free(server->weight_version);
     free((void *)server->options.host);
     free((void *)server->options.model_path);
     free((void *)server->options.tokenizer_path);

@@ -6,6 +6,7 @@
  *     GET  /get_model_info     what is served
  *     GET  /get_server_info    how it was started, and the engines' report
  *     GET  /metrics            the same for Prometheus
+ *     POST /update_weights_from_disk    other weights of the same model (update.c)
  *     GET  /                   these lines; for a browser, a page that shows the report live
  *
  * parse.c says what a request may hold. What is wrong with one is answered with 4xx and
@@ -36,6 +37,8 @@ struct server_options {
     uint16_t port;                  /* 30000, SGLang's; 0: any free one, see server_port */
     const char *model_path;         /* as given to --model. Copied */
     const char *tokenizer_path;     /* NULL: model_path. Copied */
+    const char *weight_version;     /* what /get_model_info calls the weights until an update says
+                                       otherwise; NULL: "default". Copied */
     const char *served_model_name;  /* NULL: model_path. Copied */
     const json_t *launch;           /* an object: the launch options and the version, shown by
                                        /get_server_info. Copied; NULL: none */

@@ -1,0 +1,120 @@
+/* model/update.c - other weights for a model that runs: another checkpoint of the same architecture
+ * and configuration, loaded in place through the parameters' own loaders (offload.h says how).
+ *
+ * The new configuration must compute the same, so it is compared field by field, and the new
+ * checkpoint must hold exactly the parameters that the old one did, as at a start. Their dtypes may
+ * differ: weights keep the dtype in which they are served. What a checkpoint says about ending a
+ * text (bos, eos), and its tokenizer, stay as at the start. */
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/internal.h"
+
+struct model_update {
+    struct model *model;
+    struct ckpt *ckpt;                     /* owned; once committed, the old one where the model
+                                              owned it */
+    struct offload_update *offload_update;
+};
+
+/* What a pass depends on. */
+#define FIELD(name) { #name, offsetof(struct model_config, name),                                  \
+                      sizeof(((struct model_config *)0)->name) }
+static const struct {
+    const char *name;
+    size_t offset, size;
+} fields[] = {
+    FIELD(arch), FIELD(layer_count), FIELD(vocab_size), FIELD(hidden_size), FIELD(head_count),
+    FIELD(kv_head_count), FIELD(head_dim), FIELD(ffn_width), FIELD(norm_epsilon),
+    FIELD(tied_embeddings), FIELD(qkv_bias), FIELD(o_bias), FIELD(mlp_bias), FIELD(qk_norm),
+    FIELD(sliding_window), FIELD(attention_scale), FIELD(rope_pair_count), FIELD(rope_frequencies),
+    FIELD(rope_scale), FIELD(rope_interleaved), FIELD(q_lora_rank), FIELD(kv_lora_rank),
+    FIELD(qk_nope_dim), FIELD(qk_rope_dim), FIELD(v_dim), FIELD(latent_norm_epsilon),
+    FIELD(latent_bias), FIELD(expert_count), FIELD(expert_top_k), FIELD(expert_ffn_width),
+    FIELD(shared_expert_count), FIELD(has_experts), FIELD(group_count), FIELD(kept_group_count),
+    FIELD(scoring), FIELD(groups), FIELD(route_bias), FIELD(route_normalise), FIELD(route_scale),
+};
+#define FIELD_COUNT (sizeof(fields) / sizeof(fields[0]))
+
+static enum status configs_compare(const struct model *model, const struct ckpt *ckpt,
+                                   const struct model_config *config, struct err *err)
+{
+    for (size_t i = 0; i < FIELD_COUNT; i++) {
+        if (memcmp((const char *)&model->config + fields[i].offset,
+                   (const char *)config + fields[i].offset, fields[i].size) != 0)
+            return err_set(err, STATUS_BAD_INPUT,
+                           "%s%s: another configuration than the one that is served (%s); the "
+                           "server must be started with it",
+                           ckpt_path(ckpt), ckpt_config_suffix(ckpt), fields[i].name);
+    }
+    return STATUS_OK;
+}
+
+/* Checks that it is a checkpoint of this very model, tensor by tensor but for their data. */
+static enum status ckpt_check(const struct model *model, const struct ckpt *ckpt, struct err *err)
+{
+    struct model_config *config = calloc(1, sizeof(*config));
+    struct model_info info = { .bos_id = -1 };
+    struct params *params = NULL;
+    struct model_options options;
+    enum status st;
+
+    if (config == NULL)
+        return err_set(err, STATUS_NO_MEMORY, "%s: no memory for its configuration",
+                       ckpt_path(ckpt));
+    model_options_init(&options);
+    options.context_length = model->config.context_length;
+    options.dtype = model->dtype;
+    options.offload.experts = model->config.expert_units;
+    st = model__read(ckpt, &options, NULL, config, &params, &info, err);
+    if (st == STATUS_OK)
+        st = configs_compare(model, ckpt, config, err);
+    model__params_destroy(params);
+    free(config);
+    return st;
+}
+
+enum status model_update_prepare(struct model *model, const char *path,
+                                 struct model_update **update_out, struct err *err)
+{
+    struct model_update *update = calloc(1, sizeof(*update));
+    enum status st;
+
+    if (update == NULL)
+        return err_set(err, STATUS_NO_MEMORY, "%s: no memory for an update", path);
+    update->model = model;
+    st = ckpt_open(path, &update->ckpt, err);
+    if (st == STATUS_OK)
+        st = ckpt_check(model, update->ckpt, err);
+    if (st == STATUS_OK)
+        st = offload_update_prepare(model->offload, update->ckpt, &update->offload_update, err);
+    if (st != STATUS_OK) {
+        model_update_destroy(update);
+        return st;
+    }
+    *update_out = update;
+    return STATUS_OK;
+}
+
+enum status model_update_commit(struct model_update *update, struct err *err)
+{
+    struct model *model = update->model;
+    struct ckpt *const old = model->own_ckpt;
+    const enum status st = offload_update_commit(update->offload_update, err);
+
+    if (st != STATUS_OK)
+        return st;
+    model->own_ckpt = update->ckpt;
+    update->ckpt = old;
+    return STATUS_OK;
+}
+
+void model_update_destroy(struct model_update *update)
+{
+    if (update == NULL)
+        return;
+    offload_update_destroy(update->offload_update);
+    ckpt_close(update->ckpt);
+    free(update);
+}

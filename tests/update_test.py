@@ -1,0 +1,183 @@
+#!/usr/bin/env python3
+"""POST /update_weights_from_disk, as clients see it: answers after an update are those of a server that was
+started with the new weights, wherever these live; requests in flight finish first, are paused, or aborted; and
+what does not fit leaves the old weights serving. The second version of the demo model is made here, by flipping
+two bits of every weight's low byte."""
+import concurrent.futures
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import struct
+import sys
+import tempfile
+import urllib.parse
+
+import lighter
+
+PATH = "/update_weights_from_disk"
+PROMPTS = [f"The capital of {country} is" for country in ("France", "Japan", "Peru")]
+GREEDY = {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}
+LONG = {"temperature": 0, "max_new_tokens": 60, "ignore_eos": True}
+SIM = ["--device", "sim:memory=64MiB"]
+# A step takes at least 60 ms, what the link needs for two units.
+SLOW = ["--device", "sim:memory=64MiB,link=20MB/s", "--offload-group-size", "4", "--offload-num-in-group", "1"]
+V2 = ["--offload-group-size", "2", "--offload-num-in-group", "1"]
+folder = other = None  # set below: a folder for all files, and in it the other version
+reference = {}         # what servers started with either version answer
+
+
+def make_version(name):
+    """A copy of the demo model with other weights."""
+    target = os.path.join(folder, name)
+    shutil.copytree(lighter.DEMO, target)
+    path = os.path.join(target, "model.safetensors")
+    data = bytearray(open(path, "rb").read())
+    first = 8 + struct.unpack("<Q", data[:8])[0]
+    data[first::2] = bytes(byte ^ 0x60 for byte in data[first::2])
+    os.chmod(path, 0o644)
+    with open(path, "wb") as file:
+        file.write(data)
+    return target
+
+
+def ids(server):
+    return [server.generate(text=prompt, sampling_params=GREEDY)["output_ids"] for prompt in PROMPTS]
+
+
+def update(server, path, **more):
+    return server.request(PATH, {"model_path": path, **more})
+
+
+def check_served(server, path, version):
+    info = server.request("/get_model_info")[1]
+    assert (info["model_path"], info["weight_version"]) == (path, version), info
+    info = server.request("/get_server_info")[1]
+    assert info["weight_version"] == info["engine"]["weight_version"] == version, info
+    answer = server.generate(text=PROMPTS[0], sampling_params=GREEDY)
+    assert answer["meta_info"]["weight_version"] == version, answer["meta_info"]
+
+
+def test_every_home_serves_the_new_weights():
+    cache = ["--offload-cache-dir", os.path.join(folder, "cache")]
+    for options in ([], SIM, V2, SIM + V2, SIM + ["--cpu-offload-gb", "0.002"],
+                    V2 + ["--offload-mode", "disk"] + cache, SIM + V2 + ["--offload-mode", "disk"] + cache,
+                    ["--offload-mode", "auto", "--memory-budget", "8MiB", "--max-total-tokens", "512"] + cache,
+                    V2 + ["--offload-mode", "meta"], SIM + V2 + ["--offload-mode", "shm_cpu"]):
+        meta = "meta" in options
+        with lighter.Server("--model", lighter.DEMO, *options) as server:
+            assert meta or ids(server) == reference["old"], options
+            assert update(server, other, weight_version="2") == (
+                200, {"success": True, "message": "Succeeded to update model weights.",
+                      "num_paused_requests": 0}), options
+            assert ids(server) == reference["new"], options
+            check_served(server, other, "2")
+            answer = server.generate(text=PROMPTS[0], sampling_params=GREEDY)
+            assert "garbage" not in answer["meta_info"], options
+            assert update(server, lighter.DEMO)[0] == 200, options
+            assert ids(server) == reference["old"], options
+            check_served(server, lighter.DEMO, "2")
+
+
+def test_what_does_not_fit_leaves_the_old_weights_serving():
+    lacking = os.path.join(folder, "lacking")
+    cut = os.path.join(folder, "cut")
+    unlike = os.path.join(folder, "unlike")
+    for path in (lacking, cut, unlike):
+        shutil.copytree(other, path)
+    with open(os.path.join(lacking, "model.safetensors"), "r+b") as file:
+        head = file.read(1 << 16)
+        at = head.index(b"layers.1.")
+        file.seek(at)
+        file.write(b"layers.9.")
+    os.truncate(os.path.join(cut, "model.safetensors"), 3 << 20)
+    config = json.load(open(os.path.join(unlike, "config.json"), encoding="utf-8"))
+    with open(os.path.join(unlike, "config.json"), "w", encoding="utf-8") as file:
+        json.dump({**config, "rope_theta": 12345.0, "rope_parameters": None}, file)
+    with lighter.Server("--model", lighter.DEMO, "--weight-version", "first", *SIM, *V2) as server:
+        for body, word in (({"model_path": lacking}, "layers"), ({"model_path": cut}, "model.safetensors"),
+                           ({"model_path": unlike}, "configuration"),
+                           ({"model_path": folder + "/none"}, "no such"),
+                           ({"model_path": lighter.ROOT + "/tests/golden/models/deepseek_v3"}, ""),
+                           ({}, "model_path"), ({"model_path": 3}, "model_path"), ([], "object"),
+                           (b"{", "JSON"), ({"model_path": other, "nonsense": 1}, "nonsense"),
+                           ({"model_path": other, "is_async": True}, "is_async"),
+                           ({"model_path": other, "load_format": "npz"}, "load_format"),
+                           ({"model_path": other, "in_flight": "drop"}, "in_flight"),
+                           ({"model_path": other, "weight_version": "x" * 200}, "version")):
+            status, answer = server.request(PATH, body)
+            assert status == 400 and answer["success"] is False and word in answer["message"], (body, answer)
+            assert answer["num_paused_requests"] == 0
+        assert ids(server) == reference["old"]
+        check_served(server, lighter.DEMO, "first")
+        assert server.request(PATH)[0] == 405
+
+
+@contextlib.contextmanager
+def streams(server, count):
+    """Streams that have brought some tokens each, as iterators over their events."""
+    with contextlib.ExitStack() as stack:
+        opened = []
+        for number in range(count):
+            url = urllib.parse.urlsplit(server.url)
+            connection = stack.enter_context(contextlib.closing(
+                http.client.HTTPConnection(url.hostname, url.port, timeout=lighter.WAIT_SECONDS)))
+            connection.request("POST", "/generate", json.dumps(
+                {"text": PROMPTS[number % 3], "stream": True, "sampling_params": LONG}))
+            lines = (line[6:] for line in connection.getresponse() if line.startswith(b"data: "))
+            opened.append(json.loads(line) for line in lines if line.strip() != b"[DONE]")
+        for events in opened:
+            for _ in range(3):
+                assert next(events)["meta_info"]["weight_version"] == "default"
+        yield opened
+
+
+def test_requests_in_flight_finish_are_paused_or_aborted():
+    with lighter.Server("--model", lighter.DEMO, *SLOW) as server:
+        with streams(server, 3) as opened:
+            status, answer = update(server, other, weight_version="2", in_flight="pause")
+            assert (status, answer["num_paused_requests"]) == (200, 3), answer
+            for events in opened:
+                last = list(events)[-1]
+                assert last["meta_info"]["weight_version"] == "2", last
+                assert last["meta_info"]["completion_tokens"] == 60, last
+        assert ids(server) == reference["new"]
+    with lighter.Server("--model", lighter.DEMO, *SLOW) as server:
+        whole = server.generate(text=PROMPTS[0], sampling_params=LONG)["output_ids"]
+        with streams(server, 2) as opened, concurrent.futures.ThreadPoolExecutor(1) as pool:
+            done = pool.submit(update, server, other, weight_version="2")
+            lasts = [list(events)[-1] for events in opened]
+            assert lasts[0]["output_ids"] == whole
+            assert all(last["meta_info"]["weight_version"] == "default" for last in lasts), lasts
+            assert done.result()[0] == 200
+        assert ids(server) == reference["new"]
+    with lighter.Server("--model", lighter.DEMO, *SLOW) as server:
+        with streams(server, 2) as opened:
+            assert update(server, other, weight_version="2", abort_all_requests=True)[0] == 200
+            for events in opened:
+                last = list(events)[-1]["meta_info"]
+                assert last["finish_reason"]["type"] == "abort" and "update" in last["finish_reason"]["message"]
+        assert ids(server) == reference["new"]
+
+
+def test_one_update_at_a_time():
+    with lighter.Server("--model", lighter.DEMO, *SLOW) as server:
+        with streams(server, 1) as opened, concurrent.futures.ThreadPoolExecutor(4) as pool:
+            done = [pool.submit(update, server, other) for _ in range(4)]
+            list(opened[0])
+            said = [future.result() for future in done]
+        assert [status for status, _ in said].count(200) == 1, said
+        assert all("under way" in answer["message"] for status, answer in said if status != 200), said
+        assert ids(server) == reference["new"]
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory(prefix="lighter-update-") as folder:
+        other = make_version("other")
+        for name, model in (("old", lighter.DEMO), ("new", other)):
+            with lighter.Server("--model", model) as started:
+                reference[name] = ids(started)
+        assert reference["old"] != reference["new"]
+        code = lighter.main(sys.modules[__name__])
+    sys.exit(code)
