@@ -64,6 +64,7 @@ def test_every_home_serves_the_new_weights():
     for options in ([], SIM, V2, SIM + V2, SIM + ["--cpu-offload-gb", "0.002"],
                     V2 + ["--offload-mode", "disk"] + cache, SIM + V2 + ["--offload-mode", "disk"] + cache,
                     ["--offload-mode", "auto", "--memory-budget", "8MiB", "--max-total-tokens", "512"] + cache,
+                    SIM + ["--offload-experts"], ["--offload-experts", "--offload-mode", "disk"] + cache,
                     V2 + ["--offload-mode", "meta"], SIM + V2 + ["--offload-mode", "shm_cpu"]):
         meta = "meta" in options
         with lighter.Server("--model", lighter.DEMO, *options) as server:
@@ -170,6 +171,14 @@ def test_one_update_at_a_time():
         assert [status for status, _ in said].count(200) == 1, said
         assert all("under way" in answer["message"] for status, answer in said if status != 200), said
         assert ids(server) == reference["new"]
+
+
+def test_several_ranks_are_refused():
+    with lighter.Server("--model", lighter.DEMO, "--dp-size", "2", "--weight-version", "7") as server:
+        status, answer = update(server, other)
+        assert status == 501 and answer["success"] is False and "ranks" in answer["message"], (status, answer)
+        answer = server.generate(text=PROMPTS[0], sampling_params=GREEDY)
+        assert answer["output_ids"] == reference["old"][0] and answer["meta_info"]["weight_version"] == "7", answer
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ static const struct {
     const char *name;
     size_t offset, size;
 } fields[] = {
-    FIELD(arch), FIELD(layer_count), FIELD(vocab_size), FIELD(hidden_size), FIELD(head_count),
+    FIELD(layer_count), FIELD(vocab_size), FIELD(hidden_size), FIELD(head_count),
     FIELD(kv_head_count), FIELD(head_dim), FIELD(ffn_width), FIELD(norm_epsilon),
     FIELD(tied_embeddings), FIELD(qkv_bias), FIELD(o_bias), FIELD(mlp_bias), FIELD(qk_norm),
     FIELD(sliding_window), FIELD(attention_scale), FIELD(rope_pair_count), FIELD(rope_frequencies),
@@ -40,6 +40,10 @@ static const struct {
 static enum status configs_compare(const struct model *model, const struct ckpt *ckpt,
                                    const struct model_config *config, struct err *err)
 {
+    if (config->arch != model->config.arch)
+        return err_set(err, STATUS_BAD_INPUT, "%s%s: a model of %s, the one that is served is of %s",
+                       ckpt_path(ckpt), ckpt_config_suffix(ckpt), config->architecture,
+                       model->config.architecture);
     for (size_t i = 0; i < FIELD_COUNT; i++) {
         if (memcmp((const char *)&model->config + fields[i].offset,
                    (const char *)config + fields[i].offset, fields[i].size) != 0)
