@@ -41,8 +41,9 @@ static enum status configs_compare(const struct model *model, const struct ckpt 
                                    const struct model_config *config, struct err *err)
 {
     if (config->arch != model->config.arch)
-        return err_set(err, STATUS_BAD_INPUT, "%s%s: a model of %s, the one that is served is of %s",
-                       ckpt_path(ckpt), ckpt_config_suffix(ckpt), config->architecture,
+        return err_set(err, STATUS_BAD_INPUT,
+                       "%s%s: a model of %s, the one that is served is of %s", ckpt_path(ckpt),
+                       ckpt_config_suffix(ckpt), config->architecture,
                        model->config.architecture);
     for (size_t i = 0; i < FIELD_COUNT; i++) {
         if (memcmp((const char *)&model->config + fields[i].offset,
