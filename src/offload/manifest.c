@@ -122,8 +122,8 @@ static bool rows_are_alike(const struct row *a, const struct row *b)
 {
     return (a->layer == OFFLOAD_NO_LAYER) == (b->layer == OFFLOAD_NO_LAYER) && a->part == b->part &&
            (a->unit == OFFLOAD_NO_UNIT) == (b->unit == OFFLOAD_NO_UNIT) &&
-           a->is_rest == b->is_rest && a->is_experts == b->is_experts && a->home == b->home && a->bytes == b->bytes &&
-           b->param_count > 0;
+           a->is_rest == b->is_rest && a->is_experts == b->is_experts && a->home == b->home &&
+           a->bytes == b->bytes && b->param_count > 0;
 }
 
 /* Appends "3", "3-5" or, past the limit, "..." to a list. */
