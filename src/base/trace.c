@@ -338,13 +338,13 @@ enum status trace_write(const struct trace *trace, const char *path, struct err 
     char *part = part_name(path);
     enum status st;
 
-    writer.sorted = malloc((writer.count + 1) * sizeof(const struct trace_span *));
+    writer.sorted = malloc((writer.count + 1) * sizeof(void *));
     if (part == NULL || writer.sorted == NULL) {
         st = err_set(err, STATUS_NO_MEMORY, "%s: no memory to write %zu spans", path, writer.count);
     } else {
         for (size_t i = 0; i < writer.count; i++)
             writer.sorted[i] = &trace->spans[i];
-        qsort(writer.sorted, writer.count, sizeof(const struct trace_span *), by_lane_and_time);
+        qsort(writer.sorted, writer.count, sizeof(void *), by_lane_and_time);
         st = file_write(&writer, part, path, err);
     }
     free(writer.sorted);

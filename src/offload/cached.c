@@ -63,6 +63,7 @@ static enum status units_list(struct offload *offload, struct offload__cached *c
 
 static enum status memory_take(struct offload__cached *cached, struct err *err)
 {
+    assert(cached->record_bytes > 0);
     cached->record = malloc(cached->record_bytes);
     cached->param = cached->param_bytes > 0 ? malloc(cached->param_bytes) : NULL;
     cached->param_there = OFFLOAD_NO_PARAM;

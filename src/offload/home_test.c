@@ -57,6 +57,7 @@ static void check(const struct fixture *fixture, const char *device,
     struct offload_sizes sizes;
     struct model model;
     float out[MODEL_OUT_COUNT];
+    const void *const got = out, *const right = fixture->reference;
     json_t *report;
 
     options.ckpt = fixture->ckpt;
@@ -66,7 +67,7 @@ static void check(const struct fixture *fixture, const char *device,
     offload_sizes(model.offload, &sizes);
     for (int pass = 0; pass < PASSES; pass++) {
         CHECK_OK(model_pass(&model, out, err));
-        if (memcmp(out, fixture->reference, sizeof(out)) != 0)
+        if (memcmp(got, right, sizeof(out)) != 0)
             fail_msg("%s: pass %d differs from everything resident", device, pass);
     }
     CHECK_OK(offload_report_check(model.offload, err));

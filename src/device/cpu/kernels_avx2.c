@@ -218,9 +218,9 @@ static void avx2_add_weighted_rows(float *const *out, uint32_t out_count, const 
 
 #define TABLE(kernels_name, quant_kernel)                                                          \
     {                                                                                              \
-        .name = kernels_name,                                                                      \
+        .name = (kernels_name),                                                                    \
         .matmul = cpu__matmul_avx2,                                                                \
-        .matmul_quant = quant_kernel,                                                              \
+        .matmul_quant = (quant_kernel),                                                            \
         .quantise = cpu__quantise_avx2,                                                            \
         .rms_norm = avx2_rms_norm,                                                                 \
         .silu_mul = avx2_silu_mul,                                                                 \

@@ -406,8 +406,8 @@ INLINE void panel_rows(const struct cpu_strip *strip, const enum dtype dtype,
         case 3: panel_tile(strip, dtype, 3, row, groups, count, panel); break;
         case 4: panel_tile(strip, dtype, 4, row, groups, count, panel); break;
         case 5: panel_tile(strip, dtype, 5, row, groups, count, panel); break;
-        case 6: panel_tile(strip, dtype, 6, row, groups, count, panel); break;
 #if ROWS_MAX > 6
+        case 6: panel_tile(strip, dtype, 6, row, groups, count, panel); break;
         case 7: panel_tile(strip, dtype, 7, row, groups, count, panel); break;
 #endif
         default: panel_tile(strip, dtype, ROWS_MAX, row, groups, count, panel); break;

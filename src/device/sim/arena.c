@@ -130,12 +130,12 @@ enum status sim__arena_alloc(struct sim_arena *arena, uint64_t size_bytes, uint6
     if (size_bytes > arena->size)
         return refuse(arena, size_bytes, err);
     size = size_align_up(size_bytes, alignment);
-    for (; *link != NULL; link = &(*link)->next) {
-        padding = padding_of(arena, *link, alignment);
-        if (padding <= (*link)->size && size <= (*link)->size - padding)
+    for (piece = *link; piece != NULL; piece = *link) {
+        padding = padding_of(arena, piece, alignment);
+        if (padding <= piece->size && size <= piece->size - padding)
             break;
+        link = &piece->next;
     }
-    piece = *link;
     if (piece == NULL)
         return refuse(arena, size, err);
     spare = calloc(1, sizeof(*spare));
