@@ -35,6 +35,9 @@ enum status cli_rank_zero_tell(struct cli_rank_zero *rank_zero, const char *fron
 /* Waits for its end, some seconds; fine when it was never started. */
 void cli_rank_zero_stop(struct cli_rank_zero *rank_zero);
 
+/* Whether a rank's end, with these options, is the end of all of them. */
+bool cli_ranks_need_all(const struct cli_options *options);
+
 /* A keeper in this process, and its ranks; returns the exit status. front "": the ranks learn it
  * from rank 0, over MPI. */
 int cli_rank_keep(const struct cli_context *context, const char *front);

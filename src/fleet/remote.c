@@ -97,6 +97,14 @@ void fleet__take_out(struct fleet__remote *remote, struct fleet__request *reques
 
 /* -- dispatch ---------------------------------------------------------------------------------- */
 
+static bool all_up(const struct fleet__remote *remote)
+{
+    for (uint32_t i = 0; i < remote->options.rank_count; i++)
+        if (remote->peers[i].state != FLEET__UP)
+            return false;
+    return true;
+}
+
 static bool has_room(const struct fleet__peer *peer, const struct fleet__request *request)
 {
     if (peer->state != FLEET__UP || peer->is_cut)
@@ -125,6 +133,8 @@ bool fleet__dispatch(struct fleet__remote *remote)
 {
     bool is_full = false;
 
+    if (remote->options.needs_all && !all_up(remote))
+        return false; /* whoever is still there will not be for long */
     while (remote->queue.first != NULL) {
         struct fleet__request *request = remote->queue.first;
         struct fleet__peer *peer = choose(remote, request);
@@ -322,14 +332,6 @@ static enum status remote_health(struct fleet *fleet, struct err *err)
 const char *fleet_remote_front(const struct fleet *fleet)
 {
     return ((const struct fleet__remote *)fleet)->front;
-}
-
-static bool all_up(const struct fleet__remote *remote)
-{
-    for (uint32_t i = 0; i < remote->options.rank_count; i++)
-        if (remote->peers[i].state != FLEET__UP)
-            return false;
-    return true;
 }
 
 enum status fleet_remote_wait(struct fleet *fleet, bool *bad_usage_out, struct err *err)

@@ -24,6 +24,8 @@ struct fleet_remote_options {
     uint32_t running_count_max; /* of each rank; 0: as many as it says */
     bool has_random_seed;       /* as engine_options has it; the same number of ranks or not, the */
     uint64_t random_seed;       /* n-th request has the same seed */
+    bool needs_all;             /* a rank's end ends all of them: while one is away, none is sent
+                                   anything, and what comes waits until all are up again */
 };
 #define FLEET_RANK_COUNT_MAX 64
 void fleet_remote_options_init(struct fleet_remote_options *options);

@@ -200,7 +200,7 @@ static void play_end(struct played *rank)
     fleet__link_deinit(&rank->link);
 }
 
-static struct fleet *create(uint32_t rank_count, uint32_t queue_max)
+static struct fleet *create(uint32_t rank_count, uint32_t queue_max, bool needs_all)
 {
     struct fleet_remote_options options;
     struct fleet *fleet = NULL;
@@ -209,15 +209,17 @@ static struct fleet *create(uint32_t rank_count, uint32_t queue_max)
     fleet_remote_options_init(&options);
     options.rank_count = rank_count;
     options.queue_count_max = queue_max;
+    options.needs_all = needs_all;
     if (fleet_create_remote(&options, NULL, &fleet, &err) != STATUS_OK)
         fail_msg("%s", err.message);
     return fleet;
 }
 
 /* A fleet whose ranks are all up. */
-static struct fleet *start(struct played *ranks, uint32_t rank_count, uint32_t running_max)
+static struct fleet *start_as(struct played *ranks, uint32_t rank_count, uint32_t running_max,
+                              bool needs_all)
 {
-    struct fleet *fleet = create(rank_count, 16);
+    struct fleet *fleet = create(rank_count, 16, needs_all);
     bool bad_usage = false;
     struct err err;
 
@@ -227,6 +229,11 @@ static struct fleet *start(struct played *ranks, uint32_t rank_count, uint32_t r
     }
     assert_int_equal(fleet_remote_wait(fleet, &bad_usage, &err), STATUS_OK);
     return fleet;
+}
+
+static struct fleet *start(struct played *ranks, uint32_t rank_count, uint32_t running_max)
+{
+    return start_as(ranks, rank_count, running_max, false);
 }
 
 /* ---- tests ---- */
@@ -318,6 +325,40 @@ static void a_death_ends_what_ran_and_nothing_else(void **state)
     play_end(&ranks[1]);
 }
 
+/* Nobody is sent to a rank that is about to end with another. */
+static void ranks_that_need_all_wait_for_all(void **state)
+{
+    struct played ranks[2];
+    struct fleet *fleet = start_as(ranks, 2, 4, true);
+    struct err err;
+
+    (void)state;
+    assert_int_equal(ask(fleet, 0, 8, &err), STATUS_OK);
+    assert_int_equal(ask(fleet, 1, 8, &err), STATUS_OK);
+    play_until(ranks, 2, 2);
+    play_end(&ranks[0]);
+    assert_int_equal(wait_end(0).finish, FINISH_ABORT);
+    assert_int_equal(ask(fleet, 2, 8, &err), STATUS_OK);
+    play_output(&ranks[1], ranks[1].ids[0], "x", true); /* what it runs may still end well */
+    assert_int_equal(wait_end(1).finish, FINISH_LENGTH);
+    play_end(&ranks[1]);
+
+    play_hello(&ranks[1], fleet, 1);
+    play_ready(&ranks[1], 4);
+    for (int i = 0; i < 20; i++) {
+        nap();
+        play(&ranks[1]);
+    }
+    assert_int_equal(ranks[1].count, 0);
+    play_hello(&ranks[0], fleet, 0);
+    play_ready(&ranks[0], 4);
+    play_until(ranks, 2, 1);
+    fleet_destroy(fleet);
+    assert_int_equal(wait_end(2).finish, FINISH_ABORT);
+    play_end(&ranks[0]);
+    play_end(&ranks[1]);
+}
+
 static void silence_is_death(void **state)
 {
     struct played ranks[2];
@@ -382,7 +423,7 @@ static void bad_and_too_many_requests_are_refused(void **state)
 
 static void what_does_not_start_is_said(void **state)
 {
-    struct fleet *fleet = create(2, 4);
+    struct fleet *fleet = create(2, 4, false);
     struct played rank;
     bool bad_usage = false;
     json_t *json;
@@ -512,7 +553,7 @@ static void *serve(void *user)
 
 static void a_real_rank_answers_drains_and_leaves(void **state)
 {
-    struct fleet *fleet = create(1, 64);
+    struct fleet *fleet = create(1, 64, false);
     struct engine *engine = testing_engine_create(true);
     struct fleet_rank *rank = NULL;
     bool is_gone = false, bad_usage = false;
@@ -562,6 +603,7 @@ int main(void)
         cmocka_unit_test(work_is_spread_and_told),
         cmocka_unit_test(a_long_request_keeps_others_away),
         cmocka_unit_test(a_death_ends_what_ran_and_nothing_else),
+        cmocka_unit_test(ranks_that_need_all_wait_for_all),
         cmocka_unit_test(silence_is_death),
         cmocka_unit_test(what_is_canceled_ends),
         cmocka_unit_test(bad_and_too_many_requests_are_refused),
