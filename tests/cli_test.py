@@ -137,6 +137,15 @@ def test_plan_tells_what_would_live_where_and_loads_nothing():
     fails("plan", "--model", lighter.DEMO, "--assume", "disk=fast", code=2, words=["fast"])
 
 
+def test_offload_settings_without_an_effect_say_so():
+    ask = ("generate", "--model", lighter.DEMO, "--prompt", "x", "--max-new-tokens", "1", "--max-total-tokens", "64")
+    for flags in (["--offload-prefetch-step", "3"], ["--offload-slots", "4"], ["--offload-num-in-group", "2"],
+                  ["--offload-disk", "depth=4"], ["--offload-cache-dir", "/nowhere"], ["--assume", "disk=1GB/s"],
+                  ["--offload-prefetch-step", "3", "--offload-mode", "auto", "--assume", "disk=1GB/s"]):
+        err = lighter.run(*ask, *flags, check=0)[2]
+        assert re.findall(r"^warning: (--\S+) .*has no effect", err, re.M) == [flags[0]], (flags, err)
+
+
 def test_flags_without_an_effect_say_so_once():
     flags = ["--trust-remote-code", "--disable-cuda-graph", "--attention-backend", "ascend", "--cuda-graph-bs", "1",
              "2", "--trust-remote-code", "--tp-size", "1", "--load-format=auto"]
@@ -252,7 +261,8 @@ def test_a_gguf_file_has_its_tokenizer_within():
     model = "tests/golden/gguf/llama_llama3.gguf"
     assert lighter.run_json("tokenize", "--model", model, stdin="ab b\n")["ids"] == [1, 9, 4, 6, 3]
     assert lighter.run_json("tokenize", "--model", model, "--decode", "9,4,6,3")["text"] == "ab b\n"
-    report = lighter.run_json("generate", "--model", model, "--prompt", "ab", "--max-new-tokens", "3")
+    report = lighter.run_json("generate", "--model", model, "--prompt", "ab", "--max-new-tokens", "3",
+                              "--temperature", "0")
     assert report["meta_info"]["prompt_tokens"] == 2 and len(report["output_ids"]) == 3
 
 

@@ -87,6 +87,22 @@ def test_experts_as_units_give_the_same_bits():
                         assert bench.generate(name, *run)["output_ids"] == ids, (name, run)
 
 
+def test_batches_give_the_same_ids_wherever_weights_live():
+    placements = (["--offload-mode", "disk", *V2], ["--offload-mode", "shm_cpu", *V2],
+                  ["--offload-mode", "sharded_gpu", *V2], ["--offload-mode", "disk", *EXPERTS],
+                  ["--offload-mode", "auto", "--memory-budget", "5MiB", "--assume", "disk=1GB/s"])
+    prompts = [list(range(5 + i, 10 + 3 * i)) for i in range(5)]
+    sampling = {"temperature": 0, "max_new_tokens": 6, "ignore_eos": True}
+    cache = ["--max-total-tokens", "512", "--max-running-requests", "5", "--chunked-prefill-size", "16"]
+    with lighter.Server("--model", lighter.DEMO, *cache) as server:
+        wanted = [server.generate(input_ids=prompt, sampling_params=sampling)["output_ids"] for prompt in prompts]
+    for device in DEVICES:
+        for placement in placements:
+            with lighter.Server("--model", lighter.DEMO, *cache, "--device", device, *placement) as server:
+                answers = server.generate(input_ids=prompts, sampling_params=sampling)
+            assert [answer["output_ids"] for answer in answers] == wanted, (device, placement)
+
+
 def smallest_budget(bench, name, device):
     """The budget that the refusal names, which has to work."""
     code, _, err = lighter.run("generate", "--model", bench.models[name], "--input-ids", "1,2,3", *bench.base,

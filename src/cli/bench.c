@@ -277,6 +277,8 @@ enum status cli_bench(struct cli_context *context, struct err *err)
     }
     if (st == STATUS_OK)
         offload_report_log(model_offload(session.model), log);
+    if (st == STATUS_OK)
+        st = offload_report_check(model_offload(session.model), err);
     json_decref(results.prefill_report);
     json_decref(results.decode_report);
     free(results.prefill);

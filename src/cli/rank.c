@@ -185,6 +185,8 @@ static int live(void *user, const struct cli_life *life)
     if (st != STATUS_OK) /* whatever is half open ends with the process */
         return self.rank != NULL ? self.session.bad_usage ? 2 : 1 : life->first ? 1
                                                                                 : CLI_LIFE_ORPHAN;
+    if (offload_report_check(model_offload(self.session.model), &err) != STATUS_OK)
+        log_line(self.log, LOG_ERROR, "%s", err.message);
     if (cli_session_trace_write(&self.session, &self.options, self.log, STATUS_OK, &err) !=
         STATUS_OK)
         log_line(self.log, LOG_ERROR, "%s", err.message);
@@ -195,10 +197,16 @@ static int live(void *user, const struct cli_life *life)
     return CLI_LIFE_LEFT;
 }
 
+bool cli_ranks_need_all(const struct cli_options *options)
+{
+    return strcmp(options->offload_mode, "sharded_gpu") == 0;
+}
+
 int cli_rank_keep(const struct cli_context *context, const char *front)
 {
-    const bool needs_all = strcmp(context->options->offload_mode, "sharded_gpu") == 0;
-    struct cli_keeper keeper = { .restart = !needs_all, .live = live, .user = (void *)context };
+    struct cli_keeper keeper = {
+        .restart = !cli_ranks_need_all(context->options), .live = live, .user = (void *)context,
+    };
 
     if (getenv(CLI_RANK_FRONT) == NULL) { /* the user's own mpirun, who may be told to stop */
         (void)signal(SIGTERM, SIG_IGN);

@@ -175,6 +175,7 @@ static enum status open_ranks(struct serving *serving, struct err *err)
     remote.every_address = serving->rank_zero != NULL && serving->rank_zero->several_nodes;
     remote.has_random_seed = options->random_seed >= 0;
     remote.random_seed = (uint64_t)options->random_seed;
+    remote.needs_all = cli_ranks_need_all(options);
     if (options->max_queued_requests > 0)
         remote.queue_count_max = (uint32_t)options->max_queued_requests;
     st = fleet_create_remote(&remote, log, &serving->fleet, err);
@@ -230,8 +231,10 @@ static enum status serve(struct serving *serving, struct err *err)
                  watch_wait(serving->watch));
         server_drain(serving->server);
         fleet_drain(serving->fleet);
-        if (serving->session.model != NULL)
+        if (serving->session.model != NULL) {
             offload_report_log(model_offload(serving->session.model), log);
+            st = offload_report_check(model_offload(serving->session.model), err);
+        }
     }
     return serving_close(serving, st, err);
 }

@@ -100,6 +100,30 @@ static void set_offload(struct offload_options *offload, const struct cli_option
     offload->automatic = strcmp(options->offload_mode, "auto") == 0;
 }
 
+/* Options of the disk and of forecasts, where there is neither, must not look as if they did
+ * something. */
+static void warn_of_idle(const struct cli_options *options, const struct cli_demand *demand,
+                         const struct log *log)
+{
+    const bool is_auto = strcmp(options->offload_mode, "auto") == 0;
+    const struct {
+        const char *name, *value, *where;
+        bool is_idle;
+    } all[] = {
+        { "offload-disk", options->offload_disk, "--offload-mode disk or auto",
+          !is_auto && strcmp(options->offload_mode, "disk") != 0 },
+        { "offload-cache-dir", options->offload_cache_dir, "--offload-mode disk or auto",
+          !is_auto && strcmp(options->offload_mode, "disk") != 0 },
+        { "assume", options->assume, "'plan' and --offload-mode auto",
+          !is_auto && !demand->plan_only },
+    };
+
+    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
+        if (all[i].value != NULL && all[i].is_idle)
+            log_line(log, LOG_WARN, "--%s has no effect here: it is for %s", all[i].name,
+                     all[i].where);
+}
+
 /* Rows and requests in a step, and tokens in the cache: what the options say, else the demand, else
  * the model's defaults. */
 static void set_sizes(struct model_options *model, struct engine_options *engine,
@@ -208,6 +232,7 @@ enum status cli_session_start(struct cli_session *session, const struct cli_opti
     model_options_init(&model);
     engine_options_init(&engine);
     set_offload(&model.offload, options);
+    warn_of_idle(options, demand, log);
     if (cache_folder(options->offload_cache_dir, getenv("XDG_CACHE_HOME"), getenv("HOME"),
                      &session->cache_dir, NULL) == STATUS_OK)
         model.offload.cache_dir = session->cache_dir;

@@ -361,13 +361,12 @@ static enum status unit_of_create(struct offload *offload, struct err *err)
 enum status offload__plan_auto(struct offload *offload, struct err *err)
 {
     struct tiles tiles = { 0 };
-    enum status st = offload__options_check_auto(&offload->options, err);
+    enum status st = offload__options_check_auto(&offload->options, offload->log, err);
 
     if (offload->options.slot_count == 0)
         offload->options.slot_count = SLOTS;
     if (st == STATUS_OK)
         st = unit_of_create(offload, err);
-
     if (st == STATUS_OK)
         st = tiles_cut(offload, &tiles, err);
     if (st == STATUS_OK)

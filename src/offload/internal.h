@@ -205,7 +205,8 @@ bool offload__is_v2(const struct offload_options *options);
 /* What can be checked without knowing the parameters. */
 enum status offload__options_check(const struct offload_options *options, uint32_t layer_count,
                                    const struct log *log, struct err *err);
-enum status offload__options_check_auto(const struct offload_options *options, struct err *err);
+enum status offload__options_check_auto(const struct offload_options *options,
+                                        const struct log *log, struct err *err);
 /* What depends on how many units move. */
 enum status offload__options_check_units(const struct offload_options *options, size_t unit_count,
                                          struct err *err);

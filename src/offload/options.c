@@ -69,6 +69,18 @@ bool offload__is_v2(const struct offload_options *options)
     return options->group_size != 0 && options->group_size != GROUP_SIZE_OFF_SGLANG;
 }
 
+/* Settings of the ring that `instead` makes idle must not look as if they did something. */
+static void warn_of_idle(const struct offload_options *options, const char *instead,
+                         const struct log *log)
+{
+    if (options->num_in_group != 1)
+        log_line(log, LOG_WARN, "--offload-num-in-group %" PRId64 " has no effect %s",
+                 options->num_in_group, instead);
+    if (options->prefetch_step != 1)
+        log_line(log, LOG_WARN, "--offload-prefetch-step %" PRId64 " has no effect %s",
+                 options->prefetch_step, instead);
+}
+
 /* Neither V1 nor V2: the other options must not look as if they did something. */
 static enum status check_off(const struct offload_options *options, const struct log *log,
                              struct err *err)
@@ -77,9 +89,10 @@ static enum status check_off(const struct offload_options *options, const struct
         return err_set(err, STATUS_BAD_INPUT,
                        "--offload-params '%.200s' moves nothing without --offload-group-size; add "
                        "--offload-group-size 1 to choose from every layer", options->params_glob);
-    if (options->num_in_group != 1)
-        log_line(log, LOG_WARN, "--offload-num-in-group %" PRId64
-                 " has no effect without --offload-group-size", options->num_in_group);
+    warn_of_idle(options, "without --offload-group-size", log);
+    if (options->slot_count != 0)
+        log_line(log, LOG_WARN, "--offload-slots %" PRId64
+                 " has no effect without --offload-group-size", options->slot_count);
     if (options->home != OFFLOAD_HOME_HOST && !options->experts)
         log_line(log, LOG_WARN, "--offload-mode %s has no effect without --offload-group-size",
                  offload__home(options->home)->mode);
@@ -134,7 +147,8 @@ static enum status check_v2(const struct offload_options *options, uint32_t laye
     return STATUS_OK;
 }
 
-enum status offload__options_check_auto(const struct offload_options *options, struct err *err)
+enum status offload__options_check_auto(const struct offload_options *options,
+                                        const struct log *log, struct err *err)
 {
     if (offload__is_v1(options) || offload__is_v2(options) || options->params_glob != NULL)
         return err_set(err, STATUS_BAD_INPUT,
@@ -148,6 +162,7 @@ enum status offload__options_check_auto(const struct offload_options *options, s
         return err_set(err, STATUS_BAD_INPUT,
                        "--offload-slots is %" PRId64 "; 2 to %d are possible, and 0 chooses",
                        options->slot_count, OFFLOAD_SLOTS_MAX);
+    warn_of_idle(options, "with --offload-mode auto, which chooses by itself", log);
     return STATUS_OK;
 }
 
