@@ -272,130 +272,60 @@ enum cann_error { CANN_ERRORS(CANN_ERROR_VALUE) ACL_SUCCESS = 0 };
  * aclOpExecutor **executor), which checks, chooses tiles and launches nothing, and
  * aclnn<Name>(workspace, workspace_size, executor, stream), which queues the kernels and consumes
  * the executor. All are in libopapi.so; newer releases have them in three libraries, which the
- * names of the lists give. */
+ * names of the lists give.
+ *
+ * These are all that op*.c calls, the plainest of their kind; docs/ascend.md says why not others.
+ * How they are called: activations are FLOAT; views may have strides, inputs as well as outputs,
+ * but for a FRACTAL_NZ one, whose last two dimensions are contiguous; elementwise operators
+ * broadcast; indices are INT32 and in range. */
 
-/* libopapi_math.so */
+/* libopapi_math.so
+ *     InplaceCopy        any strides, and from FLOAT to BF16 or FLOAT16 and back
+ *     InplaceFillScalar  FLOAT
+ *     Triu               FLOAT, [rows, keys], any diagonal */
 #define CANN_OPAPI_MATH(X)                                                                         \
     X(CANN_REQUIRED, CANN_8_1, Add, const aclTensor *self, const aclTensor *other,                 \
       const aclScalar *alpha, aclTensor *out)                                                      \
-    X(CANN_REQUIRED, CANN_8_1, InplaceAdd, const aclTensor *self, const aclTensor *other,          \
-      const aclScalar *alpha)                                                                      \
-    X(CANN_REQUIRED, CANN_8_1, Adds, const aclTensor *self, const aclScalar *other,                \
-      const aclScalar *alpha, aclTensor *out)                                                      \
-    X(CANN_REQUIRED, CANN_8_1, InplaceAdds, const aclTensor *self, const aclScalar *other,         \
+    X(CANN_REQUIRED, CANN_8_1, InplaceAdd, aclTensor *self, const aclTensor *other,                \
       const aclScalar *alpha)                                                                      \
     X(CANN_REQUIRED, CANN_8_1, Sub, const aclTensor *self, const aclTensor *other,                 \
       const aclScalar *alpha, aclTensor *out)                                                      \
     X(CANN_REQUIRED, CANN_8_1, Mul, const aclTensor *self, const aclTensor *other, aclTensor *out) \
-    X(CANN_REQUIRED, CANN_8_1, InplaceMul, aclTensor *self, const aclTensor *other)                \
-    X(CANN_REQUIRED, CANN_8_1, Muls, const aclTensor *self, const aclScalar *other,                \
-      aclTensor *out)                                                                              \
     X(CANN_REQUIRED, CANN_8_1, InplaceMuls, aclTensor *self, const aclScalar *other)               \
-    X(CANN_REQUIRED, CANN_8_1, Div, const aclTensor *self, const aclTensor *other, aclTensor *out) \
-    X(CANN_REQUIRED, CANN_8_1, Sin, const aclTensor *input, aclTensor *out)                        \
-    X(CANN_REQUIRED, CANN_8_1, Cos, const aclTensor *input, aclTensor *out)                        \
-    X(CANN_REQUIRED, CANN_8_1, Cast, const aclTensor *self, const aclDataType dtype,               \
-      aclTensor *out)                                                                              \
     X(CANN_REQUIRED, CANN_8_1, InplaceCopy, aclTensor *self, const aclTensor *src)                 \
-    X(CANN_REQUIRED, CANN_8_1, Permute, const aclTensor *self, const aclIntArray *dims,            \
-      aclTensor *out)                                                                              \
-    X(CANN_REQUIRED, CANN_8_1, Cat, const aclTensorList *tensors, int64_t dim, aclTensor *out)     \
-    X(CANN_REQUIRED, CANN_8_1, Repeat, const aclTensor *self, const aclIntArray *repeats,          \
-      aclTensor *out)                                                                              \
-    X(CANN_REQUIRED, CANN_8_1, InplaceZero, aclTensor *self)                                       \
     X(CANN_REQUIRED, CANN_8_1, InplaceFillScalar, aclTensor *self, const aclScalar *value)         \
-    X(CANN_REQUIRED, CANN_8_1, Arange, const aclScalar *start, const aclScalar *end,               \
-      const aclScalar *step, aclTensor *out)                                                       \
-    X(CANN_REQUIRED, CANN_8_1, ReduceSum, const aclTensor *self, const aclIntArray *dims,          \
-      bool keep_dims, aclDataType dtype, aclTensor *out)                                           \
-    X(CANN_REQUIRED, CANN_8_1, Cumsum, const aclTensor *self, int64_t dim, aclDataType dtype,      \
-      aclTensor *out)                                                                              \
-    X(CANN_REQUIRED, CANN_8_1, MaxDim, const aclTensor *self, int64_t dim, bool keepdim,           \
-      aclTensor *out, aclTensor *indices)                                                          \
-    X(CANN_REQUIRED, CANN_8_1, Sort, const aclTensor *self, bool stable, int64_t dim,              \
-      bool descending, aclTensor *values, aclTensor *indices)                                      \
-    X(CANN_REQUIRED, CANN_8_1, SWhere, const aclTensor *condition, const aclTensor *self,          \
-      const aclTensor *other, aclTensor *out)                                                      \
     X(CANN_REQUIRED, CANN_8_1, Triu, const aclTensor *self, int64_t diagonal, aclTensor *out)      \
     X(CANN_OPTIONAL, CANN_8_3, NpuFormatCast, const aclTensor *src, aclTensor *dst)
 
-/* libopapi_nn.so */
+/* libopapi_nn.so
+ *     Mm, BatchMatMul    BF16 x BF16 -> FLOAT, FLOAT16 x FLOAT16 -> FLOAT, FLOAT x FLOAT -> FLOAT;
+ *                        mat2 is a transposed view (strides [1, k] in the last two dimensions), of
+ *                        ND
+ *     MatmulWeightNz     the same in two dimensions but for FLOAT; mat2 has the view [k, n],
+ * strides
+ *                        [n, 1], format FRACTAL_NZ and storage [n/16, k/16, 16, 16]
+ *     RmsNorm            FLOAT throughout; x [rows, groups, width], gamma [width]
+ *     SwiGlu             FLOAT, dim -1
+ *     Softmax            FLOAT, dim -1
+ *     IndexSelect        dim 0, of FLOAT, BF16 and FLOAT16
+ *     InplaceIndexCopy   dim 0, FLOAT */
 #define CANN_OPAPI_NN(X)                                                                           \
     X(CANN_REQUIRED, CANN_8_1, Mm, const aclTensor *self, const aclTensor *mat2, aclTensor *out,   \
       int8_t cube_math_type)                                                                       \
-    X(CANN_REQUIRED, CANN_8_1, Matmul, const aclTensor *self, const aclTensor *mat2,               \
-      aclTensor *out, int8_t cube_math_type)                                                       \
     X(CANN_REQUIRED, CANN_8_1, BatchMatMul, const aclTensor *self, const aclTensor *mat2,          \
       aclTensor *out, int8_t cube_math_type)                                                       \
     X(CANN_OPTIONAL, CANN_LATER, MatmulWeightNz, const aclTensor *self, const aclTensor *mat2,     \
       aclTensor *out, int8_t cube_math_type)                                                       \
-    X(CANN_OPTIONAL, CANN_LATER, BatchMatMulWeightNz, const aclTensor *self,                       \
-      const aclTensor *mat2, aclTensor *out, int8_t cube_math_type)                                \
     X(CANN_REQUIRED, CANN_8_1, RmsNorm, const aclTensor *x, const aclTensor *gamma,                \
       double epsilon, const aclTensor *y, const aclTensor *rstd)                                   \
     X(CANN_REQUIRED, CANN_8_1, SwiGlu, const aclTensor *x, int64_t dim, const aclTensor *out)      \
-    X(CANN_REQUIRED, CANN_8_1, Silu, const aclTensor *self, aclTensor *out)                        \
-    X(CANN_REQUIRED, CANN_8_1, Sigmoid, const aclTensor *self, aclTensor *out)                     \
     X(CANN_REQUIRED, CANN_8_1, Softmax, const aclTensor *self, int64_t dim, aclTensor *out)        \
-    X(CANN_REQUIRED, CANN_8_1, Topk, const aclTensor *self, int64_t k, int64_t dim, bool largest,  \
-      bool sorted, aclTensor *values, aclTensor *indices)                                          \
-    X(CANN_REQUIRED, CANN_8_1, Embedding, const aclTensor *weight, const aclTensor *indices,       \
-      const aclTensor *out)                                                                        \
     X(CANN_REQUIRED, CANN_8_1, IndexSelect, const aclTensor *self, int64_t dim,                    \
       const aclTensor *index, aclTensor *out)                                                      \
-    X(CANN_REQUIRED, CANN_8_1, Gather, const aclTensor *self, const int64_t dim,                   \
-      const aclTensor *index, aclTensor *out)                                                      \
     X(CANN_REQUIRED, CANN_8_1, InplaceIndexCopy, aclTensor *self, int64_t dim,                     \
-      const aclTensor *index, const aclTensor *source)                                             \
-    X(CANN_REQUIRED, CANN_8_1, ScatterNdUpdate, aclTensor *var, const aclTensor *indices,          \
-      const aclTensor *updates)                                                                    \
-    X(CANN_REQUIRED, CANN_8_1, InplaceMaskedFillScalar, aclTensor *self, const aclTensor *mask,    \
-      const aclScalar *value)
+      const aclTensor *index, const aclTensor *source)
 
-/* libopapi_transformer.so */
-#define CANN_OPAPI_TRANSFORMER(X)                                                                  \
-    X(CANN_OPTIONAL, CANN_LATER, RotaryPositionEmbedding, const aclTensor *x,                      \
-      const aclTensor *cos, const aclTensor *sin, int64_t mode, aclTensor *out)                    \
-    X(CANN_REQUIRED, CANN_8_1, FusedInferAttentionScoreV2, const aclTensor *query,                 \
-      const aclTensorList *key, const aclTensorList *value, const aclTensor *pse_shift,            \
-      const aclTensor *atten_mask, const aclIntArray *actual_seq_lengths,                          \
-      const aclIntArray *actual_seq_lengths_kv, const aclTensor *deq_scale1,                       \
-      const aclTensor *quant_scale1, const aclTensor *deq_scale2, const aclTensor *quant_scale2,   \
-      const aclTensor *quant_offset2, const aclTensor *antiquant_scale,                            \
-      const aclTensor *antiquant_offset, const aclTensor *block_table,                             \
-      const aclTensor *query_padding_size, const aclTensor *kv_padding_size,                       \
-      const aclTensor *key_antiquant_scale, const aclTensor *key_antiquant_offset,                 \
-      const aclTensor *value_antiquant_scale, const aclTensor *value_antiquant_offset,             \
-      const aclTensor *key_shared_prefix, const aclTensor *value_shared_prefix,                    \
-      const aclIntArray *actual_shared_prefix_len, int64_t num_heads, double scale_value,          \
-      int64_t pre_tokens, int64_t next_tokens, char *input_layout, int64_t num_key_value_heads,    \
-      int64_t sparse_mode, int64_t inner_precise, int64_t block_size, int64_t antiquant_mode,      \
-      bool softmax_lse_flag, int64_t key_antiquant_mode, int64_t value_antiquant_mode,             \
-      const aclTensor *attention_out, const aclTensor *softmax_lse)                                \
-    X(CANN_REQUIRED, CANN_8_1, GroupedMatmulV4, const aclTensorList *x,                            \
-      const aclTensorList *weight, const aclTensorList *bias, const aclTensorList *scale,          \
-      const aclTensorList *offset, const aclTensorList *antiquant_scale,                           \
-      const aclTensorList *antiquant_offset, const aclTensorList *per_token_scale,                 \
-      const aclTensor *group_list, const aclTensorList *activation_input,                          \
-      const aclTensorList *activation_quant_scale, const aclTensorList *activation_quant_offset,   \
-      int64_t split_item, int64_t group_type, int64_t group_list_type, int64_t act_type,           \
-      aclTensorList *out, aclTensorList *activation_feature_out,                                   \
-      aclTensorList *dyn_quant_scale_out)                                                          \
-    X(CANN_OPTIONAL, CANN_LATER, GroupedMatmulWeightNz, const aclTensorList *x,                    \
-      const aclTensorList *weight, const aclTensorList *bias, const aclTensorList *scale,          \
-      const aclTensorList *offset, const aclTensorList *antiquant_scale,                           \
-      const aclTensorList *antiquant_offset, const aclTensorList *per_token_scale,                 \
-      const aclTensor *group_list, const aclTensorList *activation_input,                          \
-      const aclTensorList *activation_quant_scale, const aclTensorList *activation_quant_offset,   \
-      int64_t split_item, int64_t group_type, int64_t group_list_type, int64_t act_type,           \
-      const aclIntArray *tuning_config, int64_t quant_group_size, aclTensorList *out,              \
-      aclTensorList *activation_feature_out, aclTensorList *dyn_quant_scale_out)                   \
-    X(CANN_OPTIONAL, CANN_LATER, MoeGatingTopK, const aclTensor *x, const aclTensor *bias,         \
-      int64_t k, int64_t k_group, int64_t group_count, int64_t group_select_mode, int64_t renorm,  \
-      int64_t norm_type, bool out_flag, double routed_scaling_factor, double eps,                  \
-      const aclTensor *y, const aclTensor *expert_idx, const aclTensor *out)
-
-#define CANN_OPERATORS(X) CANN_OPAPI_MATH(X) CANN_OPAPI_NN(X) CANN_OPAPI_TRANSFORMER(X)
+#define CANN_OPERATORS(X) CANN_OPAPI_MATH(X) CANN_OPAPI_NN(X)
 
 /* libopapi_math.so: functions that are no operators. */
 #define CANN_OPAPI_FUNCTIONS(X)                                                                    \
