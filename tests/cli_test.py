@@ -147,11 +147,11 @@ def test_offload_settings_without_an_effect_say_so():
 
 
 def test_flags_without_an_effect_say_so_once():
-    flags = ["--trust-remote-code", "--disable-cuda-graph", "--attention-backend", "ascend", "--cuda-graph-bs", "1",
-             "2", "--trust-remote-code", "--tp-size", "1", "--load-format=auto"]
+    flags = ["--trust-remote-code", "--disable-cuda-graph", "--prefill-attention-backend", "ascend",
+             "--cuda-graph-bs", "1", "2", "--trust-remote-code", "--tp-size", "1", "--load-format=auto"]
     _, out, err = lighter.run("inspect", "--model", lighter.DEMO, *flags, check=0)
     warnings = re.findall(r"^warning: (--\S+) has no effect here: .+$", err, re.M)
-    assert sorted(warnings) == ["--attention-backend", "--cuda-graph-bs", "--disable-cuda-graph",
+    assert sorted(warnings) == ["--cuda-graph-bs", "--disable-cuda-graph", "--prefill-attention-backend",
                                 "--trust-remote-code"], err
     assert "it will run" in out
     assert lighter.run("inspect", "--model", lighter.DEMO, *flags, "--log-level", "error", check=0)[2] == ""

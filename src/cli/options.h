@@ -45,7 +45,9 @@ struct cli_options {
     bool help, json, quiet;
     const char *log_level;
 
-    const char *device;
+    const char *device;           /* NULL: cli_device_spec says */
+    const char *attention_backend;
+    uint32_t node_rank;           /* of this process among its node's; set by rank.c */
     int64_t threads;
     uint64_t memory_budget_bytes, host_memory_budget_bytes;
     double mem_fraction_static;

@@ -152,9 +152,13 @@ const struct cli_option cli_option_table[] = {
       .group = GROUP_OUTPUT, .commands = ON_INSPECT, AT(tensors) },
 
     /* Where it runs. */
-    { .name = "device", .kind = CLI_OPTION_TEXT, .value_name = "SPEC", .fallback = "cpu",
-      .help = "where the model runs; the kinds are listed below", .group = GROUP_DEVICE,
-      .commands = ON_RUN, AT(device) },
+    { .name = "device", .kind = CLI_OPTION_TEXT, .value_name = "SPEC",
+      .help = "where the model runs; the kinds are listed below; default: cpu",
+      .group = GROUP_DEVICE, .commands = ON_RUN, AT(device) },
+    { .name = "attention-backend", .kind = CLI_OPTION_TEXT, .value_name = "NAME",
+      .help = "SGLang's: ascend means --device ascend, where that is not given; others have no "
+              "effect",
+      .group = GROUP_DEVICE, .commands = ON_ALL, AT(attention_backend) },
     { .name = "threads", .kind = CLI_OPTION_INT, .value_name = "N", .min = 1, .max = 1024,
       .help = "threads that compute; default: all processors", .group = GROUP_DEVICE,
       .commands = ON_RUN, AT(threads) },

@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include "base/size.h"
+#include "cli/devices.h"
 #include "cli/options.h"
 #include "cli/options_table.h"
 
@@ -110,7 +111,8 @@ static void defaults_are_those_of_the_help(void **state)
     assert_int_equal(options.top_k, -1);
     assert_int_equal(options.seed, -1);
     assert_int_equal(options.port, 30000);
-    assert_string_equal(options.device, "cpu");
+    assert_null(options.device);
+    assert_string_equal(cli_device_spec(&options), "cpu");
     assert_string_equal(options.offload_mode, "cpu");
     assert_int_equal(options.offload_group_size, -1);
     assert_int_equal(options.offload_prefetch_step, 1);
@@ -173,8 +175,8 @@ static void sglang_flags_warn_or_refuse(void **state)
     (void)state;
     assert_int_equal(parse(CLI_COMMAND_SERVE,
                            "--model m --trust-remote-code --disable-cuda-graph --tp-size 1 "
-                           "--attention-backend fa3 --cuda-graph-bs 1 2 4 --load-format auto "
-                           "--attention-backend ascend --dp-size=1",
+                           "--prefill-attention-backend fa3 --cuda-graph-bs 1 2 4 --load-format auto "
+                           "--attention-backend fa3 --dp-size=1",
                            &options, &err),
                      STATUS_OK);
     for (size_t i = 0; i < cli_foreign_flag_count; i++)

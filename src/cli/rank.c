@@ -52,6 +52,7 @@ struct cli_mpi_place cli_mpi_place(void)
         .rank = environment_number("OMPI_COMM_WORLD_RANK"),
         .size = environment_number("OMPI_COMM_WORLD_SIZE"),
         .node_size = environment_number("OMPI_COMM_WORLD_LOCAL_SIZE"),
+        .node_rank = environment_number("OMPI_COMM_WORLD_LOCAL_RANK"),
     };
 }
 
@@ -119,12 +120,13 @@ static enum status meet(struct self *self, struct err *err)
     return st != STATUS_OK ? st : connect_front(self, err);
 }
 
-/* This node's processors are divided among its ranks. */
-static void share_threads(struct self *self)
+/* This node's processors are divided among its ranks, and each has its own accelerator. */
+static void share_node(struct self *self)
 {
     const uint32_t count = thread_count_available();
 
     self->options = *self->context->options;
+    self->options.node_rank = self->place.node_rank;
     if (self->options.threads == 0 && self->place.node_size > 1)
         self->options.threads =
             count >= self->place.node_size ? count / self->place.node_size : 1;
@@ -147,7 +149,7 @@ static enum status serve(struct self *self, bool *finalize_out, struct err *err)
     struct cli_console *console = self->context->console;
     enum status st;
 
-    share_threads(self);
+    share_node(self);
     self->session.cluster = self->cluster;
     own_trace(self);
     st = cli_session_open_tokenizer(&self->session, &self->options, self->log, err);

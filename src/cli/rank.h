@@ -15,6 +15,7 @@
 /* What mpirun says of this process. */
 struct cli_mpi_place {
     uint32_t rank, size, node_size;       /* size 0: it was not started by mpirun */
+    uint32_t node_rank;                   /* among the node's ranks */
 };
 struct cli_mpi_place cli_mpi_place(void);
 

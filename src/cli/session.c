@@ -10,6 +10,7 @@
 #include "base/file.h"
 #include "base/size.h"
 #include "checkpoint/gguf_tokenizer.h"
+#include "cli/devices.h"
 #include "cli/measure.h"
 #include "offload/disk/cache_file.h"
 
@@ -66,11 +67,12 @@ static enum status open_device(struct cli_session *session, const struct cli_opt
     };
     enum status st;
 
+    cli_device_warn(options, log);
     if (options->mem_fraction_static > 0 && options->memory_budget_bytes > 0) {
         log_line(log, LOG_WARN, "--mem-fraction-static has no effect: --memory-budget is given");
     } else if (options->mem_fraction_static > 0) {
         /* A fraction of what is only known once the device is open: look, and open it again. */
-        st = device_open(options->device, &wanted, &session->device, err);
+        st = cli_device_open(options, &wanted, &session->device, err);
         if (st != STATUS_OK)
             goto fail;
         wanted.memory_budget_bytes = (uint64_t)((double)device_info(session->device)->memory_bytes *
@@ -80,7 +82,7 @@ static enum status open_device(struct cli_session *session, const struct cli_opt
         if (wanted.memory_budget_bytes == 0)
             wanted.memory_budget_bytes = 1;
     }
-    st = device_open(options->device, &wanted, &session->device, err);
+    st = cli_device_open(options, &wanted, &session->device, err);
 fail:
     session->bad_usage = st == STATUS_BAD_INPUT;
     return st;

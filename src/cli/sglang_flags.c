@@ -246,7 +246,6 @@ const struct cli_foreign_flag cli_foreign_flags[] = {
     IGNORED("watchdog-timeout", ONE, WATCHDOG),
     IGNORED("soft-watchdog-timeout", ONE, WATCHDOG),
     /* Kernels. */
-    IGNORED("attention-backend", ONE, KERNELS),
     IGNORED("prefill-attention-backend", ONE, KERNELS),
     IGNORED("decode-attention-backend", ONE, KERNELS),
     IGNORED("sampling-backend", ONE, KERNELS),

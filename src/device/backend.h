@@ -10,7 +10,8 @@
 #include "device/device.h"
 
 struct device_ops {
-    const char *name;  /* what stands before the ':' of --device */
+    const char *name;       /* what stands before the ':' of --device */
+    const char *other_name; /* what may stand there too, or NULL */
     enum status (*open)(const char *settings, const struct device_options *options,
                         struct device **device_out, struct err *err);
     void (*close)(struct device *device);
@@ -71,7 +72,12 @@ struct event {
     "and a link of its own; without link copies run at memcpy's speed, without peer copies from " \
     "other ranks' devices run at the link's (for tests: fail_alloc=N, fail_host_alloc=N, " \
     "fail_copy=N, fail_launch=N fail the N-th)"
+#define DEVICE_ASCEND_HELP \
+    "ascend[:N], npu[:N]: Huawei's NPU number N (else the first, and each rank of a node its " \
+    "own), through CANN 8.1.RC1 or later, which is looked for in ASCEND_HOME_PATH, in " \
+    "LD_LIBRARY_PATH and where it installs itself; see docs/ascend.md"
 
+extern const struct device_ops device_ascend_ops;
 extern const struct device_ops device_cpu_ops;
 extern const struct device_ops device_sim_ops;
 

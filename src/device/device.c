@@ -18,10 +18,17 @@
 #include "device/operands.h"
 #include "device/settings.h"
 
-static const struct device_ops *const backends[] = { &device_cpu_ops, &device_sim_ops };
+static const struct device_ops *const backends[] = { &device_cpu_ops, &device_sim_ops,
+                                                   &device_ascend_ops };
 
 #define BACKEND_COUNT (sizeof(backends) / sizeof(backends[0]))
 #define NAME_LENGTH_MAX 32
+
+static bool is_name(const char *spec, size_t name_length, const char *name)
+{
+    return name != NULL && strlen(name) == name_length &&
+           strncasecmp(spec, name, name_length) == 0;
+}
 
 static enum status find_backend(const char *spec, size_t name_length,
                                 const struct device_ops **ops_out, struct err *err)
@@ -31,7 +38,8 @@ static enum status find_backend(const char *spec, size_t name_length,
 
     for (size_t i = 0; i < BACKEND_COUNT; i++) {
         names[i] = backends[i]->name;
-        if (strlen(names[i]) == name_length && strncasecmp(spec, names[i], name_length) == 0) {
+        if (is_name(spec, name_length, names[i]) ||
+            is_name(spec, name_length, backends[i]->other_name)) {
             *ops_out = backends[i];
             return STATUS_OK;
         }
@@ -115,7 +123,8 @@ const struct device_info *device_info(const struct device *device)
 
 const char *const *device_help(void)
 {
-    static const char *const lines[BACKEND_COUNT + 1] = { DEVICE_CPU_HELP, DEVICE_SIM_HELP, NULL };
+    static const char *const lines[BACKEND_COUNT + 1] = { DEVICE_CPU_HELP, DEVICE_SIM_HELP,
+                                                         DEVICE_ASCEND_HELP, NULL };
 
     return lines;
 }

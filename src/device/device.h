@@ -38,6 +38,8 @@ struct device_options {
     uint64_t memory_budget_bytes; /* 0: all the device has */
     uint64_t host_budget_bytes;   /* bound on host memory taken here; 0: none */
     bool force_scalar;            /* the CPU's reference kernels, for tests */
+    const char *library_path;     /* folders in which a device's libraries are looked for first,
+                                     ':' between; NULL: none. Borrowed by device_open */
 };
 
 struct device_info {

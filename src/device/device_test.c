@@ -67,6 +67,9 @@ static void bad_specs_name_the_nearest(void **state)
         { "sim:latency=soon", "not a time" },
         { "sim:memory=1MiB,memory=2MiB", "given twice" },
         { "sim:fail_copy=-1", "not a count" },
+        { "ascend:first", "the number of an NPU" },
+        { "npu:1234", "at most 1023" },
+        { "ascned:0", "nearest is 'ascend'" },
         { "sim:link=1111111111111111111111111111111111111111111111111111111111111111111111111111"
           "11111111111111111111111111111111", "too long" },
     };

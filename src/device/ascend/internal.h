@@ -4,7 +4,8 @@
  *     error.c     a code and the runtime's text become one sentence
  *     ascend.c    the device: set-up, description, the table of backend.h
  *     memory.c    device memory, pinned host memory, memory that ranks share
- *     stream.c    streams, events, copies, workspaces
+ *     stream.c    streams, copies, workspaces
+ *     event.c     events, and device times on the host's clock
  *     op*.c       operators, through CANN's two-phase calls
  *
  * A call into CANN may come from any thread, but each thread must have chosen the device before:
@@ -48,6 +49,38 @@ struct ascend_cann {
 enum status ascend__load(const char *library_path, const struct ascend_cann **cann_out,
                          struct err *err);
 
+/* What the above found, for a report: fills the table as far as it goes and calls nothing. */
+void ascend__probe(const char *library_path);
+
+enum ascend_library_id {
+    ASCEND_LIBRARY_ASCENDCL,
+    ASCEND_LIBRARY_NNOPBASE,
+    ASCEND_LIBRARY_OPAPI,             /* all operators; in newer releases these: */
+    ASCEND_LIBRARY_OPAPI_MATH,
+    ASCEND_LIBRARY_OPAPI_NN,
+    ASCEND_LIBRARY_COUNT
+};
+#define ASCEND_PATH_BYTES 512
+struct ascend_library {
+    const char *name, *other_name;    /* other_name: what newer releases call it, or NULL */
+    void *handle;                     /* NULL: not opened */
+    char path[ASCEND_PATH_BYTES];     /* as it was opened */
+    char problem[ASCEND_PATH_BYTES];  /* why it was not */
+};
+const struct ascend_library *ascend__library(enum ascend_library_id id);
+
+struct ascend_symbol {
+    const char *name;
+    enum ascend_library_id library;
+    const char *since;                /* the CANN that has it */
+    size_t offset;                    /* in struct ascend_cann */
+    bool required;
+};
+const struct ascend_symbol *ascend__symbols(size_t *count_out);
+/* The library that has it, or should have it. */
+const char *ascend__symbol_library(const struct ascend_symbol *symbol);
+bool ascend__symbol_is_there(const struct ascend_symbol *symbol);
+
 /* ---- error.c ---- */
 
 /* "ACL_ERROR_RT_MEMORY_ALLOCATION"; NULL for a code that cann.h does not list. */
@@ -71,7 +104,7 @@ struct ascend_device {
     atomic_uint set_count;          /* aclrtSetDevice calls, each of which is undone at the end */
     bool nd;                        /* keep all weights in ND */
     struct ascend_memory *memory;
-    struct ascend_clock *clock;     /* stream.c's: device times on clock_now_ns's clock */
+    struct ascend_clock *clock;     /* event.c's: device times on clock_now_ns's clock */
     struct ascend_ops *ops;         /* op.c's */
 };
 
@@ -98,9 +131,16 @@ void ascend__shared_free(struct device *device, void *memory, uint64_t size_byte
 enum status ascend__peer_open(struct device *device, const struct device_handle *handle,
                               const void **memory_out, struct err *err);
 void ascend__peer_close(struct device *device, const void *memory, uint64_t size_bytes);
-/* Whether all of [memory, memory + size_bytes) is pinned, so that copies may be asynchronous. */
-bool ascend__is_pinned(const struct ascend_device *device, const void *memory,
-                       uint64_t size_bytes);
+/* How many of size_bytes from there lie in one pinned piece, so that one asynchronous copy may take
+ * them; 0: memory is not pinned. */
+uint64_t ascend__pinned_bytes(const struct ascend_device *device, const void *memory,
+                              uint64_t size_bytes);
+/* Whether all of [memory, memory + size_bytes) lies in one piece of the device's own memory, or of
+ * a peer's. */
+bool ascend__device_holds(const struct ascend_device *device, const void *memory,
+                          uint64_t size_bytes);
+bool ascend__peer_holds(const struct ascend_device *device, const void *memory,
+                        uint64_t size_bytes);
 
 /* ---- stream.c ---- */
 
@@ -135,14 +175,6 @@ enum status ascend__stream_create(struct device *device, enum stream_kind kind,
                                   struct stream **stream_out, struct err *err);
 void ascend__stream_destroy(struct stream *stream);
 enum status ascend__stream_sync(struct stream *stream, struct err *err);
-enum status ascend__event_create(struct device *device, struct event **event_out,
-                                 struct err *err);
-void ascend__event_destroy(struct event *event);
-enum status ascend__event_record(struct stream *stream, struct event *event, struct err *err);
-enum status ascend__stream_wait(struct stream *stream, struct event *event, struct err *err);
-enum status ascend__event_sync(struct event *event, struct err *err);
-bool ascend__event_is_done(const struct event *event);
-uint64_t ascend__event_time_ns(const struct event *event);
 enum status ascend__copy_in(struct stream *stream, void *dst, const void *src,
                             uint64_t size_bytes, struct err *err);
 enum status ascend__copy_out(struct stream *stream, void *dst, const void *src,
@@ -151,6 +183,22 @@ enum status ascend__copy_peer(struct stream *stream, void *dst, const void *src,
                               uint64_t size_bytes, struct err *err);
 enum status ascend__fill(struct stream *stream, void *dst, uint8_t value, uint64_t size_bytes,
                          struct err *err);
+/* Enters the device, refuses on a broken stream, and calls ascend__launch. */
+enum status ascend__stream_launch(struct stream *stream, const struct op *op, struct err *err);
+
+/* ---- event.c ---- */
+
+enum status ascend__clock_create(struct ascend_device *device, struct err *err);
+/* Fine after a failed create. */
+void ascend__clock_destroy(struct ascend_device *device);
+enum status ascend__event_create(struct device *device, struct event **event_out,
+                                 struct err *err);
+void ascend__event_destroy(struct event *event);
+enum status ascend__event_record(struct stream *stream, struct event *event, struct err *err);
+enum status ascend__stream_wait(struct stream *stream, struct event *event, struct err *err);
+enum status ascend__event_sync(struct event *event, struct err *err);
+bool ascend__event_is_done(const struct event *event);
+uint64_t ascend__event_time_ns(const struct event *event);
 
 /* ---- op.c ---- */
 
