@@ -199,8 +199,10 @@ static void budgets_that_are_too_small_are_refused_with_what_was_wanted(void **s
     options.params_glob = "*.attn.*,*.up";
     options.prefetch_step = 8;
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-        const struct device_options device_options = { 1, cases[i].device_bytes,
-                                                       cases[i].host_bytes, false };
+        const struct device_options device_options = {
+            .thread_count = 1, .memory_budget_bytes = cases[i].device_bytes,
+            .host_budget_bytes = cases[i].host_bytes,
+        };
         struct offload_param_desc descs[MODEL_PARAMS];
         struct device_memory_report report;
         char names[MODEL_PARAMS][64];
