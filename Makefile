@@ -55,11 +55,15 @@ OBJECTS  = $(LIBRARY:src/%.c=$(B)/obj/%.o)
 PROGRAMS = $(TESTS:src/%.c=$(B)/tests/%)
 FUZZERS  = $(FUZZ:src/%.c=$(B)/fuzz/%)
 
+# Libraries with the names of CANN's, and tests of them.
+CANN_LIBRARIES = $(addprefix $(B)/tests/cann/lib64/,libascendcl.so libnnopbase.so libopapi.so)
+CANN_TESTS     = $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/cann/*_test.c))
+
 # What is opened at run time is built where its packages are.
 MPI      = $(shell pkg-config --exists ompi-c && echo $(B)/lighter_mpi.so)
 
 all: $(B)/lighter $(B)/liblighter.a $(MPI)
-tests: $(PROGRAMS)
+tests: $(PROGRAMS) $(CANN_LIBRARIES) $(CANN_TESTS)
 fuzz: $(FUZZERS)
 
 # No fuzz target reaches the kernels, and clang takes minutes to instrument their unrolled loops.
@@ -92,6 +96,32 @@ $(B)/tests/%: $(B)/obj/%.o $(B)/liblighter.a
 	@mkdir -p $(@D)
 	@echo "LD $@"
 	@$(CC) $(ALL_LDFLAGS) -o $@ $^ $(LIBS) -lcmocka
+
+# A stand-in of CANN's libraries, for tests of device/ascend: $(B)/tests/cann is what ASCEND_HOME_PATH
+# names on a machine with CANN. tests/cann/README.md says what it imitates.
+CANN_DIR       = $(B)/tests/cann
+CANN_CFLAGS    = $(ALL_CFLAGS) -fPIC -fvisibility=hidden -Itests/cann
+CANN_LDFLAGS   = $(ALL_LDFLAGS) -shared -Wl,-z,nodelete -Wl,-Bsymbolic -Wl,-rpath,'$$ORIGIN'
+CANN_OBJECTS   = $(patsubst tests/cann/%.c,$(CANN_DIR)/obj/%.o,$(wildcard tests/cann/$(1)/*.c) \
+                 tests/cann/without.c)
+
+$(CANN_DIR)/obj/%.o: tests/cann/%.c Makefile
+	@mkdir -p $(@D)
+	@echo "CC $@"
+	@$(CC) $(CANN_CFLAGS) -c -o $@ $<
+
+$(CANN_DIR)/lib64/libascendcl.so: $(call CANN_OBJECTS,runtime)
+$(CANN_DIR)/lib64/libnnopbase.so: $(call CANN_OBJECTS,base) $(CANN_DIR)/lib64/libascendcl.so
+$(CANN_DIR)/lib64/libopapi.so: $(call CANN_OBJECTS,ops) $(CANN_DIR)/lib64/libnnopbase.so \
+    $(CANN_DIR)/lib64/libascendcl.so
+$(CANN_LIBRARIES):
+	@mkdir -p $(@D)
+	@echo "LD $@"
+	@$(CC) $(CANN_LDFLAGS) -Wl,-soname,$(@F) -o $@ $^ -lm
+
+$(CANN_TESTS): $(CANN_DIR)/%: $(CANN_DIR)/obj/%.o $(CANN_LIBRARIES)
+	@echo "LD $@"
+	@$(CC) $(ALL_LDFLAGS) -Wl,-rpath,'$$ORIGIN/lib64' -o $@ $^ -lm -lcmocka
 
 # Calls that a test stands in for, to make the n-th fail (ld: --wrap).
 WRAPPED_offload = malloc calloc realloc strdup device_alloc device_host_alloc stream_create \
