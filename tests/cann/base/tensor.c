@@ -1,4 +1,4 @@
-/* tests/cann/base/tensor.c - tensors, scalars, arrays and lists: objects of the host (section 2). */
+/* tests/cann/base/tensor.c - tensors, scalars, arrays and lists: objects of the host (2). */
 #include "nn.h"
 
 #include <stdlib.h>

@@ -33,8 +33,7 @@ static double sigmoid(double x)
     {                                                                                           \
         map(e, function);                                                                       \
     }                                                                                           \
-    aclnnStatus aclnn##Name##GetWorkspaceSize(const aclTensor *self, aclTensor *out,            \
-                                              uint64_t *workspace_size, aclOpExecutor **executor) \
+    OPERATOR(Name, const aclTensor *self, aclTensor *out)                                       \
     {                                                                                           \
         struct op op = OP(Name);                                                                \
         op_in(&op, #self, self, FLOATS);                                                        \
@@ -119,49 +118,40 @@ static aclnnStatus pair_in_place(struct op *op, const aclTensor *self, const acl
     return op_end(op, pair_in_place_run, workspace_size, executor);
 }
 
-aclnnStatus aclnnAddGetWorkspaceSize(const aclTensor *self, const aclTensor *other,
-                                     const aclScalar *alpha, aclTensor *out,
-                                     uint64_t *workspace_size, aclOpExecutor **executor)
+OPERATOR(Add, const aclTensor *self, const aclTensor *other, const aclScalar *alpha, aclTensor *out)
 {
     struct op op = OP(Add);
     const double a = op_scalar(&op, "alpha", alpha);
     return pair(&op, self, other, out, SUM_ALPHA, a, workspace_size, executor);
 }
 
-aclnnStatus aclnnSubGetWorkspaceSize(const aclTensor *self, const aclTensor *other,
-                                     const aclScalar *alpha, aclTensor *out,
-                                     uint64_t *workspace_size, aclOpExecutor **executor)
+OPERATOR(Sub, const aclTensor *self, const aclTensor *other, const aclScalar *alpha, aclTensor *out)
 {
     struct op op = OP(Sub);
     const double a = op_scalar(&op, "alpha", alpha);
     return pair(&op, self, other, out, SUM_ALPHA, -a, workspace_size, executor);
 }
 
-aclnnStatus aclnnMulGetWorkspaceSize(const aclTensor *self, const aclTensor *other, aclTensor *out,
-                                     uint64_t *workspace_size, aclOpExecutor **executor)
+OPERATOR(Mul, const aclTensor *self, const aclTensor *other, aclTensor *out)
 {
     struct op op = OP(Mul);
     return pair(&op, self, other, out, PRODUCT, 0, workspace_size, executor);
 }
 
-aclnnStatus aclnnDivGetWorkspaceSize(const aclTensor *self, const aclTensor *other, aclTensor *out,
-                                     uint64_t *workspace_size, aclOpExecutor **executor)
+OPERATOR(Div, const aclTensor *self, const aclTensor *other, aclTensor *out)
 {
     struct op op = OP(Div);
     return pair(&op, self, other, out, QUOTIENT, 0, workspace_size, executor);
 }
 
-aclnnStatus aclnnInplaceAddGetWorkspaceSize(const aclTensor *self, const aclTensor *other,
-                                            const aclScalar *alpha, uint64_t *workspace_size,
-                                            aclOpExecutor **executor)
+OPERATOR(InplaceAdd, aclTensor *self, const aclTensor *other, const aclScalar *alpha)
 {
     struct op op = OP(InplaceAdd);
     const double a = op_scalar(&op, "alpha", alpha);
     return pair_in_place(&op, self, other, SUM_ALPHA, a, workspace_size, executor);
 }
 
-aclnnStatus aclnnInplaceMulGetWorkspaceSize(aclTensor *self, const aclTensor *other,
-                                            uint64_t *workspace_size, aclOpExecutor **executor)
+OPERATOR(InplaceMul, aclTensor *self, const aclTensor *other)
 {
     struct op op = OP(InplaceMul);
     return pair_in_place(&op, self, other, PRODUCT, 0, workspace_size, executor);
@@ -198,34 +188,29 @@ static aclnnStatus affine(struct op *op, const aclTensor *self, aclTensor *out, 
     return op_end(op, affine_run, workspace_size, executor);
 }
 
-aclnnStatus aclnnMulsGetWorkspaceSize(const aclTensor *self, const aclScalar *other, aclTensor *out,
-                                      uint64_t *workspace_size, aclOpExecutor **executor)
+OPERATOR(Muls, const aclTensor *self, const aclScalar *other, aclTensor *out)
 {
     struct op op = OP(Muls);
     const double factor = op_scalar(&op, "other", other);
     return affine(&op, self, out, factor, 0, workspace_size, executor);
 }
 
-aclnnStatus aclnnInplaceMulsGetWorkspaceSize(aclTensor *self, const aclScalar *other,
-                                             uint64_t *workspace_size, aclOpExecutor **executor)
+OPERATOR(InplaceMuls, aclTensor *self, const aclScalar *other)
 {
     struct op op = OP(InplaceMuls);
     const double factor = op_scalar(&op, "other", other);
     return affine(&op, self, NULL, factor, 0, workspace_size, executor);
 }
 
-aclnnStatus aclnnAddsGetWorkspaceSize(const aclTensor *self, const aclScalar *other,
-                                      const aclScalar *alpha, aclTensor *out,
-                                      uint64_t *workspace_size, aclOpExecutor **executor)
+OPERATOR(Adds, const aclTensor *self, const aclScalar *other, const aclScalar *alpha,
+         aclTensor *out)
 {
     struct op op = OP(Adds);
     const double a = op_scalar(&op, "alpha", alpha), b = op_scalar(&op, "other", other);
     return affine(&op, self, out, 1, a * b, workspace_size, executor);
 }
 
-aclnnStatus aclnnInplaceAddsGetWorkspaceSize(const aclTensor *self, const aclScalar *other,
-                                             const aclScalar *alpha, uint64_t *workspace_size,
-                                             aclOpExecutor **executor)
+OPERATOR(InplaceAdds, const aclTensor *self, const aclScalar *other, const aclScalar *alpha)
 {
     struct op op = OP(InplaceAdds);
     const double a = op_scalar(&op, "alpha", alpha), b = op_scalar(&op, "other", other);

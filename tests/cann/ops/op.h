@@ -4,12 +4,15 @@
  * A first phase reads like this; the first check that fails is the answer, and later ones do
  * nothing:
  *
- *     struct op op = OP(Silu);
- *     op_in(&op, "self", self, FLOATS);
- *     op_out(&op, "out", out, FLOATS);
- *     op_same_dtype(&op, 0, 1);
- *     op_same_shape(&op, 0, 1);
- *     return op_end(&op, silu_run, workspace_size, executor);
+ *     OPERATOR(Silu, const aclTensor *self, aclTensor *out)
+ *     {
+ *         struct op op = OP(Silu);
+ *         op_in(&op, "self", self, FLOATS);
+ *         op_out(&op, "out", out, FLOATS);
+ *         op_same_dtype(&op, 0, 1);
+ *         op_same_shape(&op, 0, 1);
+ *         return op_end(&op, silu_run, workspace_size, executor);
+ *     }
  *
  * All arithmetic is in double, from values read exactly, rounded once when written. */
 #ifndef CANN_OP_H
@@ -31,6 +34,21 @@ struct op {
 };
 
 struct op op_begin(const char *name);
+/* OPERATOR(Name, parameters) { body of the first phase }: the second phase is the same for all.
+ * Where cann.h declares the operator too, the compiler holds the one against the other. */
+#define OPERATOR(Name, ...)                                                                      \
+    STANDIN_API aclnnStatus aclnn##Name(void *workspace, uint64_t workspace_size,                \
+                                        aclOpExecutor *executor, aclrtStream stream);            \
+    aclnnStatus aclnn##Name(void *workspace, uint64_t workspace_size, aclOpExecutor *executor,   \
+                            aclrtStream stream)                                                  \
+    {                                                                                            \
+        ENTER(aclnn##Name);                                                                      \
+        return executor_execute("aclnn" #Name, workspace, workspace_size, executor, stream);     \
+    }                                                                                            \
+    STANDIN_API aclnnStatus aclnn##Name##GetWorkspaceSize(__VA_ARGS__, uint64_t *workspace_size, \
+                                                          aclOpExecutor **executor);             \
+    aclnnStatus aclnn##Name##GetWorkspaceSize(__VA_ARGS__, uint64_t *workspace_size,             \
+                                              aclOpExecutor **executor)
 #define OP(name_)                                                                        \
     op_begin("aclnn" #name_);                                                            \
     do {                                                                                 \
