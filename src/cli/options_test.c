@@ -175,8 +175,8 @@ static void sglang_flags_warn_or_refuse(void **state)
     (void)state;
     assert_int_equal(parse(CLI_COMMAND_SERVE,
                            "--model m --trust-remote-code --disable-cuda-graph --tp-size 1 "
-                           "--prefill-attention-backend fa3 --cuda-graph-bs 1 2 4 --load-format auto "
-                           "--attention-backend fa3 --dp-size=1",
+                           "--prefill-attention-backend fa3 --cuda-graph-bs 1 2 4 "
+                           "--load-format auto --attention-backend fa3 --dp-size=1",
                            &options, &err),
                      STATUS_OK);
     for (size_t i = 0; i < cli_foreign_flag_count; i++)

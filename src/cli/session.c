@@ -127,16 +127,18 @@ static void warn_of_idle(const struct cli_options *options, const struct cli_dem
 }
 
 /* Rows and requests in a step, and tokens in the cache: what the options say, else the demand, else
- * the model's defaults. */
+ * what suits the device, else the model's defaults. */
 static void set_sizes(struct model_options *model, struct engine_options *engine,
                       const struct cli_options *options, const struct cli_demand *demand,
-                      uint32_t context_length)
+                      const struct device_info *device, uint32_t context_length)
 {
     const uint64_t tokens_each =
         demand->tokens_each < context_length ? demand->tokens_each : context_length;
     const int64_t chunk = options->chunk > 0 ? options->chunk : options->chunked_prefill_size;
-    uint64_t rows = model->step_row_count_max;
-    uint64_t running = model->step_sequence_count_max;
+    uint64_t rows = device->step_row_count > 0 ? device->step_row_count
+                                               : model->step_row_count_max;
+    uint64_t running = device->step_sequence_count > 0 ? device->step_sequence_count
+                                                       : model->step_sequence_count_max;
 
     if (options->max_running_requests > 0)
         running = (uint64_t)options->max_running_requests;
@@ -255,7 +257,8 @@ enum status cli_session_start(struct cli_session *session, const struct cli_opti
         model.plan_only = demand->plan_only;
     }
     if (st == STATUS_OK) {
-        set_sizes(&model, &engine, options, demand, info.context_length);
+        set_sizes(&model, &engine, options, demand, device_info(session->device),
+                  info.context_length);
         st = model_create(session->device, session->ckpt, &model, log, progress, &session->model,
                           err);
     }

@@ -51,6 +51,9 @@ struct device_info {
     uint64_t link_bytes_per_s;   /* as set or measured; 0: unknown or no link */
     uint64_t link_latency_ns;
     uint64_t peer_bytes_per_s;   /* between devices, as link_bytes_per_s */
+    uint64_t workspace_bytes;    /* of the budget, what its operators may take while they run:
+                                    whoever plans leaves it free */
+    uint32_t step_row_count, step_sequence_count; /* in a step, as suits it; 0: no opinion */
 };
 
 /* Opens "cpu", "sim", "sim:memory=2GiB,link=16GB/s,latency=10us", ... The caller owns *device_out.

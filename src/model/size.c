@@ -117,6 +117,15 @@ static enum status refuse(const struct offload_sizes *weights, const struct mode
                    size_format(smallest_bytes, text[5], sizeof(text[5])));
 }
 
+/* What its operators may take while they run counts as taken. */
+static void report_memory(const struct device *device, struct device_memory_report *report_out)
+{
+    const uint64_t workspace_bytes = device_info(device)->workspace_bytes;
+
+    device_memory_report(device, report_out);
+    report_out->used_bytes += workspace_bytes;
+}
+
 /* The most pages whose cost is at most `bytes`, from fits (known to fit) to at_most. */
 static uint64_t most_pages(const struct model_config *config, struct model_sizes *sizes,
                            uint64_t fits, uint64_t at_most, uint64_t bytes)
@@ -148,10 +157,11 @@ enum status model__sizes_plan(const struct model_config *config,
 
     if (st != STATUS_OK)
         return st;
-    device_memory_report(device, &memory);
+    report_memory(device, &memory);
     weight_bytes = weights->resident_bytes + weights->shard_bytes +
                    weights->slot_count * weights->slot_bytes + weights->expert_bytes;
-    free_bytes = memory.budget_bytes - memory.used_bytes;
+    free_bytes = memory.budget_bytes > memory.used_bytes
+                     ? memory.budget_bytes - memory.used_bytes : 0;
     wanted = options->kv_token_count == 0 ? 1 : pages_for(options->kv_token_count,
                                                           sizes.page_size);
     at_most = sizes.sequence_count * pages_for(config->context_length, sizes.page_size);
@@ -198,7 +208,7 @@ enum status model__sizes_leave(const struct model_config *config, struct model_o
     struct model_sizes sizes;
     enum status st;
 
-    device_memory_report(device, &memory);
+    report_memory(device, &memory);
     st = check_options(options, err);
     if (st != STATUS_OK)
         return st;

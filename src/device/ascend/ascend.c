@@ -15,7 +15,9 @@
 #include "device/ascend/internal.h"
 
 #define INDEX_MAX 1023
-#define RUNTIME_SHARE 64 /* of the memory: one part in so many is the runtime's */
+#define RUNTIME_SHARE 64    /* of the memory: one part in so many is the runtime's */
+#define WORKSPACE_SHARE 256 /* and one in so many is for what operators need while they run */
+#define WORKSPACE_BYTES_MIN (4 * MIB)
 
 /* ---- threads ---- */
 
@@ -97,7 +99,24 @@ static enum status read_memory(const struct ascend_device *device, uint64_t *fre
     return STATUS_OK;
 }
 
-static enum status describe(struct ascend_device *device, struct err *err)
+/* Prompt tokens and requests in one step by the memory there is, as SGLang has them for parts of 32
+ * and 64 GB (hardware_backend/npu/utils.py, set_default_server_args); with less, the program's own
+ * defaults do. */
+static void suggest_sizes(struct device_info *info, uint64_t memory_bytes)
+{
+    static const struct {
+        uint64_t memory_bytes_max;
+        uint32_t rows, sequences;
+    } sizes[] = { { 8 * GIB, 0, 0 }, { 32 * GIB, 4096, 16 }, { UINT64_MAX, 8192, 64 } };
+    size_t i = 0;
+
+    while (memory_bytes > sizes[i].memory_bytes_max)
+        i++;
+    info->step_row_count = sizes[i].rows;
+    info->step_sequence_count = sizes[i].sequences;
+}
+
+static enum status describe(struct ascend_device *device, uint64_t budget_bytes, struct err *err)
 {
     struct device_info *info = &device->base.info;
     const char *soc = device->cann->aclrtGetSocName();
@@ -112,6 +131,11 @@ static enum status describe(struct ascend_device *device, struct err *err)
     if (info->memory_bytes == 0)
         return err_set(err, STATUS_NO_MEMORY, "%s: none of its %s of memory is free", info->name,
                        size_format(total_bytes, total_text, sizeof(total_text)));
+    info->workspace_bytes = size_align_up(total_bytes / WORKSPACE_SHARE, DEVICE_ALIGNMENT);
+    if (info->workspace_bytes < WORKSPACE_BYTES_MIN)
+        info->workspace_bytes = WORKSPACE_BYTES_MIN;
+    suggest_sizes(info, budget_bytes != 0 && budget_bytes < total_bytes ? budget_bytes
+                                                                        : total_bytes);
     (void)snprintf(info->description, sizeof(info->description),
                    "NPU %s, %s of %s free, through CANN", soc != NULL ? soc : "of an unknown kind",
                    size_format(free_bytes, free_text, sizeof(free_text)),
@@ -159,7 +183,7 @@ static enum status ascend_open(const char *settings, const struct device_options
     if (st == STATUS_OK)
         st = ascend__enter(device, err);
     if (st == STATUS_OK)
-        st = describe(device, err);
+        st = describe(device, options->memory_budget_bytes, err);
     if (st == STATUS_OK)
         st = ascend__memory_create(device, err);
     if (st == STATUS_OK)
