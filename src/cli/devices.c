@@ -62,12 +62,14 @@ enum status cli_device_open(const struct cli_options *options,
 {
     struct device_options wanted = *device_options;
     const char *spec = cli_device_spec(options);
+    const char *keep_nd = getenv("LIGHTER_ASCEND_ND");
     char folders[FOLDERS_BYTES] = "", numbered[32];
 
     add_folder(folders, getenv("ASCEND_HOME_PATH"));
     add_folder(folders, getenv("ASCEND_TOOLKIT_HOME"));
     if (folders[0] != '\0')
         wanted.library_path = folders;
+    wanted.keep_nd = keep_nd != NULL && keep_nd[0] != '\0' && strcmp(keep_nd, "0") != 0;
     if (is_npu(spec) && strchr(spec, ':') == NULL) {
         (void)snprintf(numbered, sizeof(numbered), "%s:%u", spec, options->node_rank);
         spec = numbered;

@@ -31,6 +31,8 @@ struct device_ops {
     enum status (*peer_open)(struct device *device, const struct device_handle *handle,
                              const void **memory_out, struct err *err);
     void (*peer_close)(struct device *device, const void *memory, uint64_t size_bytes);
+    enum layout (*weight_layout)(const struct device *device, enum device_weight weight,
+                                 enum dtype dtype);
     enum status (*stream_create)(struct device *device, enum stream_kind kind,
                                  struct stream **stream_out, struct err *err);
     void (*stream_destroy)(struct stream *stream);
@@ -70,12 +72,13 @@ struct event {
 #define DEVICE_SIM_HELP \
     "sim[:memory=4GiB,link=16GB/s,latency=10us,peer=50GB/s]: a software accelerator with memory " \
     "and a link of its own; without link copies run at memcpy's speed, without peer copies from " \
-    "other ranks' devices run at the link's (for tests: fail_alloc=N, fail_host_alloc=N, " \
-    "fail_copy=N, fail_launch=N fail the N-th)"
+    "other ranks' devices run at the link's (for tests: layout=nz keeps weights as an NPU does; " \
+    "fail_alloc=N, fail_host_alloc=N, fail_copy=N, fail_launch=N fail the N-th)"
 #define DEVICE_ASCEND_HELP \
-    "ascend[:N], npu[:N]: Huawei's NPU number N (else the first, and each rank of a node its " \
-    "own), through CANN 8.1.RC1 or later, which is looked for in ASCEND_HOME_PATH, in " \
-    "LD_LIBRARY_PATH and where it installs itself; see docs/ascend.md"
+    "ascend[:N,layout=nz], npu[:N]: Huawei's NPU number N (else the first, and each rank of a " \
+    "node its own), with weights in FRACTAL_NZ or, layout=nd, in plain rows; through CANN " \
+    "8.1.RC1 or later, which is looked for in ASCEND_HOME_PATH, in LD_LIBRARY_PATH and where it " \
+    "installs itself; see docs/ascend.md"
 
 extern const struct device_ops device_ascend_ops;
 extern const struct device_ops device_cpu_ops;

@@ -264,6 +264,13 @@ void device_memory_report(const struct device *device, struct device_memory_repo
     device__memory_report(device->memory, report_out);
 }
 
+enum layout device_weight_layout(const struct device *device, enum device_weight weight,
+                                 enum dtype dtype)
+{
+    return weight == DEVICE_WEIGHT_OTHER ? LAYOUT_ND
+                                         : device->ops->weight_layout(device, weight, dtype);
+}
+
 enum status stream_create(struct device *device, enum stream_kind kind, struct stream **stream_out,
                           struct err *err)
 {

@@ -17,6 +17,7 @@
 
 #include "base/status.h"
 #include "device/op.h"
+#include "tensor/layout.h"
 
 struct device;
 struct stream;
@@ -40,6 +41,7 @@ struct device_options {
     bool force_scalar;            /* the CPU's reference kernels, for tests */
     const char *library_path;     /* folders in which a device's libraries are looked for first,
                                      ':' between; NULL: none. Borrowed by device_open */
+    bool keep_nd;                 /* a device that would want another layout takes weights in ND */
 };
 
 struct device_info {
@@ -117,6 +119,19 @@ struct device_memory_report {
     uint64_t host_budget_bytes, host_used_bytes, host_peak_bytes;
 };
 void device_memory_report(const struct device *device, struct device_memory_report *report_out);
+
+/* What a weight is to the ops that read it. */
+enum device_weight {
+    DEVICE_WEIGHT_OTHER,   /* a vector, a table, a small or a batched matrix: always ND */
+    DEVICE_WEIGHT_MATRIX,  /* of OP_MATMUL, [n][k], perhaps cut by rows */
+    DEVICE_WEIGHT_GATE_UP, /* of OP_MOE: gate over up, of all experts or of one ... */
+    DEVICE_WEIGHT_DOWN,    /* ... and what brings them back; always in gate and up's layout */
+};
+/* The layout in which the device's ops want such weights: what "finishing" a parameter brings about
+ * once it has been loaded. Only a matrix of whole blocks (layout_nz_is_aligned) may have
+ * FRACTAL_NZ; ops take the others in ND. */
+enum layout device_weight_layout(const struct device *device, enum device_weight weight,
+                                 enum dtype dtype);
 
 /* Streams and events. A stream runs its queue in order; two streams run beside each other. */
 enum stream_kind { STREAM_COMPUTE, STREAM_COPY };

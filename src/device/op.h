@@ -8,7 +8,8 @@
  * quantised weights are whole blocks: k_count, width and ffn_width are multiples of 32. A device
  * may then quantise x too, in blocks of 32 elements with 8 bits each, so that each is off by at
  * most half of the block's largest magnitude / 127, and nothing else is less exact. An element of x
- * that is not finite makes NaN of all that is computed from its block.
+ * that is not finite makes NaN of all that is computed from its block. Weights in FRACTAL_NZ
+ * (tensor/layout.h) are what device_weight_layout asks for, and no other device is given them.
  *
  * Exactness (charter, invariant 1): what an op writes for one row depends on that row's inputs
  * alone, bit for bit: not on how many rows there are, which rows they are, how threads share them,
@@ -27,6 +28,7 @@
 #include <stdint.h>
 
 #include "tensor/dtype.h"
+#include "tensor/layout.h"
 
 enum op_kind {
     OP_EMBED,
@@ -75,6 +77,7 @@ struct op_matmul {
     const void *weight;
     const float *bias;
     enum dtype weight_dtype;
+    enum layout weight_layout;
     uint32_t row_count, n_count, k_count, batch_count;
     uint64_t out_row_stride, x_row_stride;
     uint64_t out_batch_stride, x_batch_stride; /* ignored when batch_count is 1 */
@@ -196,6 +199,7 @@ struct op_moe {
     const struct op_moe_expert *experts; /* [expert_list_count], device memory, ids ascending;
                                             NULL: stacked */
     enum dtype weight_dtype;
+    enum layout weight_layout; /* gate and up are one matrix: up lies behind gate */
     void *scratch;           /* op_moe_scratch_bytes of it, 64-byte aligned */
     uint32_t row_count, top_k, expert_count, width, ffn_width;
     uint32_t expert_list_count;

@@ -200,6 +200,7 @@ void device__op_assert(const struct op *op)
         assert(op->matmul.n_count > 0 && op->matmul.k_count > 0 && op->matmul.batch_count > 0);
         assert(op->matmul.bias == NULL || op->matmul.batch_count == 1);
         assert(is_whole_blocks(op->matmul.weight_dtype, op->matmul.k_count));
+        assert(op->matmul.weight_layout == LAYOUT_ND || op->matmul.batch_count == 1);
         break;
     case OP_ATTENTION: assert_attention(&op->attention); break;
     case OP_ROUTE: assert_route(&op->route); break;

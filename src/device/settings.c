@@ -13,6 +13,7 @@
 
 #include "base/nearest.h"
 #include "base/size.h"
+#include "tensor/layout.h"
 
 #define NAME_LENGTH_MAX 32
 #define VALUE_LENGTH_MAX 64
@@ -63,6 +64,17 @@ static enum status read_count(const char *text, const char *what, uint64_t *out,
     return STATUS_OK;
 }
 
+static enum status read_layout(const char *text, const char *what, uint64_t *out, struct err *err)
+{
+    const bool is_nz = strcasecmp(text, "nz") == 0;
+
+    if (!is_nz && strcasecmp(text, "nd") != 0)
+        return err_set(err, STATUS_BAD_INPUT, "%s: '%s' is not a layout; nd and nz are", what,
+                       text);
+    *out = is_nz ? LAYOUT_FRACTAL_NZ : LAYOUT_ND;
+    return STATUS_OK;
+}
+
 static enum status read_value(const char *device_name, const struct setting *setting, char *text,
                               struct err *err)
 {
@@ -76,6 +88,7 @@ static enum status read_value(const char *device_name, const struct setting *set
     case SETTING_BANDWIDTH: st = read_bandwidth(text, what, &value, err); break;
     case SETTING_DURATION: st = read_duration(text, what, &value, err); break;
     case SETTING_COUNT: st = read_count(text, what, &value, err); break;
+    case SETTING_LAYOUT: st = read_layout(text, what, &value, err); break;
     }
     if (st != STATUS_OK)
         return st;

@@ -14,6 +14,7 @@ enum setting_kind {
     SETTING_BANDWIDTH, /* "16GB/s": bytes per second; 0, for no bound, is always allowed */
     SETTING_DURATION,  /* "10us": nanoseconds; ns, us, ms or s */
     SETTING_COUNT,     /* "3" */
+    SETTING_LAYOUT,    /* "nd" or "nz": enum layout */
 };
 
 struct setting {

@@ -55,7 +55,7 @@ void model__read_softmax_experts(struct config_reader *reader, struct model_conf
     config->route_scale = 1.0f;
 }
 
-enum layout { LAYOUT_APART, LAYOUT_STACKED, LAYOUT_FUSED };
+enum arrangement { EXPERTS_APART, EXPERTS_STACKED, EXPERTS_FUSED };
 
 static const char *stacked_name(const struct expert_names *names, const char *matrix,
                                 char out[NAME_BYTES_MAX])
@@ -66,17 +66,17 @@ static const char *stacked_name(const struct expert_names *names, const char *ma
 
 /* The one whose first tensor is there; none: the published one, whose tensor is then said to be
  * missing. */
-static enum layout find_layout(const struct params *params, uint32_t layer,
+static enum arrangement find_arrangement(const struct params *params, uint32_t layer,
                                const struct expert_names *names)
 {
     char name[NAME_BYTES_MAX];
 
     if (model__param_source_exists(params, (int32_t)layer,
                                    stacked_name(names, names->gate, name)))
-        return LAYOUT_STACKED;
+        return EXPERTS_STACKED;
     if (model__param_source_exists(params, (int32_t)layer, "mlp.experts.gate_up_proj"))
-        return LAYOUT_FUSED;
-    return LAYOUT_APART;
+        return EXPERTS_FUSED;
+    return EXPERTS_APART;
 }
 
 static void describe_router(struct params *params, const struct model_config *config,
@@ -88,7 +88,8 @@ static void describe_router(struct params *params, const struct model_config *co
 
     model__param_begin(params, &spec);
     model__param_add(params, 2, spec.shape, "%s.gate.weight",
-                     find_layout(params, layer, names) == LAYOUT_FUSED ? "mlp" : names->block);
+                     find_arrangement(params, layer, names) == EXPERTS_FUSED ? "mlp"
+                                                                             : names->block);
     model__param_end(params);
     if (config->route_bias)
         model__describe_norm(params, layer, ROLE_ROUTER_BIAS, OFFLOAD_PART_FFN,
@@ -129,7 +130,7 @@ static void describe_w13(struct params *params, const struct model_config *confi
     const struct stack gate = { width, hidden, 0, 2 * width };
     const struct stack up = { width, hidden, width, 2 * width };
     const struct stack both = { 2 * width, hidden, 0, 2 * width };
-    const enum layout layout = find_layout(params, layer, names);
+    const enum arrangement arrangement = find_arrangement(params, layer, names);
     char name[NAME_BYTES_MAX];
     const struct param_spec spec = { .name = "mlp.experts.w13_weight", .layer = (int32_t)layer,
                                      .role = ROLE_W13, .part = OFFLOAD_PART_FFN,
@@ -137,13 +138,13 @@ static void describe_w13(struct params *params, const struct model_config *confi
                                      .shape = { config->expert_count, 2 * width, hidden } };
 
     model__param_begin(params, &spec);
-    if (layout == LAYOUT_STACKED) {
+    if (arrangement == EXPERTS_STACKED) {
         add_stack(params, config->expert_count, &gate, stacked_name(names, names->gate, name));
         add_stack(params, config->expert_count, &up, stacked_name(names, names->up, name));
     }
-    if (layout == LAYOUT_FUSED)
+    if (arrangement == EXPERTS_FUSED)
         add_stack(params, config->expert_count, &both, "mlp.experts.gate_up_proj");
-    for (uint32_t i = 0; layout == LAYOUT_APART && i < config->expert_count; i++) {
+    for (uint32_t i = 0; arrangement == EXPERTS_APART && i < config->expert_count; i++) {
         add_apart(params, i, names, names->gate, shape);
         add_apart(params, i, names, names->up, shape);
     }
@@ -155,7 +156,7 @@ static void describe_w2(struct params *params, const struct model_config *config
 {
     const uint64_t width = config->expert_ffn_width, hidden = config->hidden_size;
     const uint64_t shape[2] = { hidden, width };
-    const enum layout layout = find_layout(params, layer, names);
+    const enum arrangement arrangement = find_arrangement(params, layer, names);
     const struct stack down = { hidden, width, 0, hidden };
     char name[NAME_BYTES_MAX];
     const struct param_spec spec = { .name = "mlp.experts.w2_weight", .layer = (int32_t)layer,
@@ -164,11 +165,11 @@ static void describe_w2(struct params *params, const struct model_config *config
                                      .shape = { config->expert_count, hidden, width } };
 
     model__param_begin(params, &spec);
-    if (layout == LAYOUT_STACKED)
+    if (arrangement == EXPERTS_STACKED)
         add_stack(params, config->expert_count, &down, stacked_name(names, names->down, name));
-    if (layout == LAYOUT_FUSED)
+    if (arrangement == EXPERTS_FUSED)
         add_stack(params, config->expert_count, &down, "mlp.experts.down_proj");
-    for (uint32_t i = 0; layout == LAYOUT_APART && i < config->expert_count; i++)
+    for (uint32_t i = 0; arrangement == EXPERTS_APART && i < config->expert_count; i++)
         add_apart(params, i, names, names->down, shape);
     model__param_end(params);
 }
@@ -189,7 +190,7 @@ static void add_slice(struct params *params, const struct model_config *config, 
 
 static void describe_unit_w13(struct params *params, const struct model_config *config,
                               const struct param_spec *spec, const struct expert_names *names,
-                              enum layout layout)
+                              enum arrangement arrangement)
 {
     const uint64_t width = config->expert_ffn_width, hidden = config->hidden_size;
     const uint64_t shape[2] = { width, hidden };
@@ -198,10 +199,10 @@ static void describe_unit_w13(struct params *params, const struct model_config *
     char name[NAME_BYTES_MAX];
 
     model__param_begin(params, spec);
-    if (layout == LAYOUT_STACKED) {
+    if (arrangement == EXPERTS_STACKED) {
         add_slice(params, config, spec->expert, &gate, stacked_name(names, names->gate, name));
         add_slice(params, config, spec->expert, &up, stacked_name(names, names->up, name));
-    } else if (layout == LAYOUT_FUSED) {
+    } else if (arrangement == EXPERTS_FUSED) {
         add_slice(params, config, spec->expert, &both, "mlp.experts.gate_up_proj");
     } else {
         add_apart(params, spec->expert, names, names->gate, shape);
@@ -212,16 +213,16 @@ static void describe_unit_w13(struct params *params, const struct model_config *
 
 static void describe_unit_w2(struct params *params, const struct model_config *config,
                              const struct param_spec *spec, const struct expert_names *names,
-                             enum layout layout)
+                             enum arrangement arrangement)
 {
     const struct stack down = { config->hidden_size, config->expert_ffn_width, 0, 0 };
     const uint64_t shape[2] = { config->hidden_size, config->expert_ffn_width };
     char name[NAME_BYTES_MAX];
 
     model__param_begin(params, spec);
-    if (layout == LAYOUT_STACKED)
+    if (arrangement == EXPERTS_STACKED)
         add_slice(params, config, spec->expert, &down, stacked_name(names, names->down, name));
-    else if (layout == LAYOUT_FUSED)
+    else if (arrangement == EXPERTS_FUSED)
         add_slice(params, config, spec->expert, &down, "mlp.experts.down_proj");
     else
         add_apart(params, spec->expert, names, names->down, shape);
@@ -232,7 +233,7 @@ static void describe_units(struct params *params, const struct model_config *con
                            uint32_t layer, const struct expert_names *names)
 {
     const uint64_t width = config->expert_ffn_width, hidden = config->hidden_size;
-    const enum layout layout = find_layout(params, layer, names);
+    const enum arrangement arrangement = find_arrangement(params, layer, names);
     char name[NAME_BYTES_MAX];
     struct param_spec spec = { .name = name, .layer = (int32_t)layer, .part = OFFLOAD_PART_FFN,
                                .moves = true, .is_expert = true, .rank = 2 };
@@ -242,12 +243,12 @@ static void describe_units(struct params *params, const struct model_config *con
         spec.role = ROLE_W13;
         spec.shape[0] = 2 * width;
         spec.shape[1] = hidden;
-        describe_unit_w13(params, config, &spec, names, layout);
+        describe_unit_w13(params, config, &spec, names, arrangement);
         (void)snprintf(name, sizeof(name), "mlp.experts.%u.w2_weight", spec.expert);
         spec.role = ROLE_W2;
         spec.shape[0] = hidden;
         spec.shape[1] = width;
-        describe_unit_w2(params, config, &spec, names, layout);
+        describe_unit_w2(params, config, &spec, names, arrangement);
     }
 }
 
@@ -334,14 +335,15 @@ static void route(struct model_pass *pass, uint32_t layer, const struct routing 
 }
 
 /* OP_MOE but for the experts. */
-static struct op mixture(const struct model_pass *pass, enum dtype dtype)
+static struct op mixture(const struct model_pass *pass, const struct tensor *w13)
 {
     const struct model_config *config = pass->config;
     const struct model_buffers *buffers = pass->buffers;
 
     return (struct op){ .kind = OP_MOE, .moe = {
         .out = buffers->x, .x = buffers->normed, .ids = buffers->route_ids,
-        .weights = buffers->route_weights, .weight_dtype = dtype, .scratch = buffers->moe,
+        .weights = buffers->route_weights, .weight_dtype = w13->dtype,
+        .weight_layout = w13->layout, .scratch = buffers->moe,
         .row_count = pass->row_count, .top_k = config->expert_top_k,
         .expert_count = config->expert_count, .width = config->hidden_size,
         .ffn_width = config->expert_ffn_width, .out_row_stride = config->hidden_size,
@@ -353,7 +355,7 @@ static void mix_stacks(struct model_pass *pass, uint32_t layer)
 {
     const struct tensor *w13 = model__pass_param(pass, (int32_t)layer, ROLE_W13);
     const struct tensor *w2 = model__pass_param(pass, (int32_t)layer, ROLE_W2);
-    struct op op = mixture(pass, w13->dtype);
+    struct op op = mixture(pass, w13);
 
     op.moe.w13 = w13->data;
     op.moe.w2 = w2->data;
@@ -364,7 +366,7 @@ static void mix_stacks(struct model_pass *pass, uint32_t layer)
 static void mix_units(struct model_pass *pass, uint32_t layer)
 {
     struct offload *offload = pass->model->offload;
-    struct op op = mixture(pass, model__pass_param(pass, (int32_t)layer, ROLE_W13)->dtype);
+    struct op op = mixture(pass, model__pass_param(pass, (int32_t)layer, ROLE_W13));
     struct offload_experts_turn turn = { .is_last = false };
 
     while (pass->status == STATUS_OK && !turn.is_last) {

@@ -222,6 +222,19 @@ static enum status make_loader(struct params *params, enum dtype dtype,
     return STATUS_OK;
 }
 
+/* What ops read it as. */
+static enum device_weight weight_kind(const struct param_spec *spec)
+{
+    switch (spec->role) {
+    case ROLE_W13: return DEVICE_WEIGHT_GATE_UP;
+    case ROLE_W2: return DEVICE_WEIGHT_DOWN;
+    case ROLE_ROUTER: return DEVICE_WEIGHT_OTHER;
+    default:
+        return spec->rank == 2 && spec->layer != OFFLOAD_NO_LAYER ? DEVICE_WEIGHT_MATRIX
+                                                                  : DEVICE_WEIGHT_OTHER;
+    }
+}
+
 static void clear_sources(struct params *params)
 {
     for (size_t i = 0; i < params->source_count; i++)
@@ -234,9 +247,8 @@ void model__param_end(struct params *params)
     const struct param_spec *spec = &params->open;
     struct offload_param_desc desc = { .rank = spec->rank, .layer = spec->layer,
                                        .part = spec->part, .default_selected = spec->moves,
-                                       .by_rows = spec->rank == 2 && !spec->is_expert &&
-                                                  spec->role != ROLE_ROUTER &&
-                                                  spec->layer != OFFLOAD_NO_LAYER,
+                                       .weight = weight_kind(spec),
+                                       .by_rows = weight_kind(spec) == DEVICE_WEIGHT_MATRIX,
                                        .by_lookup = spec->layer == OFFLOAD_NO_LAYER &&
                                                     spec->role == ROLE_EMBED &&
                                                     !params->config->tied_embeddings,

@@ -29,7 +29,8 @@ static void linear_rows(struct model_pass *pass, const struct pass_linear *linea
     const struct op op = { .kind = OP_MATMUL, .matmul = {
         .out = linear->out + rows->first, .x = linear->x, .weight = rows->data,
         .bias = bias != NULL ? (const float *)bias->data + rows->first : NULL,
-        .weight_dtype = weight->dtype, .row_count = pass->row_count,
+        .weight_dtype = weight->dtype, .weight_layout = weight->layout,
+        .row_count = pass->row_count,
         .n_count = (uint32_t)rows->count, .k_count = k_count, .batch_count = 1,
         .out_row_stride = weight->shape[0], .x_row_stride = k_count,
         .accumulate = linear->accumulate,

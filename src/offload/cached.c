@@ -32,6 +32,7 @@ struct offload__cached {
                                       tiles */
     uint64_t param_bytes;
     size_t param_there;            /* which it holds; OFFLOAD_NO_PARAM: none */
+    void *finish;                  /* what finishing takes; NULL: nothing */
 };
 
 static enum status units_list(struct offload *offload, struct offload__cached *cached,
@@ -63,11 +64,15 @@ static enum status units_list(struct offload *offload, struct offload__cached *c
 
 static enum status memory_take(struct offload__cached *cached, struct err *err)
 {
+    const uint64_t finish_bytes = cached->offload->finish_bytes;
+
     assert(cached->record_bytes > 0);
     cached->record = malloc(cached->record_bytes);
     cached->param = cached->param_bytes > 0 ? malloc(cached->param_bytes) : NULL;
     cached->param_there = OFFLOAD_NO_PARAM;
-    if (cached->record == NULL || (cached->param == NULL && cached->param_bytes > 0))
+    cached->finish = finish_bytes > 0 ? malloc(finish_bytes) : NULL;
+    if (cached->record == NULL || (cached->param == NULL && cached->param_bytes > 0) ||
+        (cached->finish == NULL && finish_bytes > 0))
         return err_set(err, STATUS_NO_MEMORY, "no memory to make a cache file with");
     return loader_staging_create(&cached->staging, err);
 }
@@ -75,10 +80,12 @@ static enum status memory_take(struct offload__cached *cached, struct err *err)
 static void memory_give(struct offload__cached *cached)
 {
     loader_staging_destroy(cached->staging);
+    free(cached->finish);
     free(cached->param);
     free(cached->record);
     cached->staging = NULL;
     cached->param = cached->record = NULL;
+    cached->finish = NULL;
 }
 
 /* Fills dst[unit's size_bytes] through the loaders. */
@@ -98,6 +105,8 @@ static enum status unit_make(struct offload__cached *cached, const struct offloa
             cached->param_there = OFFLOAD_NO_PARAM;
             st = loader_load(param->loader, ckpt, cached->param, cached->staging, NULL, NULL, 0,
                              err);
+            if (st == STATUS_OK)
+                st = offload__finish(offload, param, cached->param, cached->finish, err);
             if (st != STATUS_OK)
                 return st;
             cached->param_there = segment->param;
@@ -111,6 +120,8 @@ static enum status unit_make(struct offload__cached *cached, const struct offloa
 
         st = loader_load(param->loader, ckpt, dst + param->offset_bytes, cached->staging, NULL,
                          NULL, 0, err);
+        if (st == STATUS_OK)
+            st = offload__finish(offload, param, dst + param->offset_bytes, cached->finish, err);
     }
     return st;
 }
@@ -145,8 +156,10 @@ static enum status layout_hash(const struct offload *offload, struct cache_hash 
             const struct offload__segment *segment =
                 unit->is_tile ? &offload->segments[unit->segment_first] : NULL;
 
-            st = buf_printf(&text, err, " %s %s %" PRIu64 " %" PRIu64 " %" PRIu64 "\n",
-                            param->name, dtype_info(param->tensor.dtype)->name, param->size_bytes,
+            st = buf_printf(&text, err, " %s %s%s %" PRIu64 " %" PRIu64 " %" PRIu64 "\n",
+                            param->name, dtype_info(param->tensor.dtype)->name,
+                            param->tensor.layout == LAYOUT_ND ? "" : " FRACTAL_NZ",
+                            param->size_bytes,
                             segment != NULL ? segment->row_first : 0,
                             segment != NULL ? segment->row_count : param->offset_bytes);
         }

@@ -6,6 +6,7 @@
  *   plan.c      which parameters move (V1, V2), and the units they form
  *   offload.c   create and destroy, and what can be asked of an offload at any time
  *   load.c      memory, and filling it through the loaders
+ *   finish.c    what a device does to a parameter that has been loaded: its layout
  *   reload.c    filling one parameter again
  *   update.c    filling all of them from another checkpoint, or none
  *   source.c    where what is on the disk lies: in one checkpoint, in another
@@ -141,6 +142,7 @@ struct offload {
     struct offload_options options;         /* params_glob is not kept */
     struct offload__param *params;
     size_t param_count;
+    uint64_t finish_bytes;                  /* memory that finishing any of them takes; 0: none */
     uint32_t layer_count;
     struct offload__unit *units;
     size_t unit_count, ring_count;          /* all; those that the ring moves, which are the first,
@@ -356,6 +358,7 @@ struct offload__fill {
     struct loader_staging *staging;
     uint8_t *bounce;                    /* NULL: not needed */
     uint64_t bounce_bytes;
+    void *finish;                       /* [finish_bytes]; NULL: not needed */
     uint64_t done_bytes, total_bytes;   /* of the checkpoint */
 };
 /* Takes memory; to be undone also when it fails. */
@@ -369,6 +372,21 @@ bool offload__is_loaded_here(const struct offload *offload, const struct offload
 /* Reads no data. */
 enum status offload__loaders_check(const struct offload *offload, const struct ckpt *ckpt,
                                    struct err *err);
+
+/* finish.c */
+/* The layout in which the device wants the parameter. */
+enum layout offload__layout_choose(const struct offload *offload,
+                                   const struct offload_param_desc *desc);
+/* Says once how many matrices keep ND although the device would want them otherwise. */
+void offload__layouts_log(const struct offload *offload, const struct offload_param_desc *descs);
+/* Memory for finishing the parameter. */
+uint64_t offload__finish_bytes(const struct offload *offload, const struct offload__param *param);
+/* Makes final bytes of those that the loader has written, in place. `scratch`: finish_bytes of
+ * memory. */
+enum status offload__finish(const struct offload *offload, const struct offload__param *param,
+                            uint8_t *bytes, void *scratch, struct err *err);
+/* How many rows the parameter may be cut into the multiples of. */
+uint64_t offload__row_granule(const struct offload__param *param);
 
 /* Gives back everything that offload_load took; waits for the streams. */
 void offload__memory_free(struct offload *offload);

@@ -113,7 +113,7 @@ void offload__memory_free(struct offload *offload)
 }
 
 /* The staging, the bounce buffer, and the bytes to come. */
-enum status offload__fill_init(struct offload__fill *job, struct err *err)
+static enum status bounce_take(struct offload__fill *job, struct err *err)
 {
     struct offload *offload = job->offload;
     void *memory;
@@ -160,8 +160,25 @@ enum status offload__fill_init(struct offload__fill *job, struct err *err)
     return STATUS_OK;
 }
 
+/* The staging, the bounce buffer, what finishing takes, and the bytes to come. */
+enum status offload__fill_init(struct offload__fill *job, struct err *err)
+{
+    struct offload *offload = job->offload;
+    void *memory;
+    enum status st = bounce_take(job, err);
+
+    if (st != STATUS_OK || offload->finish_bytes == 0)
+        return st;
+    st = device_host_alloc(offload->device, offload->finish_bytes, &memory, err);
+    if (st != STATUS_OK)
+        return err_prefix(err, st, "memory to change the layout of weights in");
+    job->finish = memory;
+    return STATUS_OK;
+}
+
 void offload__fill_deinit(struct offload__fill *job)
 {
+    device_host_free(job->offload->device, job->finish, job->offload->finish_bytes);
     device_host_free(job->offload->device, job->bounce, job->bounce_bytes);
     loader_staging_destroy(job->staging);
 }
@@ -191,6 +208,8 @@ static enum status cut_load(struct offload__fill *job, struct offload__param *pa
     enum status st = loader_load(param->loader, job->ckpt, job->bounce, job->staging, job->progress,
                                  &job->done_bytes, job->total_bytes, err);
 
+    if (st == STATUS_OK)
+        st = offload__finish(offload, param, job->bounce, job->finish, err);
     for (size_t i = 0; i < param->segment_count && st == STATUS_OK; i++) {
         const struct offload__segment *segment = &offload->segments[param->segment_first + i];
         uint8_t *const place = offload->resident + segment->offset_bytes;
@@ -243,6 +262,30 @@ static enum status segments_load(struct offload__fill *job, struct offload__para
     return st == STATUS_OK ? st : err_prefix(err, st, "%s", param->name);
 }
 
+/* What tests have go wrong with a parameter that is at home in meta; nothing otherwise: it is not
+ * touched. */
+static enum status meta_faults(struct offload__fill *job, struct offload__param *param,
+                               struct err *err)
+{
+    const struct offload_options *options = &job->offload->options;
+    const struct dtype_info *dtype = dtype_info(param->tensor.dtype);
+    struct loader *none;
+    enum status st = STATUS_OK;
+
+    if (options->fault_meta_is_cast)
+        st = offload__finish(job->offload, param, NULL, job->finish, err);
+    if (st != STATUS_OK || !options->fault_meta_loses_loader)
+        return st;
+    st = loader_create(loader_dtype(param->loader),
+                       loader_size_bytes(param->loader) / dtype->block_bytes *
+                           dtype->block_elements, &none, err);
+    if (st != STATUS_OK)
+        return st;
+    loader_destroy(param->loader);
+    param->loader = none;
+    return STATUS_OK;
+}
+
 static enum status param_load(struct offload__fill *job, struct offload__param *param,
                               struct err *err)
 {
@@ -259,14 +302,15 @@ static enum status param_load(struct offload__fill *job, struct offload__param *
     if (!offload__is_loaded_here(offload, param)) {
         param->filled = param->unit == OFFLOAD_NO_UNIT ||
                         offload__home(offload->units[param->unit].home)->has_contents;
-        return STATUS_OK;
+        return param->filled ? STATUS_OK : meta_faults(job, param, err);
     }
     place = place_of(offload, param);
     st = loader_load(param->loader, job->ckpt, place != NULL ? place : job->bounce, job->staging,
                      job->progress, &job->done_bytes, job->total_bytes, err);
     if (st != STATUS_OK)
         return st;
-    if (place == NULL)
+    st = offload__finish(offload, param, place != NULL ? place : job->bounce, job->finish, err);
+    if (st == STATUS_OK && place == NULL)
         st = bounce_store(job, param, err);
     if (st != STATUS_OK)
         return err_prefix(err, st, "%s", param->name);

@@ -34,6 +34,7 @@ static enum status params_create(struct offload *offload, const struct offload_p
         param->tensor.rank = desc->rank;
         for (uint32_t d = 0; d < TENSOR_RANK_MAX; d++)
             param->tensor.shape[d] = d < desc->rank ? desc->shape[d] : 1;
+        param->tensor.layout = offload__layout_choose(offload, desc);
         if (!tensor_bytes(&param->tensor, &param->size_bytes) || param->size_bytes == 0) {
             char shape[96];
 
@@ -51,7 +52,10 @@ static enum status params_create(struct offload *offload, const struct offload_p
         param->is_expert = desc->is_expert && offload->options.experts;
         param->expert = desc->expert;
         param->unit = OFFLOAD_NO_UNIT;
+        if (offload__finish_bytes(offload, param) > offload->finish_bytes)
+            offload->finish_bytes = offload__finish_bytes(offload, param);
     }
+    offload__layouts_log(offload, descs);
     return STATUS_OK;
 }
 
@@ -214,6 +218,11 @@ const struct tensor *offload_tensor(const struct offload *offload, size_t index)
 {
     assert(index < offload->param_count);
     return &offload->params[index].tensor;
+}
+
+size_t offload_param_count(const struct offload *offload)
+{
+    return offload->param_count;
 }
 
 bool offload_param_moves(const struct offload *offload, size_t index)

@@ -60,6 +60,7 @@ struct offload_param_desc {
     uint64_t shape[TENSOR_RANK_MAX];
     int32_t layer;           /* OFFLOAD_NO_LAYER: outside the layers; always on the device */
     enum offload_part part;  /* of its layer */
+    enum device_weight weight; /* what it is to the ops that read it, which decides its layout */
     bool default_selected;   /* moved by V2 unless --offload-params says otherwise: the matrices of
                                 the FFN, or the experts */
     bool by_rows;            /* read through offload_rows_begin or offload_row alone, so that its
@@ -124,6 +125,9 @@ struct offload_options {
     /* Faults, put in on purpose by tests. */
     bool fault_skip_loaded_wait;  /* compute does not wait for the copy */
     bool fault_skip_ended_wait;   /* the copy does not wait for the last reader */
+    bool fault_meta_loses_loader; /* what is at home in meta can't be loaded any more */
+    bool fault_meta_is_cast;      /* it is finished, though it has no bytes */
+    bool fault_skip_contiguous;   /* finishing takes a transposed matrix for a contiguous one */
 };
 
 /* V2's and V1's settings as SGLang's defaults: V1 and V2 off, num_in_group 1, prefetch_step 1. */
@@ -178,6 +182,7 @@ enum status offload_load(struct offload *offload, struct stream *compute, const 
 /* The tensor of params[index]. Its data is valid always for what stays, between begin and end of
  * its part for what moves (NULL otherwise). The address can differ from pass to pass. */
 const struct tensor *offload_tensor(const struct offload *offload, size_t index);
+size_t offload_param_count(const struct offload *offload);
 bool offload_param_moves(const struct offload *offload, size_t index);
 
 /* The rows of a matrix (its last dimension is a row, the others count them) in the order in which

@@ -153,7 +153,9 @@ static enum status load_fresh(struct offload *offload, const struct offload__par
 {
     const struct offload__home_ops *home =
         param->unit == OFFLOAD_NO_UNIT ? NULL : offload__home(offload->units[param->unit].home);
+    const uint64_t finish_bytes = offload__finish_bytes(offload, param);
     struct loader_staging *staging = NULL;
+    void *scratch = NULL;
     enum status st = loader_check(param->loader, ckpt, param->name, err);
 
     if (st != STATUS_OK)
@@ -163,10 +165,16 @@ static enum status load_fresh(struct offload *offload, const struct offload__par
     st = device_host_alloc(offload->device, param->size_bytes, fresh_out, err);
     if (st != STATUS_OK)
         return err_prefix(err, st, "%s: a buffer to load it again", param->name);
-    st = loader_staging_create(&staging, err);
+    if (finish_bytes > 0)
+        st = device_host_alloc(offload->device, finish_bytes, &scratch, err);
+    if (st == STATUS_OK)
+        st = loader_staging_create(&staging, err);
     if (st == STATUS_OK)
         st = loader_load(param->loader, ckpt, *fresh_out, staging, NULL, NULL, 0, err);
+    if (st == STATUS_OK)
+        st = offload__finish(offload, param, *fresh_out, scratch, err);
     loader_staging_destroy(staging);
+    device_host_free(offload->device, scratch, finish_bytes);
     return st;
 }
 

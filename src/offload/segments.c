@@ -50,7 +50,7 @@ static enum status append(struct offload *offload, const struct offload__segment
 
 /* Of row_count rows in a run, how many to take: all of at most max_bytes, else parts as equal as
  * can be; at least one row, and a multiple of the granule where that fits. */
-static uint64_t rows_within(uint64_t row_count, uint64_t row_bytes, uint64_t max_bytes)
+static uint64_t rows_fitting(uint64_t row_count, uint64_t row_bytes, uint64_t max_bytes)
 {
     const uint64_t most = max_bytes / row_bytes > 0 ? max_bytes / row_bytes : 1;
     const uint64_t parts = (row_count - 1) / most + 1;
@@ -60,6 +60,20 @@ static uint64_t rows_within(uint64_t row_count, uint64_t row_bytes, uint64_t max
     if (parts == 1)
         return row_count;
     return whole <= most ? whole : rows;
+}
+
+/* The same, in multiples of what the parameter's layout can be cut into, which row_count is one
+ * of. */
+static uint64_t rows_within(const struct offload__param *param, uint64_t row_count,
+                            uint64_t max_bytes)
+{
+    const uint64_t granule = offload__row_granule(param);
+
+    assert(row_count % granule == 0);
+    if (granule == 1)
+        return rows_fitting(row_count, offload__row_bytes(param), max_bytes);
+    return granule *
+           rows_fitting(row_count / granule, granule * offload__row_bytes(param), max_bytes);
 }
 
 /* What dtype needs of an address: blocks hold 16-bit scales. */
@@ -79,7 +93,7 @@ enum status offload__segments_add(struct offload *offload, size_t index, uint64_
     enum status st = STATUS_OK;
 
     *done_out = false;
-    if (ckpt == NULL || param->loader == NULL ||
+    if (ckpt == NULL || param->loader == NULL || param->tensor.layout != LAYOUT_ND ||
         loader_check(param->loader, ckpt, param->name, NULL) != STATUS_OK)
         return STATUS_OK;
     for (uint64_t at = 0; at < param->size_bytes && st == STATUS_OK;) {
@@ -94,7 +108,7 @@ enum status offload__segments_add(struct offload *offload, size_t index, uint64_
             return STATUS_OK;
         }
         segment.row_first = at / row_bytes;
-        segment.row_count = rows_within(extent.size_bytes / row_bytes, row_bytes, max_bytes);
+        segment.row_count = rows_within(param, extent.size_bytes / row_bytes, max_bytes);
         segment.size_bytes = segment.row_count * row_bytes;
         segment.file_index = extent.file_index;
         segment.file_offset_bytes = extent.file_offset_bytes;
@@ -123,7 +137,7 @@ enum status offload__segments_cut(struct offload *offload, size_t index, uint64_
         struct offload__segment segment = { .param = index, .unit = OFFLOAD_NO_UNIT,
                                             .row_first = row, .file_index = OFFLOAD_NO_FILE };
 
-        segment.row_count = rows_within(row_count - row, row_bytes, max_bytes);
+        segment.row_count = rows_within(param, row_count - row, max_bytes);
         segment.size_bytes = segment.row_count * row_bytes;
         row += segment.row_count;
         st = append(offload, &segment, err);

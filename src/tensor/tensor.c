@@ -19,10 +19,7 @@ bool tensor_element_count(uint32_t rank, const uint64_t *shape, uint64_t *count_
 
 bool tensor_bytes(const struct tensor *tensor, uint64_t *bytes_out)
 {
-    uint64_t count;
-
-    return tensor_element_count(tensor->rank, tensor->shape, &count) &&
-           dtype_bytes(tensor->dtype, count, bytes_out);
+    return layout_bytes(tensor->layout, tensor->dtype, tensor->rank, tensor->shape, bytes_out);
 }
 
 char *tensor_shape_format(uint32_t rank, const uint64_t *shape, char *out, size_t out_size)

@@ -10,17 +10,20 @@
 #include <stdint.h>
 
 #include "tensor/dtype.h"
+#include "tensor/layout.h"
 
 #define TENSOR_RANK_MAX 4
 
 struct tensor {
     enum dtype dtype;
+    enum layout layout;               /* of the bytes; shapes are the same in each */
     uint32_t rank;                    /* 1 to TENSOR_RANK_MAX */
     uint64_t shape[TENSOR_RANK_MAX];  /* each > 0; past rank: 1 */
     void *data;                       /* borrowed; NULL while the bytes are nowhere on the device */
 };
 
-/* The product of the dimensions, and its bytes; false on overflow. */
+/* The product of the dimensions, and the bytes of the layout, padding included; false on
+ * overflow. */
 bool tensor_element_count(uint32_t rank, const uint64_t *shape, uint64_t *count_out);
 bool tensor_bytes(const struct tensor *tensor, uint64_t *bytes_out);
 

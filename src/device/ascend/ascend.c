@@ -13,6 +13,7 @@
 
 #include "base/size.h"
 #include "device/ascend/internal.h"
+#include "device/settings.h"
 
 #define INDEX_MAX 1023
 #define RUNTIME_SHARE 64    /* of the memory: one part in so many is the runtime's */
@@ -49,14 +50,14 @@ static uint64_t next_serial(void)
 
 /* ---- opening ---- */
 
-/* "", "0", "12". */
+/* "", "0", "12"; a comma and settings may follow. */
 static enum status read_index(const char *settings, int32_t *index_out, struct err *err)
 {
     const char *text = settings != NULL ? settings : "";
     const size_t digits = strspn(text, "0123456789");
     unsigned long index = 0;
 
-    if (text[digits] != '\0' || digits > 6)
+    if ((text[digits] != '\0' && text[digits] != ',') || digits > 6)
         return err_set(err, STATUS_BAD_INPUT, "--device ascend:%.32s: what follows ascend: is the "
                        "number of an NPU, such as ascend:0", text);
     if (digits > 0)
@@ -66,6 +67,24 @@ static enum status read_index(const char *settings, int32_t *index_out, struct e
                        "most %d", index, INDEX_MAX);
     *index_out = (int32_t)index;
     return STATUS_OK;
+}
+
+/* What follows the number's comma. */
+static enum status read_settings(struct ascend_device *device, const char *settings,
+                                 const struct device_options *options, struct err *err)
+{
+    const char *comma = settings != NULL ? strchr(settings, ',') : NULL;
+    uint64_t layout = options->keep_nd ? LAYOUT_ND : LAYOUT_FRACTAL_NZ;
+    const struct setting known[] = {
+        { "layout", SETTING_LAYOUT, &layout, LAYOUT_ND, LAYOUT_FRACTAL_NZ },
+    };
+    enum status st = STATUS_OK;
+
+    if (comma != NULL)
+        st = device__settings_read(device->base.info.name, comma + 1, known,
+                                   sizeof(known) / sizeof(known[0]), err);
+    device->nd = layout == LAYOUT_ND;
+    return st;
 }
 
 static enum status check_index(const struct ascend_device *device, struct err *err)
@@ -177,6 +196,8 @@ static enum status ascend_open(const char *settings, const struct device_options
     (void)snprintf(device->base.info.name, sizeof(device->base.info.name), "ascend:%d",
                    (int)device->index);
     if (st == STATUS_OK)
+        st = read_settings(device, settings, options, err);
+    if (st == STATUS_OK)
         st = ascend__load(options->library_path, &device->cann, err);
     if (st == STATUS_OK)
         st = check_index(device, err);
@@ -209,6 +230,7 @@ const struct device_ops device_ascend_ops = {
     .host_free = ascend__host_free,
     .host_register = ascend__host_register,
     .host_unregister = ascend__host_unregister,
+    .weight_layout = ascend__weight_layout,
     .shared_alloc = ascend__shared_alloc,
     .shared_free = ascend__shared_free,
     .peer_open = ascend__peer_open,

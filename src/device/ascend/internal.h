@@ -206,6 +206,8 @@ uint64_t ascend__event_time_ns(const struct event *event);
 enum status ascend__ops_create(struct ascend_device *device, struct err *err);
 /* Fine after a failed create. */
 void ascend__ops_destroy(struct ascend_device *device);
+enum layout ascend__weight_layout(const struct device *device, enum device_weight weight,
+                                  enum dtype dtype);
 /* The thread has entered the device, and the stream has no error. */
 enum status ascend__launch(struct stream *stream, const struct op *op, struct err *err);
 

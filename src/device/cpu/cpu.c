@@ -222,6 +222,15 @@ static enum status cpu_launch(struct stream *stream, const struct op *op, struct
     return st;
 }
 
+static enum layout cpu_weight_layout(const struct device *device, enum device_weight weight,
+                                     enum dtype dtype)
+{
+    (void)device;
+    (void)weight;
+    (void)dtype;
+    return LAYOUT_ND;
+}
+
 const struct device_ops device_cpu_ops = {
     .name = "cpu",
     .open = cpu_open,
@@ -232,6 +241,7 @@ const struct device_ops device_cpu_ops = {
     .host_free = cpu_free,
     .host_register = cpu_host_register,
     .host_unregister = cpu_host_unregister,
+    .weight_layout = cpu_weight_layout,
     .shared_alloc = cpu_shared_alloc,
     .shared_free = cpu_shared_free,
     .peer_open = cpu_peer_open,

@@ -57,10 +57,13 @@ struct sim_device {
     struct cpu_executor *executor;
     pthread_mutex_t execute_lock; /* held while an op runs: one job at a time on the thread pool */
     struct sim_link link_in, link_out, link_peer;
+    enum layout layout;                  /* of 16-bit weights; set once */
     struct device__shared shared, peers; /* owner: the caller's thread */
     /* Test hooks: the n-th call from now fails; 0: none. Counted by the caller's thread. */
     uint64_t fail_alloc, fail_host_alloc, fail_copy, fail_launch;
 };
+/* layout.c: cpu_execute, of weights in any layout. False: no memory to change it in. */
+bool sim__execute(struct cpu_executor *executor, const struct op *op);
 enum status sim__stream_create(struct device *device, enum stream_kind kind,
                                struct stream **stream_out, struct err *err);
 void sim__stream_destroy(struct stream *stream);

@@ -58,6 +58,7 @@ static enum status sim_open(const char *settings, const struct device_options *o
 {
     uint64_t memory_bytes = MEMORY_DEFAULT, bytes_per_s = 0, latency_ns = 0;
     uint64_t peer_bytes_per_s = UINT64_MAX; /* not given */
+    uint64_t layout = LAYOUT_ND;
     struct sim_device *sim = calloc(1, sizeof(*sim));
     enum status st;
 
@@ -69,6 +70,7 @@ static enum status sim_open(const char *settings, const struct device_options *o
             { "link", SETTING_BANDWIDTH, &bytes_per_s, BANDWIDTH_MIN, BANDWIDTH_MAX },
             { "latency", SETTING_DURATION, &latency_ns, 0, LATENCY_MAX },
             { "peer", SETTING_BANDWIDTH, &peer_bytes_per_s, BANDWIDTH_MIN, BANDWIDTH_MAX },
+            { "layout", SETTING_LAYOUT, &layout, LAYOUT_ND, LAYOUT_FRACTAL_NZ },
             { "fail_alloc", SETTING_COUNT, &sim->fail_alloc, 0, UINT64_MAX },
             { "fail_host_alloc", SETTING_COUNT, &sim->fail_host_alloc, 0, UINT64_MAX },
             { "fail_copy", SETTING_COUNT, &sim->fail_copy, 0, UINT64_MAX },
@@ -91,6 +93,7 @@ static enum status sim_open(const char *settings, const struct device_options *o
         return st;
     }
     sim->base.ops = &device_sim_ops;
+    sim->layout = (enum layout)layout;
     sim->base.info.memory_bytes = memory_bytes;
     sim->base.info.link_bytes_per_s = bytes_per_s;
     sim->base.info.link_latency_ns = latency_ns;
@@ -196,6 +199,14 @@ static void sim_peer_close(struct device *device, const void *memory, uint64_t s
     device__shared_close(&((struct sim_device *)device)->peers, memory);
 }
 
+static enum layout sim_weight_layout(const struct device *device, enum device_weight weight,
+                                     enum dtype dtype)
+{
+    (void)weight;
+    return dtype == DTYPE_F16 || dtype == DTYPE_BF16 ? ((const struct sim_device *)device)->layout
+                                                     : LAYOUT_ND;
+}
+
 const struct device_ops device_sim_ops = {
     .name = "sim",
     .open = sim_open,
@@ -206,6 +217,7 @@ const struct device_ops device_sim_ops = {
     .host_free = sim_host_free,
     .host_register = sim_host_register,
     .host_unregister = sim_host_unregister,
+    .weight_layout = sim_weight_layout,
     .shared_alloc = sim_shared_alloc,
     .shared_free = sim_shared_free,
     .peer_open = sim_peer_open,

@@ -209,14 +209,21 @@ static bool experts_are_held(struct sim_stream *stream, const struct op *op)
 static void run_work(struct sim_stream *stream, const struct command *command)
 {
     struct sim_device *sim = sim_of(stream);
+    struct err error;
+    bool executed;
 
     switch (command->kind) {
     case COMMAND_OP:
         if (!experts_are_held(stream, &command->op))
             break;
         pthread_mutex_lock(&sim->execute_lock);
-        cpu_execute(sim->executor, &command->op);
+        executed = sim__execute(sim->executor, &command->op);
         pthread_mutex_unlock(&sim->execute_lock);
+        if (!executed) {
+            (void)err_set(&error, STATUS_NO_MEMORY, "sim: no memory to change the layout of the "
+                          "weights of %s in", op_kind_name(command->op.kind));
+            (void)break_stream(stream, &error, NULL);
+        }
         stream->ready_ns = clock_now_ns();
         break;
     case COMMAND_COPY_IN: run_copy(stream, command, &sim->link_in); break;
