@@ -56,23 +56,86 @@ static void add_folder(char *folders, const char *home)
                        home);
 }
 
+/* The options with the folders that the environment names, and the spec with its number. */
+struct meant {
+    struct device_options options;
+    char spec[256], folders[FOLDERS_BYTES];
+};
+
+static enum status mean(struct meant *meant, const struct cli_options *options,
+                        const struct device_options *device_options, struct err *err)
+{
+    const char *spec = cli_device_spec(options);
+    const char *keep_nd = getenv("LIGHTER_ASCEND_ND");
+    int written;
+
+    meant->options = *device_options;
+    meant->options.keep_nd = keep_nd != NULL && keep_nd[0] != '\0' && strcmp(keep_nd, "0") != 0;
+    meant->folders[0] = '\0';
+    add_folder(meant->folders, getenv("ASCEND_HOME_PATH"));
+    add_folder(meant->folders, getenv("ASCEND_TOOLKIT_HOME"));
+    if (meant->folders[0] != '\0')
+        meant->options.library_path = meant->folders;
+    if (is_npu(spec) && strchr(spec, ':') == NULL)
+        written = snprintf(meant->spec, sizeof(meant->spec), "%s:%u", spec, options->node_rank);
+    else
+        written = snprintf(meant->spec, sizeof(meant->spec), "%s", spec);
+    return written > 0 && (size_t)written < sizeof(meant->spec)
+               ? STATUS_OK
+               : err_set(err, STATUS_BAD_INPUT, "--device: '%.32s...' is too long", spec);
+}
+
 enum status cli_device_open(const struct cli_options *options,
                             const struct device_options *device_options,
                             struct device **device_out, struct err *err)
 {
-    struct device_options wanted = *device_options;
-    const char *spec = cli_device_spec(options);
-    const char *keep_nd = getenv("LIGHTER_ASCEND_ND");
-    char folders[FOLDERS_BYTES] = "", numbered[32];
+    struct meant meant;
+    const enum status st = mean(&meant, options, device_options, err);
 
-    add_folder(folders, getenv("ASCEND_HOME_PATH"));
-    add_folder(folders, getenv("ASCEND_TOOLKIT_HOME"));
-    if (folders[0] != '\0')
-        wanted.library_path = folders;
-    wanted.keep_nd = keep_nd != NULL && keep_nd[0] != '\0' && strcmp(keep_nd, "0") != 0;
-    if (is_npu(spec) && strchr(spec, ':') == NULL) {
-        (void)snprintf(numbered, sizeof(numbered), "%s:%u", spec, options->node_rank);
-        spec = numbered;
+    return st == STATUS_OK ? device_open(meant.spec, &meant.options, device_out, err) : st;
+}
+
+enum status cli_device_inspect(const struct cli_options *options, json_t **report_out,
+                               struct err *err)
+{
+    const struct device_options wanted = { .thread_count = (uint32_t)options->threads };
+    struct meant meant;
+    const enum status st = mean(&meant, options, &wanted, err);
+
+    return st == STATUS_OK ? device_inspect(meant.spec, &meant.options, report_out, err) : st;
+}
+
+/* "name: value" of whatever is not an object or a list, and the lists of objects line by line. */
+static void print_value(const char *key, const json_t *value, int indent)
+{
+    const char *name;
+    json_t *item;
+    size_t i;
+
+    if (json_is_object(value)) {
+        if (key != NULL)
+            printf("%*s%s:\n", indent, "", key);
+        json_object_foreach((json_t *)(uintptr_t)value, name, item)
+            print_value(name, item, indent + (key != NULL ? 2 : 0));
+    } else if (json_is_array(value)) {
+        printf("%*s%s:%s\n", indent, "", key, json_array_size(value) == 0 ? " none" : "");
+        json_array_foreach(value, i, item) {
+            char *line = json_dumps(item, JSON_ENCODE_ANY);
+
+            printf("%*s%s\n", indent + 2, "", line != NULL ? line : "");
+            free(line);
+        }
+    } else if (json_is_string(value)) {
+        printf("%*s%s: %s\n", indent, "", key, json_string_value(value));
+    } else {
+        char *text = json_dumps(value, JSON_ENCODE_ANY);
+
+        printf("%*s%s: %s\n", indent, "", key, text != NULL ? text : "");
+        free(text);
     }
-    return device_open(spec, &wanted, device_out, err);
+}
+
+void cli_device_print(const json_t *report)
+{
+    print_value(NULL, report, 0);
 }

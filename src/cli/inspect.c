@@ -1,5 +1,7 @@
 /* cli/inspect.c - `lighter inspect`: what a checkpoint holds, and whether it will run.
  *
+ * With --device it tells what there is of a device, alone or besides.
+ *
  * Exit status 0 whenever the checkpoint could be read, also when it will not run: what was asked is
  * answered then. */
 #include <inttypes.h>
@@ -7,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cli/devices.h"
 #include "cli/session.h"
 #include "base/size.h"
 #include "checkpoint/checkpoint.h"
@@ -206,21 +209,44 @@ static enum status print_text(json_t *json, struct err *err)
     return cli_stdout_flush(err);
 }
 
-enum status cli_inspect(struct cli_context *context, struct err *err)
+static enum status inspect_model(const struct cli_options *options, json_t **json_out,
+                                 struct err *err)
 {
     struct ckpt *ckpt = NULL;
-    json_t *json;
-    enum status st = ckpt_open(context->options->model, &ckpt, err);
+    const enum status st = ckpt_open(options->model, &ckpt, err);
 
     if (st != STATUS_OK)
         return st;
-    json = inspect_json(context->options, ckpt);
+    *json_out = inspect_json(options, ckpt);
     ckpt_close(ckpt);
-    if (json == NULL)
-        return err_set(err, STATUS_NO_MEMORY, "no memory for the result");
-    if (context->options->json)
-        return cli_print_json(json, err);
-    st = print_text(json, err);
+    return *json_out != NULL ? STATUS_OK
+                             : err_set(err, STATUS_NO_MEMORY, "no memory for the result");
+}
+
+enum status cli_inspect(struct cli_context *context, struct err *err)
+{
+    const struct cli_options *options = context->options;
+    json_t *json = NULL, *device = NULL;
+    enum status st = STATUS_OK;
+
+    if (options->device != NULL)
+        st = cli_device_inspect(options, &device, err);
+    context->bad_usage = st == STATUS_BAD_INPUT;
+    if (st == STATUS_OK && options->model != NULL)
+        st = inspect_model(options, &json, err);
+    if (st == STATUS_OK && options->json) {
+        if (json == NULL)
+            json = json_object();
+        if (device != NULL)
+            json_object_set(json, "device", device);
+        st = cli_print_json(json, err);
+        json = NULL;
+    } else if (st == STATUS_OK) {
+        if (device != NULL)
+            cli_device_print(device);
+        st = json != NULL ? print_text(json, err) : cli_stdout_flush(err);
+    }
+    json_decref(device);
     json_decref(json);
     return st;
 }

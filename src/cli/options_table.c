@@ -154,7 +154,7 @@ const struct cli_option cli_option_table[] = {
     /* Where it runs. */
     { .name = "device", .kind = CLI_OPTION_TEXT, .value_name = "SPEC",
       .help = "where the model runs; the kinds are listed below; default: cpu",
-      .group = GROUP_DEVICE, .commands = ON_RUN, AT(device) },
+      .group = GROUP_DEVICE, .commands = ON_RUN | ON_INSPECT, AT(device) },
     { .name = "attention-backend", .kind = CLI_OPTION_TEXT, .value_name = "NAME",
       .help = "SGLang's: ascend means --device ascend, where that is not given; others have no "
               "effect",

@@ -7,6 +7,8 @@
 #ifndef LIGHTER_DEVICE_BACKEND_H
 #define LIGHTER_DEVICE_BACKEND_H
 
+#include <jansson.h>
+
 #include "device/device.h"
 
 struct device_ops {
@@ -15,6 +17,9 @@ struct device_ops {
     enum status (*open)(const char *settings, const struct device_options *options,
                         struct device **device_out, struct err *err);
     void (*close)(struct device *device);
+    /* What only this kind of device has to say, for `inspect`: an object, or NULL when out of
+     * memory. No device need be open. */
+    json_t *(*inspect)(const struct device_options *options);
     enum status (*alloc)(struct device *device, uint64_t size_bytes, void **memory_out,
                          struct err *err);
     void (*free)(struct device *device, void *memory, uint64_t size_bytes);
@@ -66,6 +71,11 @@ struct stream {
 struct event {
     struct device *device;
 };
+
+/* device.c: the back end that a spec names. */
+enum status device__find(const char *spec, const struct device_ops **ops_out, struct err *err);
+/* inspect.c: of a device that has nothing more to say than device_info. */
+json_t *device__inspect_nothing(const struct device_options *options);
 
 /* One line each for --help: the spec, its settings, what it is. */
 #define DEVICE_CPU_HELP "cpu: this machine's processors; host memory is its memory"

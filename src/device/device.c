@@ -53,6 +53,11 @@ static enum status find_backend(const char *spec, size_t name_length,
                    nearest_name(name, names, BACKEND_COUNT));
 }
 
+enum status device__find(const char *spec, const struct device_ops **ops_out, struct err *err)
+{
+    return find_backend(spec, strcspn(spec, ":"), ops_out, err);
+}
+
 static enum status open_accounts(struct device *device, const struct device_options *options,
                                  struct err *err)
 {
@@ -84,7 +89,7 @@ enum status device_open(const char *spec, const struct device_options *options,
 
     assert(options != NULL);
     assert(device_out != NULL);
-    st = find_backend(spec, name_length, &ops, err);
+    st = device__find(spec, &ops, err);
     if (st != STATUS_OK)
         return st;
     assert(ops != NULL);

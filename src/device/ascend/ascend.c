@@ -224,6 +224,7 @@ const struct device_ops device_ascend_ops = {
     .other_name = "npu",
     .open = ascend_open,
     .close = ascend_close,
+    .inspect = ascend__inspect,
     .alloc = ascend__alloc,
     .free = ascend__free,
     .host_alloc = ascend__host_alloc,

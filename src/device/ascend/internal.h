@@ -2,6 +2,7 @@
  *
  *     load.c      opens CANN's libraries, finds every function of cann.h
  *     error.c     a code and the runtime's text become one sentence
+ *     inspect.c   what was found of CANN, for a report
  *     ascend.c    the device: set-up, description, the table of backend.h
  *     memory.c    device memory, pinned host memory, memory that ranks share
  *     stream.c    streams, copies, workspaces
@@ -79,6 +80,7 @@ struct ascend_symbol {
 const struct ascend_symbol *ascend__symbols(size_t *count_out);
 /* The library that has it, or should have it. */
 const char *ascend__symbol_library(const struct ascend_symbol *symbol);
+bool ascend__symbol_library_is_open(const struct ascend_symbol *symbol);
 bool ascend__symbol_is_there(const struct ascend_symbol *symbol);
 
 /* ---- error.c ---- */
@@ -107,6 +109,9 @@ struct ascend_device {
     struct ascend_clock *clock;     /* event.c's: device times on clock_now_ns's clock */
     struct ascend_ops *ops;         /* op.c's */
 };
+
+/* inspect.c. See there for what the object has. */
+json_t *ascend__inspect(const struct device_options *options);
 
 /* Chooses the device for the calling thread. To be called first by whatever another room calls. */
 enum status ascend__enter(const struct ascend_device *device, struct err *err);

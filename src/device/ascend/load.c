@@ -144,6 +144,11 @@ const char *ascend__symbol_library(const struct ascend_symbol *symbol)
                                  ? ASCEND_LIBRARY_OPAPI : symbol->library].name;
 }
 
+bool ascend__symbol_library_is_open(const struct ascend_symbol *symbol)
+{
+    return handle_for(symbol->library) != NULL;
+}
+
 bool ascend__symbol_is_there(const struct ascend_symbol *symbol)
 {
     void *address;

@@ -235,6 +235,7 @@ const struct device_ops device_cpu_ops = {
     .name = "cpu",
     .open = cpu_open,
     .close = cpu_close,
+    .inspect = device__inspect_nothing,
     .alloc = cpu_alloc,
     .free = cpu_free,
     .host_alloc = cpu_alloc,
