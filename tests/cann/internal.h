@@ -44,6 +44,7 @@ enum code {
     E_NN_NULL = 161001,
     E_NN_INVALID = 161002,
     E_NN_RUNTIME = 361001,
+    E_NN_TILING = 561002,
 };
 
 /* ---- settings, counters, errors (settings.c, report.c) ---- */
@@ -54,6 +55,7 @@ struct settings {
     int device_count;
     char soc[64];
     bool pageable_fails;        /* asynchronous copies of pageable memory fail instead of waiting */
+    bool matmul_narrow;         /* products are rounded to their operands' type first */
     bool silent;                /* faults and leaks are counted, not printed */
     uint64_t seed;
     unsigned delay_us_max;

@@ -31,17 +31,17 @@ static float float_of(uint32_t bits)
     return value;
 }
 
-static double half_get(uint16_t bits)
-{
-    const int exponent = bits >> 10 & 31;
-    const int mantissa = bits & 1023;
-    const double sign = bits >> 15 != 0 ? -1 : 1;
+static float halves[65536];
 
-    if (exponent == 31)
-        return mantissa != 0 ? (double)NAN : sign * (double)INFINITY;
-    if (exponent == 0)
-        return sign * ldexp(mantissa, -24);
-    return sign * ldexp(1024 + mantissa, exponent - 25);
+__attribute__((constructor)) static void halves_make(void)
+{
+    for (unsigned bits = 0; bits < 65536; bits++) {
+        const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
+        const double size = exponent == 31 ? (mantissa != 0 ? (double)NAN : (double)INFINITY)
+                            : exponent == 0 ? ldexp(mantissa, -24)
+                                            : ldexp(1024 + mantissa, exponent - 25);
+        halves[bits] = (float)(bits >> 15 != 0 ? -size : size);
+    }
 }
 
 /* The float next to `value` towards zero, with its last bit set when that is not exact: rounding
@@ -95,7 +95,7 @@ double element_get(aclDataType dtype, const uint8_t *bytes, int64_t index)
 {
     switch (dtype) {
     case ACL_FLOAT: return (double)((const float *)bytes)[index];
-    case ACL_FLOAT16: return half_get(((const uint16_t *)bytes)[index]);
+    case ACL_FLOAT16: return (double)halves[((const uint16_t *)bytes)[index]];
     case ACL_BF16: return (double)float_of((uint32_t)((const uint16_t *)bytes)[index] << 16);
     case ACL_INT8: return ((const int8_t *)bytes)[index];
     case ACL_UINT8: return bytes[index];
@@ -153,26 +153,29 @@ bool next_at(const struct aclTensor *t, int64_t *at)
     return false;
 }
 
-/* Where the innermost dimension of the line at `at` begins, and its step; NZ has no step. */
-static void load_line(const struct aclTensor *t, int64_t *at, double *out)
+/* Along the physical width of an NZ matrix the index jumps from strip to strip, along its height it
+ * steps by the strip's width (section 4.1). */
+static void nz_line(const struct aclTensor *t, const int64_t *at, int dim, double *out)
 {
-    const int last = t->rank - 1;
-    const int64_t count = t->dims[last];
+    const bool swapped = tensor_nz_is_swapped(t);
+    const int height_dim = t->rank - (swapped ? 1 : 2);
+    const int64_t c0 = t->storage[t->storage_rank - 1];
+    const int64_t strip = (t->dims[height_dim] + 15) / 16 * 16 * c0;
+    const int64_t first = tensor_index(t, at);
 
-    if (t->format == ACL_FORMAT_FRACTAL_NZ) {
-        for (at[last] = 0; at[last] < count; at[last]++)
-            out[at[last]] = element_get(t->dtype, t->bytes, tensor_index(t, at));
-        at[last] = 0;
-        return;
+    for (int64_t i = 0; i < t->dims[dim]; i++) {
+        const int64_t index = dim == height_dim ? i * c0 : i / c0 * strip + i % c0;
+        out[i] = element_get(t->dtype, t->bytes, first + index);
     }
-    tensor_line(t, at, last, out);
 }
 
 void tensor_line(const struct aclTensor *t, const int64_t *at, int dim, double *out)
 {
     const int64_t first = tensor_index(t, at), step = t->strides[dim], count = t->dims[dim];
 
-    if (t->dtype == ACL_FLOAT) {
+    if (t->format == ACL_FORMAT_FRACTAL_NZ && dim >= t->rank - 2) {
+        nz_line(t, at, dim, out);
+    } else if (t->dtype == ACL_FLOAT) {
         for (int64_t i = 0; i < count; i++)
             out[i] = (double)((const float *)t->bytes)[first + i * step];
     } else if (t->dtype == ACL_BF16) {
@@ -198,7 +201,7 @@ double *tensor_load(const struct aclTensor *t)
         return values;
     }
     for (int64_t i = 0; i < count; i += t->dims[t->rank - 1]) {
-        load_line(t, at, values + i);
+        tensor_line(t, at, t->rank - 1, values + i);
         at[t->rank - 1] = t->dims[t->rank - 1] - 1;
         (void)next_at(t, at);
     }

@@ -50,6 +50,18 @@ void op_check(struct op *op, bool good, const char *what)
         op_refuse(op, "%s", what);
 }
 
+void op_check_tiling(struct op *op, bool good, const char *what)
+{
+    if (!good && op->e != NULL)
+        fail(op, standin_error(E_NN_TILING, "%sGetWorkspaceSize: %s", op->name, what));
+}
+
+void op_contiguous(struct op *op, unsigned i)
+{
+    if (!tensor_is_contiguous(op_tensor(op, i)))
+        op_refuse(op, "tensor %u has gaps, which the documents don't allow", i);
+}
+
 /* Do all elements of an ND view lie in its storage? */
 static bool is_inside(const struct aclTensor *t)
 {
@@ -82,6 +94,8 @@ static void add(struct op *op, const char *what, const aclTensor *t, uint64_t dt
     }
     if ((int)t->dtype < 0 || (dtypes >> (int)t->dtype & 1) == 0)
         op_refuse(op, "%s has data type %d", what, (int)t->dtype);
+    else if (t->dtype == ACL_BF16 && strncmp(standin_settings.soc, "Ascend310P", 10) == 0)
+        op_refuse(op, "%s is BF16, which this chip has not", what);
     else if (t->format != ACL_FORMAT_ND && (t->format != ACL_FORMAT_FRACTAL_NZ || !may_nz))
         op_refuse(op, "%s has format %d", what, (int)t->format);
     else if (t->format == ACL_FORMAT_FRACTAL_NZ && !tensor_nz_storage_is_right(t))

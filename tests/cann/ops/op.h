@@ -79,6 +79,10 @@ const struct aclTensor *op_tensor(const struct op *op, unsigned i);
 void op_same_dtype(struct op *op, unsigned i, unsigned j);
 void op_same_shape(struct op *op, unsigned i, unsigned j);
 void op_check(struct op *op, bool good, const char *what);
+/* As op_check, for what the documents answer with 561002: shapes that can't be tiled. */
+void op_check_tiling(struct op *op, bool good, const char *what);
+/* The documents don't allow gaps in tensor i. */
+void op_contiguous(struct op *op, unsigned i);
 /* A dim argument in [-rank, rank) becomes one in [0, rank). */
 int64_t op_dim(struct op *op, int64_t dim, int rank);
 /* NumPy's broadcast of tensors i and j has the shape of tensor out. */
@@ -95,7 +99,7 @@ double *tensor_load(const struct aclTensor *t);
 void tensor_store(struct aclTensor *t, const double *values);
 /* As load, but broadcast to the shape of `like`. */
 double *tensor_load_like(const struct aclTensor *t, const struct aclTensor *like);
-/* out[i] = element `at` with dimension `dim` running over i < dims[dim]. */
+/* out[i] = element `at` with dimension `dim` running over i < dims[dim]; at[dim] is 0. NZ too. */
 void tensor_line(const struct aclTensor *t, const int64_t *at, int dim, double *out);
 /* sum of a[i] * b[i] */
 double dot(const double *a, const double *b, int64_t count);

@@ -69,6 +69,7 @@ void standin_settings_load(void)
     s->pinned_bytes_max = number("CANN_STANDIN_PINNED", UINT64_MAX);
     s->device_count = visible(count > DEVICES_MAX ? DEVICES_MAX : (int)count);
     s->pageable_fails = pageable == NULL || strcmp(pageable, "wait") != 0;
+    s->matmul_narrow = number("CANN_STANDIN_MATMUL_NARROW", 0) != 0;
     s->silent = number("CANN_STANDIN_SILENT", 0) != 0;
     s->seed = number("CANN_STANDIN_SEED", 1);
     s->delay_us_max = (unsigned)number("CANN_STANDIN_DELAY_US", 50);
