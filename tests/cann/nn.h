@@ -76,6 +76,8 @@ void executor_free(struct aclOpExecutor *e);
 bool executor_add(struct aclOpExecutor *e, const struct aclTensor *t, enum role role);
 /* Frees one that was never handed out. */
 void executor_discard(struct aclOpExecutor *e);
+/* What a second phase that fails does with its executor. */
+void executor_consume(struct aclOpExecutor *e);
 /* Phase 2 of every operator. */
 aclnnStatus executor_execute(const char *name, void *workspace, uint64_t workspace_bytes,
                              struct aclOpExecutor *e, aclrtStream stream);

@@ -219,6 +219,12 @@ static int check_executor(const char *function, const struct aclOpExecutor *e)
     return 0;
 }
 
+void executor_consume(struct aclOpExecutor *e)
+{
+    if (e != NULL && e->magic == EXECUTOR_MAGIC && !e->is_consumed && !e->is_repeatable)
+        retire(e);
+}
+
 aclnnStatus executor_execute(const char *name, void *workspace, uint64_t workspace_bytes,
                              struct aclOpExecutor *e, aclrtStream handle)
 {
@@ -254,8 +260,7 @@ aclnnStatus executor_execute(const char *name, void *workspace, uint64_t workspa
         free(launch);
         code = standin_error(E_NN_RUNTIME, "%s: no memory", name);
     }
-    if (!e->is_repeatable)
-        retire(e);
+    executor_consume(e);
     return code;
 }
 

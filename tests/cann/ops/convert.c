@@ -169,7 +169,7 @@ aclnnStatus aclnnNpuFormatCastCalculateSizeAndFormat(const aclTensor *src, const
         return standin_error(E_NN_NULL, "aclnnNpuFormatCastCalculateSizeAndFormat: NULL");
     if (src->magic != TENSOR_MAGIC || src->format != ACL_FORMAT_ND || src->rank < 2 ||
         src->rank > 6 || tensor_count(src) == 0 || format != ACL_FORMAT_FRACTAL_NZ ||
-        (NZ_DTYPES >> (unsigned)src->dtype & 1) == 0 || dtype_bytes(dtype) == 0)
+        (NZ_DTYPES >> ((unsigned)src->dtype & 63) & 1) == 0 || dtype_bytes(dtype) == 0)
         return standin_error(E_NN_INVALID, "aclnnNpuFormatCastCalculateSizeAndFormat: format %d "
                              "of a tensor of %d dims with data type %d", format, src->rank,
                              (int)src->dtype);

@@ -92,7 +92,7 @@ static void add(struct op *op, const char *what, const aclTensor *t, uint64_t dt
         op_refuse(op, "%s is no tensor", what);
         return;
     }
-    if ((int)t->dtype < 0 || (dtypes >> (int)t->dtype & 1) == 0)
+    if ((int)t->dtype < 0 || (int)t->dtype > 63 || (dtypes >> (int)t->dtype & 1) == 0)
         op_refuse(op, "%s has data type %d", what, (int)t->dtype);
     else if (t->dtype == ACL_BF16 && strncmp(standin_settings.soc, "Ascend310P", 10) == 0)
         op_refuse(op, "%s is BF16, which this chip has not", what);

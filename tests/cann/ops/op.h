@@ -42,7 +42,12 @@ struct op op_begin(const char *name);
     aclnnStatus aclnn##Name(void *workspace, uint64_t workspace_size, aclOpExecutor *executor,   \
                             aclrtStream stream)                                                  \
     {                                                                                            \
-        ENTER(aclnn##Name);                                                                      \
+        static struct standin_entry entry_ = { .name = "aclnn" #Name };                          \
+        const int code_ = standin_enter(&entry_);                                                \
+        if (code_ != 0) {                                                                        \
+            executor_consume(executor);                                                          \
+            return code_;                                                                        \
+        }                                                                                        \
         return executor_execute("aclnn" #Name, workspace, workspace_size, executor, stream);     \
     }                                                                                            \
     STANDIN_API aclnnStatus aclnn##Name##GetWorkspaceSize(__VA_ARGS__, uint64_t *workspace_size, \

@@ -144,6 +144,20 @@ static void stream_end(struct stream *stream, bool drops)
     free(stream);
 }
 
+/* The context's own stream, made by its first use. */
+static struct stream *default_stream(struct context *context)
+{
+    static pthread_mutex_t making = PTHREAD_MUTEX_INITIALIZER; /* guards default_stream */
+    struct stream *stream;
+
+    pthread_mutex_lock(&making);
+    if (context->default_stream == NULL)
+        context->default_stream = stream_new(context);
+    stream = context->default_stream;
+    pthread_mutex_unlock(&making);
+    return stream;
+}
+
 struct stream *standin_stream(void *handle, const char *function, int *code_out)
 {
     struct context *context = standin_context(function);
@@ -154,11 +168,10 @@ struct stream *standin_stream(void *handle, const char *function, int *code_out)
         return NULL;
     *code_out = 0;
     if (handle == NULL) {
-        if (context->default_stream == NULL)
-            context->default_stream = stream_new(context);
-        if (context->default_stream == NULL)
+        stream = default_stream(context);
+        if (stream == NULL)
             *code_out = standin_error(E_NO_STREAM, "%s: no default stream", function);
-        return context->default_stream;
+        return stream;
     }
     pthread_mutex_lock(&standin_world);
     for (stream = streams; stream != NULL && stream != handle; stream = stream->next)
