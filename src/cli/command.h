@@ -24,6 +24,7 @@ enum status cli_logits(struct cli_context *context, struct err *err);
 enum status cli_tokenize(struct cli_context *context, struct err *err);
 enum status cli_inspect(struct cli_context *context, struct err *err);
 enum status cli_plan(struct cli_context *context, struct err *err);
+enum status cli_selftest(struct cli_context *context, struct err *err);
 
 /* Prints the object and a newline to standard output; takes json, NULL being out of memory. */
 enum status cli_print_json(json_t *json, struct err *err);

@@ -27,6 +27,7 @@ static const struct {
     [CLI_COMMAND_INSPECT] = { "inspect", "tells what a checkpoint holds and whether it will run, "
                                          "and with --device what there is of a device" },
     [CLI_COMMAND_PLAN] = { "plan", "tells what would live where, and how fast it would run" },
+    [CLI_COMMAND_SELFTEST] = { "selftest", "checks a device against the CPU: operators, copies" },
 };
 
 const char *cli_command_name(enum cli_command command)
@@ -433,7 +434,8 @@ enum status cli_options_check(const struct cli_options *options, enum cli_comman
     const bool runs = command != CLI_COMMAND_TOKENIZE && command != CLI_COMMAND_INSPECT;
     enum offload_home home;
 
-    if (command == CLI_COMMAND_INSPECT && options->model == NULL && options->device != NULL)
+    if (command == CLI_COMMAND_SELFTEST ||
+        (command == CLI_COMMAND_INSPECT && options->model == NULL && options->device != NULL))
         return STATUS_OK; /* the device alone */
     if (options->model == NULL || options->model[0] == '\0')
         return err_set(err, STATUS_BAD_INPUT, "'%s' needs a model: --model PATH",

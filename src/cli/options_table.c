@@ -10,6 +10,7 @@
 #define ON_TOKENIZE BIT(TOKENIZE)
 #define ON_INSPECT BIT(INSPECT)
 #define ON_PLAN BIT(PLAN)
+#define ON_SELFTEST BIT(SELFTEST)
 #define ON_RUN (ON_GENERATE | ON_SERVE | ON_BENCH | ON_LOGITS | ON_PLAN) /* those that run a model
                                                                             */
 #define ON_PROMPT (ON_GENERATE | ON_LOGITS)
@@ -154,14 +155,14 @@ const struct cli_option cli_option_table[] = {
     /* Where it runs. */
     { .name = "device", .kind = CLI_OPTION_TEXT, .value_name = "SPEC",
       .help = "where the model runs; the kinds are listed below; default: cpu",
-      .group = GROUP_DEVICE, .commands = ON_RUN | ON_INSPECT, AT(device) },
+      .group = GROUP_DEVICE, .commands = ON_RUN | ON_INSPECT | ON_SELFTEST, AT(device) },
     { .name = "attention-backend", .kind = CLI_OPTION_TEXT, .value_name = "NAME",
       .help = "SGLang's: ascend means --device ascend, where that is not given; others have no "
               "effect",
       .group = GROUP_DEVICE, .commands = ON_ALL, AT(attention_backend) },
     { .name = "threads", .kind = CLI_OPTION_INT, .value_name = "N", .min = 1, .max = 1024,
       .help = "threads that compute; default: all processors", .group = GROUP_DEVICE,
-      .commands = ON_RUN, AT(threads) },
+      .commands = ON_RUN | ON_SELFTEST, AT(threads) },
     { .name = "memory-budget", .kind = CLI_OPTION_SIZE, .value_name = "SIZE",
       .help = "most device memory to take, such as 2GiB; default: all the device has",
       .group = GROUP_DEVICE, .commands = ON_RUN, AT(memory_budget_bytes) },
