@@ -12,7 +12,6 @@
 import argparse
 import datetime
 import glob
-import hashlib
 import json
 import os
 import sys
@@ -96,7 +95,7 @@ def main():
             template = file.read()
         rendered = [render_chat(template, chat) for chat in CONVERSATIONS]
         results[os.path.basename(path)] = {
-            "sha256": hashlib.sha256(template.encode()).hexdigest(),
+            "template": f"{len(template.encode())} {fnv(template.encode())}",
             "renders": [f"{len(r)} {fnv(r)}" if isinstance(r, bytes) else None for r in rendered]}
     if results:
         chats = ",\n".join(json.dumps(chat, ensure_ascii=False) for chat in CONVERSATIONS)

@@ -82,7 +82,14 @@ static enum status trie_add(struct added_trie *trie, const struct text_string *s
     return st;
 }
 
-/* The longest token at `position`; NULL: none. */
+static bool is_marked(const struct added_scan *scan, const struct added_token *token,
+                      size_t start, size_t end)
+{
+    return scan->marks != NULL && scan->controls[token->id] &&
+           memchr(scan->marks + start, 1, end - start) != NULL;
+}
+
+/* The longest token at `position` that may be one; NULL: none. */
 static const struct added_token *longest_at(const struct added_scan *scan, size_t position,
                                             size_t *end_out)
 {
@@ -94,8 +101,13 @@ static const struct added_token *longest_at(const struct added_scan *scan, size_
         if (node == 0)
             break;
         if (scan->trie->nodes[node].token != 0) {
-            found = &scan->added->tokens[scan->trie->nodes[node].token - 1];
-            *end_out = i + 1;
+            const struct added_token *token =
+                &scan->added->tokens[scan->trie->nodes[node].token - 1];
+
+            if (!is_marked(scan, token, position, i + 1)) {
+                found = token;
+                *end_out = i + 1;
+            }
         }
     }
     return found;

@@ -327,6 +327,8 @@ struct added_scan {
     size_t size;
     size_t position; /* of the search */
     size_t done;     /* what has been handed out */
+    const uint8_t *marks;    /* [size] or NULL: what is marked is no part of a control token */
+    const uint8_t *controls; /* [id_limit] which tokens are control tokens */
     size_t spaces_start, spaces_end; /* a run of spaces that is known already */
 };
 
@@ -397,8 +399,10 @@ struct tokenizer {
 struct encoder {
     const struct tokenizer *tokenizer;
     struct token_ids *out;
+    const uint8_t *controls; /* of tokenizer_encode_marked, else NULL */
     struct bpe_scratch bpe;
     struct buf normalized, scratch;
+    struct buf marks;                  /* of the normalised text */
     struct buf step_text[STEPS_MAX];   /* a piece with its prefix, spaces replaced */
     struct buf step_mapped[STEPS_MAX]; /* a piece as byte-level characters */
     struct pattern_scratch step_search[STEPS_MAX];

@@ -219,6 +219,17 @@ int32_t tokenizer_eos_id(const struct tokenizer *tokenizer)
     return tokenizer->eos_id;
 }
 
+const char *tokenizer_added_content(const struct tokenizer *tokenizer, int32_t id,
+                                    size_t *size_out)
+{
+    const struct added_token *token = added_by_id(&tokenizer->added, id);
+
+    if (token == NULL)
+        return NULL;
+    *size_out = token->content.size;
+    return token->content.bytes;
+}
+
 const char *tokenizer_token(const struct tokenizer *tokenizer, int32_t id, size_t *size_out)
 {
     const struct added_token *token = added_by_id(&tokenizer->added, id);
@@ -251,13 +262,41 @@ static enum status sanitise(const char *text, size_t size, struct buf *out, stru
     return st;
 }
 
-/* Text between added tokens, already normalised. */
-static enum status encode_normalized(struct encoder *encoder, size_t lead, struct err *err)
+/* Merges that end in a control token, of text that is somebody's input. */
+static enum status check_ids(const struct encoder *encoder, size_t from, struct err *err)
+{
+    const struct token_ids *out = encoder->out;
+
+    for (size_t i = from; i < out->count; i++) {
+        if (encoder->controls[out->ids[i]] && out->ids[i] != encoder->tokenizer->bpe.unk_id)
+            return err_set(err, STATUS_BAD_INPUT, "the tokenizer makes the control token %d of "
+                           "plain text", out->ids[i]);
+    }
+    return STATUS_OK;
+}
+
+static enum status encode_piece(struct encoder *encoder, const struct added_scan *scan, size_t end,
+                                size_t lead, struct err *err)
+{
+    const size_t before = encoder->out->count;
+    const size_t size = end - scan->done;
+    enum status st = pretokenizers_run(encoder, scan->text + scan->done, size,
+                                       lead > scan->done ? lead - scan->done : 0, err);
+
+    if (st == STATUS_OK && scan->marks != NULL && memchr(scan->marks + scan->done, 1, size) != NULL)
+        st = check_ids(encoder, before, err);
+    return st;
+}
+
+/* Text between added tokens, already normalised; marks may be NULL. */
+static enum status encode_normalized(struct encoder *encoder, const uint8_t *marks, size_t lead,
+                                     struct err *err)
 {
     const struct added *added = &encoder->tokenizer->added;
     const struct buf *text = &encoder->normalized;
     struct added_scan scan = { .added = added, .trie = &added->normalized, .text = text->data,
-                               .size = text->size };
+                               .size = text->size, .marks = marks,
+                               .controls = encoder->controls };
     const struct added_token *token;
     size_t start;
     size_t end;
@@ -265,39 +304,103 @@ static enum status encode_normalized(struct encoder *encoder, size_t lead, struc
 
     while (st == STATUS_OK && added_scan_next(&scan, &token, &start, &end)) {
         if (scan.done < start)
-            st = pretokenizers_run(encoder, text->data + scan.done, start - scan.done,
-                                   lead > scan.done ? lead - scan.done : 0, err);
+            st = encode_piece(encoder, &scan, start, lead, err);
         if (st == STATUS_OK)
             st = token_ids_push(encoder->out, token->id, err);
         scan.done = end;
     }
     if (st == STATUS_OK && scan.done < text->size)
-        st = pretokenizers_run(encoder, text->data + scan.done, text->size - scan.done,
-                               lead > scan.done ? lead - scan.done : 0, err);
+        st = encode_piece(encoder, &scan, text->size, lead, err);
     return st;
 }
 
-/* Text between added tokens, as it came. is_first: it starts where the input starts. */
-static enum status encode_stretch(struct encoder *encoder, const char *text, size_t size,
-                                  bool is_first, struct err *err)
+static enum status normalize(struct encoder *encoder, const char *text, size_t size, bool is_first,
+                             size_t *lead_out, struct err *err)
 {
     uint32_t code_point;
-    size_t lead = is_first ? utf8_decode(text, size, &code_point, NULL) : 0;
     enum status st;
 
+    *lead_out = is_first ? utf8_decode(text, size, &code_point, NULL) : 0;
     buf_clear(&encoder->normalized);
     st = buf_append(&encoder->normalized, text, size, err);
     if (st == STATUS_OK)
-        st = normalizers_run(&encoder->tokenizer->normalizers, &encoder->normalized, &lead,
+        st = normalizers_run(&encoder->tokenizer->normalizers, &encoder->normalized, lead_out,
                              &encoder->scratch, err);
-    return st == STATUS_OK ? encode_normalized(encoder, lead, err) : st;
+    return st;
 }
 
-static enum status encode_text(struct encoder *encoder, const char *text, size_t size,
-                               struct err *err)
+/* Whether a control token is found in the normalised text by its looks. */
+static bool has_control(const struct encoder *encoder)
 {
     const struct added *added = &encoder->tokenizer->added;
-    struct added_scan scan = { .added = added, .trie = &added->plain, .text = text, .size = size };
+    struct added_scan scan = { .added = added, .trie = &added->normalized,
+                               .text = encoder->normalized.data,
+                               .size = encoder->normalized.size };
+    const struct added_token *token;
+    size_t start;
+    size_t end;
+
+    while (added_scan_next(&scan, &token, &start, &end)) {
+        if (encoder->controls[token->id])
+            return true;
+        scan.done = end;
+    }
+    return false;
+}
+
+/* Marks for the normalised text where all bytes have the same: in encoder->marks. */
+static enum status same_marks(struct encoder *encoder, uint8_t mark, struct err *err)
+{
+    const size_t size = encoder->normalized.size;
+    enum status st;
+
+    buf_clear(&encoder->marks);
+    st = buf_reserve(&encoder->marks, size, err);
+    if (st == STATUS_OK && size > 0)
+        memset(encoder->marks.data, mark, size);
+    return st;
+}
+
+/* Text between added tokens, as it came, with its marks or NULL. is_first: it starts where the
+ * input starts.
+ *
+ * Marks are known for the text as it came. Where normalising leaves it alone, or all of it has one
+ * mark, they are known for the normalised text too. Else they matter only when the normalised text
+ * has what looks like a control token: then the hands' shares are normalised each on their own. */
+static enum status encode_stretch(struct encoder *encoder, const char *text, const uint8_t *marks,
+                                  size_t size, bool is_first, struct err *err)
+{
+    size_t lead;
+    size_t same = 1;
+    enum status st = normalize(encoder, text, size, is_first, &lead, err);
+
+    if (st != STATUS_OK || marks == NULL)
+        return st == STATUS_OK ? encode_normalized(encoder, NULL, lead, err) : st;
+    if (encoder->normalized.size == size && memcmp(encoder->normalized.data, text, size) == 0)
+        return encode_normalized(encoder, marks, lead, err);
+    while (same < size && marks[same] == marks[0])
+        same++;
+    if (same == size || !has_control(encoder)) {
+        st = same_marks(encoder, same == size ? marks[0] : 1, err);
+        return st == STATUS_OK
+                   ? encode_normalized(encoder, (const uint8_t *)encoder->marks.data, lead, err)
+                   : st;
+    }
+    for (size_t from = 0; from < size && st == STATUS_OK; from = same) {
+        for (same = from + 1; same < size && marks[same] == marks[from];)
+            same++;
+        st = encode_stretch(encoder, text + from, marks + from, same - from,
+                            is_first && from == 0, err);
+    }
+    return st;
+}
+
+static enum status encode_text(struct encoder *encoder, const char *text, const uint8_t *marks,
+                               size_t size, struct err *err)
+{
+    const struct added *added = &encoder->tokenizer->added;
+    struct added_scan scan = { .added = added, .trie = &added->plain, .text = text, .size = size,
+                               .marks = marks, .controls = encoder->controls };
     const struct added_token *token;
     size_t start;
     size_t end;
@@ -305,13 +408,16 @@ static enum status encode_text(struct encoder *encoder, const char *text, size_t
 
     while (st == STATUS_OK && added_scan_next(&scan, &token, &start, &end)) {
         if (scan.done < start)
-            st = encode_stretch(encoder, text + scan.done, start - scan.done, scan.done == 0, err);
+            st = encode_stretch(encoder, text + scan.done,
+                                marks != NULL ? marks + scan.done : NULL, start - scan.done,
+                                scan.done == 0, err);
         if (st == STATUS_OK)
             st = token_ids_push(encoder->out, token->id, err);
         scan.done = end;
     }
     if (st == STATUS_OK && scan.done < size)
-        st = encode_stretch(encoder, text + scan.done, size - scan.done, scan.done == 0, err);
+        st = encode_stretch(encoder, text + scan.done, marks != NULL ? marks + scan.done : NULL,
+                            size - scan.done, scan.done == 0, err);
     return st;
 }
 
@@ -329,6 +435,7 @@ static struct encoder *encoder_create(const struct tokenizer *tokenizer, size_t 
         normalized_max = TEXT_NORMALIZED_MAX;
     buf_init(&encoder->normalized, normalized_max);
     buf_init(&encoder->scratch, normalized_max);
+    buf_init(&encoder->marks, normalized_max);
     buf_init(&encoder->bpe.decorated, 4 * CONTENT_BYTES_MAX);
     for (size_t i = 0; i < STEPS_MAX; i++) { /* several of Metaspace and ByteLevel may follow */
         buf_init(&encoder->step_text[i], 4 * TEXT_NORMALIZED_MAX);
@@ -341,6 +448,7 @@ static void encoder_destroy(struct encoder *encoder)
 {
     buf_deinit(&encoder->normalized);
     buf_deinit(&encoder->scratch);
+    buf_deinit(&encoder->marks);
     for (size_t i = 0; i < STEPS_MAX; i++) {
         buf_deinit(&encoder->step_text[i]);
         buf_deinit(&encoder->step_mapped[i]);
@@ -384,12 +492,36 @@ enum status tokenizer_encode(const struct tokenizer *tokenizer, const char *text
     if (st == STATUS_OK && add_special)
         st = push_all(ids_out, postprocessor->before, postprocessor->before_count, err);
     if (st == STATUS_OK && !postprocessor->drops_text)
-        st = encode_text(encoder, text, size, err);
+        st = encode_text(encoder, text, NULL, size, err);
     if (st == STATUS_OK && add_special)
         st = push_all(ids_out, postprocessor->after, postprocessor->after_count, err);
     if (st != STATUS_OK)
         ids_out->count = count_before;
     buf_deinit(&sane);
+    encoder_destroy(encoder);
+    return st;
+}
+
+enum status tokenizer_encode_marked(const struct tokenizer *tokenizer, const char *text,
+                                    const uint8_t *marks, size_t size, const uint8_t *controls,
+                                    struct token_ids *ids_out, struct err *err)
+{
+    const size_t count_before = ids_out->count;
+    struct encoder *encoder;
+    enum status st;
+
+    if (size > TEXT_BYTES_MAX)
+        return err_set(err, STATUS_BAD_INPUT, "a text of %zu bytes, at most %zu are tokenized",
+                       size, TEXT_BYTES_MAX);
+    if (!utf8_is_valid(text, size))
+        return err_set(err, STATUS_BAD_INPUT, "the text is not UTF-8");
+    encoder = encoder_create(tokenizer, size, ids_out);
+    if (encoder == NULL)
+        return err_set(err, STATUS_NO_MEMORY, "no memory to tokenize");
+    encoder->controls = controls;
+    st = encode_text(encoder, text, marks, size, err);
+    if (st != STATUS_OK)
+        ids_out->count = count_before;
     encoder_destroy(encoder);
     return st;
 }

@@ -43,6 +43,18 @@ enum status token_ids_push(struct token_ids *ids, int32_t id, struct err *err);
  * (special tokens written in the text itself are always recognised). At most 64 MiB of text. */
 enum status tokenizer_encode(const struct tokenizer *tokenizer, const char *text, size_t size,
                              bool add_special, struct token_ids *ids_out, struct err *err);
+/* Text from two hands: where marks[size] is 1 rather than 0, a byte is somebody's input, and no
+ * token with controls[id] (an array of tokenizer_id_limit) is recognised in it, nor with a part of
+ * it: what looks like one becomes the ids of its letters. All else is as if the text were from one
+ * hand, so that where nothing looks like a control token the ids are tokenizer_encode's. Nothing
+ * is added before and after. A text whose input makes a control token in another way (merges that
+ * lead to one) is STATUS_BAD_INPUT. The text must be UTF-8. */
+enum status tokenizer_encode_marked(const struct tokenizer *tokenizer, const char *text,
+                                    const uint8_t *marks, size_t size, const uint8_t *controls,
+                                    struct token_ids *ids_out, struct err *err);
+/* The content of an added token, special or not; NULL: the id is no added token's. */
+const char *tokenizer_added_content(const struct tokenizer *tokenizer, int32_t id,
+                                    size_t *size_out);
 /* Appends the text of the ids. An id that the vocabulary lacks is STATUS_BAD_INPUT. */
 enum status tokenizer_decode(const struct tokenizer *tokenizer, const int32_t *ids, size_t count,
                              bool skip_special, struct buf *text_out, struct err *err);

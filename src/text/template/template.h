@@ -40,7 +40,7 @@
 #define TEMPLATE_MEMORY_BYTES_MAX ((size_t)256 << 20) /* of one rendering, input included */
 #define TEMPLATE_STEPS_MAX UINT64_C(10000000)        /* nodes evaluated, and bytes worked on / 64 */
 #define TEMPLATE_NESTING_MAX 160                     /* of a template's blocks and expressions */
-#define TEMPLATE_DEPTH_MAX 800                       /* of what is evaluated: calls, lists in lists */
+#define TEMPLATE_DEPTH_MAX 800                       /* of what is evaluated: calls, nested lists */
 
 struct template;
 

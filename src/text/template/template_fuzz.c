@@ -13,9 +13,10 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static const char usual[] =
-    "{\"messages\": [{\"role\": \"user\", \"content\": \"a <b> \\u00e9\"}, {\"role\": \"assistant\","
-    " \"content\": null, \"tool_calls\": [{\"function\": {\"name\": \"f\", \"arguments\": {\"x\": 1.5"
-    "}}}]}], \"tools\": [{\"type\": \"function\", \"function\": {\"name\": \"f\", \"parameters\":"
+    "{\"messages\": [{\"role\": \"user\", \"content\": \"a <b> \\u00e9\"},"
+    " {\"role\": \"assistant\", \"content\": null,"
+    "  \"tool_calls\": [{\"function\": {\"name\": \"f\", \"arguments\": {\"x\": 1.5}}}]}],"
+    " \"tools\": [{\"type\": \"function\", \"function\": {\"name\": \"f\", \"parameters\":"
     " {\"type\": \"object\", \"properties\": {\"x\": {\"type\": \"number\"}}}}}],"
     " \"add_generation_prompt\": true, \"n\": 7, \"s\": \"Hello World\"}";
 
