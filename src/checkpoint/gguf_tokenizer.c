@@ -426,6 +426,37 @@ static enum status append_json(const struct vocab *vocab, const json_t *json, st
     return st;
 }
 
+/* The chat template; where there are several with names, a list, as tokenizer_config.json has it.
+ * Borrowed strings become the config's own. Of names there are those in use. */
+static enum status add_chat_templates(struct vocab *vocab, json_t *config, struct err *err)
+{
+    static const char *const names[] = { "default", "tool_use", "rag" };
+    static const char *const keys[] = { "tokenizer.chat_template",
+                                        "tokenizer.chat_template.tool_use",
+                                        "tokenizer.chat_template.rag" };
+    json_t *list = json_array();
+    enum status st = STATUS_OK;
+
+    for (size_t i = 0; i < 3 && st == STATUS_OK; i++) {
+        const struct gguf_value *value = gguf__find(&vocab->meta, keys[i]);
+        const char *text = NULL;
+
+        st = gguf__get_string(&vocab->meta, vocab->path, keys[i], &text, err);
+        if (st == STATUS_OK && value != NULL && text != NULL &&
+            json_array_append_new(list, json_pack("{s:s, s:s#}", "name", names[i], "template",
+                                                  text, (int)value->string_size)) != 0)
+            st = err_set(err, STATUS_BAD_INPUT, "%s: \"%s\" is not UTF-8", vocab->path, keys[i]);
+    }
+    if (st == STATUS_OK && json_array_size(list) == 1 &&
+        gguf__find(&vocab->meta, keys[0]) != NULL)
+        (void)json_object_set(config, "chat_template",
+                              json_object_get(json_array_get(list, 0), "template"));
+    else if (st == STATUS_OK && json_array_size(list) > 0)
+        (void)json_object_set(config, "chat_template", list);
+    json_decref(list);
+    return st;
+}
+
 static enum status write_all(struct vocab *vocab, const struct pre_kind *pre, struct buf *json_out,
                              struct buf *config_out, struct err *err)
 {
@@ -450,6 +481,8 @@ static enum status write_all(struct vocab *vocab, const struct pre_kind *pre, st
         (int)(!is_spm && pre->whole_words), "vocab", ids, "merges", vocab->merges);
     config = json_pack("{s:s?, s:s?}", "bos_token", bos != NULL ? bos->text : NULL, "eos_token",
                        eos != NULL ? eos->text : NULL);
+    if (st == STATUS_OK && config != NULL)
+        st = add_chat_templates(vocab, config, err);
     if (st == STATUS_OK)
         st = append_json(vocab, json, json_out, err);
     if (st == STATUS_OK)
