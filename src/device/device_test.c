@@ -275,7 +275,7 @@ static void ops_without_rows_or_kernels_are_answered(void **state)
         op.embed = (struct op_embed){
             .out = harness_put(&h, zeros, 32), .table = harness_put(&h, zeros, 32),
             .table_dtype = DTYPE_I32, .ids = harness_put(&h, zeros, 4),
-            .row_count = 1, .width = 8, .out_row_stride = 8,
+            .row_count = 1, .width = 8, .table_row_count = 1, .out_row_stride = 8,
         };
         assert_int_equal(device_launch(h.stream, &op, &err), STATUS_UNAVAILABLE);
         assert_non_null(strstr(err.message, "I32"));

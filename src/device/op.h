@@ -52,6 +52,7 @@ struct op_embed {
     enum dtype table_dtype;
     const int32_t *ids;
     uint32_t row_count, width;
+    uint32_t table_row_count;
     uint64_t out_row_stride;
 };
 
@@ -82,6 +83,8 @@ struct op_matmul {
     uint64_t out_row_stride, x_row_stride;
     uint64_t out_batch_stride, x_batch_stride; /* ignored when batch_count is 1 */
     bool accumulate;                           /* add to what out holds */
+    bool exact; /* results are compared with each other (logits, a router's): a device that would
+                   round x to the weights' dtype or out shall not, nor ask for another layout */
 };
 
 /* table[row][i] = { cos(a) * scale, sin(a) * scale }, a = (float)positions[row] * frequencies[i].
@@ -111,6 +114,7 @@ struct op_kv_write {
     const float *x;
     const int32_t *slots;   /* [row_count] token slots of the cache */
     uint32_t row_count, width;
+    uint32_t cache_row_count;
     uint64_t cache_row_stride, x_row_stride;
 };
 
@@ -128,9 +132,13 @@ struct op_attention {
     const int32_t *pages;       /* [sequence_count][page_count_max] */
     const int32_t *sequences;   /* [row_count] */
     const int32_t *positions;   /* [row_count] */
+    const int32_t *host_sequences, *host_positions; /* the same in host memory, to be looked at
+                                                       during the launch; NULL: a device that
+                                                       needs them there waits and copies them */
     uint32_t row_count, head_count, kv_head_count;
     uint32_t k_width, v_width;  /* per head */
     uint32_t page_size, page_count_max;
+    uint32_t cache_row_count;   /* token slots: whole pages */
     uint64_t out_row_stride, q_row_stride;             /* heads are adjacent: h * width */
     uint64_t k_cache_row_stride, v_cache_row_stride;   /* one token slot, all kv heads */
     float scale;
@@ -226,6 +234,7 @@ struct op_gather_rows {
     const float *x;
     const int32_t *rows; /* [row_count] */
     uint32_t row_count, width;
+    uint32_t x_row_count;
     uint64_t out_row_stride, x_row_stride;
 };
 

@@ -161,6 +161,7 @@ static void attention_run(struct harness *h, const void *data, uint32_t first, u
         .row_count = count, .head_count = d->heads, .kv_head_count = d->kv_heads,
         .k_width = d->k_width, .v_width = d->v_width,
         .page_size = page_size, .page_count_max = each,
+        .cache_row_count = pages_count * page_size,
         .out_row_stride = (uint64_t)d->heads * d->v_width,
         .q_row_stride = (uint64_t)d->heads * d->k_width,
         .k_cache_row_stride = k_width, .v_cache_row_stride = v_width,

@@ -260,6 +260,7 @@ static void attention_on_garbage(struct harness *h)
         .positions = harness_put(h, positions, sizeof(positions)),
         .row_count = QUERIES, .head_count = HEADS, .kv_head_count = 1,
         .k_width = K_WIDTH, .v_width = V_WIDTH, .page_size = 16, .page_count_max = 5,
+        .cache_row_count = 5 * 16,
         .out_row_stride = HEADS * V_WIDTH, .q_row_stride = HEADS * K_WIDTH,
         .k_cache_row_stride = K_WIDTH, .v_cache_row_stride = K_WIDTH, .scale = 1,
     };

@@ -182,7 +182,7 @@ static void embed_and_gather_on(struct harness *h)
             .table = harness_put(h, bytes, dtype_row_bytes(weight_dtypes[d], TABLE * WIDTH)),
             .table_dtype = weight_dtypes[d],
             .ids = harness_put(h, ids, sizeof(ids)),
-            .row_count = ROWS, .width = WIDTH, .out_row_stride = STRIDE,
+            .row_count = ROWS, .width = WIDTH, .table_row_count = TABLE, .out_row_stride = STRIDE,
         };
         harness_run(h, &op);
         harness_get(h, out, op.embed.out, ROWS * STRIDE * 4);
@@ -191,7 +191,7 @@ static void embed_and_gather_on(struct harness *h)
             struct op gather = { .kind = OP_GATHER_ROWS };
             gather.gather_rows = (struct op_gather_rows){
                 .out = op.embed.out, .x = op.embed.table, .rows = op.embed.ids,
-                .row_count = ROWS, .width = WIDTH, .out_row_stride = STRIDE,
+                .row_count = ROWS, .width = WIDTH, .x_row_count = TABLE, .out_row_stride = STRIDE,
                 .x_row_stride = WIDTH,
             };
             harness_run(h, &gather);
@@ -459,6 +459,7 @@ static void attention_case_run(struct harness *h, const struct attention_case *c
         .row_count = ATTENTION_ROWS, .head_count = c->heads, .kv_head_count = c->kv_heads,
         .k_width = c->k_width, .v_width = c->v_width,
         .page_size = c->page_size, .page_count_max = a.pages_each,
+        .cache_row_count = (uint32_t)a.slot_count,
         .out_row_stride = a.out_stride, .q_row_stride = a.q_stride,
         .k_cache_row_stride = a.k_stride, .v_cache_row_stride = a.v_stride,
         .scale = 0.3f,
@@ -507,7 +508,8 @@ static void kv_write_on(struct harness *h)
         .cache = harness_put(h, cache, SLOTS * STRIDE * 4),
         .x = harness_put(h, x, ROWS * STRIDE * 4),
         .slots = harness_put(h, slots, sizeof(slots)),
-        .row_count = ROWS, .width = WIDTH, .cache_row_stride = STRIDE, .x_row_stride = STRIDE,
+        .row_count = ROWS, .width = WIDTH, .cache_row_count = SLOTS, .cache_row_stride = STRIDE,
+        .x_row_stride = STRIDE,
     };
     harness_run(h, &op);
     harness_get(h, cache, op.kv_write.cache, SLOTS * STRIDE * 4);

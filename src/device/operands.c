@@ -192,7 +192,12 @@ void device__op_assert(const struct op *op)
 {
     assert((unsigned)op->kind < OP_KIND_COUNT);
     switch (op->kind) {
-    case OP_EMBED: assert(is_whole_blocks(op->embed.table_dtype, op->embed.width)); break;
+    case OP_EMBED:
+        assert(is_whole_blocks(op->embed.table_dtype, op->embed.width));
+        assert(op->embed.table_row_count > 0);
+        break;
+    case OP_KV_WRITE: assert(op->kv_write.cache_row_count >= op->kv_write.row_count); break;
+    case OP_GATHER_ROWS: assert(op->gather_rows.x_row_count > 0); break;
     case OP_RMS_NORM:
         assert(op->rms_norm.width > 0 && op->rms_norm.group_count > 0);
         break;

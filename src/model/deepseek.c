@@ -385,7 +385,8 @@ static void absorb_queries(struct model_pass *pass, uint32_t layer)
     const struct op rotated = { .kind = OP_GATHER_ROWS, .gather_rows = {
         .out = buffers->q_latent + config->kv_lora_rank, .x = buffers->q + config->qk_nope_dim,
         .rows = buffers->iota, .row_count = pass->row_count * config->head_count,
-        .width = config->qk_rope_dim, .out_row_stride = width, .x_row_stride = config->head_dim,
+        .width = config->qk_rope_dim, .x_row_count = pass->row_count * config->head_count,
+        .out_row_stride = width, .x_row_stride = config->head_dim,
     } };
 
     model__pass_launch(pass, &latent);
@@ -407,6 +408,8 @@ static void attend(struct model_pass *pass, uint32_t layer)
         .k_width = (uint32_t)width, .v_width = config->kv_lora_rank,
         .page_size = (uint32_t)pass->model->sizes.page_size,
         .page_count_max = pass->page_count_max,
+        .host_sequences = pass->host_sequences, .host_positions = pass->host_positions,
+        .cache_row_count = model__kv_slot_count(pass->model),
         .out_row_stride = (uint64_t)config->head_count * config->kv_lora_rank,
         .q_row_stride = config->head_count * width,
         .k_cache_row_stride = width, .v_cache_row_stride = width,

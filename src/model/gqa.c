@@ -115,6 +115,8 @@ static void attend(struct model_pass *pass, uint32_t layer)
         .kv_head_count = config->kv_head_count,
         .k_width = config->head_dim, .v_width = config->head_dim,
         .page_size = (uint32_t)model->sizes.page_size, .page_count_max = pass->page_count_max,
+        .host_sequences = pass->host_sequences, .host_positions = pass->host_positions,
+        .cache_row_count = model__kv_slot_count(model),
         .out_row_stride = (uint64_t)config->head_count * config->head_dim,
         .q_row_stride = qkv_width(config),
         .k_cache_row_stride = kv_width, .v_cache_row_stride = kv_width,

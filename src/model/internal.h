@@ -207,6 +207,7 @@ struct model_pass {
     struct err *err;
     uint32_t row_count, page_count_max;
     const int32_t *token_ids, *positions, *sequences, *slots, *logits_rows, *pages; /* device's */
+    const int32_t *host_positions, *host_sequences; /* the same, the caller's */
 };
 
 /* NULL where the layer has none. */
@@ -239,6 +240,7 @@ void model__pass_kv_write(struct model_pass *pass, float *cache, const float *x,
 /* The layer's cache. */
 float *model__kv_keys(const struct model *model, uint32_t layer);
 float *model__kv_values(const struct model *model, uint32_t layer);
+uint32_t model__kv_slot_count(const struct model *model); /* token slots of each layer */
 
 /* Building blocks that architectures share (layers.c). */
 void model__describe_mlp(struct params *params, const struct model_config *config, uint32_t layer,

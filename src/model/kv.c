@@ -19,3 +19,8 @@ float *model__kv_values(const struct model *model, uint32_t layer)
     return (float *)(void *)((char *)model__kv_keys(model, layer) +
                              model->sizes.kv_layer_k_bytes);
 }
+
+uint32_t model__kv_slot_count(const struct model *model)
+{
+    return (uint32_t)(model->sizes.page_count * model->sizes.page_size);
+}

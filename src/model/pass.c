@@ -34,6 +34,7 @@ static void linear_rows(struct model_pass *pass, const struct pass_linear *linea
         .n_count = (uint32_t)rows->count, .k_count = k_count, .batch_count = 1,
         .out_row_stride = weight->shape[0], .x_row_stride = k_count,
         .accumulate = linear->accumulate,
+        .exact = linear->weight == ROLE_LM_HEAD || linear->weight == ROLE_ROUTER,
     } };
 
     model__pass_launch(pass, &op);
@@ -91,7 +92,8 @@ void model__pass_kv_write(struct model_pass *pass, float *cache, const float *x,
 {
     const struct op op = { .kind = OP_KV_WRITE, .kv_write = {
         .cache = cache, .x = x, .slots = pass->slots, .row_count = pass->row_count,
-        .width = width, .cache_row_stride = width, .x_row_stride = x_row_stride,
+        .width = width, .cache_row_count = model__kv_slot_count(pass->model),
+        .cache_row_stride = width, .x_row_stride = x_row_stride,
     } };
 
     model__pass_launch(pass, &op);

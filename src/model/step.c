@@ -69,6 +69,8 @@ static void upload(struct model_pass *pass, const struct model_step *step)
     pass->token_ids = put(model, &next, step->token_ids, step->row_count);
     pass->positions = put(model, &next, step->positions, step->row_count);
     pass->sequences = put(model, &next, step->sequences, step->row_count);
+    pass->host_positions = step->positions;
+    pass->host_sequences = step->sequences;
     pass->slots = put(model, &next, step->slots, step->row_count);
     pass->logits_rows = put(model, &next, step->logits_rows, step->logits_row_count);
     pass->pages = model->buffers.metadata + (next - (int32_t *)model->staging);
@@ -89,6 +91,7 @@ static void look_up(struct model_pass *pass, size_t index, const struct model_st
         pass->status = offload_lookup(pass->model->offload, index, step->token_ids,
                                       step->row_count, &rows->table, pass->err);
     rows->ids = pass->buffers->iota;
+    rows->table_row_count = step->row_count;
 }
 
 static void embed(struct model_pass *pass, const struct model_step *step)
@@ -100,6 +103,7 @@ static void embed(struct model_pass *pass, const struct model_step *step)
     struct op rows = { .kind = OP_EMBED, .embed = {
         .out = pass->buffers->x, .table = table->data, .table_dtype = table->dtype,
         .ids = pass->token_ids, .row_count = pass->row_count, .width = config->hidden_size,
+        .table_row_count = (uint32_t)table->shape[0],
         .out_row_stride = config->hidden_size,
     } };
     const struct op rope = { .kind = OP_ROPE_TABLE, .rope_table = {
@@ -144,7 +148,8 @@ static void some_logits(struct model_pass *pass, uint32_t first, uint32_t count,
     const uint32_t row_count = pass->row_count;
     const struct op gather = { .kind = OP_GATHER_ROWS, .gather_rows = {
         .out = buffers->gathered, .x = buffers->x, .rows = pass->logits_rows + first,
-        .row_count = count, .width = config->hidden_size, .out_row_stride = config->hidden_size,
+        .row_count = count, .width = config->hidden_size, .x_row_count = row_count,
+        .out_row_stride = config->hidden_size,
         .x_row_stride = config->hidden_size,
     } };
     const struct pass_norm norm = {

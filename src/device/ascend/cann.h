@@ -306,6 +306,7 @@ enum cann_error { CANN_ERRORS(CANN_ERROR_VALUE) ACL_SUCCESS = 0 };
  *                        [n, 1], format FRACTAL_NZ and storage [n/16, k/16, 16, 16]
  *     RmsNorm            FLOAT throughout; x [rows, groups, width], gamma [width]
  *     SwiGlu             FLOAT, dim -1
+ *     Silu               FLOAT
  *     Softmax            FLOAT, dim -1
  *     IndexSelect        dim 0, of FLOAT, BF16 and FLOAT16
  *     InplaceIndexCopy   dim 0, FLOAT */
@@ -319,6 +320,7 @@ enum cann_error { CANN_ERRORS(CANN_ERROR_VALUE) ACL_SUCCESS = 0 };
     X(CANN_REQUIRED, CANN_8_1, RmsNorm, const aclTensor *x, const aclTensor *gamma,                \
       double epsilon, const aclTensor *y, const aclTensor *rstd)                                   \
     X(CANN_REQUIRED, CANN_8_1, SwiGlu, const aclTensor *x, int64_t dim, const aclTensor *out)      \
+    X(CANN_REQUIRED, CANN_8_1, Silu, const aclTensor *self, aclTensor *out)                        \
     X(CANN_REQUIRED, CANN_8_1, Softmax, const aclTensor *self, int64_t dim, aclTensor *out)        \
     X(CANN_REQUIRED, CANN_8_1, IndexSelect, const aclTensor *self, int64_t dim,                    \
       const aclTensor *index, aclTensor *out)                                                      \

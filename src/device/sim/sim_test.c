@@ -71,7 +71,7 @@ static enum status launch_gather(struct rig *rig, struct stream *stream, struct 
         .out = (float *)(void *)rig->memory,
         .x = (const float *)(const void *)(rig->memory + 1024),
         .rows = (const int32_t *)(const void *)(rig->memory + 2048), /* zeros */
-        .row_count = 1, .width = 4, .out_row_stride = 4, .x_row_stride = 4,
+        .row_count = 1, .width = 4, .x_row_count = 1, .out_row_stride = 4, .x_row_stride = 4,
     };
     return device_launch(stream, &op, err);
 }
@@ -274,7 +274,7 @@ static void stray_pointers_are_named(void **state)
     op.embed = (struct op_embed){
         .out = (float *)(void *)rig.memory, .table = rig.host, .table_dtype = DTYPE_F32,
         .ids = (const int32_t *)(const void *)(rig.memory + 2048),
-        .row_count = 1, .width = 4, .out_row_stride = 4,
+        .row_count = 1, .width = 4, .table_row_count = 1, .out_row_stride = 4,
     };
     assert_int_equal(device_launch(rig.a, &op, &err), STATUS_DEVICE);
     assert_non_null(strstr(err.message, "embed: table at"));

@@ -1,0 +1,254 @@
+/* device/ascend/op_attention.c - attention over the paged cache, in products and a softmax.
+ *
+ * Rows that are a run of positions of one sequence, a token or a part of a prompt, are computed
+ * together, all heads at once. With G kv heads, r query heads to each, R rows, L keys:
+ *
+ *     K, V      = the sequence's pages, gathered by its page table     [L][G * width]
+ *     Q         = q * scale                                            [G][R * r][k width]
+ *     S         = Q K^T + mask                                         [G][R * r][L]
+ *     out       = softmax(S) V                                         [G][R * r][v width]
+ *
+ * All of it in FLOAT. mask[i][j] hides the keys behind row i's position: -1e30 where j - i is more
+ * than the first row's position, which softmax turns into 0; a single row needs none. How many rows
+ * are taken at once is bounded by the size of S, and depends on nothing else.
+ *
+ * The host has to know positions and sequences: the model hands them over, and a launch without
+ * them waits for a copy. */
+#include <assert.h>
+
+#include "device/ascend/op_call.h"
+
+#define SCORES_BYTES (UINT64_C(32) << 20) /* of S at most, unless a row alone has more */
+#define HIDDEN (-1e30f)
+
+struct rows {
+    const struct op_attention *op;
+    uint32_t first, count;        /* of the op's rows */
+    int32_t sequence;
+    uint64_t position;            /* of the first */
+    const float *keys, *values;   /* gathered; NULL: not yet */
+};
+
+struct run {
+    const int32_t *sequences, *positions;
+};
+
+/* From the op, or copied to host memory. */
+static struct run read_run(struct ascend_call *call, const struct op_attention *op)
+{
+    struct ascend_ops *ops = ascend__device_of(call->stream)->ops;
+    struct stream *stream = &call->stream->base;
+    const uint64_t bytes = (uint64_t)op->row_count * sizeof(int32_t);
+    struct run run = { op->host_sequences, op->host_positions };
+    void *memory = NULL;
+
+    if (run.sequences != NULL && run.positions != NULL)
+        return run;
+    call->status = ascend__host_memory(ops, 2 * bytes, &memory, call->err);
+    if (call->status != STATUS_OK)
+        return run;
+    run.sequences = memory;
+    run.positions = run.sequences + op->row_count;
+    call->status = ascend__copy_out(stream, (void *)run.sequences, op->sequences, bytes,
+                                    call->err);
+    if (call->status == STATUS_OK)
+        call->status = ascend__copy_out(stream, (void *)run.positions, op->positions, bytes,
+                                        call->err);
+    if (call->status == STATUS_OK)
+        call->status = ascend__stream_sync(stream, call->err);
+    return run;
+}
+
+/* The rows from `first` on that are a run of positions of one sequence. */
+static struct rows next_rows(const struct op_attention *op, const struct run *run, uint32_t first)
+{
+    uint32_t count = 1;
+
+    while (first + count < op->row_count &&
+           run->sequences[first + count] == run->sequences[first] &&
+           run->positions[first + count] == run->positions[first] + (int32_t)count)
+        count++;
+    return (struct rows){ .op = op, .first = first, .count = count,
+                          .sequence = run->sequences[first],
+                          .position = (uint64_t)run->positions[first] };
+}
+
+/* The sequence's pages of one cache, into `to`. */
+static void gather(struct ascend_call *call, const struct rows *rows, const float *cache,
+                   uint64_t stride, uint64_t page_count, float *to)
+{
+    const struct op_attention *op = rows->op;
+    const uint64_t page = op->page_size * stride;
+    const struct ascend_view pages =
+        ascend__rows(cache, ACL_FLOAT, op->cache_row_count / op->page_size, page, page);
+    const struct ascend_view index =
+        ascend__vector(op->pages + (uint64_t)rows->sequence * op->page_count_max, ACL_INT32,
+                       page_count);
+    const struct ascend_view out = ascend__rows(to, ACL_FLOAT, page_count, page, page);
+
+    ascend__select(call, &pages, &index, &out);
+}
+
+/* What a part of the rows takes. */
+struct part {
+    float *q, *scores, *weights, *mask, *out;
+};
+
+static struct part cut_part(struct ascend_cutter *cutter, const struct op_attention *op,
+                            uint64_t count, uint64_t key_count)
+{
+    const uint64_t heads = count * op->head_count;
+    struct part part;
+
+    part.q = ascend__cut(cutter, heads * op->k_width * 4);
+    part.scores = ascend__cut(cutter, heads * key_count * 4);
+    part.weights = ascend__cut(cutter, heads * key_count * 4);
+    part.mask = count > 1 ? ascend__cut(cutter, 2 * count * key_count * 4) : NULL;
+    part.out = ascend__cut(cutter, heads * op->v_width * 4);
+    return part;
+}
+
+/* Four dimensions: kv heads, rows, query heads of each, width. */
+static struct ascend_view heads_view(const float *data, const struct op_attention *op,
+                                     uint64_t count, uint64_t width, uint64_t row_stride)
+{
+    const int64_t each = op->head_count / op->kv_head_count;
+
+    return (struct ascend_view){
+        .data = (void *)data, .dtype = ACL_FLOAT, .rank = 4,
+        .dims = { op->kv_head_count, (int64_t)count, each, (int64_t)width },
+        .strides = { each * (int64_t)width, (int64_t)row_stride, (int64_t)width, 1 },
+    };
+}
+
+/* The same, one behind the other in that order. */
+static struct ascend_view packed_view(float *data, const struct op_attention *op, uint64_t count,
+                                      uint64_t width)
+{
+    struct ascend_view view = heads_view(data, op, count, width, 0);
+
+    view.strides[1] = view.dims[2] * view.dims[3];
+    view.strides[0] = view.dims[1] * view.strides[1];
+    return view;
+}
+
+/* [kv heads][rows * heads of each][width] of packed memory. */
+static struct ascend_view matrices(float *data, const struct op_attention *op, uint64_t count,
+                                   uint64_t width)
+{
+    const uint64_t rows = count * (op->head_count / op->kv_head_count);
+
+    return ascend__cube(data, (struct ascend_dims){ op->kv_head_count, rows * width },
+                        (struct ascend_dims){ rows, width }, width);
+}
+
+/* Adds to the scores what hides later keys. */
+static void hide(struct ascend_call *call, const struct op_attention *op, const struct part *part,
+                 uint64_t count, uint64_t first_position)
+{
+    const uint64_t key_count = first_position + count;
+    const struct ascend_view full =
+        ascend__rows(part->mask, ACL_FLOAT, count, key_count, key_count);
+    const struct ascend_view upper =
+        ascend__rows(part->mask + count * key_count, ACL_FLOAT, count, key_count, key_count);
+    const struct ascend_view scores = packed_view(part->scores, op, count, key_count);
+    const struct ascend_view mask = {
+        .data = upper.data, .dtype = ACL_FLOAT, .rank = 4,
+        .dims = { 1, (int64_t)count, 1, (int64_t)key_count },
+        .strides = { (int64_t)(count * key_count), (int64_t)key_count, (int64_t)key_count, 1 },
+    };
+
+    ASCEND_CALL(call, InplaceFillScalar, ascend__in(call, &full), ascend__number(call, HIDDEN));
+    ASCEND_CALL(call, Triu, ascend__in(call, &full), (int64_t)first_position + 1,
+                ascend__in(call, &upper));
+    ascend__add_to(call, &scores, &mask);
+}
+
+/* Rows [first, first + count) of the run. */
+static void attend(struct ascend_call *call, const struct rows *rows, const struct part *part,
+                   uint32_t first, uint64_t count)
+{
+    const struct op_attention *op = rows->op;
+    const int8_t math = ascend__cube_math(ascend__device_of(call->stream)->ops, ACL_FLOAT);
+    const uint64_t kv = op->kv_head_count, row = rows->first + first;
+    const uint64_t key_count = rows->position + first + count;
+    const struct ascend_view q = heads_view(op->q + row * op->q_row_stride, op, count,
+                                            op->k_width, op->q_row_stride);
+    const struct ascend_view out = heads_view(op->out + row * op->out_row_stride, op, count,
+                                              op->v_width, op->out_row_stride);
+    const struct ascend_view q_packed = packed_view(part->q, op, count, op->k_width);
+    const struct ascend_view out_packed = packed_view(part->out, op, count, op->v_width);
+    const struct ascend_view q_rows = matrices(part->q, op, count, op->k_width);
+    const struct ascend_view scores = matrices(part->scores, op, count, key_count);
+    const struct ascend_view weights = matrices(part->weights, op, count, key_count);
+    const struct ascend_view out_rows = matrices(part->out, op, count, op->v_width);
+    const struct ascend_view values =
+        ascend__cube(rows->values, (struct ascend_dims){ kv, op->v_width },
+                     (struct ascend_dims){ key_count, op->v_cache_row_stride }, op->v_width);
+    struct ascend_view keys = ascend__cube(rows->keys, (struct ascend_dims){ kv, op->k_width },
+                                           (struct ascend_dims){ op->k_width, 1 }, key_count);
+
+    keys.strides[2] = (int64_t)op->k_cache_row_stride; /* transposed */
+    ascend__copy(call, &q_packed, &q);
+    ASCEND_CALL(call, InplaceMuls, ascend__in(call, &q_packed), ascend__number(call, op->scale));
+    ASCEND_CALL(call, BatchMatMul, ascend__in(call, &q_rows), ascend__in(call, &keys),
+                ascend__in(call, &scores), math);
+    if (count > 1)
+        hide(call, op, part, count, rows->position + first);
+    ASCEND_CALL(call, Softmax, ascend__in(call, &scores), -1, ascend__in(call, &weights));
+    ASCEND_CALL(call, BatchMatMul, ascend__in(call, &weights), ascend__in(call, &values),
+                ascend__in(call, &out_rows), math);
+    ascend__copy(call, &out, &out_packed);
+}
+
+static void attend_run(struct ascend_call *call, struct rows *rows)
+{
+    const struct op_attention *op = rows->op;
+    const uint64_t key_count = rows->position + rows->count;
+    const uint64_t page_count = (key_count - 1) / op->page_size + 1;
+    const uint64_t row_bytes = op->head_count * key_count * 4;
+    const uint64_t most = SCORES_BYTES / row_bytes > 0 ? SCORES_BYTES / row_bytes : 1;
+    const uint64_t each = rows->count < most ? rows->count : most;
+    const uint64_t slots = page_count * op->page_size;
+    const bool latent = op->v_cache == op->k_cache &&
+                        op->v_cache_row_stride == op->k_cache_row_stride;
+    float *keys = NULL, *values = NULL;
+    void *memory = NULL;
+    struct part part = { NULL, NULL, NULL, NULL, NULL };
+
+    for (int pass = 0; pass < 2 && call->status == STATUS_OK; pass++) {
+        struct ascend_cutter cutter = { memory, 0 };
+
+        keys = ascend__cut(&cutter, slots * op->k_cache_row_stride * 4);
+        values = latent ? keys : ascend__cut(&cutter, slots * op->v_cache_row_stride * 4);
+        part = cut_part(&cutter, op, each, key_count);
+        if (pass == 0)
+            call->status = ascend__scratch(call->stream, cutter.used_bytes, &memory, call->err);
+    }
+    if (call->status != STATUS_OK)
+        return;
+    gather(call, rows, op->k_cache, op->k_cache_row_stride, page_count, keys);
+    if (!latent)
+        gather(call, rows, op->v_cache, op->v_cache_row_stride, page_count, values);
+    rows->keys = keys;
+    rows->values = values;
+    for (uint32_t first = 0; first < rows->count && call->status == STATUS_OK;
+         first += (uint32_t)each) {
+        const uint64_t left = rows->count - first;
+
+        attend(call, rows, &part, first, left < each ? left : each);
+    }
+}
+
+void ascend__op_attention(struct ascend_call *call, const struct op_attention *op)
+{
+    const struct run run = read_run(call, op);
+
+    assert(op->cache_row_count >= op->page_size);
+    for (uint32_t first = 0; first < op->row_count && call->status == STATUS_OK;) {
+        struct rows rows = next_rows(op, &run, first);
+
+        attend_run(call, &rows);
+        first += rows.count;
+    }
+}

@@ -1,0 +1,161 @@
+/* device/ascend/op_call.c - see op_call.h. */
+#include "device/ascend/op_call.h"
+
+#include <assert.h>
+#include <stdlib.h>
+
+#include "base/size.h"
+
+#define PIECE_ALIGNMENT 64
+#define PIECE_SLACK 32 /* kernels read past the end (runtime's guide to memory pools) */
+
+struct ascend_call ascend__call_begin(struct ascend_stream *stream, struct err *err)
+{
+    return (struct ascend_call){ .stream = stream, .cann = ascend__device_of(stream)->cann,
+                                 .err = err, .status = STATUS_OK };
+}
+
+static void fail_memory(struct ascend_call *call)
+{
+    if (call->status == STATUS_OK)
+        call->status = err_set(call->err, STATUS_NO_MEMORY, "%s: no memory to describe a tensor",
+                               call->stream->base.device->info.name);
+}
+
+aclTensor *ascend__in(struct ascend_call *call, const struct ascend_view *view)
+{
+    int64_t storage[4] = { 1 }, strides[2] = { 0, 1 };
+    uint64_t storage_count = 1;
+    aclTensor *tensor;
+
+    assert(call->tensor_count < ASCEND_CALL_TENSORS_MAX);
+    if (view->is_nz) {
+        assert(view->rank == 2 && view->dims[0] % 16 == 0 && view->dims[1] % 16 == 0);
+        strides[0] = view->dims[1];
+        storage[0] = view->dims[1] / 16;
+        storage[1] = view->dims[0] / 16;
+        storage[2] = storage[3] = 16;
+        storage_count = 4;
+    } else {
+        for (uint32_t i = 0; i < view->rank; i++)
+            storage[0] += (view->dims[i] - 1) * view->strides[i];
+    }
+    tensor = call->cann->aclCreateTensor(view->dims, view->rank, view->dtype,
+                                         view->is_nz ? strides : view->strides, 0,
+                                         view->is_nz ? ACL_FORMAT_FRACTAL_NZ : ACL_FORMAT_ND,
+                                         storage, storage_count, view->data);
+    if (tensor == NULL)
+        fail_memory(call);
+    else
+        call->tensors[call->tensor_count++] = tensor;
+    return tensor;
+}
+
+aclScalar *ascend__number(struct ascend_call *call, float value)
+{
+    assert(call->scalar == NULL);
+    call->scalar = call->cann->aclCreateScalar(&value, ACL_FLOAT);
+    if (call->scalar == NULL)
+        fail_memory(call);
+    return call->scalar;
+}
+
+void ascend__call_end(struct ascend_call *call, const char *name, aclnnStatus phase1,
+                      ascend_phase2 phase2, uint64_t workspace_bytes, aclOpExecutor *executor)
+{
+    if (call->status == STATUS_OK)
+        call->status = ascend__execute(call->stream, name, phase1, phase2, workspace_bytes,
+                                       executor, call->err);
+    else if (phase1 == ACL_SUCCESS)
+        (void)call->cann->aclDestroyAclOpExecutor(executor);
+    for (uint32_t i = 0; i < call->tensor_count; i++)
+        (void)call->cann->aclDestroyTensor(call->tensors[i]);
+    call->tensor_count = 0;
+    if (call->scalar != NULL)
+        (void)call->cann->aclDestroyScalar(call->scalar);
+    call->scalar = NULL;
+}
+
+bool ascend__is_packed(const struct ascend_view *view)
+{
+    int64_t step = 1;
+
+    for (uint32_t i = view->rank; i-- > 0;) {
+        if (view->dims[i] != 1 && view->strides[i] != step)
+            return false;
+        step *= view->dims[i];
+    }
+    return true;
+}
+
+void ascend__copy(struct ascend_call *call, const struct ascend_view *dst,
+                  const struct ascend_view *src)
+{
+    ASCEND_CALL(call, InplaceCopy, ascend__in(call, dst), ascend__in(call, src));
+}
+
+void ascend__add_to(struct ascend_call *call, const struct ascend_view *sum,
+                    const struct ascend_view *added)
+{
+    const struct ascend_ops *ops = ascend__device_of(call->stream)->ops;
+
+    ASCEND_CALL(call, InplaceAdd, ascend__in(call, sum), ascend__in(call, added), ops->one);
+}
+
+void ascend__product(struct ascend_call *call, const struct ascend_view *x,
+                     const struct ascend_view *weight, const struct ascend_view *out)
+{
+    const struct ascend_ops *ops = ascend__device_of(call->stream)->ops;
+    const int8_t math = ascend__cube_math(ops, weight->dtype);
+
+    assert(ascend__is_packed(out));
+    if (weight->is_nz)
+        ASCEND_CALL(call, MatmulWeightNz, ascend__in(call, x), ascend__in(call, weight),
+                    ascend__in(call, out), math);
+    else
+        ASCEND_CALL(call, Mm, ascend__in(call, x), ascend__in(call, weight),
+                    ascend__in(call, out), math);
+}
+
+void ascend__select(struct ascend_call *call, const struct ascend_view *table,
+                    const struct ascend_view *index, const struct ascend_view *out)
+{
+    ASCEND_CALL(call, IndexSelect, ascend__in(call, table), 0, ascend__in(call, index),
+                ascend__in(call, out));
+}
+
+void *ascend__cut(struct ascend_cutter *cutter, uint64_t size_bytes)
+{
+    char *piece = cutter->base == NULL ? NULL : cutter->base + cutter->used_bytes;
+
+    cutter->used_bytes += size_align_up(size_align_up(size_bytes, 32) + PIECE_SLACK,
+                                        PIECE_ALIGNMENT);
+    return piece;
+}
+
+enum status ascend__host_memory(struct ascend_ops *ops, uint64_t size_bytes, void **memory_out,
+                                struct err *err)
+{
+    void *memory;
+
+    if (size_bytes > ops->memory_bytes) {
+        memory = realloc(ops->memory, size_bytes);
+        if (memory == NULL)
+            return err_set(err, STATUS_NO_MEMORY, "no memory for %llu bytes of an NPU's results",
+                           (unsigned long long)size_bytes);
+        ops->memory = memory;
+        ops->memory_bytes = size_bytes;
+    }
+    *memory_out = ops->memory;
+    return STATUS_OK;
+}
+
+aclDataType ascend__dtype(enum dtype dtype)
+{
+    return dtype == DTYPE_BF16 ? ACL_BF16 : dtype == DTYPE_F16 ? ACL_FLOAT16 : ACL_FLOAT;
+}
+
+int8_t ascend__cube_math(const struct ascend_ops *ops, aclDataType dtype)
+{
+    return ops->is_310p && dtype == ACL_FLOAT ? CANN_ALLOW_FP32_DOWN_PRECISION : CANN_KEEP_DTYPE;
+}
