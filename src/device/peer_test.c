@@ -43,7 +43,7 @@ static void peer_main(const char *spec, int channel)
 
     for (size_t i = 0; i < SIZE_BYTES; i++)
         bytes[i] = pattern(i);
-    if (device_open(spec, &options, &device, &err) == STATUS_OK &&
+    if (harness_device_open(spec, options, &device, &err) == STATUS_OK &&
         device_alloc(device, USE, 1000, &before, &err) == STATUS_OK &&
         device_shared_alloc(device, USE, SIZE_BYTES, &memory, &handle, &err) == STATUS_OK &&
         stream_create(device, STREAM_COPY, &stream, &err) == STATUS_OK &&

@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <cmocka.h>
 
 #include "device/device.h"
@@ -51,6 +52,31 @@ static inline void must(enum status st, const struct err *err)
         fail_msg("%s: %s", status_name(st), err->message);
 }
 
+/* Where the build has the stand-in of CANN's libraries: BUILD/tests/ROOM/NAME_test runs, and they
+ * are in BUILD/tests/cann/lib64. */
+static inline const char *harness_cann_folder(void)
+{
+    static char folder[4096];
+    const ssize_t size = readlink("/proc/self/exe", folder, sizeof(folder) - 32);
+    char *tests;
+
+    assert_true(size > 0);
+    folder[size] = '\0';
+    tests = strstr(folder, "/tests/");
+    assert_non_null(tests);
+    for (char *next = tests; next != NULL; next = strstr(next + 1, "/tests/"))
+        tests = next;
+    (void)snprintf(tests, 32, "/tests/cann/lib64");
+    return folder;
+}
+
+static inline enum status harness_device_open(const char *spec, struct device_options options,
+                                              struct device **device_out, struct err *err)
+{
+    options.library_path = harness_cann_folder();
+    return device_open(spec, &options, device_out, err);
+}
+
 static inline void harness_open(struct harness *h, const struct harness_config *config)
 {
     const struct device_options options = { .thread_count = config->thread_count,
@@ -59,7 +85,7 @@ static inline void harness_open(struct harness *h, const struct harness_config *
 
     memset(h, 0, sizeof(*h));
     h->random = 88172645463325252u;
-    must(device_open(config->spec, &options, &h->device, &err), &err);
+    must(harness_device_open(config->spec, options, &h->device, &err), &err);
     must(stream_create(h->device, STREAM_COMPUTE, &h->stream, &err), &err);
 }
 
