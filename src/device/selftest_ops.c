@@ -76,7 +76,8 @@ static uint64_t run_embed(struct bed *bed, const struct selftest_op *test, uint3
 
     op.embed = (struct op_embed){
         .table = device__bed_random(bed, test->dtype, (uint64_t)table_rows * width),
-        .table_dtype = test->dtype, .row_count = rows, .width = width, .out_row_stride = width,
+        .table_dtype = test->dtype, .table_row_count = table_rows, .row_count = rows,
+        .width = width, .out_row_stride = width,
     };
     op.embed.ids = put_numbers(bed, all, table_rows);
     op.embed.out = device__bed_put(bed, NULL, (uint64_t)rows * width * sizeof(float));
@@ -103,7 +104,7 @@ static uint64_t run_rms_norm(struct bed *bed, const struct selftest_op *test, ui
     return finish(bed, &op, out, op.rms_norm.out, (uint64_t)rows * all);
 }
 
-/* shape: rows, n, k, batches, bias, accumulate */
+/* shape: rows, n, k, batches, bias, accumulate (1) or exact (2) */
 static uint64_t run_matmul(struct bed *bed, const struct selftest_op *test, uint32_t first,
                            uint32_t rows, float *out)
 {
@@ -114,9 +115,11 @@ static uint64_t run_matmul(struct bed *bed, const struct selftest_op *test, uint
     op.matmul = (struct op_matmul){
         .weight_dtype = test->dtype, .row_count = rows, .n_count = n, .k_count = k,
         .batch_count = batches, .out_row_stride = out_stride, .x_row_stride = x_stride,
-        .out_batch_stride = n, .x_batch_stride = k, .accumulate = test->shape[5] != 0,
+        .out_batch_stride = n, .x_batch_stride = k, .accumulate = test->shape[5] == 1,
+        .exact = test->shape[5] == 2,
     };
-    op.matmul.weight = put_weights(bed, batches == 1 ? DEVICE_WEIGHT_MATRIX : DEVICE_WEIGHT_OTHER,
+    op.matmul.weight = put_weights(bed, batches == 1 && test->shape[5] != 2
+                                            ? DEVICE_WEIGHT_MATRIX : DEVICE_WEIGHT_OTHER,
                                    test->dtype, batches, n, k, &op.matmul.weight_layout);
     op.matmul.x = put_floats(bed, test->shape[0] * x_stride);
     op.matmul.bias = test->shape[4] != 0 ? put_floats(bed, n) : NULL;
@@ -187,7 +190,8 @@ static uint64_t run_kv_write(struct bed *bed, const struct selftest_op *test, ui
         .cache = put_floats(bed, (uint64_t)slot_count * width),
         .x = put_floats(bed, (uint64_t)rows * width),
         .slots = device__bed_put(bed, slots, rows * sizeof(slots[0])),
-        .row_count = rows, .width = width, .cache_row_stride = width, .x_row_stride = width,
+        .row_count = rows, .width = width, .cache_row_count = slot_count,
+        .cache_row_stride = width, .x_row_stride = width,
     };
     return finish(bed, &op, out, op.kv_write.cache, (uint64_t)slot_count * width);
 }
@@ -229,7 +233,8 @@ static uint64_t run_attention(struct bed *bed, const struct selftest_op *test, u
         .k_cache = put_floats(bed, (uint64_t)PAGES * page * kv_heads * k_width),
         .v_cache = put_floats(bed, (uint64_t)PAGES * page * kv_heads * v_width),
         .row_count = rows, .head_count = heads, .kv_head_count = kv_heads, .k_width = k_width,
-        .v_width = v_width, .page_size = page, .out_row_stride = out_stride,
+        .v_width = v_width, .page_size = page, .cache_row_count = PAGES * page,
+        .out_row_stride = out_stride,
         .q_row_stride = q_stride, .k_cache_row_stride = (uint64_t)kv_heads * k_width,
         .v_cache_row_stride = (uint64_t)kv_heads * v_width, .scale = 0.2f,
     };
@@ -363,7 +368,8 @@ static uint64_t run_gather_rows(struct bed *bed, const struct selftest_op *test,
 
     op.gather_rows = (struct op_gather_rows){
         .x = put_floats(bed, (uint64_t)50 * width), .rows = put_numbers(bed, test->shape[0], 50),
-        .row_count = rows, .width = width, .out_row_stride = width, .x_row_stride = width,
+        .row_count = rows, .width = width, .x_row_count = 50, .out_row_stride = width,
+        .x_row_stride = width,
     };
     op.gather_rows.out = device__bed_put(bed, NULL, (uint64_t)rows * width * sizeof(float));
     if (bed->err.status == STATUS_OK)
@@ -390,6 +396,7 @@ const struct selftest_op device__selftest_ops[] = {
     WITH_DTYPES("matmul that adds", run_matmul, true, 5, 128, 64, 1, 0, 1),
     WITH_DTYPES("matmul with both", run_matmul, true, 4, 64, 80, 1, 1, 1),
     WITH_DTYPES("matmul, odd", run_matmul, true, 3, 33, 19, 1, 1, 0),
+    WITH_DTYPES("matmul, exact", run_matmul, true, 5, 160, 96, 1, 0, 2),
     WITH_DTYPES("matmul of heads", run_matmul, true, 6, 48, 32, 4, 0, 0),
     PLAIN("rope_table", run_rope_table, true, 9, 32),
     PLAIN("rope_table, odd", run_rope_table, true, 3, 5),
