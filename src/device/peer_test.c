@@ -17,7 +17,8 @@
 #define SIZE_BYTES (3 * 4096 + 512)
 #define USE DEVICE_USE_WEIGHTS
 
-static const char *const specs[] = { "cpu", "sim:memory=1MiB", "sim:memory=1MiB,peer=1GB/s" };
+static const char *const specs[] = { "cpu", "sim:memory=1MiB", "sim:memory=1MiB,peer=1GB/s",
+                                     "ascend:0" };
 #define SPEC_COUNT (sizeof(specs) / sizeof(specs[0]))
 
 static uint8_t pattern(size_t i)
