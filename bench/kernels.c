@@ -333,8 +333,8 @@ static void bench_moe(struct bench *bench)
             .out = bench->out, .x = bench->x, .ids = ids, .weights = weights,
             .w13 = bench->weights,
             .w2 = bench->weights + dtype_row_bytes(dtype, UINT64_C(2) * EXPERTS * FFN * WIDTH),
-            .weight_dtype = dtype, .scratch = scratch, .row_count = row_count, .top_k = TOP_K,
-            .expert_count = EXPERTS, .width = WIDTH, .ffn_width = FFN, .out_row_stride = WIDTH,
+            .weight_dtype = dtype, .down_dtype = dtype, .scratch = scratch,
+            .row_count = row_count, .top_k = TOP_K, .expert_count = EXPERTS, .width = WIDTH, .ffn_width = FFN, .out_row_stride = WIDTH,
             .x_row_stride = WIDTH,
         };
         (void)snprintf(name, sizeof(name), "moe %s %u rows, %d of %d experts",

@@ -4,8 +4,9 @@
     python3 tools/make_quant_goldens.py [--out DIR]
 
     values.f32        float32 [VALUE_BLOCKS][32]: random at many magnitudes, zeros, ties, extremes
-    TYPE.blocks       the values quantised, then RANDOM_BLOCKS blocks of random bits, scales finite
-    TYPE.f32          float32 [VALUE_BLOCKS + RANDOM_BLOCKS][32]: those blocks dequantised
+    TYPE.blocks       Q8_0 and Q4_0: the values quantised, then RANDOM_BLOCKS blocks of random bits;
+                      all others: blocks of random bits, RANDOM_ELEMENTS elements; scales finite
+    TYPE.f32          float32: those blocks dequantised
     versions.json     of gguf and numpy, and the seed
 
 All little endian."""
@@ -21,6 +22,12 @@ SEED = 20250607
 VALUE_BLOCKS = 24
 RANDOM_BLOCKS = 12
 TYPES = ("Q8_0", "Q4_0")
+RANDOM_ELEMENTS = 768
+# type: where its blocks have F16 numbers
+RANDOM_TYPES = {
+    "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "IQ4_NL": (0,), "MXFP4": (), "Q2_K": (80, 82),
+    "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_XS": (0,),
+}
 
 
 def make_values(rng):
@@ -63,6 +70,20 @@ def main():
             blocks = gguf.quants.quantize(values, kind).reshape(VALUE_BLOCKS, size_bytes)
         blocks = np.concatenate([blocks, random_blocks(rng, size_bytes)])
         with np.errstate(invalid="ignore"):
+            back = gguf.quants.dequantize(blocks, kind).astype("<f4")
+        blocks.tofile(os.path.join(out, f"{name.lower()}.blocks"))
+        back.tofile(os.path.join(out, f"{name.lower()}.f32"))
+    for name, places in RANDOM_TYPES.items():
+        kind = gguf.GGMLQuantizationType[name]
+        elements, size_bytes = gguf.GGML_QUANT_SIZES[kind]
+        count = RANDOM_ELEMENTS // elements
+        blocks = rng.integers(0, 256, (count, size_bytes), dtype=np.uint8)
+        for at in places:
+            scales = rng.standard_normal(count) * 10.0 ** rng.integers(-7, 4, count)
+            blocks[:, at:at + 2] = scales.astype("<f2").view(np.uint8).reshape(count, 2)
+        if name == "MXFP4":
+            blocks[:5, 0] = (0, 1, 2, 128, 255)
+        with np.errstate(over="ignore"):
             back = gguf.quants.dequantize(blocks, kind).astype("<f4")
         blocks.tofile(os.path.join(out, f"{name.lower()}.blocks"))
         back.tofile(os.path.join(out, f"{name.lower()}.f32"))

@@ -19,9 +19,8 @@
 #include "checkpoint/loader.h"
 #include "checkpoint/testing.h"
 
-#define BLOCK 32
-
-static const enum dtype block_dtypes[] = { DTYPE_Q8_0, DTYPE_Q4_0 };
+static const enum dtype block_dtypes[] = { DTYPE_Q8_0, DTYPE_Q4_0, DTYPE_MXFP4, DTYPE_Q4_K,
+                                           DTYPE_Q6_K };
 static const enum dtype plain_dtypes[] = { DTYPE_F32, DTYPE_F16, DTYPE_BF16 };
 
 static uint64_t bytes_of(enum dtype dtype, uint64_t count)
@@ -94,6 +93,7 @@ static void naive_load(const struct source *source, const struct loader_part *pa
     const struct loader_dim *const d = part->dims;
     const bool keeps = dtype == source->dtype;
     const uint32_t bytes = dtype_info(dtype)->block_bytes;
+    const uint32_t block = dtype_info(dtype)->block_elements;
 
     for (uint64_t i = 0; i < d[0].count; i++)
         for (uint64_t j = 0; j < d[1].count; j++)
@@ -104,8 +104,8 @@ static void naive_load(const struct source *source, const struct loader_part *pa
                                     j * d[1].dst_stride + k * d[2].dst_stride;
                 if (!keeps)
                     dtype_convert(dst + to * bytes, dtype, &source->values[from], DTYPE_F32, 1);
-                else if (from % BLOCK == 0)
-                    memcpy(dst + to / BLOCK * bytes, source->blocks + from / BLOCK * bytes, bytes);
+                else if (from % block == 0)
+                    memcpy(dst + to / block * bytes, source->blocks + from / block * bytes, bytes);
             }
 }
 
@@ -163,10 +163,16 @@ static void check_everywhere(uint64_t rows, uint64_t cols, bool keeps,
 {
     static const uint64_t buffers_bytes[] = { 384, 1024, 4096, 0 };
 
-    for (size_t from = 0; from < 2; from++) {
-        struct source source = source_make(block_dtypes[from], rows, cols);
+    for (size_t from = 0; from < sizeof(block_dtypes) / sizeof(block_dtypes[0]); from++) {
+        const uint32_t block = dtype_info(block_dtypes[from])->block_elements;
+        struct source source;
+        if (cols % block != 0)
+            continue;
+        source = source_make(block_dtypes[from], rows, cols);
         for (size_t b = 0; b < sizeof(buffers_bytes) / sizeof(buffers_bytes[0]); b++) {
             struct loader_staging *staging;
+            if (b < 2 && block > 32)
+                continue; /* two decoded blocks are the least */
             assert_int_equal(buffers_bytes[b] == 0
                                  ? loader_staging_create(&staging, NULL)
                                  : load__staging_create(buffers_bytes[b], &staging, NULL),
@@ -199,6 +205,21 @@ static void rows_and_whole_blocks_of_columns_are_cut_out(void **state)
 
     (void)state;
     check_everywhere(10, 160, true, parts, 2);
+}
+
+/* The same of blocks of 256. */
+static void long_blocks_of_columns_are_cut_out(void **state)
+{
+    const struct loader_part parts[] = {
+        { .src_offset = 3 * 1280 + 512, .dims = { { 1, 0, 0 }, { 7, 1280, 512 }, { 512, 1, 1 } } },
+        { .dst_offset = 7 * 512, .dims = { { 1, 0, 0 }, { 1, 0, 0 }, { 3 * 1280, 1, 1 } } },
+    };
+    const struct loader_part broken = { .src_offset = 17,
+                                        .dims = { { 1, 0, 0 }, { 9, 1281, 30 }, { 30, 1, 1 } } };
+
+    (void)state;
+    check_everywhere(10, 1280, true, parts, 2);
+    check_everywhere(10, 1280, false, &broken, 1);
 }
 
 /* gate and up of 5 experts, [experts][rows][cols] each, become [experts][2 rows][cols]. */
@@ -286,6 +307,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_whole_tensor_is_loaded),
         cmocka_unit_test(rows_and_whole_blocks_of_columns_are_cut_out),
+        cmocka_unit_test(long_blocks_of_columns_are_cut_out),
         cmocka_unit_test(stacks_are_fused),
         cmocka_unit_test(what_cuts_through_blocks_is_decoded),
         cmocka_unit_test(long_loads_are_shared_by_two_threads),

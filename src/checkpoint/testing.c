@@ -196,7 +196,9 @@ uint8_t *ckpt_testing_gguf(const struct ckpt_testing_pair *pairs, size_t pair_co
 {
     static const uint32_t types[DTYPE_COUNT] = {
         [DTYPE_F32] = 0, [DTYPE_F16] = 1, [DTYPE_BF16] = 30, [DTYPE_I32] = 26, [DTYPE_Q8_0] = 8,
-        [DTYPE_Q4_0] = 2,
+        [DTYPE_Q4_0] = 2, [DTYPE_Q4_1] = 3, [DTYPE_Q5_0] = 6, [DTYPE_Q5_1] = 7, [DTYPE_Q2_K] = 10,
+        [DTYPE_Q3_K] = 11, [DTYPE_Q4_K] = 12, [DTYPE_Q5_K] = 13, [DTYPE_Q6_K] = 14,
+        [DTYPE_IQ4_NL] = 20, [DTYPE_IQ4_XS] = 23, [DTYPE_MXFP4] = 39,
     };
     struct buf out;
     uint64_t at = 0;

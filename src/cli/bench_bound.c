@@ -10,6 +10,7 @@
 #include "base/thread_pool.h"
 #include "cli/bench.h"
 #include "model/model.h"
+#include "tensor/quant.h"
 
 #define READ_BYTES (512 * MIB)
 #define READ_PASSES 4
@@ -54,6 +55,8 @@ void cli_bench_bytes(const struct ckpt *ckpt, const struct model_info *info,
 
     for (size_t i = 0; i < ckpt_tensor_count(ckpt); i++) {
         const struct ckpt_tensor *tensor = ckpt_tensor_at(ckpt, i);
+        const bool quantised = quant_is_quantised(info->weight_dtype) &&
+                               tensor->dtype != DTYPE_COUNT;
         uint64_t elements = 0;
         uint64_t bytes = 0;
 
@@ -61,7 +64,7 @@ void cli_bench_bytes(const struct ckpt *ckpt, const struct model_info *info,
             (tied && strcmp(tensor->name, "lm_head.weight") == 0))
             continue;
         (void)tensor_element_count(tensor->rank, tensor->shape, &elements);
-        (void)dtype_bytes(info->weight_dtype, elements, &bytes);
+        (void)dtype_bytes(quantised ? tensor->dtype : info->weight_dtype, elements, &bytes);
         if (strcmp(tensor->name, "model.embed_tokens.weight") == 0 && !tied)
             continue; /* a few rows */
         per_step += (double)bytes * (strstr(tensor->name, ".experts.") != NULL ? share : 1);

@@ -4,12 +4,13 @@
  * once; what its pointers name must stay until the stream has passed it. All pointers are device
  * memory. Activations are F32, row major, with strides counted in elements; integers are int32_t.
  *
- * Weights are F32, F16, BF16 or quantised (tensor/quant.h: Q8_0, Q4_0), row behind row. Rows of
- * quantised weights are whole blocks: k_count, width and ffn_width are multiples of 32. A device
- * may then quantise x too, in blocks of 32 elements with 8 bits each, so that each is off by at
- * most half of the block's largest magnitude / 127, and nothing else is less exact. An element of x
- * that is not finite makes NaN of all that is computed from its block. Weights in FRACTAL_NZ
- * (tensor/layout.h) are what device_weight_layout asks for, and no other device is given them.
+ * Weights are F32, F16, BF16 or quantised (tensor/quant.h), row behind row. Rows of quantised
+ * weights are whole blocks: k_count, width and ffn_width are multiples of 32, or 256 by type. A
+ * device may then quantise x too, in blocks of 32 elements with 8 bits each, so that each is off by
+ * at most half of the block's largest magnitude / 127, and nothing else is less exact than F32
+ * sums; in types with a minimum these are of scale * q and min apart. An element of x that is not
+ * finite makes NaN of all that is computed from its block. Weights in FRACTAL_NZ (tensor/layout.h)
+ * are what device_weight_layout asks for, and no other device is given them; none are quantised.
  *
  * Exactness (charter, invariant 1): what an op writes for one row depends on that row's inputs
  * alone, bit for bit: not on how many rows there are, which rows they are, how threads share them,
@@ -187,7 +188,8 @@ struct op_moe_expert {
 /* out[t] += sum over j, in order, of weights[t][j] * down[e] . (silu(g) * u), where e = ids[t][j],
  * g = gate[e] . x[t] and u = up[e] . x[t]. Each expert that is hit is read once for all its rows.
  *
- * The experts are either stacked: w13 [expert_count][2 * ffn_width][width] (gate over up), w2
+ * gate and up are of weight_dtype, down of down_dtype: files that mix types often give down more
+ * bits. The experts are either stacked: w13 [expert_count][2 * ffn_width][width] (gate over up), w2
  * [expert_count][width][ffn_width], packed; or listed one by one, and then the op may be queued as
  * several launches, each with some of the experts, as they become available:
  *
@@ -206,8 +208,8 @@ struct op_moe {
     const void *w13, *w2;    /* stacked; not looked at when `experts` is there */
     const struct op_moe_expert *experts; /* [expert_list_count], device memory, ids ascending;
                                             NULL: stacked */
-    enum dtype weight_dtype;
-    enum layout weight_layout; /* gate and up are one matrix: up lies behind gate */
+    enum dtype weight_dtype, down_dtype;
+    enum layout weight_layout; /* of all; gate and up are one matrix: up lies behind gate */
     void *scratch;           /* op_moe_scratch_bytes of it, 64-byte aligned */
     uint32_t row_count, top_k, expert_count, width, ffn_width;
     uint32_t expert_list_count;
@@ -224,7 +226,7 @@ static inline uint64_t op_moe_scratch_bytes(uint64_t row_count, uint64_t top_k,
     /* per routed row: gate and up, their product, the expert's output, two indices; per row: x,
      * quantised; per expert where its rows end, and an entry of the list of hits; and 64 bytes of
      * alignment for each of the parts */
-    return row_count * top_k * (4 * (3 * ffn_width + width) + 8) + row_count * (width / 32 * 40) +
+    return row_count * top_k * (4 * (3 * ffn_width + width) + 8) + row_count * (width / 32 * 44) +
            expert_count * 8 + 9 * 64;
 }
 

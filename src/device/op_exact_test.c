@@ -117,6 +117,8 @@ static void matmul_is_exact(void **state)
     matmul_case(31, 29, 160, 1, DTYPE_Q4_0);
     matmul_case(26, 7, 32, 3, DTYPE_Q4_0);
     matmul_case(140, 16, 64, 1, DTYPE_Q4_0);
+    for (int dtype = DTYPE_Q4_1; dtype < DTYPE_COUNT; dtype++)
+        matmul_case(26, 11, 512, 1, (enum dtype)dtype);
 }
 
 struct attention_data {
@@ -207,7 +209,7 @@ static void attention_is_exact(void **state)
 
 struct moe_data {
     uint32_t top_k, experts, width, ffn;
-    enum dtype dtype;
+    enum dtype dtype, down_dtype;
     const float *x, *weights;
     const void *w13, *w2;
     const int32_t *ids;
@@ -221,6 +223,7 @@ static void moe_run_listed(struct harness *h, const struct moe_data *d, const st
                            uint32_t launch_count)
 {
     const uint64_t bytes = dtype_row_bytes(d->dtype, (uint64_t)d->width * d->ffn);
+    const uint64_t down_bytes = dtype_row_bytes(d->down_dtype, (uint64_t)d->width * d->ffn);
 
     assert_true(d->experts <= MOE_EXPERTS_MAX);
     for (uint32_t launch = 0; launch < launch_count; launch++) {
@@ -229,7 +232,7 @@ static void moe_run_listed(struct harness *h, const struct moe_data *d, const st
 
         for (uint32_t e = launch; e < d->experts; e += launch_count) {
             struct op_moe_expert *expert = &list[op.moe.expert_list_count++];
-            expert->down = harness_put(h, (const char *)d->w2 + e * bytes, bytes);
+            expert->down = harness_put(h, (const char *)d->w2 + e * down_bytes, down_bytes);
             expert->up = harness_put(h, (const char *)d->w13 + (2 * e + 1) * bytes, bytes);
             expert->gate = harness_put(h, (const char *)d->w13 + 2 * e * bytes, bytes);
             expert->id = (int32_t)e;
@@ -259,14 +262,14 @@ static void moe_run(struct harness *h, const void *data, uint32_t first, uint32_
         .ids = harness_put(h, d->ids + (size_t)first * d->top_k, (uint64_t)count * d->top_k * 4),
         .weights =
             harness_put(h, d->weights + (size_t)first * d->top_k, (uint64_t)count * d->top_k * 4),
-        .weight_dtype = d->dtype,
+        .weight_dtype = d->dtype, .down_dtype = d->down_dtype,
         .scratch = harness_put(h, scratch, scratch_bytes),
         .row_count = count, .top_k = d->top_k, .expert_count = d->experts, .width = d->width,
         .ffn_width = d->ffn, .out_row_stride = d->width, .x_row_stride = d->width,
     };
     if (launch_count == 0) {
         op.moe.w13 = harness_put(h, d->w13, dtype_row_bytes(d->dtype, 2 * matrix));
-        op.moe.w2 = harness_put(h, d->w2, dtype_row_bytes(d->dtype, matrix));
+        op.moe.w2 = harness_put(h, d->w2, dtype_row_bytes(d->down_dtype, matrix));
         harness_run(h, &op);
     } else {
         moe_run_listed(h, d, &op, launch_count);
@@ -275,7 +278,7 @@ static void moe_run(struct harness *h, const void *data, uint32_t first, uint32_
     free(scratch);
 }
 
-static void moe_case(uint32_t width, uint32_t ffn, enum dtype dtype)
+static void moe_case(uint32_t width, uint32_t ffn, enum dtype dtype, enum dtype down_dtype)
 {
     enum { ROWS = 37, TOP_K = 3, EXPERTS = 7 };
     const size_t matrix = (size_t)EXPERTS * width * ffn;
@@ -283,10 +286,11 @@ static void moe_case(uint32_t width, uint32_t ffn, enum dtype dtype)
     float *x = random_floats(&random, (size_t)ROWS * width);
     float *weights = random_floats(&random, ROWS * TOP_K);
     float *w13 = random_floats(&random, 2 * matrix), *w2 = random_floats(&random, matrix);
-    void *w13_bytes = rounded_to(w13, dtype, 2 * matrix), *w2_bytes = rounded_to(w2, dtype, matrix);
+    void *w13_bytes = rounded_to(w13, dtype, 2 * matrix);
+    void *w2_bytes = rounded_to(w2, down_dtype, matrix);
     int32_t ids[ROWS * TOP_K];
-    const struct moe_data data = { TOP_K, EXPERTS, width, ffn, dtype, x, weights, w13_bytes,
-                                   w2_bytes, ids };
+    const struct moe_data data = { TOP_K, EXPERTS, width, ffn, dtype, down_dtype, x, weights,
+                                   w13_bytes, w2_bytes, ids };
     const struct problem problem = { ROWS, width, moe_run, &data };
 
     for (int32_t t = 0; t < ROWS; t++) {
@@ -311,9 +315,10 @@ static void moe_case(uint32_t width, uint32_t ffn, enum dtype dtype)
 static void moe_is_exact(void **state)
 {
     (void)state;
-    moe_case(43, 26, DTYPE_F32);
-    moe_case(64, 32, DTYPE_Q8_0);
-    moe_case(32, 96, DTYPE_Q4_0);
+    moe_case(43, 26, DTYPE_F32, DTYPE_F32);
+    moe_case(64, 32, DTYPE_Q8_0, DTYPE_Q8_0);
+    moe_case(32, 96, DTYPE_Q4_0, DTYPE_Q5_1);
+    moe_case(256, 32, DTYPE_Q4_K, DTYPE_BF16);
 }
 
 struct row_data {

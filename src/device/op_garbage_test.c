@@ -272,12 +272,14 @@ static void attention_on_garbage(struct harness *h)
     free(out);
 }
 
-static void layer_on_garbage(struct harness *h, uint32_t width, uint32_t ffn, enum dtype dtype)
+static void layer_on_garbage(struct harness *h, uint32_t width, uint32_t ffn, enum dtype dtype,
+                             enum dtype down_dtype)
 {
     enum { T = 30, EXPERTS = 5, TOP_K = 2 };
     const uint64_t scratch_bytes = op_moe_scratch_bytes(T, TOP_K, EXPERTS, width, ffn);
     const uint64_t gate_bytes = dtype_row_bytes(dtype, EXPERTS * width);
     const uint64_t matrix_bytes = dtype_row_bytes(dtype, EXPERTS * ffn * width);
+    const uint64_t down_bytes = dtype_row_bytes(down_dtype, EXPERTS * ffn * width);
     float *x = garbage_floats(h, T * width), *w = garbage_floats(h, EXPERTS * 2 * ffn * width);
     void *scratch = calloc(1, scratch_bytes);
     struct op gate = { .kind = OP_MATMUL }, route_op = { .kind = OP_ROUTE };
@@ -298,8 +300,8 @@ static void layer_on_garbage(struct harness *h, uint32_t width, uint32_t ffn, en
     moe.moe = (struct op_moe){
         .out = harness_put(h, x, T * width * 4), .x = gate.matmul.x, .ids = route_op.route.ids,
         .weights = route_op.route.weights,
-        .w13 = harness_put(h, w, 2 * matrix_bytes), .w2 = harness_put(h, w, matrix_bytes),
-        .weight_dtype = dtype,
+        .w13 = harness_put(h, w, 2 * matrix_bytes), .w2 = harness_put(h, w, down_bytes),
+        .weight_dtype = dtype, .down_dtype = down_dtype,
         .scratch = harness_put(h, scratch, scratch_bytes),
         .row_count = T, .top_k = TOP_K, .expert_count = EXPERTS, .width = width, .ffn_width = ffn,
         .out_row_stride = width, .x_row_stride = width,
@@ -331,8 +333,12 @@ static void garbage_stays_inside_its_operands(void **state)
         harness_open(&h, &harness_configs[i]);
         for (int round = 0; round < 10; round++) {
             attention_on_garbage(&h);
-            layer_on_garbage(&h, 21, 14, round % 2 == 0 ? DTYPE_F16 : DTYPE_BF16);
-            layer_on_garbage(&h, 64, 32, round % 2 == 0 ? DTYPE_Q8_0 : DTYPE_Q4_0);
+            layer_on_garbage(&h, 21, 14, round % 2 == 0 ? DTYPE_F16 : DTYPE_BF16, DTYPE_F16);
+            layer_on_garbage(&h, 64, 32, round % 2 == 0 ? DTYPE_Q8_0 : DTYPE_Q4_0, DTYPE_Q8_0);
+        }
+        for (int dtype = DTYPE_Q8_0; dtype < DTYPE_COUNT; dtype++) {
+            const int down_dtype = dtype + 1 < DTYPE_COUNT ? dtype + 1 : DTYPE_F32;
+            layer_on_garbage(&h, 256, 256, (enum dtype)dtype, (enum dtype)down_dtype);
         }
         harness_close(&h);
     }

@@ -82,7 +82,7 @@ static void list_moe(struct list *list, const struct op_moe *op)
     add(list, "weights", op->weights, (uint64_t)op->row_count * op->top_k * 4);
     if (op->experts == NULL) {
         add_matrix(list, "w13", op->w13, op->weight_dtype, 2 * matrix);
-        add_matrix(list, "w2", op->w2, op->weight_dtype, matrix);
+        add_matrix(list, "w2", op->w2, op->down_dtype, matrix);
     } else {
         add(list, "experts", op->experts, op->expert_list_count * sizeof(*op->experts));
     }
@@ -213,7 +213,7 @@ void device__op_assert(const struct op *op)
         assert(op->moe.top_k > 0 && op->moe.top_k <= op->moe.expert_count);
         assert(op->moe.width > 0 && op->moe.ffn_width > 0);
         assert(is_whole_blocks(op->moe.weight_dtype, op->moe.width));
-        assert(is_whole_blocks(op->moe.weight_dtype, op->moe.ffn_width));
+        assert(is_whole_blocks(op->moe.down_dtype, op->moe.ffn_width));
         assert((uintptr_t)op->moe.scratch % 64 == 0);
         /* stacked are all there are: nothing is left for another launch */
         assert(op->moe.experts != NULL || !(op->moe.continued || op->moe.unfinished));

@@ -335,7 +335,8 @@ static void route(struct model_pass *pass, uint32_t layer, const struct routing 
 }
 
 /* OP_MOE but for the experts. */
-static struct op mixture(const struct model_pass *pass, const struct tensor *w13)
+static struct op mixture(const struct model_pass *pass, const struct tensor *w13,
+                         const struct tensor *w2)
 {
     const struct model_config *config = pass->config;
     const struct model_buffers *buffers = pass->buffers;
@@ -343,7 +344,7 @@ static struct op mixture(const struct model_pass *pass, const struct tensor *w13
     return (struct op){ .kind = OP_MOE, .moe = {
         .out = buffers->x, .x = buffers->normed, .ids = buffers->route_ids,
         .weights = buffers->route_weights, .weight_dtype = w13->dtype,
-        .weight_layout = w13->layout, .scratch = buffers->moe,
+        .weight_layout = w13->layout, .down_dtype = w2->dtype, .scratch = buffers->moe,
         .row_count = pass->row_count, .top_k = config->expert_top_k,
         .expert_count = config->expert_count, .width = config->hidden_size,
         .ffn_width = config->expert_ffn_width, .out_row_stride = config->hidden_size,
@@ -355,7 +356,7 @@ static void mix_stacks(struct model_pass *pass, uint32_t layer)
 {
     const struct tensor *w13 = model__pass_param(pass, (int32_t)layer, ROLE_W13);
     const struct tensor *w2 = model__pass_param(pass, (int32_t)layer, ROLE_W2);
-    struct op op = mixture(pass, w13);
+    struct op op = mixture(pass, w13, w2);
 
     op.moe.w13 = w13->data;
     op.moe.w2 = w2->data;
@@ -366,7 +367,8 @@ static void mix_stacks(struct model_pass *pass, uint32_t layer)
 static void mix_units(struct model_pass *pass, uint32_t layer)
 {
     struct offload *offload = pass->model->offload;
-    struct op op = mixture(pass, model__pass_param(pass, (int32_t)layer, ROLE_W13));
+    struct op op = mixture(pass, model__pass_param(pass, (int32_t)layer, ROLE_W13),
+                           model__pass_param(pass, (int32_t)layer, ROLE_W2));
     struct offload_experts_turn turn = { .is_last = false };
 
     while (pass->status == STATUS_OK && !turn.is_last) {

@@ -29,6 +29,7 @@ struct param_spec {
     enum model_role role;
     enum offload_part part;
     bool moves;                  /* of what V2 moves by default */
+    bool is_part;                /* more rows of the matrix that the parameter before is of */
     bool is_expert;              /* of one expert, which is a unit of its own */
     uint32_t expert;
     uint32_t rank;               /* 1: a vector, kept in F32; else in the checkpoint's dtype */
@@ -52,7 +53,9 @@ void model__param_end(struct params *params);
 bool model__param_source_exists(const struct params *params, int32_t layer, const char *name);
 /* The commonest: begin, one source of the parameter's own name and shape, end. */
 void model__param_same(struct params *params, const struct param_spec *spec);
-/* Rows of several matrices (or vectors, cols 0) on top of each other. */
+/* Rows of several matrices (or vectors, cols 0) on top of each other. Matrices of different types
+ * of which some are quantised stay parameters of their own, under their own names: parts, one
+ * behind the other, of what the role names. */
 struct param_rows {
     const char *name;
     uint64_t rows;
@@ -75,8 +78,11 @@ const struct offload_param_desc *model__params_descs(const struct params *params
 /* To be called after offload_create: the loaders are no longer ours. */
 void model__params_forget_loaders(struct params *params);
 #define PARAM_NONE UINT32_MAX
-/* Index by role, or PARAM_NONE. */
+/* Index by role, or PARAM_NONE; of the first part. */
 uint32_t model__params_index(const struct params *params, int32_t layer, enum model_role role);
+/* How many parts it has, in a row from that index on: 0 where the layer has none, mostly 1. */
+uint32_t model__params_part_count(const struct params *params, int32_t layer,
+                                  enum model_role role);
 
 /* Hands out consecutive aligned pieces of a block; from NULL it hands out NULLs and measures. */
 struct slicer {

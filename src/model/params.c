@@ -15,12 +15,18 @@
 
 #include "base/size.h"
 #include "model/internal.h"
+#include "tensor/quant.h"
 
 #define NAME_BYTES_MAX 192
 
 struct param_source {
     char *name;
     struct loader_part part; /* .tensor is `name` */
+};
+
+/* Which parameters are what a role names. */
+struct role_slot {
+    uint32_t first, count; /* PARAM_NONE and 0: none */
 };
 
 struct params {
@@ -32,7 +38,7 @@ struct params {
     enum dtype dtype;           /* of matrices, when has_dtype */
     struct offload_param_desc *descs;
     size_t count, capacity;     /* the descs' names are owned here */
-    uint32_t (*layers)[ROLE_COUNT]; /* [layer_count + 1]: the last is outside the layers */
+    struct role_slot (*layers)[ROLE_COUNT]; /* [layer_count + 1]: the last is outside the layers */
     struct map *used;           /* names of the checkpoint tensors that are asked for */
     /* The parameter between begin and end. */
     struct param_spec open;
@@ -64,7 +70,8 @@ static void *grow(void *array, size_t count, size_t *capacity, size_t element_si
     return grown;
 }
 
-static uint32_t *role_slot(const struct params *params, int32_t layer, enum model_role role)
+static struct role_slot *role_slot(const struct params *params, int32_t layer,
+                                   enum model_role role)
 {
     const uint32_t row =
         layer == OFFLOAD_NO_LAYER ? params->config->layer_count : (uint32_t)layer;
@@ -163,7 +170,7 @@ void model__param_add(struct params *params, uint32_t rank, const uint64_t *shap
 
 static bool is_quantised(enum dtype dtype)
 {
-    return dtype != DTYPE_COUNT && dtype_info(dtype)->block_elements > 1;
+    return dtype != DTYPE_COUNT && quant_is_quantised(dtype);
 }
 
 /* Whether all of the parameter's rows can be made of whole blocks of its sources. */
@@ -275,8 +282,11 @@ void model__param_end(struct params *params)
         free(name);
         return;
     }
-    if (!spec->is_expert || spec->expert == 0) /* the others follow the first, in order */
-        *role_slot(params, spec->layer, spec->role) = (uint32_t)params->count;
+    if (spec->is_part)
+        role_slot(params, spec->layer, spec->role)->count++;
+    else if (!spec->is_expert || spec->expert == 0) /* the others follow the first, in order */
+        *role_slot(params, spec->layer, spec->role) =
+            (struct role_slot){ (uint32_t)params->count, 1 };
     params->descs[params->count++] = desc;
     clear_sources(params);
 }
@@ -288,6 +298,29 @@ void model__param_same(struct params *params, const struct param_spec *spec)
     model__param_end(params);
 }
 
+/* Whether the sources are of several types of which one is quantised, so that no parameter holds
+ * them all as they are. Missing ones are told of when they are added. */
+static bool are_mixed(const struct params *params, int32_t layer,
+                      const struct param_rows *sources, size_t source_count)
+{
+    bool quantised = false, differ = false;
+    enum dtype dtype = DTYPE_COUNT;
+
+    for (size_t i = 0; i < source_count; i++) {
+        const struct ckpt_tensor *tensor;
+        char full[NAME_BYTES_MAX];
+
+        format_name(layer, full, sizeof(full), sources[i].name);
+        tensor = ckpt_find(params->ckpt, full);
+        if (tensor == NULL)
+            return false;
+        quantised = quantised || is_quantised(tensor->dtype);
+        differ = differ || (i > 0 && tensor->dtype != dtype);
+        dtype = tensor->dtype;
+    }
+    return quantised && differ;
+}
+
 void model__param_stack(struct params *params, const struct param_spec *spec, uint64_t cols,
                         const struct param_rows *sources, size_t source_count)
 {
@@ -296,6 +329,16 @@ void model__param_stack(struct params *params, const struct param_spec *spec, ui
     full.rank = cols == 0 ? 1 : 2;
     full.shape[0] = 0;
     full.shape[1] = cols;
+    if (full.rank == 2 && params->status == STATUS_OK && !params->has_dtype &&
+        are_mixed(params, spec->layer, sources, source_count)) {
+        for (size_t i = 0; i < source_count; i++) {
+            full.name = sources[i].name;
+            full.shape[0] = sources[i].rows;
+            full.is_part = i > 0;
+            model__param_same(params, &full);
+        }
+        return;
+    }
     for (size_t i = 0; i < source_count; i++)
         full.shape[0] += sources[i].rows;
     model__param_begin(params, &full);
@@ -333,6 +376,22 @@ static void describe_all(struct params *params)
                 *role_slot(params, OFFLOAD_NO_LAYER, ROLE_EMBED);
     } else {
         model__param_same(params, &head);
+    }
+}
+
+/* An operator has one layout for all of an expert's matrices; devices choose theirs by dtype. */
+static void keep_mixed_experts_plain(struct params *params)
+{
+    const struct model_config *config = params->config;
+    const size_t count = config->expert_units ? 2 * (size_t)config->expert_count : 2;
+
+    for (uint32_t layer = 0; layer < config->layer_count; layer++) {
+        const uint32_t first = role_slot(params, (int32_t)layer, ROLE_W13)->first;
+        const bool mixed = first != PARAM_NONE &&
+                           params->descs[first].dtype != params->descs[first + 1].dtype;
+
+        for (size_t i = 0; mixed && i < count; i++)
+            params->descs[first + i].weight = DEVICE_WEIGHT_OTHER;
     }
 }
 
@@ -375,6 +434,7 @@ enum status model__params_create(const struct ckpt *ckpt, const struct model_con
     st = params->status;
     if (st != STATUS_OK)
         goto fail;
+    keep_mixed_experts_plain(params);
     params->err = NULL;
     *params_out = params;
     return STATUS_OK;
@@ -455,18 +515,18 @@ static enum status check_nothing_left(const struct params *params,
                    params->config->architecture, left);
 }
 
-/* One operator reads all of a layer's experts, so they need one dtype. They follow each other:
- * both stacks, or both matrices of each expert. */
+/* One operator reads all of a layer's experts, so each of an expert's matrices needs one dtype.
+ * Stacks have; the matrices of experts that are units follow each other. */
 static enum status check_experts(const struct params *params, struct err *err)
 {
     const struct model_config *config = params->config;
-    const size_t count = config->expert_units ? 2 * (size_t)config->expert_count : 2;
+    const size_t count = config->expert_units ? 2 * (size_t)config->expert_count : 0;
 
     for (uint32_t layer = 0; layer < config->layer_count; layer++) {
-        const uint32_t first = *role_slot(params, (int32_t)layer, ROLE_W13);
+        const uint32_t first = role_slot(params, (int32_t)layer, ROLE_W13)->first;
 
-        for (size_t i = 1; first != PARAM_NONE && i < count; i++) {
-            const struct offload_param_desc *a = &params->descs[first];
+        for (size_t i = 2; first != PARAM_NONE && i < count; i++) {
+            const struct offload_param_desc *a = &params->descs[first + i % 2];
             const struct offload_param_desc *b = &params->descs[first + i];
 
             if (a->dtype != b->dtype)
@@ -537,5 +597,13 @@ void model__params_forget_loaders(struct params *params)
 
 uint32_t model__params_index(const struct params *params, int32_t layer, enum model_role role)
 {
-    return *role_slot(params, layer, role);
+    return role_slot(params, layer, role)->first;
+}
+
+uint32_t model__params_part_count(const struct params *params, int32_t layer,
+                                  enum model_role role)
+{
+    const struct role_slot *slot = role_slot(params, layer, role);
+
+    return slot->first == PARAM_NONE ? 0 : slot->count;
 }

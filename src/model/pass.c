@@ -20,19 +20,27 @@ void model__pass_launch(struct model_pass *pass, const struct op *op)
         pass->status = device_launch(pass->model->stream, op, pass->err);
 }
 
+/* A part of the matrix: its rows from first_row on, of row_count. */
+struct linear_part {
+    uint32_t index; /* of the parameter */
+    uint64_t first_row, row_count;
+};
+
 /* The columns of the result that come of some rows of the matrix. */
 static void linear_rows(struct model_pass *pass, const struct pass_linear *linear,
-                        const struct tensor *weight, const struct tensor *bias,
+                        const struct linear_part *part, const struct tensor *bias,
                         const struct offload_rows *rows)
 {
+    const struct tensor *weight = offload_tensor(pass->model->offload, part->index);
+    const uint64_t first = part->first_row + rows->first;
     const uint32_t k_count = (uint32_t)weight->shape[1];
     const struct op op = { .kind = OP_MATMUL, .matmul = {
-        .out = linear->out + rows->first, .x = linear->x, .weight = rows->data,
-        .bias = bias != NULL ? (const float *)bias->data + rows->first : NULL,
+        .out = linear->out + first, .x = linear->x, .weight = rows->data,
+        .bias = bias != NULL ? (const float *)bias->data + first : NULL,
         .weight_dtype = weight->dtype, .weight_layout = weight->layout,
         .row_count = pass->row_count,
         .n_count = (uint32_t)rows->count, .k_count = k_count, .batch_count = 1,
-        .out_row_stride = weight->shape[0], .x_row_stride = k_count,
+        .out_row_stride = part->row_count, .x_row_stride = k_count,
         .accumulate = linear->accumulate,
         .exact = linear->weight == ROLE_LM_HEAD || linear->weight == ROLE_ROUTER,
     } };
@@ -40,24 +48,39 @@ static void linear_rows(struct model_pass *pass, const struct pass_linear *linea
     model__pass_launch(pass, &op);
 }
 
-void model__pass_linear(struct model_pass *pass, const struct pass_linear *linear)
+static void linear_part(struct model_pass *pass, const struct pass_linear *linear,
+                        const struct linear_part *part)
 {
-    const uint32_t index = model__params_index(pass->model->params, linear->layer, linear->weight);
     struct offload *offload = pass->model->offload;
-    const struct tensor *weight = offload_tensor(offload, index);
+    const uint64_t row_count = offload_tensor(offload, part->index)->shape[0];
     const struct tensor *bias = linear->bias == ROLE_COUNT
                                     ? NULL
                                     : model__pass_param(pass, linear->layer, linear->bias);
     struct offload_rows rows;
 
-    for (uint64_t row = 0; pass->status == STATUS_OK && row < weight->shape[0];) {
-        pass->status = offload_rows_begin(offload, index, row, &rows, pass->err);
+    for (uint64_t row = 0; pass->status == STATUS_OK && row < row_count;) {
+        pass->status = offload_rows_begin(offload, part->index, row, &rows, pass->err);
         if (pass->status != STATUS_OK)
             return;
-        linear_rows(pass, linear, weight, bias, &rows);
+        linear_rows(pass, linear, part, bias, &rows);
         row += rows.count;
         if (pass->status == STATUS_OK)
             pass->status = offload_rows_end(offload, &rows, pass->err);
+    }
+}
+
+void model__pass_linear(struct model_pass *pass, const struct pass_linear *linear)
+{
+    const struct params *params = pass->model->params;
+    const uint32_t first = model__params_index(params, linear->layer, linear->weight);
+    const uint32_t count = model__params_part_count(params, linear->layer, linear->weight);
+    struct linear_part part = { .index = first };
+
+    for (uint32_t i = 0; i < count; i++)
+        part.row_count += offload_tensor(pass->model->offload, first + i)->shape[0];
+    for (; part.index < first + count; part.index++) {
+        linear_part(pass, linear, &part);
+        part.first_row += offload_tensor(pass->model->offload, part.index)->shape[0];
     }
 }
 

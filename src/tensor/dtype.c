@@ -12,18 +12,28 @@ static const struct dtype_info infos[DTYPE_COUNT] = {
     [DTYPE_F16] = { "F16", 1, 2 },
     [DTYPE_BF16] = { "BF16", 1, 2 },
     [DTYPE_I32] = { "I32", 1, 4 },
-    [DTYPE_Q8_0] = { "Q8_0", QUANT_BLOCK_ELEMENTS, QUANT_Q8_0_BYTES },
-    [DTYPE_Q4_0] = { "Q4_0", QUANT_BLOCK_ELEMENTS, QUANT_Q4_0_BYTES },
+    [DTYPE_Q8_0] = { "Q8_0", 32, QUANT_Q8_0_BYTES },
+    [DTYPE_Q4_0] = { "Q4_0", 32, QUANT_Q4_0_BYTES },
+    [DTYPE_Q4_1] = { "Q4_1", 32, 20 },
+    [DTYPE_Q5_0] = { "Q5_0", 32, 22 },
+    [DTYPE_Q5_1] = { "Q5_1", 32, 24 },
+    [DTYPE_IQ4_NL] = { "IQ4_NL", 32, 18 },
+    [DTYPE_MXFP4] = { "MXFP4", 32, 17 },
+    [DTYPE_Q2_K] = { "Q2_K", 256, 84 },
+    [DTYPE_Q3_K] = { "Q3_K", 256, 110 },
+    [DTYPE_Q4_K] = { "Q4_K", 256, 144 },
+    [DTYPE_Q5_K] = { "Q5_K", 256, 176 },
+    [DTYPE_Q6_K] = { "Q6_K", 256, 210 },
+    [DTYPE_IQ4_XS] = { "IQ4_XS", 256, 136 },
 };
 
+/* Names that are not infos' own. */
 static const struct {
     const char *name;
     enum dtype dtype;
 } names[] = {
-    { "F32", DTYPE_F32 },   { "float32", DTYPE_F32 },   { "float", DTYPE_F32 },
-    { "F16", DTYPE_F16 },   { "float16", DTYPE_F16 },   { "half", DTYPE_F16 },
-    { "BF16", DTYPE_BF16 }, { "bfloat16", DTYPE_BF16 }, { "I32", DTYPE_I32 },
-    { "int32", DTYPE_I32 }, { "Q8_0", DTYPE_Q8_0 },     { "Q4_0", DTYPE_Q4_0 },
+    { "float32", DTYPE_F32 }, { "float", DTYPE_F32 },     { "float16", DTYPE_F16 },
+    { "half", DTYPE_F16 },    { "bfloat16", DTYPE_BF16 }, { "int32", DTYPE_I32 },
 };
 
 const struct dtype_info *dtype_info(enum dtype dtype)
@@ -34,6 +44,12 @@ const struct dtype_info *dtype_info(enum dtype dtype)
 
 bool dtype_parse(const char *name, enum dtype *dtype_out)
 {
+    for (unsigned i = 0; i < DTYPE_COUNT; i++) {
+        if (strcasecmp(name, infos[i].name) == 0) {
+            *dtype_out = (enum dtype)i;
+            return true;
+        }
+    }
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
         if (strcasecmp(name, names[i].name) == 0) {
             *dtype_out = names[i].dtype;
@@ -185,9 +201,10 @@ static void to_f32(float *to, const void *from, enum dtype dtype, size_t count)
     switch (dtype) {
     case DTYPE_F16: f32_from_f16(to, from, count); break;
     case DTYPE_BF16: f32_from_bf16(to, from, count); break;
-    case DTYPE_Q8_0: quant_q8_0_to_f32(to, from, count / QUANT_BLOCK_ELEMENTS); break;
-    case DTYPE_Q4_0: quant_q4_0_to_f32(to, from, count / QUANT_BLOCK_ELEMENTS); break;
-    default: assert(!"a conversion from integers");
+    case DTYPE_F32:
+    case DTYPE_I32:
+    case DTYPE_COUNT: assert(!"a conversion from integers"); break;
+    default: quant_to_f32(to, dtype, from, count / dtype_info(dtype)->block_elements);
     }
 }
 
@@ -196,9 +213,9 @@ static void from_f32(void *to, enum dtype dtype, const float *from, size_t count
     switch (dtype) {
     case DTYPE_F16: f16_from_f32(to, from, count); break;
     case DTYPE_BF16: bf16_from_f32(to, from, count); break;
-    case DTYPE_Q8_0: quant_q8_0_from_f32(to, from, count / QUANT_BLOCK_ELEMENTS); break;
-    case DTYPE_Q4_0: quant_q4_0_from_f32(to, from, count / QUANT_BLOCK_ELEMENTS); break;
-    default: assert(!"a conversion to integers");
+    case DTYPE_Q8_0: quant_q8_0_from_f32(to, from, count / QUANT_RUN_ELEMENTS); break;
+    case DTYPE_Q4_0: quant_q4_0_from_f32(to, from, count / QUANT_RUN_ELEMENTS); break;
+    default: assert(!"a conversion to a type that nothing is turned into");
     }
 }
 
@@ -206,7 +223,7 @@ static void from_f32(void *to, enum dtype dtype, const float *from, size_t count
 static void through_f32(void *to, enum dtype to_dtype, const void *from, enum dtype from_dtype,
                         size_t count)
 {
-    enum { AT_A_TIME = 8 * QUANT_BLOCK_ELEMENTS };
+    enum { AT_A_TIME = 256 }; /* the largest block */
     float values[AT_A_TIME];
 
     for (size_t at = 0; at < count; at += AT_A_TIME) {

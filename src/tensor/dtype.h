@@ -15,9 +15,21 @@ enum dtype {
     DTYPE_F16,  /* IEEE 754 binary16 */
     DTYPE_BF16, /* the upper half of a binary32 */
     DTYPE_I32,
-    DTYPE_Q8_0, /* GGUF: 32 elements are an F16 scale and 32 int8 */
-    DTYPE_Q4_0, /* GGUF: 32 elements are an F16 scale and 16 bytes; byte i holds element i in its
-                   low and i + 16 in its high half, each less 8 */
+    /* GGUF's quantised blocks: tensor/quant.h. Of 32 elements: */
+    DTYPE_Q8_0,
+    DTYPE_Q4_0,
+    DTYPE_Q4_1,
+    DTYPE_Q5_0,
+    DTYPE_Q5_1,
+    DTYPE_IQ4_NL,
+    DTYPE_MXFP4,
+    /* ... and of 256: */
+    DTYPE_Q2_K,
+    DTYPE_Q3_K,
+    DTYPE_Q4_K,
+    DTYPE_Q5_K,
+    DTYPE_Q6_K,
+    DTYPE_IQ4_XS,
     DTYPE_COUNT
 };
 
@@ -38,10 +50,10 @@ bool dtype_bytes(enum dtype dtype, uint64_t element_count, uint64_t *bytes_out);
 /* Bytes of elements that are known to fit in memory and to be whole blocks. */
 uint64_t dtype_row_bytes(enum dtype dtype, uint64_t element_count);
 
-/* Converts count elements, whole blocks, of any type but I32 to another; src and dst must not
- * overlap. Plain types: rounds to nearest, ties to even; NaN stays NaN, and what is too large for
- * F16 becomes infinity. Quantised types: tensor/quant.h, from and to F32, rounded as above for F16
- * and BF16. */
+/* Converts count elements, whole blocks, of any type but I32 to a plain one, Q8_0 or Q4_0; src and
+ * dst must not overlap. Plain types: rounds to nearest, ties to even; NaN stays NaN, and what is
+ * too large for F16 becomes infinity. Quantised types: tensor/quant.h, from and to F32, rounded as
+ * above for F16 and BF16. Nothing is turned into the other quantised types but themselves. */
 void dtype_convert(void *dst, enum dtype dst_dtype, const void *src, enum dtype src_dtype,
                    size_t count);
 

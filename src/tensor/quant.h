@@ -1,23 +1,83 @@
-/* tensor/quant.h - GGUF's blocks of 32 elements with one scale, to and from F32.
+/* tensor/quant.h - GGUF's quantised blocks, as integers with scales and as F32.
  *
- *     Q8_0   bytes 0..1 scale d, F16, little endian    bytes 2..33  q[32], int8      value d * q
- *     Q4_0   bytes 0..1 scale d, F16, little endian    bytes 2..17  n[16], unsigned
- *            element i < 16 is the low half of n[i], element i + 16 its high half;
- *            value d * (half - 8)
+ * Whatever a type packs away, each of its elements is a small integer with a scale, and in some
+ * types a minimum, that 16 or 32 adjacent elements share:
  *
- * A row is its blocks one behind the other, so blocks stand at any even address. */
+ *     element i = scale * q[i]   or   scale * q[i] + min
+ *
+ * A *run* is 32 elements of a row unpacked like that; a block is one run, or eight (types with K,
+ * and IQ4_XS: blocks of 256 with one or two F16 factors d that multiply integer scales of 4 to 8
+ * bits; such a product is exact in F32). The layouts, bytes in order, little endian:
+ *
+ *     Q4_0    d F16, 16 bytes of halves                       d * (h - 8)
+ *     Q4_1    d F16, m F16, 16 bytes of halves                d * h + m
+ *     Q5_0    d F16, 32 fifth bits, 16 bytes of halves        d * (h + 16 * bit - 16)
+ *     Q5_1    d F16, m F16, 32 fifth bits, 16 bytes of halves d * (h + 16 * bit) + m
+ *     Q8_0    d F16, 32 int8                                  d * q
+ *     IQ4_NL  d F16, 16 bytes of halves                       d * table[h]
+ *     MXFP4   e, 16 bytes of halves                           2^(e - 128) * table[h], E2M1 doubled
+ *     Q2_K    16 scales (4 bits s, 4 bits m), 64 bytes of quarters, d F16, dmin F16
+ *                                                             d * s * q - dmin * m
+ *     Q3_K    32 bytes of third bits, 64 of quarters, 12 of scales (6 bits s), d F16
+ *                                                             d * (s - 32) * (q + 4 * bit - 4)
+ *     Q4_K    d F16, dmin F16, 12 bytes of scales (6 bits s, 6 bits m), 128 of halves
+ *                                                             d * s * h - dmin * m
+ *     Q5_K    as Q4_K with 32 bytes of fifth bits before the halves
+ *     Q6_K    128 bytes of halves, 64 of fifth and sixth bits, 16 scales int8, d F16
+ *                                                             d * s * (q - 32)
+ *     IQ4_XS  d F16, 2 bytes of scales' upper bits, 4 of lower (6 bits s), 128 of halves
+ *                                                             d * (s - 32) * table[h]
+ *
+ * Of a run's 16 bytes of halves, the low ones are elements 0..15, the high ones 16..31. In Q4_K and
+ * Q5_K a run has 32 bytes in common with the next one: the first takes the low halves. Source: the
+ * PyPI package gguf 0.19, gguf/quants.py, whose values these are bit for bit.
+ *
+ * A row is its blocks one behind the other, so blocks stand at any address. */
 #ifndef LIGHTER_TENSOR_QUANT_H
 #define LIGHTER_TENSOR_QUANT_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#define QUANT_BLOCK_ELEMENTS 32
+#include "tensor/dtype.h"
+
+#define QUANT_RUN_ELEMENTS 32
 #define QUANT_Q8_0_BYTES 34
 #define QUANT_Q4_0_BYTES 18
 
-void quant_q8_0_to_f32(float *to, const void *blocks, size_t block_count);
-void quant_q4_0_to_f32(float *to, const void *blocks, size_t block_count);
+/* What IQ4_NL and IQ4_XS mean by the numbers 0 to 15, and what MXFP4 does. */
+extern const int8_t quant_iq4_values[16];
+extern const int8_t quant_mxfp4_values[16];
+
+struct quant_run {
+    float scales[2]; /* of elements 0..15, and of 16..31 */
+    float mins[2];   /* 0 in types without */
+    int8_t q[QUANT_RUN_ELEMENTS];
+};
+
+/* What a type's runs have; the same for all of a type's. False and 1 for plain types. */
+bool quant_is_quantised(enum dtype dtype);
+bool quant_has_mins(enum dtype dtype);
+bool quant_has_two_scales(enum dtype dtype); /* scales[0] and [1], mins[0] and [1] may differ */
+/* What must be added to q to make it unsigned and small: 0 in types that are. */
+int32_t quant_offset(enum dtype dtype);
+uint32_t quant_runs_per_block(enum dtype dtype);
+
+/* The run_index-th run of a block of a quantised type. */
+void quant_run_read(struct quant_run *run, enum dtype dtype, const void *block,
+                    uint32_t run_index);
+
+/* The eight scales and eight minimums of 6 bits that Q4_K and Q5_K have in 12 bytes; the sixteen
+ * scales of 6 bits, less 32, that Q3_K has in 12; and the eight, less 32, of an IQ4_XS block. */
+void quant_k4_scales(const uint8_t packed[12], uint8_t scales_out[8], uint8_t mins_out[8]);
+void quant_k3_scales(const uint8_t packed[12], int8_t scales_out[16]);
+void quant_iq4_xs_scales(const uint8_t *block, int8_t scales_out[8]);
+/* MXFP4's factor. */
+float quant_mxfp4_scale(uint8_t exponent);
+
+/* Of any quantised type. */
+void quant_to_f32(float *to, enum dtype dtype, const void *blocks, size_t block_count);
 
 /* As ggml's reference does it, bit for bit: Q8_0 has d = max|x| / 127 and rounds halves away from
  * zero; Q4_0 has d = -x / 8 of the x that is farthest from zero, the first of several. The

@@ -2,6 +2,7 @@
  *
  * Method: tests/golden/quant, made by tools/make_quant_goldens.py, holds values, what gguf makes of
  * them, and what it makes of blocks of random bits. */
+#include <ctype.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -20,6 +21,11 @@ static const struct {
     enum dtype dtype;
     const char *file;
 } types[] = { { DTYPE_Q8_0, "q8_0" }, { DTYPE_Q4_0, "q4_0" } };
+static const enum dtype random_types[] = {
+    DTYPE_Q4_1, DTYPE_Q5_0, DTYPE_Q5_1, DTYPE_IQ4_NL, DTYPE_MXFP4,  DTYPE_Q2_K,
+    DTYPE_Q3_K, DTYPE_Q4_K, DTYPE_Q5_K, DTYPE_Q6_K,   DTYPE_IQ4_XS,
+};
+#define RANDOM_TYPE_COUNT (sizeof(random_types) / sizeof(random_types[0]))
 #define TYPE_COUNT (sizeof(types) / sizeof(types[0]))
 
 /* Exactly size_bytes of a golden file. */
@@ -49,6 +55,39 @@ static void blocks_are_widened_as_gguf_does(void **state)
         for (size_t i = 0; i < ELEMENTS; i++)
             if (!(isnan(got[i]) && isnan(wanted[i])))
                 assert_memory_equal(&got[i], &wanted[i], sizeof(float));
+    }
+}
+
+/* The same of types that nothing is turned into; also what a run says of itself is true. */
+static void random_blocks_are_widened_as_gguf_does(void **state)
+{
+    enum { COUNT = 768 };
+
+    (void)state;
+    for (size_t t = 0; t < RANDOM_TYPE_COUNT; t++) {
+        const enum dtype dtype = random_types[t];
+        uint8_t blocks[2 * COUNT];
+        float wanted[COUNT], got[COUNT];
+        char name[16] = "";
+        for (size_t i = 0; dtype_info(dtype)->name[i] != 0; i++)
+            name[i] = (char)tolower(dtype_info(dtype)->name[i]);
+        read_golden(name, "blocks", blocks, dtype_row_bytes(dtype, COUNT));
+        read_golden(name, "f32", wanted, sizeof(wanted));
+        dtype_convert(got, DTYPE_F32, blocks, dtype, COUNT);
+        for (size_t i = 0; i < COUNT; i++)
+            if (memcmp(&got[i], &wanted[i], sizeof(float)) != 0)
+                fail_msg("%s: element %zu is %a, gguf has %a", name, i, got[i], wanted[i]);
+        for (size_t r = 0; r < COUNT / 32; r++) {
+            const uint32_t runs = quant_runs_per_block(dtype);
+            struct quant_run run;
+            quant_run_read(&run, dtype, blocks + r / runs * dtype_info(dtype)->block_bytes,
+                           r % runs);
+            assert_true(quant_has_mins(dtype) || (run.mins[0] == 0 && run.mins[1] == 0));
+            assert_true(quant_has_two_scales(dtype) ||
+                        (run.scales[0] == run.scales[1] && run.mins[0] == run.mins[1]));
+            for (size_t i = 0; i < 32; i++)
+                assert_in_range(run.q[i] + quant_offset(dtype), 0, 255);
+        }
     }
 }
 
@@ -126,12 +165,19 @@ static void names_are_parsed(void **state)
     assert_true(dtype_parse("Q4_0", &dtype));
     assert_int_equal(dtype, DTYPE_Q4_0);
     assert_false(dtype_parse("Q4", &dtype));
+    assert_true(dtype_parse("bfloat16", &dtype));
+    assert_int_equal(dtype, DTYPE_BF16);
+    for (unsigned i = 0; i < DTYPE_COUNT; i++) {
+        assert_true(dtype_parse(dtype_info((enum dtype)i)->name, &dtype));
+        assert_int_equal(dtype, i);
+    }
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(blocks_are_widened_as_gguf_does),
+        cmocka_unit_test(random_blocks_are_widened_as_gguf_does),
         cmocka_unit_test(values_are_quantised_as_gguf_does),
         cmocka_unit_test(other_types_go_through_f32),
         cmocka_unit_test(garbage_gives_a_block),

@@ -209,9 +209,9 @@ enum status cpu_execute_check(const struct op *op, struct err *err)
 
     if (!device__op_weight_dtype(op, &dtype))
         return STATUS_OK;
-    if (dtype == DTYPE_I32)
+    if (dtype == DTYPE_I32 || (op->kind == OP_MOE && op->moe.down_dtype == DTYPE_I32))
         return err_set(err, STATUS_UNAVAILABLE, "the processor has no %s kernel for %s weights",
-                       op_kind_name(op->kind), dtype_info(dtype)->name);
+                       op_kind_name(op->kind), dtype_info(DTYPE_I32)->name);
     if (op->kind == OP_MATMUL && cpu_is_quantised(dtype)) {
         const uint64_t width = (uint64_t)op->matmul.k_count * op->matmul.batch_count;
         if (cpu_quant_row_bytes(width) > CPU_BLOCKS_BYTES)

@@ -13,10 +13,14 @@
  *     output  = output (+ bias) (+ what was there)
  *
  * With quantised weights x is quantised too, to 8 bits in blocks of 32, once for all its products.
- * The dot products of blocks are sums of integers, exact in any order, and in every table
+ * A row of weights is runs of 32 integers with scales (tensor/quant.h). The dot products of runs
+ * are sums of integers, exact in any order, and in every table, for b ascending from output = 0
  *
- *     output  = fma(dot[b], x_scale[b] * weight_scale[b], output), b ascending, from 0
- *     output  = output (+ bias) (+ what was there)
+ *     one scale    output = fma(dot[b], x_scale[b] * scale[b], output)
+ *      with mins   output = fma(x_scale[b] * x_sum[b], min[b], output)
+ *     two scales   the same with each half h of the run: dot[b][h], scale[b][h], x_sum[b][h], ...
+ *
+ * and then output = output (+ bias) (+ what was there).
  *
  * Threads: a table is constant; calls on different outputs may run beside each other. */
 #ifndef LIGHTER_DEVICE_CPU_KERNELS_H
@@ -27,6 +31,7 @@
 #include <stdint.h>
 
 #include "tensor/dtype.h"
+#include "tensor/quant.h"
 
 #define CPU_LANES 8
 #define CPU_STRIP_ROWS_MAX 128 /* of x in one strip */
@@ -35,8 +40,8 @@
 /* 32 elements of x, quantised: element i is near scale * q[i]. */
 struct cpu_quant_block {
     float scale;        /* largest magnitude / 127; NaN, with q all 0, when one is not finite */
-    int32_t correction; /* - offset * (sum of q), where offset is what makes an unsigned number of
-                           a weight's q: 8 for Q4_0, 128 for Q8_0 */
+    float scaled_sum;   /* scale * (sum of q) */
+    int16_t sums[2];    /* of q[0..15] and q[16..31] */
     int8_t q[32];       /* nearest to element / scale, ties to even; -127 to 127 */
 };
 
@@ -60,11 +65,10 @@ struct cpu_kernels {
     /* For F32, F16 and BF16 weights. scratch: CPU_STRIP_SCRATCH_BYTES, 64-byte aligned, the
      * thread's own. */
     void (*matmul)(const struct cpu_strip *strip, void *scratch);
-    /* For Q8_0 and Q4_0 weights. */
+    /* For quantised weights. */
     void (*matmul_quant)(const struct cpu_strip *strip, void *scratch);
-    /* x as blocks that suit weights of a dtype. Blocks below 2^-100 everywhere become 0. */
-    void (*quantise)(struct cpu_quant_block *blocks, const float *x, uint32_t count,
-                     enum dtype weight_dtype);
+    /* x as blocks, whole ones. Blocks below 2^-100 everywhere become 0. */
+    void (*quantise)(struct cpu_quant_block *blocks, const float *x, uint32_t count);
     /* out may be x. */
     void (*rms_norm)(float *out, const float *x, const float *weight, uint32_t width,
                      float epsilon);
@@ -90,7 +94,7 @@ static inline uint64_t cpu_quant_row_bytes(uint64_t count)
 
 static inline bool cpu_is_quantised(enum dtype dtype)
 {
-    return dtype == DTYPE_Q8_0 || dtype == DTYPE_Q4_0;
+    return quant_is_quantised(dtype);
 }
 
 extern const struct cpu_kernels cpu_kernels_scalar;

@@ -61,7 +61,7 @@ static void quantise_task(void *context, size_t index, uint32_t thread_index)
     for (uint32_t row = job->row_first + first; row < job->row_first + first + count; row++) {
         for (uint32_t batch = 0; batch < op->batch_count; batch++)
             job->executor->kernels->quantise(blocks_row(job, row, batch), x_row(op, row, batch),
-                                             op->k_count, op->weight_dtype);
+                                             op->k_count);
     }
 }
 

@@ -115,15 +115,16 @@ static struct op_moe_expert expert_of(const struct moe_job *job, uint32_t hit)
 {
     const struct op_moe *op = job->op;
     const uint32_t index = job->hit[hit];
-    const uint64_t matrix_bytes =
-        dtype_row_bytes(op->weight_dtype, (uint64_t)op->width * op->ffn_width);
+    const uint64_t elements = (uint64_t)op->width * op->ffn_width;
+    const uint64_t matrix_bytes = dtype_row_bytes(op->weight_dtype, elements);
+    const uint64_t down_bytes = dtype_row_bytes(op->down_dtype, elements);
     const char *gate;
 
     if (op->experts != NULL)
         return op->experts[index];
     gate = (const char *)op->w13 + index * 2 * matrix_bytes;
     return (struct op_moe_expert){ gate, gate + matrix_bytes,
-                                   (const char *)op->w2 + index * matrix_bytes, (int32_t)index };
+                                   (const char *)op->w2 + index * down_bytes, (int32_t)index };
 }
 
 /* The product of a routed row, quantised, in the place of its gate and up. */
@@ -138,7 +139,7 @@ static void multiply(const struct moe_job *job, uint32_t expert, uint32_t thread
 {
     const struct op_moe *op = job->op;
     const uint32_t end = job->end[expert];
-    const bool quantised = cpu_is_quantised(op->weight_dtype);
+    const bool quantised = cpu_is_quantised(whole->weight_dtype);
     const float *x_rows[CPU_STRIP_ROWS_MAX];
     const struct cpu_quant_block *x_blocks[CPU_STRIP_ROWS_MAX];
     struct cpu_strip strip = *whole;
@@ -162,10 +163,10 @@ static void multiply(const struct moe_job *job, uint32_t expert, uint32_t thread
     }
 }
 
-static const void *weight_rows(const struct op_moe *op, const void *matrix, uint64_t row,
+static const void *weight_rows(enum dtype dtype, const void *matrix, uint64_t row,
                                uint64_t row_elements)
 {
-    return (const char *)matrix + row * dtype_row_bytes(op->weight_dtype, row_elements);
+    return (const char *)matrix + row * dtype_row_bytes(dtype, row_elements);
 }
 
 static void up_task(void *context, size_t index, uint32_t thread_index)
@@ -183,7 +184,8 @@ static void up_task(void *context, size_t index, uint32_t thread_index)
     for (uint32_t half = 0; half < 2; half++) {
         const struct cpu_strip strip = {
             .out = job->hidden + (uint64_t)half * op->ffn_width + first,
-            .weight = weight_rows(op, half == 0 ? expert.gate : expert.up, first, op->width),
+            .weight = weight_rows(op->weight_dtype, half == 0 ? expert.gate : expert.up, first,
+                                  op->width),
             .weight_dtype = op->weight_dtype,
             .n_count = count,
             .k_count = op->width,
@@ -211,7 +213,7 @@ static void quantise_x_task(void *context, size_t index, uint32_t thread_index)
     for (uint64_t t = first; t < first + count; t++)
         job->executor->kernels->quantise(
             job->x_blocks + t * (op->width / CPU_QUANT_BLOCK_ELEMENTS),
-            op->x + t * op->x_row_stride, op->width, op->weight_dtype);
+            op->x + t * op->x_row_stride, op->width);
 }
 
 /* A task for each hit: there are some experts' rows, or a few of one row each. */
@@ -225,7 +227,7 @@ static void quantise_products_task(void *context, size_t hit, uint32_t thread_in
     for (uint32_t r = rows_begin(job, id); r < job->end[id]; r++)
         job->executor->kernels->quantise(product_blocks(job, r),
                                          job->product + (uint64_t)r * op->ffn_width,
-                                         op->ffn_width, op->weight_dtype);
+                                         op->ffn_width);
 }
 
 static void down_task(void *context, size_t index, uint32_t thread_index)
@@ -238,8 +240,8 @@ static void down_task(void *context, size_t index, uint32_t thread_index)
     const struct op_moe_expert expert = expert_of(job, hit);
     const struct cpu_strip strip = {
         .out = job->result + first,
-        .weight = weight_rows(op, expert.down, first, op->ffn_width),
-        .weight_dtype = op->weight_dtype,
+        .weight = weight_rows(op->down_dtype, expert.down, first, op->ffn_width),
+        .weight_dtype = op->down_dtype,
         .n_count = left < job->run_length ? left : job->run_length,
         .k_count = op->ffn_width,
         .out_row_stride = op->width,
@@ -307,21 +309,20 @@ static size_t cut_rows(struct moe_job *job, uint64_t work_each)
 
 void cpu__moe(struct cpu_executor *executor, const struct op_moe *op)
 {
-    const bool quantised = cpu_is_quantised(op->weight_dtype);
     struct moe_job job = { .executor = executor, .op = op };
     struct thread_pool *pool = executor->pool;
 
     divide_scratch(&job);
     if (!op->continued) {
         sort_by_expert(&job);
-        if (quantised)
+        if (cpu_is_quantised(op->weight_dtype))
             thread_pool_run(pool, cut_rows(&job, op->width), quantise_x_task, &job);
     }
     find_hits(&job);
     if (job.hit_count > 0) {
         const uint64_t rows = hit_rows(&job);
         thread_pool_run(pool, cut(&job, rows, op->ffn_width, 2 * op->width), up_task, &job);
-        if (quantised)
+        if (cpu_is_quantised(op->down_dtype))
             thread_pool_run(pool, job.hit_count, quantise_products_task, &job);
         thread_pool_run(pool, cut(&job, rows, op->width, op->ffn_width), down_task, &job);
     }

@@ -11,14 +11,7 @@
 #define CPU_MAGNITUDE_BITS 0x7FFFFFFF
 #define CPU_INFINITY_BITS 0x7F800000
 
-/* kernels.h, struct cpu_quant_block. */
-static inline int32_t cpu__quant_offset(enum dtype weight_dtype)
-{
-    return weight_dtype == DTYPE_Q4_0 ? 8 : 128;
-}
-
 void cpu__matmul_quant_scalar(const struct cpu_strip *strip, void *scratch);
-void cpu__quantise_scalar(struct cpu_quant_block *blocks, const float *x, uint32_t count,
-                          enum dtype weight_dtype);
+void cpu__quantise_scalar(struct cpu_quant_block *blocks, const float *x, uint32_t count);
 
 #endif

@@ -14,9 +14,14 @@
 
 #include "device/cpu/kernels.h"
 
-enum { BLOCK = CPU_QUANT_BLOCK_ELEMENTS, ROWS_MAX = 20, N_MAX = 37, BLOCKS_MAX = 5 };
+enum { BLOCK = CPU_QUANT_BLOCK_ELEMENTS, ROWS_MAX = 20, N_MAX = 37, RUNS_MAX = 24,
+       ROW_BYTES_MAX = RUNS_MAX * 34 };
 
-static const enum dtype dtypes[] = { DTYPE_Q8_0, DTYPE_Q4_0 };
+static const enum dtype dtypes[] = {
+    DTYPE_Q8_0, DTYPE_Q4_0, DTYPE_Q4_1, DTYPE_Q5_0, DTYPE_Q5_1, DTYPE_IQ4_NL, DTYPE_MXFP4,
+    DTYPE_Q2_K, DTYPE_Q3_K, DTYPE_Q4_K, DTYPE_Q5_K, DTYPE_Q6_K, DTYPE_IQ4_XS,
+};
+enum { DTYPES = sizeof(dtypes) / sizeof(dtypes[0]) };
 
 static uint64_t random_bits(uint64_t *state)
 {
@@ -26,63 +31,91 @@ static uint64_t random_bits(uint64_t *state)
     return *state;
 }
 
-/* q of element i of a weight block. */
-static int32_t weight_q(const uint8_t *block, enum dtype dtype, uint32_t i)
-{
-    if (dtype == DTYPE_Q8_0)
-        return (int8_t)block[2 + i];
-    return (i < 16 ? block[2 + i] & 15 : block[2 + i - 16] >> 4) - 8;
-}
-
 static float wanted_sum(const uint8_t *row, enum dtype dtype, const struct cpu_quant_block *x,
-                        uint32_t block_count)
+                        uint32_t run_count)
 {
+    const uint32_t runs = quant_runs_per_block(dtype);
+    const uint32_t length = quant_has_two_scales(dtype) ? BLOCK / 2 : BLOCK;
     float sum = 0;
 
-    for (uint32_t b = 0; b < block_count; b++, row += dtype_info(dtype)->block_bytes) {
-        const float scale = f16_to_f32((uint16_t)(row[0] | row[1] << 8));
-        int32_t dot = 0;
-        for (uint32_t i = 0; i < BLOCK; i++)
-            dot += weight_q(row, dtype, i) * x[b].q[i];
-        sum = fmaf((float)dot, x[b].scale * scale, sum);
+    for (uint32_t b = 0; b < run_count; b++) {
+        struct quant_run run;
+        quant_run_read(&run, dtype, row + b / runs * dtype_info(dtype)->block_bytes, b % runs);
+        for (uint32_t first = 0; first < BLOCK; first += length) {
+            const uint32_t half = first * 2 / BLOCK;
+            int32_t dot = 0, x_sum = 0;
+            for (uint32_t i = first; i < first + length; i++) {
+                dot += run.q[i] * x[b].q[i];
+                x_sum += x[b].q[i];
+            }
+            sum = fmaf((float)dot, x[b].scale * run.scales[half], sum);
+            if (quant_has_mins(dtype))
+                sum = fmaf(x[b].scale * (float)x_sum, run.mins[half], sum);
+        }
     }
     return sum;
 }
 
 struct problem {
     enum dtype dtype;
-    uint32_t row_count, n_count, block_count;
+    uint32_t row_count, n_count, run_count;
     bool bias, accumulate;
-    uint8_t weight[N_MAX * BLOCKS_MAX * 34];
-    struct cpu_quant_block x[ROWS_MAX][BLOCKS_MAX];
+    uint8_t weight[N_MAX * ROW_BYTES_MAX];
+    struct cpu_quant_block x[ROWS_MAX][RUNS_MAX];
     float biases[N_MAX];
 };
 
-/* Blocks as they may be: any bytes but scales that are finite; extremes in some. */
-static void fill(struct problem *p, uint64_t *state)
+/* Where a block of the type has F16 numbers; the second may be the first. */
+static void find_factors(enum dtype dtype, uint32_t places_out[2])
 {
-    const uint32_t block_bytes = dtype_info(p->dtype)->block_bytes;
+    const uint32_t size = dtype_info(dtype)->block_bytes;
 
-    for (size_t i = 0; i < sizeof(p->weight); i++)
-        p->weight[i] = (uint8_t)(random_bits(state) >> 32);
-    for (size_t b = 0; b < (size_t)p->n_count * p->block_count; b++) {
-        uint8_t *block = p->weight + b * block_bytes;
-        block[1] = (uint8_t)((block[1] & 0x83) | 0x20);
-        if (b % 3 == 0)
-            memset(block + 2, b % 2 == 0 ? 0x80 : 0xFF, block_bytes - 2);
-    }
-    for (size_t i = 0; i < (size_t)ROWS_MAX * BLOCKS_MAX; i++) {
-        struct cpu_quant_block *block = &p->x[i / BLOCKS_MAX][i % BLOCKS_MAX];
-        int32_t sum = 0;
+    places_out[0] = places_out[1] = 0;
+    if (dtype == DTYPE_Q2_K || dtype == DTYPE_Q3_K || dtype == DTYPE_Q6_K)
+        places_out[0] = places_out[1] = size - 2;
+    if (dtype == DTYPE_Q2_K)
+        places_out[0] -= 2;
+    else if (quant_has_mins(dtype))
+        places_out[1] = 2;
+}
+
+static void fill_x(struct problem *p, uint64_t *state)
+{
+    for (size_t i = 0; i < (size_t)ROWS_MAX * RUNS_MAX; i++) {
+        struct cpu_quant_block *block = &p->x[i / RUNS_MAX][i % RUNS_MAX];
+        int16_t sums[2] = { 0, 0 };
         block->scale = (float)(random_bits(state) >> 40) * 0x1p-30f;
         for (uint32_t e = 0; e < BLOCK; e++) {
             block->q[e] = (int8_t)((int32_t)(random_bits(state) >> 32) % 128);
             if (i % 4 == 0)
                 block->q[e] = i % 8 == 0 ? 127 : -127;
-            sum += block->q[e];
+            sums[e / 16] = (int16_t)(sums[e / 16] + block->q[e]);
         }
-        block->correction = -(p->dtype == DTYPE_Q8_0 ? 128 : 8) * sum;
+        memcpy(block->sums, sums, sizeof(sums));
+        block->scaled_sum = block->scale * (float)(sums[0] + sums[1]);
     }
+}
+
+/* Blocks as they may be: any bytes but scales that are finite; extremes in some. */
+static void fill(struct problem *p, uint64_t *state)
+{
+    const uint32_t block_bytes = dtype_info(p->dtype)->block_bytes;
+    const uint32_t block_count = p->n_count * p->run_count / quant_runs_per_block(p->dtype);
+    uint32_t factors[2];
+
+    find_factors(p->dtype, factors);
+    for (size_t i = 0; i < sizeof(p->weight); i++)
+        p->weight[i] = (uint8_t)(random_bits(state) >> 32);
+    for (size_t b = 0; b < block_count; b++) {
+        uint8_t *block = p->weight + b * block_bytes;
+        if (b % 3 == 0)
+            memset(block, b % 2 == 0 ? 0x80 : 0xFF, block_bytes);
+        for (size_t i = 0; i < 2 && p->dtype != DTYPE_MXFP4; i++)
+            block[factors[i] + 1] = (uint8_t)((block[factors[i] + 1] & 0x83) | 0x20);
+        if (p->dtype == DTYPE_MXFP4)
+            block[0] = (uint8_t)(block[0] % 32 + 112);
+    }
+    fill_x(p, state);
     for (size_t n = 0; n < N_MAX; n++)
         p->biases[n] = (float)(random_bits(state) >> 40) * 0x1p-24f;
 }
@@ -90,14 +123,14 @@ static void fill(struct problem *p, uint64_t *state)
 static void check_table(const struct cpu_kernels *table, const struct problem *p, void *scratch)
 {
     enum { STRIDE = N_MAX + 1 };
-    const uint32_t row_bytes = p->block_count * dtype_info(p->dtype)->block_bytes;
+    const uint64_t row_bytes = dtype_row_bytes(p->dtype, p->run_count * BLOCK);
     const struct cpu_quant_block *x[ROWS_MAX];
     float out[ROWS_MAX * STRIDE];
     const struct cpu_strip strip = {
         .out = out, .x_blocks = x, .weight = p->weight, .bias = p->bias ? p->biases : NULL,
         .weight_dtype = p->dtype, .row_count = p->row_count, .n_count = p->n_count,
-        .k_count = p->block_count * BLOCK, .out_row_stride = STRIDE,
-        .weight_row_stride = p->block_count * BLOCK, .accumulate = p->accumulate,
+        .k_count = p->run_count * BLOCK, .out_row_stride = STRIDE,
+        .weight_row_stride = p->run_count * BLOCK, .accumulate = p->accumulate,
     };
 
     for (size_t i = 0; i < ROWS_MAX * STRIDE; i++)
@@ -110,7 +143,7 @@ static void check_table(const struct cpu_kernels *table, const struct problem *p
         float wanted = (float)i;
         uint32_t got_bits, wanted_bits;
         if (r < p->row_count && n < p->n_count) {
-            float sum = wanted_sum(p->weight + n * row_bytes, p->dtype, p->x[r], p->block_count);
+            float sum = wanted_sum(p->weight + n * row_bytes, p->dtype, p->x[r], p->run_count);
             if (p->bias)
                 sum += p->biases[n];
             wanted = p->accumulate ? wanted + sum : sum;
@@ -119,7 +152,7 @@ static void check_table(const struct cpu_kernels *table, const struct problem *p
         memcpy(&wanted_bits, &wanted, sizeof(wanted_bits));
         if (got_bits != wanted_bits)
             fail_msg("%s, %s, %u x %u x %u: row %u, output %u is %a, not %a", table->name,
-                     dtype_info(p->dtype)->name, p->row_count, p->n_count, p->block_count, r, n,
+                     dtype_info(p->dtype)->name, p->row_count, p->n_count, p->run_count, r, n,
                      out[i], wanted);
     }
 }
@@ -133,13 +166,15 @@ static void every_table_gives_the_same_bits(void **state)
 
     (void)state;
     assert_non_null(scratch);
-    for (uint32_t i = 0; i < 2 * ROWS_MAX * 5; i++) {
+    for (uint32_t i = 0; i < DTYPES * ROWS_MAX * 5; i++) {
         static const uint32_t n_counts[] = { 1, 8, 11, 24, N_MAX };
         static struct problem p;
-        p = (struct problem){ .dtype = dtypes[i % 2], .row_count = 1 + i / 2 % ROWS_MAX,
-                              .n_count = n_counts[i / 2 / ROWS_MAX],
-                              .block_count = 1 + i % BLOCKS_MAX, .bias = i % 3 == 0,
-                              .accumulate = i % 5 < 2 };
+        const enum dtype dtype = dtypes[i % DTYPES];
+        const uint32_t runs = quant_runs_per_block(dtype);
+        p = (struct problem){ .dtype = dtype, .row_count = 1 + i / DTYPES % ROWS_MAX,
+                              .n_count = n_counts[i / DTYPES / ROWS_MAX],
+                              .run_count = runs * (1 + i % (runs == 1 ? 5 : 3)),
+                              .bias = i % 3 == 0, .accumulate = i % 5 < 2 };
         fill(&p, &random);
         for (uint32_t t = 0; t < table_count; t++)
             check_table(tables[t], &p, scratch);
@@ -164,19 +199,22 @@ static float any_float(uint64_t *state, uint32_t block)
     return block % 24 == 11 ? 0 : ldexpf(value, (int)(block % 40) - 20);
 }
 
-static void check_block(const struct cpu_quant_block *block, const float *x, enum dtype dtype)
+static void check_block(const struct cpu_quant_block *block, const float *x)
 {
     float largest = 0;
-    int32_t sum = 0;
+    int32_t sums[2] = { 0, 0 };
     bool finite = true;
 
     for (uint32_t i = 0; i < BLOCK; i++) {
         largest = fmaxf(largest, fabsf(x[i]));
         finite = finite && isfinite(x[i]);
-        sum += block->q[i];
+        sums[i / 16] += block->q[i];
         assert_in_range(block->q[i] + 127, 0, 254);
     }
-    assert_int_equal(block->correction, -(dtype == DTYPE_Q8_0 ? 128 : 8) * sum);
+    assert_int_equal(block->sums[0], sums[0]);
+    assert_int_equal(block->sums[1], sums[1]);
+    assert_int_equal(isnan(block->scaled_sum), !finite);
+    assert_true(!finite || block->scaled_sum == block->scale * (float)(sums[0] + sums[1]));
     assert_int_equal(isnan(block->scale), !finite);
     for (uint32_t i = 0; finite && i < BLOCK; i++) {
         const double error = fabs(x[i] - (double)block->scale * block->q[i]);
@@ -196,14 +234,12 @@ static void every_table_quantises_alike(void **state)
     (void)state;
     for (uint32_t i = 0; i < BLOCKS * BLOCK; i++)
         x[i] = any_float(&random, i / BLOCK);
-    for (size_t d = 0; d < 2; d++) {
-        for (uint32_t t = 0; t < table_count; t++) {
-            tables[t]->quantise(blocks[t], x, BLOCKS * BLOCK, dtypes[d]);
-            assert_memory_equal(blocks[t], blocks[0], sizeof(blocks[0]));
-        }
-        for (uint32_t b = 0; b < BLOCKS; b++)
-            check_block(&blocks[0][b], x + (size_t)b * BLOCK, dtypes[d]);
+    for (uint32_t t = 0; t < table_count; t++) {
+        tables[t]->quantise(blocks[t], x, BLOCKS * BLOCK);
+        assert_memory_equal(blocks[t], blocks[0], sizeof(blocks[0]));
     }
+    for (uint32_t b = 0; b < BLOCKS; b++)
+        check_block(&blocks[0][b], x + (size_t)b * BLOCK);
 }
 
 int main(void)

@@ -13,8 +13,8 @@
  *                      four elements of x, broadcast, go with a vector of the panel.
  *
  * Integer products: VNNI multiplies unsigned with signed bytes and adds four of them to a lane. As
- * unsigned numbers serve Q4_0's halves, and Q8_0's q + 128; what that adds too much comes with x as
- * block->correction. Without VNNI, pairs of products are made in 16 bits. For Q4_0 eight pairs fit
+ * unsigned numbers serve Q4_0's halves, and Q8_0's q + 128; what that adds too much follows from
+ * the sums of x. Without VNNI, pairs of products are made in 16 bits. For Q4_0 eight pairs fit
  * into 16 bits (8 * 2 * 15 * 127 = 30480), so they are widened once a block. Q8_0's would not: the
  * weight's sign moves to x, and each pair of at most 2 * 128 * 127 = 32512 is widened at once. */
 #ifndef LIGHTER_DEVICE_CPU_QUANT_TILES_H
@@ -68,7 +68,7 @@ INLINE struct group group_at(const struct cpu_strip *strip, const enum dtype dty
                              uint32_t step)
 {
     const uint64_t row_bytes =
-        strip->weight_row_stride / QUANT_BLOCK_ELEMENTS * block_bytes(dtype);
+        strip->weight_row_stride / QUANT_RUN_ELEMENTS * block_bytes(dtype);
     const uint32_t left = strip->n_count - n;
     struct group group = { .n = n, .step = step, .count = left < WIDTH ? left : WIDTH };
 
@@ -156,8 +156,19 @@ INLINE __m256i widened(const enum dtype dtype, __m256i sums)
     return sums;
 }
 
+/* What the offset of weights that were made unsigned adds to a dot product, negative. */
+INLINE __m256i correction_of(const enum dtype dtype, const struct cpu_quant_block *x)
+{
+    const int16_t offset = dtype == DTYPE_Q4_0 ? 8 : 128;
+    int32_t sums;
+
+    memcpy(&sums, x->sums, sizeof(sums));
+    return _mm256_madd_epi16(_mm256_set1_epi32(sums), _mm256_set1_epi16((int16_t)-offset));
+}
+
 /* The block's dot products, from lanes that began with `start`, or with zeros. */
-INLINE __m256i corrected(const enum dtype dtype, __m256i dots, int32_t correction, bool started)
+INLINE __m256i corrected(const enum dtype dtype, __m256i dots, const struct cpu_quant_block *x,
+                         bool started)
 {
 #if HAS_VNNI
     if (started)
@@ -167,8 +178,7 @@ INLINE __m256i corrected(const enum dtype dtype, __m256i dots, int32_t correctio
     if (dtype == DTYPE_Q8_0)
         return dots;
 #endif
-    (void)dtype;
-    return _mm256_add_epi32(dots, _mm256_set1_epi32(correction));
+    return _mm256_add_epi32(dots, correction_of(dtype, x));
 }
 
 INLINE __m256 add_block(__m256 sums, __m256i dots, float x_scale, __m256 scales)
@@ -205,7 +215,7 @@ INLINE void put(const struct cpu_strip *strip, uint32_t row, const struct group 
 INLINE void direct_group(const struct cpu_strip *strip, const enum dtype dtype, const uint32_t R,
                          uint32_t row, const struct group *group)
 {
-    const uint32_t block_count = strip->k_count / QUANT_BLOCK_ELEMENTS;
+    const uint32_t block_count = strip->k_count / QUANT_RUN_ELEMENTS;
     __m256 sums[DIRECT_ROWS_MAX];
 
 #pragma GCC unroll 3
@@ -232,7 +242,7 @@ INLINE void direct_group(const struct cpu_strip *strip, const enum dtype dtype, 
                 p[i] = widened(dtype, products(dtype, p[i], second[i], x_second));
             }
             p[0] = _mm256_hadd_epi32(_mm256_hadd_epi32(p[0], p[1]), _mm256_hadd_epi32(p[2], p[3]));
-            sums[r] = add_block(sums[r], corrected(dtype, p[0], x->correction, false), x->scale,
+            sums[r] = add_block(sums[r], corrected(dtype, p[0], x, false), x->scale,
                                 scales);
         }
     }
@@ -259,7 +269,7 @@ INLINE void transpose(const __m256i rows[4], __m256i out[4])
 INLINE void fill_panel(const struct cpu_strip *strip, const enum dtype dtype,
                        const struct group *group, uint32_t place, struct panel_block *panel)
 {
-    const uint32_t block_count = strip->k_count / QUANT_BLOCK_ELEMENTS;
+    const uint32_t block_count = strip->k_count / QUANT_RUN_ELEMENTS;
 
     for (uint32_t b = 0; b < block_count; b++) {
         const uint64_t at = (uint64_t)b * block_bytes(dtype);
@@ -287,10 +297,9 @@ INLINE VECTOR load_vector(const float *values)
     return _mm512_loadu_ps(values);
 }
 
-INLINE VECTOR_INTEGERS start(const enum dtype dtype, int32_t correction)
+INLINE VECTOR_INTEGERS start(const enum dtype dtype, const struct cpu_quant_block *x)
 {
-    (void)dtype;
-    return _mm512_set1_epi32(correction);
+    return _mm512_broadcast_i64x4(correction_of(dtype, x));
 }
 
 INLINE VECTOR_INTEGERS step_products(const enum dtype dtype, VECTOR_INTEGERS sums,
@@ -325,10 +334,9 @@ INLINE VECTOR load_vector(const float *values)
     return _mm256_load_ps(values);
 }
 
-INLINE VECTOR_INTEGERS start(const enum dtype dtype, int32_t correction)
+INLINE VECTOR_INTEGERS start(const enum dtype dtype, const struct cpu_quant_block *x)
 {
-    (void)dtype;
-    return HAS_VNNI ? _mm256_set1_epi32(correction) : _mm256_setzero_si256();
+    return HAS_VNNI ? correction_of(dtype, x) : _mm256_setzero_si256();
 }
 
 INLINE VECTOR_INTEGERS step_products(const enum dtype dtype, VECTOR_INTEGERS sums,
@@ -340,7 +348,7 @@ INLINE VECTOR_INTEGERS step_products(const enum dtype dtype, VECTOR_INTEGERS sum
 INLINE VECTOR end_block(const enum dtype dtype, VECTOR sums, VECTOR_INTEGERS dots,
                         const struct cpu_quant_block *x, VECTOR scales)
 {
-    return add_block(sums, corrected(dtype, widened(dtype, dots), x->correction, true), x->scale,
+    return add_block(sums, corrected(dtype, widened(dtype, dots), x, true), x->scale,
                      scales);
 }
 
@@ -356,7 +364,7 @@ INLINE void panel_tile(const struct cpu_strip *strip, const enum dtype dtype, co
                        uint32_t row, const struct group *groups, uint32_t group_count,
                        const struct panel_block *panel)
 {
-    const uint32_t block_count = strip->k_count / QUANT_BLOCK_ELEMENTS;
+    const uint32_t block_count = strip->k_count / QUANT_RUN_ELEMENTS;
     const struct cpu_quant_block *x[ROWS_MAX];
     VECTOR sums[ROWS_MAX];
 
@@ -370,7 +378,7 @@ INLINE void panel_tile(const struct cpu_strip *strip, const enum dtype dtype, co
         VECTOR_INTEGERS dots[ROWS_MAX];
 #pragma GCC unroll 8
         for (uint32_t r = 0; r < R; r++)
-            dots[r] = start(dtype, x[r][b].correction);
+            dots[r] = start(dtype, &x[r][b]);
 #pragma GCC unroll 8
         for (uint32_t step = 0; step < STEPS; step++) {
 #pragma GCC unroll 8
@@ -418,7 +426,7 @@ INLINE void panel_rows(const struct cpu_strip *strip, const enum dtype dtype,
 INLINE void multiply_groups(const struct cpu_strip *strip, const enum dtype dtype,
                             const struct group *groups, uint32_t count, void *scratch)
 {
-    const bool fits = (uint64_t)strip->k_count / QUANT_BLOCK_ELEMENTS <=
+    const bool fits = (uint64_t)strip->k_count / QUANT_RUN_ELEMENTS <=
                       CPU_STRIP_SCRATCH_BYTES / sizeof(struct panel_block);
 
     if (strip->row_count > DIRECT_ROWS_MAX && fits) {

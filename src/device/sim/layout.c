@@ -46,7 +46,7 @@ static bool execute_stacked(struct cpu_executor *executor, const struct op *op)
     struct op copy = *op;
     uint8_t *w13 = plain(moe->w13, moe->weight_dtype, moe->expert_count,
                          2 * (uint64_t)moe->ffn_width, moe->width);
-    uint8_t *w2 = plain(moe->w2, moe->weight_dtype, moe->expert_count, moe->width, moe->ffn_width);
+    uint8_t *w2 = plain(moe->w2, moe->down_dtype, moe->expert_count, moe->width, moe->ffn_width);
     const bool done = w13 != NULL && w2 != NULL;
 
     copy.moe.w13 = w13;
@@ -76,7 +76,7 @@ static bool execute_listed(struct cpu_executor *executor, const struct op *op)
         experts[i] = (struct op_moe_expert){
             .gate = gate,
             .up = gate != NULL ? gate + gate_bytes : NULL,
-            .down = plain(expert->down, moe->weight_dtype, 1, moe->width, moe->ffn_width),
+            .down = plain(expert->down, moe->down_dtype, 1, moe->width, moe->ffn_width),
             .id = expert->id,
         };
         done = gate != NULL && experts[i].down != NULL;

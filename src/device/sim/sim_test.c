@@ -306,7 +306,8 @@ static void stray_experts_are_named(void **state)
         .ids = (const int32_t *)(const void *)(rig.memory + 512),
         .weights = (const float *)(const void *)rig.memory,
         .experts = (const struct op_moe_expert *)(const void *)(rig.memory + 256),
-        .expert_list_count = 1, .weight_dtype = DTYPE_F32, .scratch = rig.memory + 1024,
+        .expert_list_count = 1, .weight_dtype = DTYPE_F32, .down_dtype = DTYPE_F32,
+        .scratch = rig.memory + 1024,
         .row_count = 1, .top_k = 1, .expert_count = 1, .width = 4, .ffn_width = 4,
         .out_row_stride = 4, .x_row_stride = 4,
     };

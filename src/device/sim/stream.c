@@ -184,22 +184,24 @@ static bool experts_are_held(struct sim_stream *stream, const struct op *op)
     const struct sim_arena *arena = sim_of(stream)->arena;
     const struct op_moe *moe = &op->moe;
     const uint32_t count = op->kind == OP_MOE && moe->experts != NULL ? moe->expert_list_count : 0;
-    uint64_t size_bytes = 0;
+    const uint64_t elements = (uint64_t)moe->width * moe->ffn_width;
+    uint64_t size_bytes = 0, down_bytes = 0;
     struct err error;
 
-    if (count > 0 && !dtype_bytes(moe->weight_dtype, (uint64_t)moe->width * moe->ffn_width,
-                                  &size_bytes))
-        assert(!"a matrix of whole blocks");
+    if (count > 0 && (!dtype_bytes(moe->weight_dtype, elements, &size_bytes) ||
+                      !dtype_bytes(moe->down_dtype, elements, &down_bytes)))
+        assert(!"matrices of whole blocks");
     for (uint32_t i = 0; i < count; i++) {
         const struct op_moe_expert *expert = &moe->experts[i];
 
         if (sim__arena_holds(arena, expert->gate, size_bytes) &&
             sim__arena_holds(arena, expert->up, size_bytes) &&
-            sim__arena_holds(arena, expert->down, size_bytes))
+            sim__arena_holds(arena, expert->down, down_bytes))
             continue;
-        (void)err_set(&error, STATUS_DEVICE, "sim: moe: expert %d at %p, %p and %p, %llu bytes "
-                      "each, is not in the device's memory", (int)expert->id, expert->gate,
-                      expert->up, expert->down, (unsigned long long)size_bytes);
+        (void)err_set(&error, STATUS_DEVICE, "sim: moe: expert %d at %p, %p and %p, %llu, %llu "
+                      "and %llu bytes, is not in the device's memory", (int)expert->id,
+                      expert->gate, expert->up, expert->down, (unsigned long long)size_bytes,
+                      (unsigned long long)size_bytes, (unsigned long long)down_bytes);
         (void)break_stream(stream, &error, NULL);
         return false;
     }
