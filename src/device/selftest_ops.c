@@ -334,8 +334,9 @@ static uint64_t run_moe(struct bed *bed, const struct selftest_op *test, uint32_
     *moe = (struct op_moe){
         .x = put_floats(bed, (uint64_t)all * width), .weights = put_floats(bed, all * top_k),
         .ids = device__bed_put(bed, ids, all * top_k * sizeof(ids[0])),
-        .weight_dtype = test->dtype, .row_count = rows, .top_k = top_k, .expert_count = experts,
-        .width = width, .ffn_width = ffn, .out_row_stride = width, .x_row_stride = width,
+        .weight_dtype = test->dtype, .down_dtype = test->dtype, .row_count = rows,
+        .top_k = top_k, .expert_count = experts, .width = width, .ffn_width = ffn,
+        .out_row_stride = width, .x_row_stride = width,
     };
     moe->w13 = put_weights(bed, DEVICE_WEIGHT_GATE_UP, test->dtype, experts, 2 * ffn, width,
                            &moe->weight_layout);

@@ -16,7 +16,7 @@
 #include <cmocka.h>
 
 #include "device/device.h"
-#include "tensor/quant.h"
+#include "tensor/testing.h"
 
 #define HARNESS_BUFFERS_MAX 64
 
@@ -172,43 +172,16 @@ static inline uint32_t whole_blocks(uint32_t count, enum dtype dtype)
     return (count + elements - 1) / elements * elements;
 }
 
-/* Random blocks of a quantised type, in which no |scale * q| + |min| is above 1. */
-static inline void random_blocks(uint8_t *blocks, enum dtype dtype, size_t count)
-{
-    /* where factors lie, and how many bits their products with integers have */
-    static const struct {
-        uint8_t first, second, bits;
-    } types[DTYPE_COUNT] = {
-        [DTYPE_Q4_1] = { 0, 2, 5 },       [DTYPE_Q5_0] = { 0, 0, 5 },
-        [DTYPE_Q5_1] = { 0, 2, 6 },       [DTYPE_IQ4_NL] = { 0, 0, 8 },
-        [DTYPE_Q2_K] = { 80, 82, 7 },     [DTYPE_Q3_K] = { 108, 108, 8 },
-        [DTYPE_Q4_K] = { 0, 2, 11 },      [DTYPE_Q5_K] = { 0, 2, 12 },
-        [DTYPE_Q6_K] = { 208, 208, 13 },  [DTYPE_IQ4_XS] = { 0, 0, 13 },
-    };
-    const struct dtype_info *info = dtype_info(dtype);
-    struct harness random = { .random = 4711 + count };
-
-    for (size_t i = 0; i < count / info->block_elements * info->block_bytes; i++)
-        blocks[i] = (uint8_t)(int)(random_float(&random) * 128);
-    for (; count > 0; count -= info->block_elements, blocks += info->block_bytes) {
-        const uint8_t places[2] = { types[dtype].first, types[dtype].second };
-        for (size_t i = 0; i < 2 && dtype != DTYPE_MXFP4; i++) /* F16: sign, exponent */
-            blocks[places[i] + 1] =
-                (uint8_t)((blocks[places[i] + 1] & 0x83) | (14 - types[dtype].bits) << 2);
-        if (dtype == DTYPE_MXFP4)
-            blocks[0] = (uint8_t)(120 + blocks[0] % 4);
-    }
-}
-
 /* values in another dtype, and what that rounds them to, in place; of a type that nothing is turned
  * into, other values instead. The caller frees the result. */
 static inline void *rounded_to(float *values, enum dtype dtype, size_t count)
 {
     void *out = malloc(dtype_row_bytes(dtype, count));
+    uint64_t random = 4711 + count;
 
     assert_non_null(out);
     if (quant_is_quantised(dtype) && dtype != DTYPE_Q8_0 && dtype != DTYPE_Q4_0)
-        random_blocks(out, dtype, count);
+        testing_blocks(out, dtype, count, &random);
     else
         dtype_convert(out, dtype, values, DTYPE_F32, count);
     if (dtype != DTYPE_F32)
