@@ -75,6 +75,11 @@ static enum status check_dtype(const struct ascend_device *device, const struct 
         return err_set(err, STATUS_UNAVAILABLE, "%s: %s has no operator for weights in %s; an NPU "
                        "computes with BF16, F16 and F32: --dtype says which they shall be",
                        device->base.info.name, op_kind_name(op->kind), dtype_info(dtype)->name);
+    if (op->kind == OP_MOE && op->moe.down_dtype != dtype)
+        return err_set(err, STATUS_UNAVAILABLE, "%s: moe: an NPU computes with experts of one "
+                       "type, not of %s and %s: --dtype says which they shall be",
+                       device->base.info.name, dtype_info(dtype)->name,
+                       dtype_info(op->moe.down_dtype)->name);
     if (dtype == DTYPE_BF16 && device->ops->is_310p)
         return err_set(err, STATUS_UNAVAILABLE, "%s: %s: this chip has no BF16; --dtype float16 "
                        "works", device->base.info.name, op_kind_name(op->kind));
