@@ -37,21 +37,38 @@ void offload__fetch_destroy(struct offload *offload, struct offload__fetch *fetc
     fetch->started = fetch->loaded = NULL;
 }
 
+bool offload__fetch_prepare(struct offload *offload, struct offload__fetch *fetch, size_t unit)
+{
+    const struct offload__home_ops *home = offload__home(offload->units[unit].home);
+
+    assert(fetch->state == OFFLOAD_FETCH_NONE || fetch->state == OFFLOAD_FETCH_ENDED);
+    if (home->fetch_prepare == NULL)
+        return false;
+    fetch->unit = unit;
+    fetch->is_guess = fetch->by_stream = false;
+    if (!home->fetch_prepare(offload, fetch))
+        return false;
+    fetch->state = OFFLOAD_FETCH_PREPARED;
+    return true;
+}
+
 enum status offload__fetch_begin(struct offload *offload, struct offload__fetch *fetch, size_t unit,
                                  struct event *slot_ended, uint8_t *dst, struct err *err)
 {
     enum status st;
 
     assert(fetch->state != OFFLOAD_FETCH_BEGUN);
+    assert(fetch->state != OFFLOAD_FETCH_PREPARED || fetch->unit == unit);
     fetch->unit = unit;
     fetch->slot_ended = slot_ended;
     fetch->dst = dst;
     fetch->by_stream = false;
-    fetch->state = OFFLOAD_FETCH_NONE;
     fetch->began_ns = fetch->ended_ns = 0;
     st = home_of(offload, fetch)->fetch_begin(offload, fetch, err);
     if (st == STATUS_OK)
         fetch->state = OFFLOAD_FETCH_BEGUN;
+    else if (fetch->state != OFFLOAD_FETCH_PREPARED) /* which is to be abandoned */
+        fetch->state = OFFLOAD_FETCH_NONE;
     return st;
 }
 
@@ -101,7 +118,8 @@ void offload__fetch_abandon(struct offload *offload, struct offload__fetch *fetc
 {
     const struct offload__home_ops *home = home_of(offload, fetch);
 
-    if (fetch->state == OFFLOAD_FETCH_BEGUN && home->fetch_abandon != NULL)
+    if ((fetch->state == OFFLOAD_FETCH_BEGUN || fetch->state == OFFLOAD_FETCH_PREPARED) &&
+        home->fetch_abandon != NULL)
         home->fetch_abandon(offload, fetch);
     fetch->state = OFFLOAD_FETCH_NONE;
 }

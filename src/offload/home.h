@@ -6,6 +6,8 @@
  * A fetch brings one unit from its home into a slot. It is begun as early as the schedule says and
  * ended when the unit is about to be read:
  *
+ *     prepare what needs no slot yet, such as reading into staging memory, long before; may be left
+ *             out
  *     begin   queues or submits what can be, and returns at once
  *     end     makes sure that all of it is queued: may wait on the host, for a disk
  *     ... the compute stream then waits for `loaded`, when the fetch came by the copy stream
@@ -20,6 +22,7 @@ struct offload__share_offer;
 
 enum offload__fetch_state {
     OFFLOAD_FETCH_NONE,   /* nothing was to be brought, or it was abandoned */
+    OFFLOAD_FETCH_PREPARED, /* on its way to memory that is no slot */
     OFFLOAD_FETCH_BEGUN,
     OFFLOAD_FETCH_ENDED,  /* everything is queued, or there */
 };
@@ -83,6 +86,9 @@ struct offload__home_ops {
     /* Makes home_data of a fetch object, after open. NULL: there is none. */
     enum status (*fetch_create)(struct offload *offload, struct offload__fetch *fetch,
                                 struct err *err);
+    /* Begins what needs no slot; false: there is no room to at the moment, or nothing that can be.
+     * NULL: there never is. */
+    bool (*fetch_prepare)(struct offload *offload, struct offload__fetch *fetch);
     /* Bringing a unit into fetch->dst. NULL for meta; end may be NULL. */
     enum status (*fetch_begin)(struct offload *offload, struct offload__fetch *fetch,
                                struct err *err);
@@ -115,6 +121,8 @@ extern const struct offload__home_ops offload__home_device, offload__home_host, 
 enum status offload__fetch_create(struct offload *offload, struct offload__fetch *fetch,
                                   struct err *err);
 void offload__fetch_destroy(struct offload *offload, struct offload__fetch *fetch);
+/* Begins what of bringing `unit` needs no slot; false: nothing was begun. */
+bool offload__fetch_prepare(struct offload *offload, struct offload__fetch *fetch, size_t unit);
 /* Begins to bring `unit` into slot memory dst, when slot_ended's reader of it has ended. */
 enum status offload__fetch_begin(struct offload *offload, struct offload__fetch *fetch, size_t unit,
                                  struct event *slot_ended, uint8_t *dst, struct err *err);

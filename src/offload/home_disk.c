@@ -5,7 +5,9 @@
  * run at once, so whoever read the slot last has ended. Elsewhere it is read into staging memory
  * that the device can copy from, and copied when it has come:
  *
- *     fetch_begin   take a staging record, submit the reads
+ *     fetch_prepare take a staging record, submit the reads: as far ahead as there are records, so
+ *                   that the disk is never idle, whatever slots and other homes are at
+ *     fetch_begin   the same, where it has not been done: the copy's slot is known now
  *     fetch_end     wait for the reads, queue the copy, mark the staging record as read behind it
  *
  * The engine's thread waits in fetch_end. It queues a pass's ops far ahead of the device, so
@@ -25,12 +27,19 @@ struct staging {
     bool taken;                /* between fetch_begin and fetch_end */
 };
 
+/* Those of the ring are apart from those of experts, so that neither waits for the other's. */
+struct staging_pool {
+    struct staging *stagings;  /* [count], used in turn */
+    size_t count, next, taken_count;
+};
+
 struct offload__disk {
     struct disk_reader *reader;
     struct disk_file **files;  /* [file_count], by the checkpoint's index; NULL: nothing is in it */
     uint32_t file_count;
     struct staging *stagings;  /* [staging_count]; none where slots are host memory */
-    size_t staging_count, staging_next;
+    size_t staging_count;
+    struct staging_pool pools[2]; /* of the ring, of experts */
     uint64_t record_bytes;     /* of the largest unit */
     uint32_t reads_max;        /* reads for one unit */
     uint64_t bytes_per_s;      /* measured at the start; 0: not */
@@ -112,7 +121,8 @@ enum disk_use offload__disk_direct(const struct offload *offload)
 static enum status stagings_create(struct offload *offload, struct err *err)
 {
     struct offload__disk *disk = offload->disk;
-    const size_t count = (size_t)offload->sizes.slot_count + offload__experts_fetch_count(offload);
+    const size_t ring_count = (size_t)offload->sizes.slot_count;
+    const size_t count = ring_count + offload__experts_fetch_count(offload);
     enum status st = STATUS_OK;
 
     if (offload->in_place)
@@ -121,6 +131,9 @@ static enum status stagings_create(struct offload *offload, struct err *err)
     if (disk->stagings == NULL)
         return err_set(err, STATUS_NO_MEMORY, "no memory for %zu staging records", count);
     disk->staging_count = count;
+    disk->pools[0] = (struct staging_pool){ .stagings = disk->stagings, .count = ring_count };
+    disk->pools[1] = (struct staging_pool){ .stagings = disk->stagings + ring_count,
+                                            .count = count - ring_count };
     for (size_t i = 0; i < count && st == STATUS_OK; i++) {
         void *record = NULL;
 
@@ -270,21 +283,36 @@ static void disk_fetch_destroy(struct offload *offload, struct offload__fetch *f
     fetch->home_data = NULL;
 }
 
-/* A staging record that no fetch holds, when its last copy has ended. There are as many as slots,
- * so as many as fetches that can be under way. */
-static enum status staging_take(struct offload *offload, struct staging **staging_out,
-                                struct err *err)
+static struct staging_pool *pool_of(const struct offload *offload, size_t unit)
 {
-    struct offload__disk *disk = offload->disk;
+    return &offload->disk->pools[unit >= offload->ring_count];
+}
+
+/* A staging record that no fetch holds. There are as many as fetches that can be under way; what is
+ * prepared counts as one, and each is prepared before those behind it. */
+static struct staging *staging_take(struct staging_pool *pool)
+{
     struct staging *staging;
 
+    assert(pool->taken_count < pool->count);
     do {
-        staging = &disk->stagings[disk->staging_next];
-        disk->staging_next = (disk->staging_next + 1) % disk->staging_count;
+        staging = &pool->stagings[pool->next];
+        pool->next = (pool->next + 1) % pool->count;
     } while (staging->taken);
     staging->taken = true;
-    *staging_out = staging;
-    return event_sync(staging->copied, err);
+    pool->taken_count++;
+    return staging;
+}
+
+static void staging_give(const struct offload *offload, struct offload__fetch *fetch)
+{
+    struct disk_fetch *mine = fetch->home_data;
+
+    if (mine->staging == NULL)
+        return;
+    mine->staging->taken = false;
+    pool_of(offload, fetch->unit)->taken_count--;
+    mine->staging = NULL;
 }
 
 enum status offload__disk_check(const struct offload *offload, struct err *err)
@@ -334,28 +362,51 @@ static void make_reads(const struct offload *offload, const struct offload__fetc
     }
 }
 
+/* Submits the reads of the unit's record to base. */
+static void submit(struct offload *offload, struct offload__fetch *fetch, uint8_t *base)
+{
+    struct disk_fetch *mine = fetch->home_data;
+
+    mine->base = base;
+    mine->read_count = 0;
+    make_reads(offload, fetch, base);
+    for (uint32_t i = 0; i < mine->read_count; i++)
+        disk_read_submit(offload->disk->reader, &mine->reads[i]);
+}
+
+/* The next record in turn must be free of its last copy, too: nothing is waited for here. */
+static bool disk_fetch_prepare(struct offload *offload, struct offload__fetch *fetch)
+{
+    struct staging_pool *pool = pool_of(offload, fetch->unit);
+    struct disk_fetch *mine = fetch->home_data;
+
+    if (offload->in_place || pool->taken_count == pool->count ||
+        pool->stagings[pool->next].taken || !event_is_done(pool->stagings[pool->next].copied))
+        return false;
+    mine->staging = staging_take(pool);
+    submit(offload, fetch, mine->staging->record);
+    return true;
+}
+
 static enum status disk_fetch_begin(struct offload *offload, struct offload__fetch *fetch,
                                     struct err *err)
 {
-    struct offload__disk *disk = offload->disk;
     struct disk_fetch *mine = fetch->home_data;
-    uint8_t *base = fetch->dst;
     enum status st = STATUS_OK;
 
-    if (fetch->unit == 0) /* once in a pass */
-        st = offload__disk_check(offload, err);
+    if (fetch->state == OFFLOAD_FETCH_PREPARED)
+        return STATUS_OK;
     mine->staging = NULL;
     mine->read_count = 0;
-    if (st == STATUS_OK && !offload->in_place) {
-        st = staging_take(offload, &mine->staging, err);
-        base = mine->staging->record;
+    if (!offload->in_place) {
+        mine->staging = staging_take(pool_of(offload, fetch->unit));
+        st = event_sync(mine->staging->copied, err);
+        if (st != STATUS_OK) {
+            staging_give(offload, fetch);
+            return st;
+        }
     }
-    if (st != STATUS_OK)
-        return st;
-    mine->base = base;
-    make_reads(offload, fetch, base);
-    for (uint32_t i = 0; i < mine->read_count; i++)
-        disk_read_submit(disk->reader, &mine->reads[i]);
+    submit(offload, fetch, offload->in_place ? fetch->dst : mine->staging->record);
     return STATUS_OK;
 }
 
@@ -367,20 +418,13 @@ static enum status disk_loaded(struct offload *offload, struct err *err)
                                 &offload->cached, err);
 }
 
-static void staging_give(struct disk_fetch *mine)
-{
-    if (mine->staging != NULL)
-        mine->staging->taken = false;
-    mine->staging = NULL;
-}
-
 static void disk_fetch_abandon(struct offload *offload, struct offload__fetch *fetch)
 {
     struct disk_fetch *mine = fetch->home_data;
 
     for (uint32_t i = 0; i < mine->read_count; i++)
         (void)disk_read_cancel(offload->disk->reader, &mine->reads[i]);
-    staging_give(mine);
+    staging_give(offload, fetch);
 }
 
 static enum status disk_fetch_end(struct offload *offload, struct offload__fetch *fetch,
@@ -414,7 +458,7 @@ static enum status disk_fetch_end(struct offload *offload, struct offload__fetch
         st = offload__copy_end(offload, fetch, err);
     if (st == STATUS_OK)
         st = event_record(offload->copy, mine->staging->copied, err);
-    staging_give(mine);
+    staging_give(offload, fetch);
     return st;
 }
 
@@ -456,6 +500,7 @@ const struct offload__home_ops offload__home_disk = {
     .is_loaded_here = disk_is_loaded_here,
     .loaded = disk_loaded,
     .fetch_create = disk_fetch_create,
+    .fetch_prepare = disk_fetch_prepare,
     .fetch_begin = disk_fetch_begin,
     .fetch_end = disk_fetch_end,
     .fetch_is_ready = disk_fetch_is_ready,

@@ -175,6 +175,8 @@ struct offload {
     uint64_t position;                      /* the next onload to be read */
     uint64_t pass_position;                 /* position at the start of this pass */
     uint64_t head;                          /* the next onload to be queued */
+    uint64_t prepared;                      /* the next onload of which what needs no slot is to be
+                                               begun; or less than head */
     uint64_t harvested;                     /* the next onload whose times are to be read */
     size_t lookup_param;                    /* OFFLOAD_NO_PARAM: no table is looked up */
     struct offload__lookup *lookup;         /* lookup.c's */

@@ -116,6 +116,28 @@ static uint8_t *slot_memory(const struct offload *offload, uint64_t position)
     return offload->slots + slot_at(offload, position) * offload->sizes.slot_bytes;
 }
 
+/* Whether files are as they were, once in a pass. */
+static enum status files_check(const struct offload *offload, uint64_t position, struct err *err)
+{
+    return unit_at(offload, position) == 0 ? offload__disk_check(offload, err) : STATUS_OK;
+}
+
+/* Begins what needs no slot of the onloads behind `head`, up to a pass ahead of what is read, as
+ * long as homes have room: a disk then reads on while slots are full of what other homes bring. */
+static void prepare_ahead(struct offload *offload)
+{
+    if (offload->prepared < offload->head)
+        offload->prepared = offload->head;
+    for (; offload->prepared < offload->position + offload->ring_count; offload->prepared++) {
+        const size_t index = unit_at(offload, offload->prepared);
+
+        if (offload__home(offload->units[index].home)->fetch_prepare == NULL)
+            continue;
+        if (!offload__fetch_prepare(offload, onload_at(offload, offload->prepared), index))
+            return;
+    }
+}
+
 /* Begins the onload of a position. */
 static enum status onload_begin(struct offload *offload, uint64_t position, struct err *err)
 {
@@ -125,7 +147,8 @@ static enum status onload_begin(struct offload *offload, uint64_t position, stru
     enum status st;
 
     onload->unit = index;
-    onload->state = OFFLOAD_FETCH_NONE;
+    if (onload->state != OFFLOAD_FETCH_PREPARED)
+        onload->state = OFFLOAD_FETCH_NONE;
     switch (offload__path(offload, unit)) {
     case OFFLOAD_PATH_IN_PLACE:
         return STATUS_OK;
@@ -176,14 +199,19 @@ enum status offload__ring_start(struct offload *offload, struct err *err)
     if (st != STATUS_OK)
         return st;
     offload->position = offload->pass_position = offload->head = offload->harvested = 0;
+    offload->prepared = 0;
     if (offload->sizes.slot_count > 0)
         st = slots_prepare(offload, err);
+    if (st == STATUS_OK && offload->sizes.slot_count > 0)
+        st = offload__disk_check(offload, err);
     while (st == STATUS_OK && offload->sizes.slot_count > 0 &&
            offload->head < (uint64_t)offload->options.prefetch_step) {
         st = onload_begin(offload, offload->head, err);
         if (st == STATUS_OK)
             offload__count_planned(offload, unit_at(offload, offload->head++));
     }
+    if (st == STATUS_OK && offload->sizes.slot_count > 0)
+        prepare_ahead(offload);
     offload->started = st == STATUS_OK;
     return st;
 }
@@ -200,7 +228,9 @@ enum status offload__ring_sync(struct offload *offload, struct err *err)
 
 void offload__ring_abandon(struct offload *offload)
 {
-    for (uint64_t k = offload->pass_position; offload->onloads != NULL && k < offload->head; k++)
+    const uint64_t end = offload->prepared > offload->head ? offload->prepared : offload->head;
+
+    for (uint64_t k = offload->pass_position; offload->onloads != NULL && k < end; k++)
         offload__fetch_abandon(offload, onload_at(offload, k));
 }
 
@@ -274,10 +304,13 @@ static enum status begin_in_slot(struct offload *offload, struct err *err)
     enum status st;
 
     assert(offload->head == position + (uint64_t)offload->options.prefetch_step);
-    st = onload_begin(offload, offload->head, err);
+    st = files_check(offload, offload->head, err);
+    if (st == STATUS_OK)
+        st = onload_begin(offload, offload->head, err);
     if (st != STATUS_OK)
         return st;
     offload->head++;
+    prepare_ahead(offload);
     if (onload_at(offload, position)->state != OFFLOAD_FETCH_NONE)
         st = loaded_wait(offload, position, err);
     return st == STATUS_OK ? arrived_pass_on(offload, err) : st;
@@ -413,6 +446,7 @@ enum status offload_pass_abort(struct offload *offload, struct err *err)
         offload__count_planned(offload, unit_at(offload, k));
     offload->started = false;
     offload->head = offload->position = offload->pass_position = offload->harvested = 0;
+    offload->prepared = 0;
     if (st == STATUS_OK)
         st = offload__ring_start(offload, err);
     offload__counters_publish(offload);
