@@ -26,12 +26,16 @@ MODES = ["cpu", "disk", "shm_cpu", "sharded_gpu"]
 CHUNKS = [7, 64]
 
 
+def make_model(path, preset, *more):
+    subprocess.run(["/usr/bin/python3", os.path.join(lighter.ROOT, "tools/make_random_model.py"), "--preset", preset,
+                    *more, path], check=True, stdout=subprocess.DEVNULL)
+    return path
+
+
 def make_models(folder):
     models = {"demo": lighter.DEMO}
     for name, preset in (("dense", "llama-tiny"), ("moe", "qwen3moe-tiny")):
-        models[name] = os.path.join(folder, name)
-        subprocess.run(["/usr/bin/python3", os.path.join(lighter.ROOT, "tools/make_random_model.py"), "--preset",
-                        preset, models[name]], check=True, stdout=subprocess.DEVNULL)
+        models[name] = make_model(os.path.join(folder, name), preset)
     return models
 
 
@@ -109,6 +113,58 @@ def smallest_budget(bench, name, device):
                                "--device", device, "--offload-mode", "auto", "--memory-budget", "100KiB")
     assert code == 1, err
     return err
+
+
+def host_plan(bench, name, *run):
+    """The plan's bytes at home on the host and on the disk, the host memory it needs, and a token's bytes."""
+    plan = lighter.run_json("plan", "--model", bench.models[name], *bench.base, *run)
+    homes, step = plan["homes"], plan["forecast"]["decode"]
+    assert plan["host"]["home_bytes"] >= homes.get("host", 0)
+    assert abs(sum(step["bytes_by_home"].values()) - step["link_bytes"]) < 1
+    assert step["disk_bytes"] == step["bytes_by_home"].get("disk", 0)
+    return homes.get("host", 0), homes.get("disk", 0), plan["host"]["needed_bytes"], step
+
+
+def test_auto_mixes_device_host_and_disk():
+    """On a device with a link, what does not fit it is on the host as far as that has room, and else on the disk:
+    the same bits, as many bytes from each home as planned, never more host memory than its budget; and a budget of
+    host memory that is too small is refused with one that works."""
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(folder)
+        for name, preset in (("dense-small", "llama-small"), ("moe-small", "qwen3moe-small")):
+            bench.models[name] = make_model(os.path.join(folder, name), preset)
+            IDS[name] = list(range(1, 41))
+        for name, share in (("dense-small", 0.4), ("moe-small", 0.3)):
+            wanted = bench.logits(name)
+            ids = bench.generate(name)["output_ids"]
+            weights = lighter.run_json("plan", "--model", bench.models[name], *bench.base, "--assume",
+                                       "disk=1GB/s")["weight_bytes"]
+            run = ["--device", DEVICES[1], "--offload-mode", "auto", "--memory-budget", int(weights * share) +
+                   (1 << 20), "--assume", "disk=1GB/s", "--chunked-prefill-size", "16"]
+            code, _, err = lighter.run("plan", "--model", bench.models[name], *bench.base, *run,
+                                       "--host-memory-budget", "1KiB")
+            assert code == 1, (name, err)
+            smallest = int(re.search(r"that would do is (\d+) bytes", err).group(1))
+            host, disk, needed, _ = host_plan(bench, name, *run, "--host-memory-budget", "4GiB")
+            assert host > 0 and disk == 0, (name, host, disk)
+            seen = set()
+            for budget in [smallest] + [smallest + (needed + (3 << 20) - smallest) * i // 2 for i in (1, 2)]:
+                options = [*run, "--host-memory-budget", budget]
+                host, disk, needs, step = host_plan(bench, name, *options)
+                assert needs <= budget, (name, budget, needs)
+                seen.add((host > 0, disk > 0))
+                assert bench.logits(name, *options) == wanted, (name, options)
+                answer = bench.generate(name, *options)
+                assert answer["output_ids"] == ids, (name, options)
+                memory, moved = answer["report"]["offload"]["memory"], answer["report"]["offload"]["homes"]
+                assert memory["host_peak_bytes"] <= budget, (name, memory, budget)
+                assert set(moved) == set(home for home, is_used in (("host", host), ("disk", disk)) if is_used)
+                if name == "dense-small":  # each pass moves all of it
+                    passes = answer["report"]["offload"]["passes"]
+                    for home, planned in step["bytes_by_home"].items():
+                        assert moved[home]["bytes_moved"] in range(int(planned) * passes, int(planned) * (passes + 2))
+            assert (True, False) in seen, (name, seen)
+            assert (True, True) in seen, (name, seen)
 
 
 def test_auto_keeps_within_every_budget():

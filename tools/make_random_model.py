@@ -53,6 +53,14 @@ PRESETS = {
     "llama-tiny": {**LLAMA, "num_hidden_layers": 4, "hidden_size": 64, "intermediate_size": 160,
                    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 320,
                    "max_position_embeddings": 512},
+    # Large enough for homes to be mixed under a budget, small enough for a test.
+    "llama-small": {**LLAMA, "num_hidden_layers": 6, "hidden_size": 384, "intermediate_size": 1024,
+                    "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 1024,
+                    "max_position_embeddings": 512},
+    "qwen3moe-small": {**QWEN3_MOE, "num_hidden_layers": 6, "hidden_size": 256, "intermediate_size": 512,
+                       "moe_intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2,
+                       "head_dim": 64, "num_experts": 64, "num_experts_per_tok": 4, "vocab_size": 1024,
+                       "max_position_embeddings": 1024},
     "deepseek-tiny": {**DEEPSEEK, "num_hidden_layers": 4, "hidden_size": 64, "intermediate_size": 128,
                       "moe_intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 4,
                       "q_lora_rank": 32, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8,
@@ -165,6 +173,14 @@ def as_bytes(bits, dtype):
     return values.astype("<f4" if dtype == "F32" else "<f2").tobytes()
 
 
+def write_router(file, shape, dtype, random, skew):
+    """A router with favourites: its rows differ in length, by a log-normal factor."""
+    bits = random_bits(random, int(numpy.prod(shape)))
+    values = (bits.astype(numpy.uint32) << 16).view(numpy.float32).reshape(shape)
+    values = values * numpy.exp(skew * random.standard_normal((shape[0], 1))).astype(numpy.float32)
+    file.write(as_bytes((values.view(numpy.uint32) >> 16).astype(numpy.uint16).ravel(), dtype))
+
+
 def write_tensor(file, name, count, dtype, random):
     for at in range(0, count, PIECE_ELEMENTS):
         bits = random_bits(random, min(PIECE_ELEMENTS, count - at))
@@ -173,7 +189,7 @@ def write_tensor(file, name, count, dtype, random):
         file.write(as_bytes(bits, dtype))
 
 
-def write_weights(path, tensors, dtype, seed):
+def write_weights(path, tensors, dtype, seed, skew):
     header, offset = {"__metadata__": {"format": "pt"}}, 0
     for name, shape in tensors:
         kind = "F32" if name.endswith("e_score_correction_bias") else dtype
@@ -186,6 +202,9 @@ def write_weights(path, tensors, dtype, seed):
         file.write(struct.pack("<Q", len(text)) + text)
         for index, (name, shape) in enumerate(tensors):
             random = numpy.random.Generator(numpy.random.PCG64([seed, index]))
+            if skew > 0 and name.endswith(".gate.weight"):
+                write_router(file, shape, header[name]["dtype"], random, skew)
+                continue
             write_tensor(file, name, int(numpy.prod(shape)), header[name]["dtype"], random)
     return offset
 
@@ -197,13 +216,16 @@ def main():
     parser.add_argument("--dtype", choices=sorted(ELEMENT_BYTES), default="BF16")
     parser.add_argument("--layers", type=int, help="instead of the preset's")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--router-skew", type=float, default=0,
+                        help="how much routers prefer some experts; 0: not at all; 0.5: as in real models")
     options = parser.parse_args()
     config = {**PRESETS[options.preset], "torch_dtype": TORCH_NAMES[options.dtype]}
     if options.layers is not None:
         config["num_hidden_layers"] = options.layers
     tensors = tensors_of(config)
     os.makedirs(options.folder, exist_ok=True)
-    size = write_weights(os.path.join(options.folder, "model.safetensors"), tensors, options.dtype, options.seed)
+    size = write_weights(os.path.join(options.folder, "model.safetensors"), tensors, options.dtype, options.seed,
+                         options.router_skew)
     with open(os.path.join(options.folder, "config.json"), "w", encoding="utf-8") as file:
         json.dump(config, file, indent=2, sort_keys=True)
         file.write("\n")

@@ -5,7 +5,7 @@
 #include <stdint.h>
 
 /* What the kernel estimates can be taken without swapping, and without passing the limit of any
- * control group (version 2) that this process is in; page cache that can be dropped counts as
+ * control group that this process is in; page cache that can be dropped counts as
  * free. UINT64_MAX when neither can be read. */
 uint64_t memory_left_bytes(void);
 

@@ -179,6 +179,11 @@ enum status loader_staging_create(struct loader_staging **staging_out, struct er
     return load__staging_create(BUFFER_BYTES, staging_out, err);
 }
 
+uint64_t loader_staging_bytes(void)
+{
+    return 2 * BUFFER_BYTES;
+}
+
 void loader_staging_destroy(struct loader_staging *staging)
 {
     if (staging == NULL)

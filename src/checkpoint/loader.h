@@ -90,6 +90,7 @@ bool loader_extent(const struct loader *loader, const struct ckpt *ckpt, uint64_
 struct loader_staging;
 enum status loader_staging_create(struct loader_staging **staging_out, struct err *err);
 void loader_staging_destroy(struct loader_staging *staging);
+uint64_t loader_staging_bytes(void); /* that one takes */
 
 /* Fills dst[loader_size_bytes] (host memory, aligned for its dtype). loader_check must have passed
  * for this checkpoint. *done_bytes (may be NULL) is raised as loading goes on, by

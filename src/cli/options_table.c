@@ -171,7 +171,9 @@ const struct cli_option cli_option_table[] = {
       .help = "the same as a fraction of the device's memory; --memory-budget goes before it",
       .group = GROUP_DEVICE, .commands = ON_RUN, AT(mem_fraction_static) },
     { .name = "host-memory-budget", .kind = CLI_OPTION_SIZE, .value_name = "SIZE",
-      .help = "most host memory to take for homes; default: no bound", .group = GROUP_DEVICE,
+      .help = "most host memory to take; default: no bound, and --offload-mode auto takes for "
+              "homes what is free, less a margin",
+      .group = GROUP_DEVICE,
       .commands = ON_RUN, AT(host_memory_budget_bytes) },
     { .name = "force-scalar", .kind = CLI_OPTION_FLAG,
       .help = "computes with the plain reference kernels, for tests", .group = GROUP_DEVICE,
@@ -195,7 +197,8 @@ const struct cli_option cli_option_table[] = {
       .help = "where moved weights live: cpu, in host memory; shm_cpu, once in a node's memory "
               "for all its ranks; sharded_gpu, divided over the ranks' devices; disk, in the "
               "checkpoint's files; meta, nowhere (answers are garbage); auto: what does not fit "
-              "the budget moves, from where it is",
+              "the device's budget moves, from host memory as far as that has room, then from "
+              "the disk",
       .group = GROUP_OFFLOAD, .commands = ON_RUN, AT(offload_mode) },
     { .name = "offload-params", .kind = CLI_OPTION_TEXT, .value_name = "GLOB",
       .help = "V2: names of the parameters that move, such as '*.self_attn.*'; default: the FFN "

@@ -40,8 +40,8 @@ static json_t *plan_json(const struct cli_session *session, const struct cli_opt
     device_memory_report(session->device, &memory);
     offload_sizes(model_offload(session->model), &sizes);
     return json_pack(
-        "{s:s, s:s, s:s, s:s, s:I, s:I, s:o, s:{s:I, s:I, s:I, s:I, s:I, s:I}, s:{s:I, s:I, s:I}, "
-        "s:I, s:o, s:o}",
+        "{s:s, s:s, s:s, s:s, s:I, s:I, s:o, s:{s:I, s:I, s:I, s:I, s:I, s:I}, "
+        "s:{s:o, s:I, s:I, s:I, s:I, s:I}, s:{s:I, s:I, s:I}, s:I, s:o, s:o}",
         "model", options->model, "architecture", info->architecture, "device",
         device_info(session->device)->name, "mode", options->offload_mode, "budget_bytes",
         (json_int_t)memory.budget_bytes, "weight_bytes", (json_int_t)info->weight_bytes, "homes",
@@ -49,6 +49,13 @@ static json_t *plan_json(const struct cli_session *session, const struct cli_opt
         "shard_bytes", (json_int_t)sizes.shard_bytes, "moving_bytes",
         (json_int_t)sizes.moving_bytes, "units", (json_int_t)sizes.unit_count, "slots",
         (json_int_t)sizes.slot_count, "slot_bytes", (json_int_t)sizes.slot_bytes,
+        "host", "budget_bytes",
+        memory.host_budget_bytes > 0 ? json_integer((json_int_t)memory.host_budget_bytes)
+                                     : json_null(),
+        "needed_bytes", (json_int_t)(memory.host_used_bytes + sizes.host_bytes), "home_bytes",
+        (json_int_t)sizes.host_home_bytes, "staging_bytes", (json_int_t)sizes.host_staging_bytes,
+        "table_bytes", (json_int_t)sizes.host_table_bytes, "load_bytes",
+        (json_int_t)sizes.host_load_bytes,
         "kv_cache", "tokens", (json_int_t)info->kv_page_size * info->kv_page_count, "page_size",
         (json_int_t)info->kv_page_size, "bytes_per_token", (json_int_t)info->kv_bytes_per_token,
         "scratch_bytes", (json_int_t)info->scratch_bytes, "forecast",

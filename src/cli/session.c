@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "base/file.h"
+#include "base/memory_left.h"
 #include "base/size.h"
 #include "checkpoint/gguf_tokenizer.h"
 #include "cli/devices.h"
@@ -16,6 +17,8 @@
 
 #define PROMPT_BYTES_MAX (64 * MIB)
 #define READ_BYTES 65536
+#define HOST_MARGIN_SHARE 8          /* of free host memory, one part in so many stays free */
+#define HOST_RANK_BYTES (128 * MIB)  /* that each further rank of a node takes for itself */
 #define GGUF_TOKENIZER_BYTES_MAX (64 * MIB)
 
 enum status cli_open_tokenizer(const char *path, struct tokenizer **tokenizer_out,
@@ -210,6 +213,50 @@ enum status cli_session_trace_write(struct cli_session *session, const struct cl
     return err_set(err, st_own, "--trace: %s", own.message);
 }
 
+/* The least that any rank of this node has found. */
+static enum status agree_on(struct cluster *cluster, uint64_t *bytes, struct err *err)
+{
+    uint64_t all[CLUSTER_RANK_COUNT_MAX];
+    enum status st;
+
+    if (cluster == NULL || cluster_place(cluster)->node_size == 1)
+        return STATUS_OK;
+    st = cluster_allgather(cluster, CLUSTER_NODE, bytes, sizeof(*bytes), all, CLUSTER_WAIT_LOAD_S,
+                           err);
+    for (uint32_t i = 0; st == STATUS_OK && i < cluster_place(cluster)->node_size; i++)
+        *bytes = all[i] < *bytes ? all[i] : *bytes;
+    return st;
+}
+
+/* What auto may take of host memory when nobody has said: what is free now, less a margin. */
+static enum status find_host_budget(const struct cli_session *session, const struct log *log,
+                                    uint64_t *bytes_out, struct err *err)
+{
+    const struct device_info *info = device_info(session->device);
+    const uint64_t ranks =
+        session->cluster == NULL ? 1 : cluster_place(session->cluster)->node_size;
+    uint64_t left_bytes = memory_left_bytes(), taken_bytes = (ranks - 1) * HOST_RANK_BYTES;
+    struct device_memory_report memory;
+    char left[24], may[24];
+    enum status st;
+
+    device_memory_report(session->device, &memory);
+    if (info->memory_is_host || memory.host_budget_bytes > 0)
+        return STATUS_OK;
+    st = agree_on(session->cluster, &left_bytes, err);
+    if (st != STATUS_OK)
+        return st;
+    if (info->memory_takes_host)
+        taken_bytes += ranks * (memory.budget_bytes - memory.used_bytes);
+    taken_bytes += left_bytes / HOST_MARGIN_SHARE;
+    *bytes_out = left_bytes > taken_bytes ? left_bytes - taken_bytes : 0;
+    log_line(log, LOG_INFO,
+             "host memory: %s free; at most %s of it are taken, as no --host-memory-budget says "
+             "otherwise", size_format(left_bytes, left, sizeof(left)),
+             size_format(*bytes_out, may, sizeof(may)));
+    return STATUS_OK;
+}
+
 enum status cli_session_start(struct cli_session *session, const struct cli_options *options,
                               const struct cli_demand *demand, const struct log *log,
                               const struct progress *progress, struct err *err)
@@ -244,10 +291,12 @@ enum status cli_session_start(struct cli_session *session, const struct cli_opti
     model.offload.trace = engine.trace = session->trace;
     model.dtype = options->dtype;
     model.context_length = (uint32_t)options->context_length;
-    if (model.offload.automatic)
+    if (model.offload.automatic) {
         model.offload.home = OFFLOAD_HOME_DISK;
-    else
+        st = find_host_budget(session, log, &model.host_budget_bytes, err);
+    } else {
         st = offload_mode_parse(options->offload_mode, &model.offload.home, err);
+    }
     /* A forecast takes a second to measure: it is made where the program chooses by it. */
     if (st == STATUS_OK && (demand->plan_only || model.offload.automatic)) {
         st = cli_measure(session->device, session->ckpt, options->assume, log, &session->rates,

@@ -50,6 +50,7 @@ struct device_info {
     uint64_t memory_bytes;       /* the device's own; the budget is at most this */
     bool memory_is_host;         /* host memory is its memory: units at home on the host are used in
                                     place, and host pointers are valid operands */
+    bool memory_takes_host;      /* its own memory is a part of this machine's */
     uint64_t link_bytes_per_s;   /* as set or measured; 0: unknown or no link */
     uint64_t link_latency_ns;
     uint64_t peer_bytes_per_s;   /* between devices, as link_bytes_per_s */

@@ -196,12 +196,26 @@ struct model {
     struct model_buffers buffers;
     bool has_forecast;
     struct model_forecast forecast;
+    uint64_t host_room_bytes;    /* host memory that the offload was given; 0: not bounded */
     void *scratch;
     uint64_t scratch_bytes;
     void *kv;                    /* for each layer the keys, then the values, of all token slots */
     void *staging;               /* host: the metadata of a step */
     uint64_t staging_bytes;
 };
+
+/* host.c. Host memory for a step's metadata, in a staging buffer that also holds the constants. */
+uint64_t model__staging_bytes(const struct model_sizes *sizes);
+/* What the offload may take of host memory: of the device's budget of it, or where there is none of
+ * the options', what the model and its caller leave. */
+uint64_t model__host_leave(const struct model_config *config, const struct model_options *options,
+                           const struct device *device);
+/* Whether everything fits the device's budget of host memory; else STATUS_NO_MEMORY with what each
+ * takes and the smallest budget that would do. */
+enum status model__host_check(const struct model_options *options,
+                              const struct offload_sizes *weights,
+                              const struct model_sizes *sizes, const struct device *device,
+                              struct err *err);
 
 /* One step while it is queued: the operators' shorthand, in pass.c. After the first failure the
  * rest is skipped. */

@@ -10,8 +10,6 @@
 #include "base/size.h"
 #include "model/internal.h"
 
-#define STAGING_BYTES_MIN (64 * KIB) /* also holds every table of frequencies */
-
 void model_options_init(struct model_options *options)
 {
     memset(options, 0, sizeof(*options));
@@ -76,8 +74,7 @@ static enum status take_memory(struct model *model, struct err *err)
 {
     const struct model_sizes *sizes = &model->sizes;
     struct device *device = model->device;
-    const uint64_t staging_bytes = sizes->metadata_bytes > STAGING_BYTES_MIN
-                                       ? sizes->metadata_bytes : STAGING_BYTES_MIN;
+    const uint64_t staging_bytes = model__staging_bytes(sizes);
     enum status st = device_alloc(device, DEVICE_USE_SCRATCH, sizes->scratch_bytes,
                                   &model->scratch, err);
 
@@ -113,19 +110,26 @@ static void fill_info(struct model *model)
 }
 
 static void log_plan(const struct model *model, const struct offload_sizes *weights,
-                     enum offload_home home, const struct log *log)
+                     const struct offload_options *options, const struct log *log)
 {
     const struct model_sizes *sizes = &model->sizes;
     const uint64_t tokens = sizes->page_count * sizes->page_size;
     struct device_memory_report memory;
-    char moving[96] = "", slots[64] = "", shards[64] = "";
+    char moving[96] = "", slots[64] = "", shards[64] = "", host[64] = "";
     char text[5][32];
 
     device_memory_report(model->device, &memory);
+    if (memory.host_budget_bytes > 0)
+        (void)snprintf(host, sizeof(host), " of %s",
+                       size_format(memory.host_budget_bytes, text[0], sizeof(text[0])));
+    else if (options->automatic && model->host_room_bytes > 0)
+        (void)snprintf(host, sizeof(host), ", where %s were free",
+                       size_format(model->host_room_bytes, text[0], sizeof(text[0])));
     if (weights->moving_bytes > 0)
         (void)snprintf(moving, sizeof(moving), ", %s at home (%s) in %" PRIu64 " units",
                        size_format(weights->moving_bytes, text[0], sizeof(text[0])),
-                       offload_home_name(home), weights->unit_count);
+                       options->automatic ? "auto" : offload_home_name(options->home),
+                       weights->unit_count);
     if (weights->slot_count > 0)
         (void)snprintf(slots, sizeof(slots), "; slots %" PRIu64 " x %s", weights->slot_count,
                        size_format(weights->slot_bytes, text[0], sizeof(text[0])));
@@ -140,6 +144,12 @@ static void log_plan(const struct model *model, const struct offload_sizes *weig
              tokens, size_format(sizes->kv_bytes, text[2], sizeof(text[2])),
              size_format(sizes->scratch_bytes, text[3], sizeof(text[3])),
              size_format(memory.budget_bytes, text[4], sizeof(text[4])));
+    log_line(log, LOG_INFO,
+             "host memory: homes %s, reading from the disk %s, tables %s, loading %s%s",
+             size_format(weights->host_home_bytes, text[0], sizeof(text[0])),
+             size_format(weights->host_staging_bytes, text[1], sizeof(text[1])),
+             size_format(weights->host_table_bytes, text[2], sizeof(text[2])),
+             size_format(weights->host_load_bytes, text[3], sizeof(text[3])), host);
 }
 
 static void make_forecast(struct model *model, const struct model_options *options,
@@ -197,6 +207,9 @@ static enum status plan_and_load(struct model *model, const struct ckpt *ckpt,
         st = choose_expert_units(model, ckpt, &own, err);
     if (st != STATUS_OK)
         return err_prefix(err, st, "%s", ckpt_path(ckpt));
+    if (own.offload.automatic)
+        own.offload.host_budget_bytes = model__host_leave(&model->config, &own, model->device);
+    model->host_room_bytes = own.offload.host_budget_bytes;
     st = offload_create(model->device, model__params_descs(model->params),
                         model__params_count(model->params), model->config.layer_count,
                         &own.offload, log, &model->offload, err);
@@ -205,10 +218,12 @@ static enum status plan_and_load(struct model *model, const struct ckpt *ckpt,
         return st;
     offload_sizes(model->offload, &weights);
     st = model__sizes_plan(&model->config, &own, &weights, model->device, &model->sizes, err);
+    if (st == STATUS_OK)
+        st = model__host_check(&own, &weights, &model->sizes, model->device, err);
     if (st != STATUS_OK)
         return err_prefix(err, st, "%s", ckpt_path(ckpt));
     fill_info(model);
-    log_plan(model, &weights, own.offload.home, log);
+    log_plan(model, &weights, &own.offload, log);
     st = offload_manifest_log(model->offload, log, err);
     if (st == STATUS_OK && options->rates != NULL)
         make_forecast(model, options, log);

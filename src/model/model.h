@@ -38,6 +38,9 @@ struct model_options {
     uint64_t kv_token_count;        /* token slots wanted; 0: as many as the budget allows, at most
                                        step_sequence_count_max contexts */
     uint32_t context_length;        /* 0: the model's own; a longer one is refused */
+    uint64_t host_budget_bytes;     /* host memory that may be taken where the device has no budget
+                                       of it; 0: no more than must be */
+    uint64_t host_reserve_bytes;    /* that the caller will take of it afterwards */
     const struct model_rates *rates; /* of this machine, for a forecast (predict.h) in the log.
                                        Borrowed by model_create; NULL: no forecast */
     uint32_t forecast_prompt_tokens; /* what it is for */

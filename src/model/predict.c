@@ -2,6 +2,7 @@
 #include "model/predict.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/size.h"
@@ -74,42 +75,44 @@ static double compute_s(const struct demand *demand, const struct model_rates *r
     return seconds;
 }
 
-/* What comes from each kind of home in a pass of so many rows. */
-static double move_s(const struct model *model, const struct model_rates *rates,
-                     uint32_t row_count, double *bytes_out)
+static double longer(double a, double b)
 {
-    struct offload_traffic traffic;
-    const double peer_set = (double)device_info(model->device)->peer_bytes_per_s;
-    double disk_s, link_s;
-
-    offload_traffic(model->offload, row_count, &traffic);
-    disk_s = over(traffic.disk_bytes, rates->disk_bytes_per_s);
-    link_s = over(traffic.link_bytes, rates->link_bytes_per_s) +
-             over(traffic.peer_bytes, peer_set > 0 ? peer_set : rates->link_bytes_per_s);
-    *bytes_out = traffic.link_bytes + traffic.peer_bytes;
-    if (*bytes_out < traffic.disk_bytes)
-        *bytes_out = traffic.disk_bytes;
-    return disk_s > link_s ? disk_s : link_s;
+    return a > b ? a : b;
 }
 
-/* Weights beyond the budget have to come from somewhere, each pass anew. */
+/* What comes from each kind of home in a pass of so many rows. */
+static void move_forecast(const struct model *model, const struct model_rates *rates,
+                          struct model_forecast_step *step)
+{
+    const double peer_set = (double)device_info(model->device)->peer_bytes_per_s;
+    const struct offload_traffic *traffic = &step->traffic;
+
+    offload_traffic(model->offload, step->row_count, &step->traffic);
+    step->disk_s = over(traffic->disk_bytes, rates->disk_bytes_per_s);
+    step->link_s = over(traffic->link_bytes, rates->link_bytes_per_s) +
+                   over(traffic->peer_bytes, peer_set > 0 ? peer_set : rates->link_bytes_per_s);
+    step->moved_bytes = longer(traffic->link_bytes + traffic->peer_bytes, traffic->disk_bytes);
+    step->move_s = longer(step->disk_s, step->link_s);
+}
+
+/* Weights beyond the budgets have to come from somewhere, each pass anew. */
 static double bound_s(const struct model *model, const struct model_rates *rates,
-                      const struct demand *demand, double kv_bytes)
+                      const struct demand *demand, double kv_bytes,
+                      const struct offload_traffic *traffic)
 {
     struct device_memory_report memory;
-    struct offload_traffic traffic;
     const double bytes = sum_bytes(demand);
-    double reading, missing, moving = 0;
+    double reading, missing, link_s = 0, disk_s = 0;
 
     device_memory_report(model->device, &memory);
-    offload_traffic(model->offload, 1, &traffic);
     reading = over(bytes + kv_bytes, rates->read_bytes_per_s);
-    missing = bytes - (double)memory.budget_bytes;
-    if (missing > 0 && traffic.disk_bytes > 0)
-        moving = over(missing, rates->disk_bytes_per_s);
-    else if (missing > 0)
-        moving = over(missing, rates->link_bytes_per_s);
-    return reading > moving ? reading : moving;
+    missing = longer(bytes - (double)memory.budget_bytes, 0);
+    if (!device_info(model->device)->memory_is_host)
+        link_s = over(missing, rates->link_bytes_per_s);
+    if (traffic->disk_bytes > 0)
+        disk_s = over(longer(missing - (double)model->host_room_bytes, 0),
+                      rates->disk_bytes_per_s);
+    return longer(reading, longer(link_s, disk_s));
 }
 
 static void step_forecast(const struct model *model, const struct model_rates *rates,
@@ -122,9 +125,9 @@ static void step_forecast(const struct model *model, const struct model_rates *r
     demand_of(model, row_count, &demand);
     step->row_count = row_count;
     step->compute_s = compute_s(&demand, rates, row_count, kv_bytes);
-    step->move_s = move_s(model, rates, row_count, &step->moved_bytes);
-    step->step_s = step->compute_s > step->move_s ? step->compute_s : step->move_s;
-    step->bound_s = bound_s(model, rates, &demand, kv_bytes);
+    move_forecast(model, rates, step);
+    step->step_s = longer(step->compute_s, step->move_s);
+    step->bound_s = bound_s(model, rates, &demand, kv_bytes, &step->traffic);
 }
 
 void model_forecast(const struct model *model, const struct model_rates *rates,
@@ -156,10 +159,25 @@ void model_dtypes(const struct model *model, bool used_out[DTYPE_COUNT])
         used_out[i] = demand.bytes[i] > 0;
 }
 
+static json_t *homes_json(const struct offload_traffic *traffic)
+{
+    json_t *homes = json_object();
+
+    for (unsigned home = 0; homes != NULL && home < OFFLOAD_HOME_COUNT; home++) {
+        if (traffic->home_bytes[home] > 0)
+            (void)json_object_set_new(homes, offload_home_name((enum offload_home)home),
+                                      json_real(traffic->home_bytes[home]));
+    }
+    return homes;
+}
+
 static json_t *step_json(const struct model_forecast_step *step)
 {
-    return json_pack("{s:I, s:f, s:f, s:f, s:f, s:f}", "rows", (json_int_t)step->row_count,
-                     "bytes_moved", step->moved_bytes, "compute_s", step->compute_s, "move_s",
+    return json_pack("{s:I, s:f, s:o, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "rows",
+                     (json_int_t)step->row_count, "bytes_moved", step->moved_bytes,
+                     "bytes_by_home", homes_json(&step->traffic), "link_bytes",
+                     step->traffic.link_bytes, "disk_bytes", step->traffic.disk_bytes, "compute_s",
+                     step->compute_s, "link_s", step->link_s, "disk_s", step->disk_s, "move_s",
                      step->move_s, "step_s", step->step_s, "bound_s", step->bound_s);
 }
 
@@ -190,21 +208,41 @@ json_t *model_forecast_json(const struct model_rates *rates, const struct model_
                      "prefill_tokens_per_s", forecast->prefill_tokens_per_s);
 }
 
+/* ": 1.2 GiB from the host, 0.3 GiB from the disk"; "" when nothing moves. */
+static void homes_describe(const struct offload_traffic *traffic, char *text, size_t text_size)
+{
+    size_t used = 0;
+    char size[24];
+
+    text[0] = '\0';
+    for (unsigned home = 0; home < OFFLOAD_HOME_COUNT && used < text_size; home++) {
+        if (traffic->home_bytes[home] > 0)
+            used += (size_t)snprintf(text + used, text_size - used, "%s%s from %s",
+                                     used == 0 ? " (" : ", ",
+                                     size_format((uint64_t)traffic->home_bytes[home], size,
+                                                 sizeof(size)),
+                                     offload_home_name((enum offload_home)home));
+    }
+    if (used > 0 && used < text_size)
+        (void)snprintf(text + used, text_size - used, ")");
+}
+
 void model_forecast_log(const struct model_rates *rates, const struct model_forecast *forecast,
                         const struct log *log)
 {
     const struct model_forecast_step *decode = &forecast->decode;
-    char moved[24], prompt_moved[24];
+    char moved[24], prompt_moved[24], homes[160];
 
     (void)size_format((uint64_t)decode->moved_bytes, moved, sizeof(moved));
+    homes_describe(&decode->traffic, homes, sizeof(homes));
     (void)size_format((uint64_t)forecast->prefill.moved_bytes, prompt_moved, sizeof(prompt_moved));
     log_line(log, LOG_INFO,
              "measured: memory read %.3g GB/s, disk %.3g GB/s, link %.3g GB/s (0: none or not "
              "needed)", rates->read_bytes_per_s * 1e-9, rates->disk_bytes_per_s * 1e-9,
              rates->link_bytes_per_s * 1e-9);
     log_line(log, LOG_INFO,
-             "forecast: a token moves %s in %.3g s and computes %.3g s: %.3g tokens/s; the bound "
-             "is %.3g tokens/s", moved, decode->move_s, decode->compute_s,
+             "forecast: a token moves %s%s in %.3g s and computes %.3g s: %.3g tokens/s; the bound "
+             "is %.3g tokens/s", moved, homes, decode->move_s, decode->compute_s,
              forecast->decode_tokens_per_s, forecast->decode_bound_tokens_per_s);
     if (forecast->prompt_tokens > 0)
         log_line(log, LOG_INFO,

@@ -3,12 +3,14 @@
  *     a step of R rows   computing  sum over weights used of  max(bytes / one-row rate,
  *                                                              2 R elements / many-rows rate)
  *                                   + keys and values read / read rate
- *                        moving     bytes that move in a pass / the rate of where they come from
- *                        takes      the longer of the two: copies run beside computing, and what
+ *                        link       bytes that are copied to the device / its rate
+ *                        disk       bytes that are read from files / its rate
+ *                        takes      the longest of these: all three run beside each other, and what
  *                                   moves is spread over the pass
  *
  * The bound is what no program could beat on this machine: weights and keys read once at the read
- * rate, and those weights that the budget cannot hold brought at their home's rate. */
+ * rate, those weights that the device's budget cannot hold copied at the link's, and those of them
+ * that the host's cannot hold either read at the disk's. */
 #ifndef LIGHTER_MODEL_PREDICT_H
 #define LIGHTER_MODEL_PREDICT_H
 
@@ -27,7 +29,10 @@ struct model_rates {
 struct model_forecast_step {
     uint32_t row_count;
     double moved_bytes;        /* in a pass */
-    double compute_s, move_s, step_s;
+    struct offload_traffic traffic;
+    double compute_s, link_s, disk_s;
+    double move_s;             /* the longer of link_s and disk_s */
+    double step_s;
     double bound_s;
 };
 

@@ -8,7 +8,15 @@
  *     gate_up  |ssss|ssss|mmmm|ssss|ssss|mmmm|...     s stays, m moves
  *
  * Only matrices that are read row by row can be cut. Tiles whose bytes the checkpoint has otherwise
- * than they are used come from a cache file, where there is a folder for one. All else stays. */
+ * than they are used come from a cache file, where there is a folder for one. All else stays.
+ *
+ * Where a device has a link, its host memory is nearer than the disk: what moves is at home there
+ * as far as the host's budget reaches, once for all ranks of a node, and the rest, every so-manyth
+ * tile of what moves, is on the disk:
+ *
+ *     gate_up  |ssss|hhhh|ssss|dddd|ssss|hhhh|...     h at home on the host, d on the disk
+ *
+ * so that the disk has the time of the whole pass for its share and reads all the while. */
 #include <assert.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -27,6 +35,7 @@
 struct tiles {
     size_t *segments;       /* indices in offload.segments, in the order of a pass */
     bool *moves;
+    enum offload_home *homes; /* of those that move */
     size_t count;
     uint64_t bytes;         /* of all */
     uint64_t slot_bytes;    /* that hold any of them */
@@ -74,7 +83,8 @@ static enum status tiles_cut(struct offload *offload, struct tiles *tiles, struc
     }
     tiles->segments = calloc(offload->segment_count + 1, sizeof(*tiles->segments));
     tiles->moves = calloc(offload->segment_count + 1, sizeof(*tiles->moves));
-    if (tiles->segments == NULL || tiles->moves == NULL)
+    tiles->homes = calloc(offload->segment_count + 1, sizeof(*tiles->homes));
+    if (tiles->segments == NULL || tiles->moves == NULL || tiles->homes == NULL)
         return err_set(err, STATUS_NO_MEMORY, "no memory to plan %zu tiles",
                        offload->segment_count);
     return STATUS_OK;
@@ -241,9 +251,10 @@ static enum status units_create(struct offload *offload, const struct tiles *til
         segment->unit = offload->unit_count++;
         unit->layer = (uint32_t)param->layer;
         unit->part = param->part;
-        unit->home = OFFLOAD_HOME_DISK;
+        unit->home = tiles->homes[i];
         unit->is_tile = true;
-        unit->is_cached = segment->file_index == OFFLOAD_NO_FILE;
+        unit->is_cached = unit->home == OFFLOAD_HOME_DISK &&
+                          segment->file_index == OFFLOAD_NO_FILE;
         unit->params = malloc(sizeof(*unit->params));
         if (unit->params == NULL)
             return err_set(err, STATUS_NO_MEMORY, "no memory for %zu units", count);
@@ -277,16 +288,21 @@ static enum status lay_out(struct offload *offload, struct err *err)
                                        &param->offset_bytes, err);
         for (size_t k = 0; k < param->segment_count && st == STATUS_OK; k++) {
             struct offload__segment *segment = &offload->segments[param->segment_first + k];
+            struct offload__unit *unit;
 
             if (segment->unit == OFFLOAD_NO_UNIT) {
                 st = offload__block_append(param->name, segment->size_bytes, resident_bytes,
                                            &segment->offset_bytes, err);
                 continue;
             }
-            offload->units[segment->unit].segment_first = param->segment_first + k;
-            offload->units[segment->unit].segment_count = 1;
-            st = offload__segments_lay_out(offload, param->segment_first + k, 1,
-                                           &offload->units[segment->unit].size_bytes, err);
+            unit = &offload->units[segment->unit];
+            unit->segment_first = param->segment_first + k;
+            unit->segment_count = 1;
+            if (unit->home == OFFLOAD_HOME_DISK)
+                st = offload__segments_lay_out(offload, param->segment_first + k, 1,
+                                               &unit->size_bytes, err);
+            else
+                unit->size_bytes = size_align_up(segment->size_bytes, DEVICE_ALIGNMENT);
         }
     }
     return st;
@@ -346,6 +362,44 @@ static enum status choose(struct offload *offload, struct tiles *tiles, struct e
     return STATUS_OK;
 }
 
+/* Of what moves, evenly, so much to the host as its budget has room for, and all else to the disk.
+ * Where all of it on the host takes no more than reading it from the disk would, it goes there. */
+static void homes_choose(const struct offload *offload, struct tiles *tiles)
+{
+    const enum offload_home near_home = offload__near_home(offload);
+    struct offload__host_room room = { 0 };
+    double share, owed = 0;
+    uint64_t near_bytes = 0;
+
+    for (size_t i = 0; i < tiles->count; i++) {
+        tiles->homes[i] = OFFLOAD_HOME_DISK;
+        if (!tiles->moves[i])
+            continue;
+        room.tile_count++;
+        room.tile_bytes += size_align_up(offload->segments[tiles->segments[i]].size_bytes,
+                                         DEVICE_ALIGNMENT);
+    }
+    if (offload->in_place || room.tile_count == 0)
+        return;
+    room.tile_slot_bytes = tiles->slot_bytes;
+    offload__host_room(offload, &room);
+    share = room.near_bytes >= room.tile_bytes ? 1
+            : (double)room.near_bytes / (double)room.tile_bytes;
+    for (size_t i = 0; i < tiles->count; i++) {
+        const uint64_t bytes =
+            size_align_up(offload->segments[tiles->segments[i]].size_bytes, DEVICE_ALIGNMENT);
+
+        if (!tiles->moves[i])
+            continue;
+        owed += share * (double)bytes;
+        if (owed < (double)bytes / 2 || near_bytes + bytes > room.near_bytes)
+            continue;
+        owed -= (double)bytes;
+        near_bytes += bytes;
+        tiles->homes[i] = near_home;
+    }
+}
+
 static enum status unit_of_create(struct offload *offload, struct err *err)
 {
     const size_t place_count = (size_t)offload->layer_count * OFFLOAD_PART_COUNT;
@@ -373,10 +427,13 @@ enum status offload__plan_auto(struct offload *offload, struct err *err)
         st = tiles_list(offload, &tiles, err);
     if (st == STATUS_OK)
         st = choose(offload, &tiles, err);
-    if (st == STATUS_OK)
+    if (st == STATUS_OK) {
+        homes_choose(offload, &tiles);
         st = units_create(offload, &tiles, err);
+    }
     free(tiles.segments);
     free(tiles.moves);
+    free(tiles.homes);
     if (st != STATUS_OK)
         return st;
     st = segments_settle(offload, err);

@@ -178,6 +178,12 @@ enum status expert_cache_create(const struct expert_cache_desc *desc,
     return STATUS_OK;
 }
 
+uint64_t expert_cache_bytes(uint32_t expert_count, uint32_t slot_count)
+{
+    return sizeof(struct expert_cache) + expert_count * sizeof(struct expert) +
+           slot_count * sizeof(struct slot);
+}
+
 void expert_cache_destroy(struct expert_cache *cache)
 {
     if (cache == NULL)

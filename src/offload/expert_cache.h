@@ -59,6 +59,8 @@ struct expert_cache_desc {
 enum status expert_cache_create(const struct expert_cache_desc *desc,
                                 struct expert_cache **cache_out, struct err *err);
 void expert_cache_destroy(struct expert_cache *cache);
+/* Host memory that one of so many experts in all takes. */
+uint64_t expert_cache_bytes(uint32_t expert_count, uint32_t slot_count);
 /* Forgets everything but the statistics, pins too. */
 void expert_cache_clear(struct expert_cache *cache);
 

@@ -35,11 +35,35 @@ uint32_t offload__experts_fetch_count(const struct offload *offload)
 
     if (count == 0 || offload->in_place)
         return (uint32_t)count;
-    if (count > STAGING_BYTES_MAX / sizes->expert_slot_bytes)
-        count = STAGING_BYTES_MAX / sizes->expert_slot_bytes;
-    if (count < FETCHES_MIN)
-        count = FETCHES_MIN;
-    return (uint32_t)count;
+    return (uint32_t)(offload__experts_staging_max(sizes->expert_slot_bytes, count) /
+                      sizes->expert_slot_bytes);
+}
+
+uint64_t offload__experts_staging_max(uint64_t slot_bytes, uint64_t slot_count)
+{
+    uint64_t count = slot_count < FETCHES_MAX ? slot_count : FETCHES_MAX;
+
+    if (count > STAGING_BYTES_MAX / slot_bytes)
+        count = STAGING_BYTES_MAX / slot_bytes;
+    return (count < FETCHES_MIN ? FETCHES_MIN : count) * slot_bytes;
+}
+
+uint64_t offload__experts_host_bytes(const struct offload *offload)
+{
+    const struct offload_options *options = &offload->options;
+    const uint64_t unit_count = offload->unit_count - offload->ring_count;
+    const uint64_t expert_count = offload->expert_count + 1;
+
+    if (!offload_has_experts(offload))
+        return 0;
+    return unit_count * sizeof(struct op_moe_expert) +
+           options->row_count_max * (uint64_t)options->expert_top_k * sizeof(int32_t) +
+           OFFLOAD_GUESS_ROWS_MAX * (uint64_t)options->expert_top_k * (sizeof(int32_t) + 1) +
+           expert_count * (3 * sizeof(struct expert_wait) + 3 * sizeof(uint32_t)) +
+           expert_cache_bytes((uint32_t)unit_count, (uint32_t)offload->sizes.expert_slot_count) +
+           offload->sizes.expert_slot_count * (sizeof(uint32_t) + OFFLOAD_EVENT_BYTES) +
+           offload__experts_fetch_count(offload) *
+               (sizeof(struct expert_fetch) + 4 * (uint64_t)OFFLOAD_EVENT_BYTES);
 }
 
 enum status offload__expert_fetches_create(struct offload *offload, struct err *err)

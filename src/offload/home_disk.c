@@ -22,9 +22,10 @@
 #include "offload/internal.h"
 
 struct staging {
-    uint8_t *record;           /* host memory that the device can copy from */
+    uint8_t *record;           /* host memory that the device can copy from; NULL: slots are */
     struct event *copied;      /* on the copy stream, behind its last copy */
-    bool taken;                /* between fetch_begin and fetch_end */
+    bool taken;                /* between fetch_begin, or _prepare, and fetch_end */
+    struct disk_read *reads;   /* [reads_max], under way while it is taken */
 };
 
 /* Those of the ring are apart from those of experts, so that neither waits for the other's. */
@@ -37,7 +38,8 @@ struct offload__disk {
     struct disk_reader *reader;
     struct disk_file **files;  /* [file_count], by the checkpoint's index; NULL: nothing is in it */
     uint32_t file_count;
-    struct staging *stagings;  /* [staging_count]; none where slots are host memory */
+    struct staging *stagings;  /* [staging_count] */
+    struct disk_read *reads;   /* [staging_count * reads_max], the stagings' */
     size_t staging_count;
     struct staging_pool pools[2]; /* of the ring, of experts */
     uint64_t record_bytes;     /* of the largest unit */
@@ -47,17 +49,10 @@ struct offload__disk {
 };
 
 struct disk_fetch { /* a fetch's home_data */
-    struct staging *staging;
+    struct staging *staging;   /* NULL: nothing is under way */
     uint8_t *base;             /* where the record is read to */
     uint32_t read_count;
-    struct disk_read reads[];
 };
-
-static bool is_on_disk(const struct offload *offload, const struct offload__segment *segment)
-{
-    return segment->file_index != OFFLOAD_NO_FILE &&
-           (segment->unit != OFFLOAD_NO_UNIT || segment->param == offload->lookup_param);
-}
 
 enum status offload__disk_files_open(const struct offload *offload, const struct ckpt *ckpt,
                                      const struct offload__segment *segments,
@@ -69,7 +64,7 @@ enum status offload__disk_files_open(const struct offload *offload, const struct
     enum status st = STATUS_OK;
 
     for (size_t i = 0; i < offload->segment_count; i++) {
-        if (is_on_disk(offload, &segments[i]) && segments[i].file_index >= count)
+        if (offload__segment_is_read(offload, &segments[i]) && segments[i].file_index >= count)
             count = segments[i].file_index + 1;
     }
     files = calloc((size_t)count + 1, sizeof(struct disk_file *));
@@ -80,7 +75,7 @@ enum status offload__disk_files_open(const struct offload *offload, const struct
     for (size_t i = 0; i < offload->segment_count && st == STATUS_OK; i++) {
         const uint32_t index = segments[i].file_index;
 
-        if (is_on_disk(offload, &segments[i]) && files[index] == NULL)
+        if (offload__segment_is_read(offload, &segments[i]) && files[index] == NULL)
             st = disk_file_open(ckpt_file_path(ckpt, index), offload->disk->direct, &files[index],
                                 err);
     }
@@ -116,39 +111,12 @@ enum disk_use offload__disk_direct(const struct offload *offload)
     return offload->disk->direct;
 }
 
-/* As many staging records as fetches that can be under way: one for each slot of the ring, and
- * those of experts. */
-static enum status stagings_create(struct offload *offload, struct err *err)
+/* Reads for one unit, at most; and the largest record. */
+static void units_measure(const struct offload *offload, uint32_t *reads_max_out,
+                          uint64_t *record_bytes_out)
 {
-    struct offload__disk *disk = offload->disk;
-    const size_t ring_count = (size_t)offload->sizes.slot_count;
-    const size_t count = ring_count + offload__experts_fetch_count(offload);
-    enum status st = STATUS_OK;
-
-    if (offload->in_place)
-        return STATUS_OK;
-    disk->stagings = calloc(count + 1, sizeof(*disk->stagings));
-    if (disk->stagings == NULL)
-        return err_set(err, STATUS_NO_MEMORY, "no memory for %zu staging records", count);
-    disk->staging_count = count;
-    disk->pools[0] = (struct staging_pool){ .stagings = disk->stagings, .count = ring_count };
-    disk->pools[1] = (struct staging_pool){ .stagings = disk->stagings + ring_count,
-                                            .count = count - ring_count };
-    for (size_t i = 0; i < count && st == STATUS_OK; i++) {
-        void *record = NULL;
-
-        st = event_create(offload->device, &disk->stagings[i].copied, err);
-        if (st == STATUS_OK)
-            st = device_host_alloc(offload->device, disk->record_bytes, &record, err);
-        disk->stagings[i].record = record;
-    }
-    return st == STATUS_OK ? st : err_prefix(err, st, "memory to read weights from the disk into");
-}
-
-static void units_measure(struct offload *offload)
-{
-    struct offload__disk *disk = offload->disk;
-
+    *reads_max_out = 0;
+    *record_bytes_out = 0;
     for (size_t i = 0; i < offload->unit_count; i++) {
         const struct offload__unit *unit = &offload->units[i];
         const uint32_t reads =
@@ -157,10 +125,69 @@ static void units_measure(struct offload *offload)
 
         if (unit->home != OFFLOAD_HOME_DISK)
             continue;
-        disk->reads_max = reads > disk->reads_max ? reads : disk->reads_max;
-        if (unit->size_bytes > disk->record_bytes)
-            disk->record_bytes = unit->size_bytes;
+        *reads_max_out = reads > *reads_max_out ? reads : *reads_max_out;
+        if (unit->size_bytes > *record_bytes_out)
+            *record_bytes_out = unit->size_bytes;
     }
+}
+
+static size_t staging_count(const struct offload *offload)
+{
+    return (size_t)offload->sizes.slot_count + offload__experts_fetch_count(offload);
+}
+
+uint64_t offload__disk_staging_bytes(const struct offload *offload)
+{
+    uint64_t record_bytes;
+    uint32_t reads_max;
+
+    units_measure(offload, &reads_max, &record_bytes);
+    return offload->in_place ? 0 : staging_count(offload) * record_bytes;
+}
+
+uint64_t offload__disk_table_bytes(const struct offload *offload)
+{
+    const uint64_t fetch_count =
+        2 * (uint64_t)offload->ring_count + offload__experts_fetch_count(offload);
+    uint64_t record_bytes;
+    uint32_t reads_max;
+
+    units_measure(offload, &reads_max, &record_bytes);
+    return fetch_count * sizeof(struct disk_fetch) +
+           staging_count(offload) * (sizeof(struct staging) + OFFLOAD_EVENT_BYTES +
+                                     reads_max * sizeof(struct disk_read));
+}
+
+/* As many as fetches that can be under way: one for each slot of the ring, and those of experts. */
+static enum status stagings_create(struct offload *offload, struct err *err)
+{
+    struct offload__disk *disk = offload->disk;
+    const size_t ring_count = (size_t)offload->sizes.slot_count;
+    const size_t count = staging_count(offload);
+    enum status st = STATUS_OK;
+
+    if (disk->record_bytes == 0)
+        return STATUS_OK;
+    disk->stagings = calloc(count + 1, sizeof(*disk->stagings));
+    disk->reads = calloc(count * disk->reads_max + 1, sizeof(*disk->reads));
+    if (disk->stagings == NULL || disk->reads == NULL)
+        return err_set(err, STATUS_NO_MEMORY, "no memory for %zu staging records", count);
+    disk->staging_count = count;
+    disk->pools[0] = (struct staging_pool){ .stagings = disk->stagings, .count = ring_count };
+    disk->pools[1] = (struct staging_pool){ .stagings = disk->stagings + ring_count,
+                                            .count = count - ring_count };
+    for (size_t i = 0; i < count && st == STATUS_OK; i++) {
+        void *record = NULL;
+
+        disk->stagings[i].reads = disk->reads + i * disk->reads_max;
+        if (offload->in_place)
+            continue;
+        st = event_create(offload->device, &disk->stagings[i].copied, err);
+        if (st == STATUS_OK)
+            st = device_host_alloc(offload->device, disk->record_bytes, &record, err);
+        disk->stagings[i].record = record;
+    }
+    return st == STATUS_OK ? st : err_prefix(err, st, "memory to read weights from the disk into");
 }
 
 /* How many pieces of what size are read at once: what the largest file's disk does best with. */
@@ -195,7 +222,7 @@ static enum status disk_open(struct offload *offload, struct err *err)
     if (offload->disk == NULL)
         return err_set(err, STATUS_NO_MEMORY, "no memory for a home on the disk");
     offload->disk->direct = options.direct;
-    units_measure(offload);
+    units_measure(offload, &offload->disk->reads_max, &offload->disk->record_bytes);
     st = offload__disk_files_open(offload, offload->options.ckpt, offload->segments,
                                   &offload->disk->files, &offload->disk->file_count, err);
     if (st == STATUS_OK)
@@ -248,6 +275,7 @@ static void disk_close(struct offload *offload)
         device_host_free(offload->device, disk->stagings[i].record, disk->record_bytes);
         event_destroy(disk->stagings[i].copied);
     }
+    free(disk->reads);
     free(disk->stagings);
     offload__disk_files_close(disk->files, disk->file_count);
     free(disk);
@@ -269,7 +297,7 @@ static enum status disk_fetch_create(struct offload *offload, struct offload__fe
 
     if (offload->disk == NULL)
         return STATUS_OK;
-    mine = calloc(1, sizeof(*mine) + offload->disk->reads_max * sizeof(mine->reads[0]));
+    mine = calloc(1, sizeof(*mine));
     if (mine == NULL)
         return err_set(err, STATUS_NO_MEMORY, "no memory for reads of weights");
     fetch->home_data = mine;
@@ -313,6 +341,7 @@ static void staging_give(const struct offload *offload, struct offload__fetch *f
     mine->staging->taken = false;
     pool_of(offload, fetch->unit)->taken_count--;
     mine->staging = NULL;
+    mine->read_count = 0;
 }
 
 enum status offload__disk_check(const struct offload *offload, struct err *err)
@@ -341,7 +370,7 @@ static void make_reads(const struct offload *offload, const struct offload__fetc
 
     for (size_t i = 0; i < count; i++) {
         const struct offload__segment *segment = &offload->segments[unit->segment_first + i];
-        struct disk_read *read = &mine->reads[i / DISK_EXTENTS_MAX];
+        struct disk_read *read = &mine->staging->reads[i / DISK_EXTENTS_MAX];
         struct disk_extent *extent;
 
         if (i % DISK_EXTENTS_MAX == 0) {
@@ -371,7 +400,7 @@ static void submit(struct offload *offload, struct offload__fetch *fetch, uint8_
     mine->read_count = 0;
     make_reads(offload, fetch, base);
     for (uint32_t i = 0; i < mine->read_count; i++)
-        disk_read_submit(offload->disk->reader, &mine->reads[i]);
+        disk_read_submit(offload->disk->reader, &mine->staging->reads[i]);
 }
 
 /* The next record in turn must be free of its last copy, too: nothing is waited for here. */
@@ -396,15 +425,12 @@ static enum status disk_fetch_begin(struct offload *offload, struct offload__fet
 
     if (fetch->state == OFFLOAD_FETCH_PREPARED)
         return STATUS_OK;
-    mine->staging = NULL;
-    mine->read_count = 0;
-    if (!offload->in_place) {
-        mine->staging = staging_take(pool_of(offload, fetch->unit));
+    mine->staging = staging_take(pool_of(offload, fetch->unit));
+    if (!offload->in_place)
         st = event_sync(mine->staging->copied, err);
-        if (st != STATUS_OK) {
-            staging_give(offload, fetch);
-            return st;
-        }
+    if (st != STATUS_OK) {
+        staging_give(offload, fetch);
+        return st;
     }
     submit(offload, fetch, offload->in_place ? fetch->dst : mine->staging->record);
     return STATUS_OK;
@@ -423,7 +449,7 @@ static void disk_fetch_abandon(struct offload *offload, struct offload__fetch *f
     struct disk_fetch *mine = fetch->home_data;
 
     for (uint32_t i = 0; i < mine->read_count; i++)
-        (void)disk_read_cancel(offload->disk->reader, &mine->reads[i]);
+        (void)disk_read_cancel(offload->disk->reader, &mine->staging->reads[i]);
     staging_give(offload, fetch);
 }
 
@@ -436,7 +462,7 @@ static enum status disk_fetch_end(struct offload *offload, struct offload__fetch
 
     fetch->began_ns = UINT64_MAX;
     for (uint32_t i = 0; i < mine->read_count && st == STATUS_OK; i++) {
-        struct disk_read *read = &mine->reads[i];
+        struct disk_read *read = &mine->staging->reads[i];
 
         st = disk_read_wait(offload->disk->reader, read, err);
         fetch->began_ns = read->began_ns < fetch->began_ns ? read->began_ns : fetch->began_ns;
@@ -448,8 +474,10 @@ static enum status disk_fetch_end(struct offload *offload, struct offload__fetch
         disk_fetch_abandon(offload, fetch);
         return err_prefix(err, st, "%s", unit->name);
     }
-    if (mine->staging == NULL)
+    if (offload->in_place) {
+        staging_give(offload, fetch);
         return STATUS_OK;
+    }
     st = offload__copy_begin(offload, fetch, err);
     if (st == STATUS_OK)
         st = device_copy_in(offload->copy, fetch->dst, mine->staging->record, unit->size_bytes,
@@ -467,7 +495,7 @@ static void disk_fetch_hurry(struct offload *offload, struct offload__fetch *fet
     struct disk_fetch *mine = fetch->home_data;
 
     for (uint32_t i = 0; i < mine->read_count; i++)
-        disk_read_promote(offload->disk->reader, &mine->reads[i]);
+        disk_read_promote(offload->disk->reader, &mine->staging->reads[i]);
 }
 
 static void disk_fetch_drop(struct offload *offload, struct offload__fetch *fetch)
@@ -475,7 +503,7 @@ static void disk_fetch_drop(struct offload *offload, struct offload__fetch *fetc
     struct disk_fetch *mine = fetch->home_data;
 
     for (uint32_t i = 0; i < mine->read_count; i++)
-        disk_read_drop(offload->disk->reader, &mine->reads[i]);
+        disk_read_drop(offload->disk->reader, &mine->staging->reads[i]);
 }
 
 static bool disk_fetch_is_ready(const struct offload *offload, const struct offload__fetch *fetch)
@@ -484,7 +512,7 @@ static bool disk_fetch_is_ready(const struct offload *offload, const struct offl
 
     (void)offload;
     for (uint32_t i = 0; i < mine->read_count; i++) {
-        if (!disk_read_is_done(&mine->reads[i]))
+        if (!disk_read_is_done(&mine->staging->reads[i]))
             return false;
     }
     return true;

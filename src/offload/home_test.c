@@ -13,6 +13,7 @@
 
 #include "base/clock.h"
 #include "base/file.h"
+#include "base/size.h"
 
 #define SIM "sim:memory=64MiB"
 #define CPU "cpu"
@@ -156,6 +157,79 @@ static void auto_fits_every_budget_that_it_accepts(void **state)
         assert_true(smallest > 10000); /* some were refused */
         smallest = 0;
     }
+    end(&fixture);
+}
+
+/* Bytes of the units at home there, as the manifest tells. */
+static uint64_t home_bytes(const struct model *model, enum offload_home home)
+{
+    uint64_t bytes = 0;
+
+    for (size_t i = 0; i < model->offload->unit_count; i++) {
+        if (model->offload->units[i].home == home)
+            bytes += model->offload->units[i].size_bytes;
+    }
+    return bytes;
+}
+
+/* Of what moves, no more is at home on the host than its budget has room for, and a larger one
+ * never leaves more to the disk; the disk's share is spread over the pass. */
+static void auto_mixes_homes_within_the_host_budget(void **state)
+{
+    struct fixture fixture;
+    uint64_t before = UINT64_MAX, all = 0;
+    bool was_mixed = false;
+
+    (void)state;
+    begin(&fixture);
+    for (uint64_t budget = 0; budget < 10 * MIB; budget += budget < 9 * MIB ? 3 * MIB : 1500) {
+        struct offload_options options;
+        struct offload_sizes sizes;
+        struct model model;
+        uint64_t on_disk, on_host;
+
+        offload_options_init(&options);
+        options.automatic = true;
+        options.home = OFFLOAD_HOME_DISK;
+        options.ckpt = fixture.ckpt;
+        options.tile_bytes = 2048;
+        options.slot_count = 2;
+        options.weight_budget_bytes = 40000;
+        options.host_budget_bytes = budget;
+        model_open(&model, SIM);
+        CHECK_OK(model_create(&model, &options, err));
+        offload_sizes(model.offload, &sizes);
+        on_disk = home_bytes(&model, OFFLOAD_HOME_DISK);
+        on_host = home_bytes(&model, OFFLOAD_HOME_HOST);
+        assert_int_equal(on_host + on_disk, sizes.moving_bytes);
+        assert_int_equal(on_host, sizes.host_home_bytes);
+        assert_true(sizes.host_bytes <= budget || on_host == 0);
+        assert_true(on_disk <= before);
+        if (on_disk == before) {
+            model_close(&model);
+            continue;
+        }
+        before = on_disk;
+        all = on_host;
+        if (on_host > 0 && on_disk > 0) {
+            size_t gap = 0, widest = 0, count = 0;
+
+            was_mixed = true;
+            for (size_t i = 0; i < model.offload->unit_count; i++) {
+                const bool far = model.offload->units[i].home == OFFLOAD_HOME_DISK;
+
+                gap = far ? 0 : gap + 1;
+                widest = gap > widest ? gap : widest;
+                count += far;
+            }
+            /* units differ in size by a factor of a few here */
+            assert_true(widest <= 4 * (model.offload->unit_count / count + 1));
+        }
+        model_close(&model);
+        check(&fixture, SIM, &options, true);
+    }
+    assert_int_equal(before, 0);
+    assert_true(was_mixed && all > 0);
     end(&fixture);
 }
 
@@ -394,6 +468,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_choice_and_home_gives_the_same_bits),
         cmocka_unit_test(auto_fits_every_budget_that_it_accepts),
+        cmocka_unit_test(auto_mixes_homes_within_the_host_budget),
         cmocka_unit_test(a_budget_that_is_too_small_names_the_one_that_would_do),
         cmocka_unit_test(a_disk_that_fails_ends_one_pass_and_no_more),
         cmocka_unit_test(a_disk_that_stalls_or_reads_short_only_delays),

@@ -14,6 +14,7 @@
  *   segments.c  rows of parameters as they lie in files, and how records are laid out for them
  *   auto.c      what stays and what moves under a budget
  *   plan_experts.c  experts as units: their records and slots
+ *   host_room.c what a plan takes of host memory, and how much of it homes may have
  *   home_disk.c units that are read from files, past the page cache, each time
  *   cached.c    units that are in a cache file, because the checkpoint has their bytes otherwise
  *   lookup.c    rows of a table on the disk, looked up by number
@@ -44,6 +45,7 @@
 
 #define OFFLOAD_SLOTS_MAX 65536
 #define OFFLOAD_POISON 0xFF /* four or two of them are a NaN in F32, F16 and BF16; -1 in I32 */
+#define OFFLOAD_EVENT_BYTES 256 /* of host memory for one; no device takes more */
 #define OFFLOAD_NO_UNIT SIZE_MAX
 #define OFFLOAD_NO_PARAM SIZE_MAX
 #define OFFLOAD_NO_FILE UINT32_MAX
@@ -251,7 +253,14 @@ uint64_t offload__experts_bytes_min(const struct offload *offload);
 struct op_moe_expert offload__expert_at(const struct offload *offload, size_t unit,
                                         const uint8_t *record);
 
+/* Of experts, all of them at home on the host; and the largest as it lies in files, or more. */
+uint64_t offload__experts_near_bytes(const struct offload *offload);
+uint64_t offload__expert_bytes_max(const struct offload *offload);
+
 /* segments.c */
+/* Whether it is read from a file each time that it is needed. */
+bool offload__segment_is_read(const struct offload *offload,
+                              const struct offload__segment *segment);
 /* Appends segments of the parameter's rows that are in no file, each of at most max_bytes. */
 enum status offload__segments_cut(struct offload *offload, size_t param, uint64_t max_bytes,
                                   struct err *err);
@@ -275,7 +284,30 @@ enum status offload__segments_find(const struct offload *offload, const struct c
 /* auto.c. Instead of offload__plan and offload__plan_units: what stays, and the tiles that move. */
 enum status offload__plan_auto(struct offload *offload, struct err *err);
 
+/* host_room.c */
+/* The home on the host that auto chooses: shared where the node has several ranks. */
+enum offload_home offload__near_home(const struct offload *offload);
+/* Whether the parameter lies in the checkpoint's files as it is used, in whatever pieces. */
+bool offload__param_is_plain(const struct offload__param *param, const struct ckpt *ckpt);
+/* Host memory to read a parameter that has no place in host memory through; of all the most. */
+uint64_t offload__bounce_bytes(const struct offload *offload, const struct ckpt *ckpt);
+#define OFFLOAD_PIECE_BYTES (UINT64_C(4) << 20) /* of a parameter, read at once */
+
+/* How much of what moves may be at home on the host. */
+struct offload__host_room {
+    uint64_t tile_count, tile_bytes;         /* of tiles that move, as they lie there */
+    uint64_t tile_slot_bytes;
+    uint64_t near_bytes;                     /* the answer, for tiles and experts together */
+};
+/* Before units are made; segments and slots are known. */
+void offload__host_room(const struct offload *offload, struct offload__host_room *room);
+/* Fills what sizes tell of host memory. The plan is made. */
+void offload__host_sizes(struct offload *offload);
+
 /* lookup.c */
+/* Host memory to read rows into. */
+uint64_t offload__lookup_host_bytes(const struct offload *offload,
+                                    const struct offload__param *param);
 /* Device memory for the rows of one lookup. */
 uint64_t offload__lookup_bytes(const struct offload *offload, const struct offload__param *param);
 enum status offload__lookup_open(struct offload *offload, struct err *err);
@@ -359,7 +391,7 @@ struct offload__fill {
     const struct progress *progress;
     struct loader_staging *staging;
     uint8_t *bounce;                    /* NULL: not needed */
-    uint64_t bounce_bytes;
+    uint64_t bounce_bytes, charged_bytes;
     void *finish;                       /* [finish_bytes]; NULL: not needed */
     uint64_t done_bytes, total_bytes;   /* of the checkpoint */
 };
@@ -424,6 +456,14 @@ void offload__experts_forget(struct offload *offload, size_t unit);
 void offload__experts_harvest(struct offload *offload);
 /* As many reads of experts can be under way. */
 uint32_t offload__experts_fetch_count(const struct offload *offload);
+/* The most of it that reading into staging memory needs, when experts are slot_bytes large. */
+uint64_t offload__experts_staging_max(uint64_t slot_bytes, uint64_t slot_count);
+/* Device memory apart from slots and lists, and tables in host memory. */
+uint64_t offload__experts_host_bytes(const struct offload *offload);
+
+/* home_disk.c. Host memory for staging records, and for what describes reads. */
+uint64_t offload__disk_staging_bytes(const struct offload *offload);
+uint64_t offload__disk_table_bytes(const struct offload *offload);
 
 /* home_disk.c. STATUS_IO when a file is no longer what it was. */
 enum status offload__disk_check(const struct offload *offload, struct err *err);

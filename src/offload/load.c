@@ -17,8 +17,6 @@
 #include "offload/internal.h"
 #include "offload/share.h"
 
-#define PIECE_BYTES (UINT64_C(4) << 20) /* of a parameter's rows, at once */
-
 /* Whether the parameter's bytes are for this process to load. */
 bool offload__is_loaded_here(const struct offload *offload, const struct offload__param *param)
 {
@@ -112,47 +110,70 @@ void offload__memory_free(struct offload *offload)
     offload->loaded = false;
 }
 
+/* Where a run of rows is to be loaded to in host memory. NULL: nowhere, or on the device, when
+ * *on_device_out. */
+static uint8_t *segment_place(struct offload *offload, const struct offload__segment *segment,
+                              bool *on_device_out)
+{
+    const struct offload__home_ops *home;
+    uint8_t *record;
+
+    *on_device_out = segment->unit == OFFLOAD_NO_UNIT && !offload->in_place;
+    if (segment->unit == OFFLOAD_NO_UNIT)
+        return offload->in_place ? offload->resident + segment->offset_bytes : NULL;
+    home = offload__home(offload->units[segment->unit].home);
+    record = home->record != NULL ? home->record(offload, segment->unit) : NULL;
+    return record != NULL ? record + segment->offset_bytes : NULL;
+}
+
+/* What is to be loaded of a parameter that is cut in pieces. */
+static uint64_t segments_bytes(struct offload *offload, const struct offload__param *param)
+{
+    uint64_t bytes = 0;
+
+    for (size_t k = param->segment_first; k < param->segment_first + param->segment_count; k++) {
+        const struct offload__segment *segment = &offload->segments[k];
+        bool on_device;
+
+        if (segment_place(offload, segment, &on_device) != NULL || on_device)
+            bytes += segment->size_bytes;
+    }
+    return bytes;
+}
+
+/* Whether all of the parameter is loaded at once, though it is cut in pieces, because no file has
+ * them. */
+static bool is_cut_from_whole(const struct offload *offload, const struct offload__param *param)
+{
+    return offload->segments[param->segment_first].file_index == OFFLOAD_NO_FILE;
+}
+
 /* The staging, the bounce buffer, and the bytes to come. */
 static enum status bounce_take(struct offload__fill *job, struct err *err)
 {
     struct offload *offload = job->offload;
     void *memory;
-    enum status st = loader_staging_create(&job->staging, err);
+    enum status st;
 
-    if (st != STATUS_OK)
-        return st;
     for (size_t i = 0; i < offload->param_count; i++) {
         const struct offload__param *param = &offload->params[i];
+        const bool is_cut = param->segment_count > 0 && param->unit == OFFLOAD_NO_UNIT;
 
         if (i == offload->lookup_param)
             continue;
-        if (param->segment_count > 0 && param->unit == OFFLOAD_NO_UNIT &&
-            offload->segments[param->segment_first].file_index == OFFLOAD_NO_FILE) {
+        if (is_cut && !is_cut_from_whole(offload, param))
+            job->total_bytes += segments_bytes(offload, param);
+        else if (is_cut || offload__is_loaded_here(offload, param))
             job->total_bytes += loader_source_bytes(param->loader, job->ckpt);
-            if (param->size_bytes > job->bounce_bytes)
-                job->bounce_bytes = param->size_bytes;
-            continue;
-        }
-        if (param->segment_count > 0 && param->unit == OFFLOAD_NO_UNIT) {
-            for (size_t k = 0; k < param->segment_count; k++) {
-                const struct offload__segment *segment =
-                    &offload->segments[param->segment_first + k];
-
-                if (segment->unit == OFFLOAD_NO_UNIT)
-                    job->total_bytes += segment->size_bytes;
-            }
-            if (!offload->in_place && job->bounce_bytes < PIECE_BYTES)
-                job->bounce_bytes = PIECE_BYTES;
-            continue;
-        }
-        if (!offload__is_loaded_here(offload, param))
-            continue;
-        job->total_bytes += loader_source_bytes(param->loader, job->ckpt);
-        if (place_of(offload, param) == NULL && param->size_bytes > job->bounce_bytes)
-            job->bounce_bytes = param->size_bytes;
     }
-    if (job->bounce_bytes == 0)
-        return STATUS_OK;
+    job->bounce_bytes = offload__bounce_bytes(offload, job->ckpt);
+    st = device_host_charge(offload->device, loader_staging_bytes(), err);
+    if (st != STATUS_OK)
+        return err_prefix(err, st, "memory to load weights through");
+    job->charged_bytes = loader_staging_bytes();
+    st = loader_staging_create(&job->staging, err);
+    if (st != STATUS_OK || job->bounce_bytes == 0)
+        return st;
     st = device_host_alloc(offload->device, job->bounce_bytes, &memory, err);
     if (st != STATUS_OK)
         return err_prefix(err, st, "a buffer for the largest parameter");
@@ -181,6 +202,7 @@ void offload__fill_deinit(struct offload__fill *job)
     device_host_free(job->offload->device, job->finish, job->offload->finish_bytes);
     device_host_free(job->offload->device, job->bounce, job->bounce_bytes);
     loader_staging_destroy(job->staging);
+    device_host_discharge(job->offload->device, job->charged_bytes);
 }
 
 /* From the bounce buffer to the device, or to the unit's home. */
@@ -199,7 +221,7 @@ static enum status bounce_store(struct offload__fill *job, const struct offload_
 }
 
 /* Of a parameter that is in no file as it is used, and of which some rows move: all of it is
- * loaded, and those that stay are copied from there. */
+ * loaded, and those that stay, or have a home in memory, are copied from there. */
 static enum status cut_load(struct offload__fill *job, struct offload__param *param,
                             struct err *err)
 {
@@ -212,15 +234,15 @@ static enum status cut_load(struct offload__fill *job, struct offload__param *pa
         st = offload__finish(offload, param, job->bounce, job->finish, err);
     for (size_t i = 0; i < param->segment_count && st == STATUS_OK; i++) {
         const struct offload__segment *segment = &offload->segments[param->segment_first + i];
-        uint8_t *const place = offload->resident + segment->offset_bytes;
         const uint8_t *const from = job->bounce + segment->row_first * row_bytes;
+        bool on_device;
+        uint8_t *const place = segment_place(offload, segment, &on_device);
 
-        if (segment->unit != OFFLOAD_NO_UNIT)
-            continue;
-        if (offload->in_place)
+        if (place != NULL)
             memcpy(place, from, segment->size_bytes);
-        else
-            st = device_copy_in(offload->copy, place, from, segment->size_bytes, err);
+        if (on_device)
+            st = device_copy_in(offload->copy, offload->resident + segment->offset_bytes, from,
+                                segment->size_bytes, err);
     }
     if (st == STATUS_OK && !offload->in_place)
         st = stream_sync(offload->copy, err);
@@ -228,35 +250,49 @@ static enum status cut_load(struct offload__fill *job, struct offload__param *pa
     return st == STATUS_OK ? st : err_prefix(err, st, "%s", param->name);
 }
 
-/* Of a parameter of which some rows move: those that stay. */
+/* Brings size_bytes of a file to `place`, or to the device at `resident_offset` of what stays. */
+static enum status run_load(struct offload__fill *job, uint32_t file_index, uint64_t file_offset,
+                            uint64_t size_bytes, uint8_t *place, uint64_t resident_offset,
+                            struct err *err)
+{
+    struct offload *offload = job->offload;
+    const uint64_t most = place != NULL ? OFFLOAD_PIECE_BYTES : job->bounce_bytes;
+    enum status st = STATUS_OK;
+
+    for (uint64_t done = 0; done < size_bytes && st == STATUS_OK;) {
+        const uint64_t left = size_bytes - done, now = left < most ? left : most;
+
+        st = ckpt_read_file(job->ckpt, file_index, file_offset + done,
+                            place != NULL ? place + done : job->bounce, now, err);
+        if (st == STATUS_OK && place == NULL)
+            st = device_copy_in(offload->copy, offload->resident + resident_offset + done,
+                                job->bounce, now, err);
+        if (st == STATUS_OK && place == NULL)
+            st = stream_sync(offload->copy, err); /* the buffer is used again */
+        done += now;
+        job->done_bytes += now;
+        progress_update(job->progress, "loading", job->done_bytes, job->total_bytes);
+    }
+    return st;
+}
+
+/* Of a parameter of which some rows move: those that stay, or have a home in memory. */
 static enum status segments_load(struct offload__fill *job, struct offload__param *param,
                                  struct err *err)
 {
     struct offload *offload = job->offload;
     enum status st = STATUS_OK;
 
-    if (offload->segments[param->segment_first].file_index == OFFLOAD_NO_FILE)
+    if (is_cut_from_whole(offload, param))
         return cut_load(job, param, err);
     for (size_t i = 0; i < param->segment_count && st == STATUS_OK; i++) {
         const struct offload__segment *segment = &offload->segments[param->segment_first + i];
-        uint8_t *const place = offload->resident + segment->offset_bytes;
-        uint64_t done = 0;
+        bool on_device;
+        uint8_t *const place = segment_place(offload, segment, &on_device);
 
-        while (segment->unit == OFFLOAD_NO_UNIT && done < segment->size_bytes && st == STATUS_OK) {
-            const uint64_t left = segment->size_bytes - done;
-            const uint64_t most = offload->in_place ? PIECE_BYTES : job->bounce_bytes;
-            const uint64_t size_bytes = left < most ? left : most;
-
-            st = ckpt_read_file(job->ckpt, segment->file_index, segment->file_offset_bytes + done,
-                                offload->in_place ? place + done : job->bounce, size_bytes, err);
-            if (st == STATUS_OK && !offload->in_place)
-                st = device_copy_in(offload->copy, place + done, job->bounce, size_bytes, err);
-            if (st == STATUS_OK && !offload->in_place)
-                st = stream_sync(offload->copy, err);
-            done += size_bytes;
-            job->done_bytes += size_bytes;
-            progress_update(job->progress, "loading", job->done_bytes, job->total_bytes);
-        }
+        if (place != NULL || on_device)
+            st = run_load(job, segment->file_index, segment->file_offset_bytes,
+                          segment->size_bytes, place, segment->offset_bytes, err);
     }
     param->filled = st == STATUS_OK;
     return st == STATUS_OK ? st : err_prefix(err, st, "%s", param->name);
@@ -286,6 +322,26 @@ static enum status meta_faults(struct offload__fill *job, struct offload__param 
     return STATUS_OK;
 }
 
+/* A parameter that stays on a device with memory of its own, and lies in the files as it is used:
+ * piece by piece, so that its size needs no buffer. */
+static enum status pieces_load(struct offload__fill *job, struct offload__param *param,
+                               struct err *err)
+{
+    enum status st = STATUS_OK;
+
+    for (uint64_t at = 0; at < param->size_bytes && st == STATUS_OK;) {
+        struct loader_extent extent = { 0 };
+        const bool found = loader_extent(param->loader, job->ckpt, at, &extent);
+
+        assert(found); /* it is plain */
+        (void)found;
+        st = run_load(job, extent.file_index, extent.file_offset_bytes, extent.size_bytes, NULL,
+                      param->offset_bytes + at, err);
+        at += extent.size_bytes;
+    }
+    return st == STATUS_OK ? st : err_prefix(err, st, "%s", param->name);
+}
+
 static enum status param_load(struct offload__fill *job, struct offload__param *param,
                               struct err *err)
 {
@@ -305,6 +361,14 @@ static enum status param_load(struct offload__fill *job, struct offload__param *
         return param->filled ? STATUS_OK : meta_faults(job, param, err);
     }
     place = place_of(offload, param);
+    if (place == NULL && param->unit == OFFLOAD_NO_UNIT &&
+        param->size_bytes > OFFLOAD_PIECE_BYTES && offload__param_is_plain(param, job->ckpt)) {
+        st = pieces_load(job, param, err);
+        if (st == STATUS_OK)
+            param->tensor.data = offload->resident + param->offset_bytes;
+        param->filled = st == STATUS_OK;
+        return st;
+    }
     st = loader_load(param->loader, job->ckpt, place != NULL ? place : job->bounce, job->staging,
                      job->progress, &job->done_bytes, job->total_bytes, err);
     if (st != STATUS_OK)

@@ -36,6 +36,18 @@ uint64_t offload__lookup_bytes(const struct offload *offload, const struct offlo
                          DEVICE_ALIGNMENT);
 }
 
+static uint64_t stride_bytes(const struct offload__param *param)
+{
+    return size_align_up(offload__row_bytes(param), DISK_ALIGN) + DISK_ALIGN;
+}
+
+uint64_t offload__lookup_host_bytes(const struct offload *offload,
+                                    const struct offload__param *param)
+{
+    (void)offload;
+    return LOOKUP_BATCH * (stride_bytes(param) + sizeof(struct disk_read));
+}
+
 enum status offload__lookup_open(struct offload *offload, struct err *err)
 {
     struct offload__lookup *lookup;
@@ -50,7 +62,7 @@ enum status offload__lookup_open(struct offload *offload, struct err *err)
         return err_set(err, STATUS_NO_MEMORY, "no memory to look rows up on the disk");
     lookup->param = offload->lookup_param;
     lookup->row_bytes = offload__row_bytes(&offload->params[lookup->param]);
-    lookup->stride_bytes = size_align_up(lookup->row_bytes, DISK_ALIGN) + DISK_ALIGN;
+    lookup->stride_bytes = stride_bytes(&offload->params[lookup->param]);
     lookup->batch_bytes = LOOKUP_BATCH * lookup->stride_bytes;
     lookup->reads = calloc(LOOKUP_BATCH, sizeof(*lookup->reads));
     if (lookup->reads == NULL)

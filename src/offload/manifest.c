@@ -1,8 +1,8 @@
 /* offload/manifest.c - every unit, its home and its bytes.
  *
  * A row is what lies outside the layers, or what of one part of one layer shares a home: its unit,
- * when it has moving parameters, and what stays. As JSON each row is complete, with the names of
- * its parameters; as text, equal rows share a line:
+ * or units, when it has moving parameters, and what stays. As JSON each row is complete, with the
+ * names of its parameters; as text, equal rows share a line:
  * "layers 3, 7, 11: ffn at home on the host, 3 x 12 MiB".
  *
  * May be asked for by any thread: what can change, the units' homes, is read under the lock. */
@@ -27,23 +27,30 @@ struct row {
     enum offload_home home;
     uint64_t bytes;
     size_t param_count;       /* 0: no such row */
+    const struct offload__param *last_param; /* that was counted */
     bool logged;
 };
 
-#define ROWS_PER_PART 3 /* what stays, its units, its experts */
+/* What stays; its units, by home; its experts, by home. */
+#define ROWS_PER_PART (1 + 2 * (size_t)OFFLOAD_HOME_COUNT)
 
 /* Rows of one offload. */
 struct rows {
     struct row *rows;
     size_t count;
+    enum offload_home *homes; /* [unit_count], of one moment */
 };
 
-static size_t place_of(const struct offload__param *param, bool moves)
+static size_t place_of(const struct rows *rows, const struct offload__param *param, size_t unit)
 {
+    const size_t first =
+        1 + ((size_t)param->layer * OFFLOAD_PART_COUNT + param->part) * ROWS_PER_PART;
+
     if (param->layer == OFFLOAD_NO_LAYER)
         return 0;
-    return 1 + ((size_t)param->layer * OFFLOAD_PART_COUNT + param->part) * ROWS_PER_PART +
-           (param->is_expert ? 2 : moves ? 1 : 0);
+    if (unit == OFFLOAD_NO_UNIT)
+        return first;
+    return first + 1 + (param->is_expert ? OFFLOAD_HOME_COUNT : 0) + rows->homes[unit];
 }
 
 /* The lock belongs to a const offload in every report; taking it changes nothing that they tell. */
@@ -52,69 +59,75 @@ static pthread_mutex_t *lock_of(const struct offload *offload)
     return (pthread_mutex_t *)&offload->lock;
 }
 
-static void row_add(struct row *row, const struct offload__param *param, size_t unit,
+/* Adds so many of the parameter's bytes to the row of what stays, or of what the unit is in; a row
+ * counts a parameter once. */
+static void row_add(struct rows *rows, const struct offload__param *param, size_t unit,
                     uint64_t bytes)
 {
+    struct row *row = &rows->rows[place_of(rows, param, unit)];
+
     row->layer = param->layer;
     row->part = param->part;
-    row->unit = unit;
-    row->home = OFFLOAD_HOME_DEVICE;
+    row->home = unit == OFFLOAD_NO_UNIT ? OFFLOAD_HOME_DEVICE : rows->homes[unit];
     row->is_experts = param->is_expert;
+    row->unit = unit;
     row->bytes += bytes;
+    if (row->param_count == 0 || row->last_param != param)
+        row->param_count++;
+    row->last_param = param;
 }
 
-/* Adds the parameter to the row of what stays, of what moves, or, cut in pieces, to both. */
-static void row_add_param(const struct offload *offload, struct row *rows, size_t index)
+/* Adds the parameter to the row of what stays, of what moves, or, cut in pieces, to several. */
+static void row_add_param(const struct offload *offload, struct rows *rows, size_t index)
 {
     const struct offload__param *param = &offload->params[index];
-    struct row *const stays = &rows[place_of(param, false)];
-    struct row *const moves = &rows[place_of(param, true)];
-    bool in_stays = false, in_moves = false;
 
     if (index == offload->lookup_param) {
-        row_add(stays, param, OFFLOAD_NO_UNIT, offload__lookup_bytes(offload, param));
-        stays->param_count++;
+        row_add(rows, param, OFFLOAD_NO_UNIT, offload__lookup_bytes(offload, param));
         return;
     }
     if (param->segment_count == 0 || param->unit != OFFLOAD_NO_UNIT) {
-        struct row *row = param->unit == OFFLOAD_NO_UNIT ? stays : moves;
-
-        row_add(row, param, param->unit, size_align_up(param->size_bytes, DEVICE_ALIGNMENT));
-        row->param_count++;
+        row_add(rows, param, param->unit, size_align_up(param->size_bytes, DEVICE_ALIGNMENT));
         return;
     }
     for (size_t k = 0; k < param->segment_count; k++) {
         const struct offload__segment *segment = &offload->segments[param->segment_first + k];
 
-        row_add(segment->unit == OFFLOAD_NO_UNIT ? stays : moves, param, segment->unit,
-                segment->size_bytes);
-        in_stays = in_stays || segment->unit == OFFLOAD_NO_UNIT;
-        in_moves = in_moves || segment->unit != OFFLOAD_NO_UNIT;
+        row_add(rows, param, segment->unit, segment->size_bytes);
     }
-    stays->param_count += in_stays;
-    moves->param_count += in_moves;
+}
+
+static void rows_destroy(struct rows *rows)
+{
+    free(rows->homes);
+    free(rows->rows);
 }
 
 static enum status rows_create(const struct offload *offload, struct rows *rows_out,
                                struct err *err)
 {
     const size_t count = 1 + (size_t)offload->layer_count * OFFLOAD_PART_COUNT * ROWS_PER_PART;
-    struct row *rows = calloc(count, sizeof(*rows));
+    struct rows rows = { calloc(count, sizeof(*rows.rows)), count,
+                         calloc(offload->unit_count + 1, sizeof(*rows.homes)) };
 
-    if (rows == NULL)
+    if (rows.rows == NULL || rows.homes == NULL) {
+        rows_destroy(&rows);
         return err_set(err, STATUS_NO_MEMORY, "no memory for a manifest of %zu rows", count);
-    for (size_t i = 0; i < offload->param_count; i++)
-        row_add_param(offload, rows, i);
-    for (size_t i = 1; i + 2 < count; i += ROWS_PER_PART)
-        rows[i].is_rest = rows[i].param_count > 0 &&
-                          rows[i + 1].param_count + rows[i + 2].param_count > 0;
-    (void)pthread_mutex_lock(lock_of(offload));
-    for (size_t i = 0; i < count; i++) {
-        if (rows[i].param_count > 0 && rows[i].unit != OFFLOAD_NO_UNIT)
-            rows[i].home = offload->published_homes[rows[i].unit];
     }
+    (void)pthread_mutex_lock(lock_of(offload));
+    for (size_t i = 0; i < offload->unit_count; i++)
+        rows.homes[i] = offload->published_homes[i];
     (void)pthread_mutex_unlock(lock_of(offload));
-    *rows_out = (struct rows){ rows, count };
+    for (size_t i = 0; i < offload->param_count; i++)
+        row_add_param(offload, &rows, i);
+    for (size_t i = 1; i + ROWS_PER_PART <= count; i += ROWS_PER_PART) {
+        size_t moving_count = 0;
+
+        for (size_t k = 1; k < ROWS_PER_PART; k++)
+            moving_count += rows.rows[i + k].param_count;
+        rows.rows[i].is_rest = rows.rows[i].param_count > 0 && moving_count > 0;
+    }
+    *rows_out = rows;
     return STATUS_OK;
 }
 
@@ -228,6 +241,36 @@ static void experts_log(const struct offload *offload, const struct log *log)
                  offload->unit_count - offload->ring_count, sizes->expert_slot_count, slot, all);
 }
 
+/* "1.2 GiB at home on the host, 3 GiB at home on the disk": what moves, by home. */
+static void homes_log(const struct offload *offload, const struct log *log)
+{
+    struct buf line;
+    char size[24];
+    bool any = false;
+
+    buf_init(&line, LINE_BYTES_MAX);
+    for (unsigned home = 0; home < OFFLOAD_HOME_COUNT; home++) {
+        uint64_t bytes = 0;
+        size_t count = 0;
+
+        for (size_t i = 0; i < offload->unit_count; i++) {
+            if ((unsigned)offload->units[i].home != home)
+                continue;
+            bytes += offload->units[i].size_bytes;
+            count++;
+        }
+        if (count == 0)
+            continue;
+        (void)buf_printf(&line, NULL, "%s%s in %zu units %s", any ? ", " : "",
+                         size_format(bytes, size, sizeof(size)), count,
+                         home_phrase(offload, (enum offload_home)home));
+        any = true;
+    }
+    if (any)
+        log_line(log, LOG_INFO, "what moves: %s", line.data);
+    buf_deinit(&line);
+}
+
 static void summary_log(const struct offload *offload, const struct log *log)
 {
     const struct offload_sizes *sizes = &offload->sizes;
@@ -260,6 +303,8 @@ static void summary_log(const struct offload *offload, const struct log *log)
                              sizeof(moving)));
     if (offload_has_experts(offload))
         experts_log(offload, log);
+    if (offload->options.automatic)
+        homes_log(offload, log);
     if (offload_is_garbage(offload))
         log_line(log, LOG_WARN,
                  "offload mode meta: the units have no contents, every answer will be garbage");
@@ -278,7 +323,7 @@ enum status offload_manifest_log(const struct offload *offload, const struct log
         if (rows.rows[i].param_count > 0 && !rows.rows[i].logged)
             st = line_log(offload, &rows, i, log, err);
     }
-    free(rows.rows);
+    rows_destroy(&rows);
     return st;
 }
 
@@ -305,24 +350,32 @@ static json_t *row_json(const struct offload *offload, const struct row *row)
                      offload__home_is_read(offload, row->home), "params");
 }
 
+static bool name_append(const struct rows *rows, const struct offload__param *param, size_t unit,
+                        json_t **row_jsons)
+{
+    return json_array_append_new(
+               json_object_get(row_jsons[place_of(rows, param, unit)], "params"),
+               json_string(param->name)) == 0;
+}
+
 /* Appends the parameter's name to the rows that it is in. */
-static bool param_name_append(const struct offload *offload, size_t index, json_t **row_jsons)
+static bool param_name_append(const struct offload *offload, const struct rows *rows, size_t index,
+                              json_t **row_jsons)
 {
     const struct offload__param *param = &offload->params[index];
-    const bool is_cut = param->segment_count > 0 && param->unit == OFFLOAD_NO_UNIT &&
-                        index != offload->lookup_param;
-    bool in[2] = { param->unit == OFFLOAD_NO_UNIT, param->unit != OFFLOAD_NO_UNIT };
-    bool ok = true;
+    bool is_in[ROWS_PER_PART] = { false }, ok = true;
 
-    if (is_cut)
-        in[0] = in[1] = false;
-    for (size_t k = 0; is_cut && k < param->segment_count; k++)
-        in[offload->segments[param->segment_first + k].unit != OFFLOAD_NO_UNIT] = true;
-    for (size_t moves = 0; moves < 2 && ok; moves++) {
-        if (in[moves])
-            ok = json_array_append_new(
-                     json_object_get(row_jsons[place_of(param, moves != 0)], "params"),
-                     json_string(param->name)) == 0;
+    if (index == offload->lookup_param)
+        return name_append(rows, param, OFFLOAD_NO_UNIT, row_jsons);
+    if (param->segment_count == 0 || param->unit != OFFLOAD_NO_UNIT)
+        return name_append(rows, param, param->unit, row_jsons);
+    for (size_t k = 0; ok && k < param->segment_count; k++) {
+        const size_t unit = offload->segments[param->segment_first + k].unit;
+        const size_t place = unit == OFFLOAD_NO_UNIT ? 0 : 1 + (size_t)rows->homes[unit];
+
+        if (!is_in[place])
+            ok = name_append(rows, param, unit, row_jsons);
+        is_in[place] = true;
     }
     return ok;
 }
@@ -344,9 +397,9 @@ json_t *offload_manifest_json(const struct offload *offload)
         ok = json_array_append_new(array, row_jsons[i]) == 0;
     }
     for (size_t i = 0; ok && i < offload->param_count; i++)
-        ok = param_name_append(offload, i, row_jsons);
+        ok = param_name_append(offload, &rows, i, row_jsons);
     free(row_jsons);
-    free(rows.rows);
+    rows_destroy(&rows);
     if (!ok) {
         json_decref(array);
         return NULL;

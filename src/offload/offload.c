@@ -125,6 +125,7 @@ enum status offload_create(struct device *device, const struct offload_param_des
         offload_destroy(offload);
         return st;
     }
+    offload__host_sizes(offload);
     offload->mode = options->automatic        ? "auto"
                     : offload->unit_count == 0 ? "off"
                                                : offload__home(options->home)->mode;
@@ -165,6 +166,7 @@ void offload_sizes(const struct offload *offload, struct offload_sizes *sizes_ou
 static void traffic_add(const struct offload *offload, enum offload_home home, double bytes,
                         struct offload_traffic *traffic)
 {
+    traffic->home_bytes[home] += bytes;
     if (home == OFFLOAD_HOME_DISK)
         traffic->disk_bytes += bytes;
     if (!offload->in_place)
@@ -183,15 +185,11 @@ static void expert_traffic(const struct offload *offload, uint32_t row_count,
     for (uint32_t layer = 0; layer < offload->layer_count; layer++)
         units += offload->expert_units[layer] != OFFLOAD_NO_UNIT ? count : 0;
     missing = units > 0 ? 1 - (double)offload->sizes.expert_slot_count / units : 0;
-    for (uint32_t layer = 0; missing > 0 && layer < offload->layer_count; layer++) {
-        const struct offload__unit *unit;
+    for (size_t i = offload->ring_count; missing > 0 && i < offload->unit_count; i++) {
+        const struct offload__unit *unit = &offload->units[i];
 
-        if (offload->expert_units[layer] == OFFLOAD_NO_UNIT)
-            continue;
-        unit = &offload->units[offload->expert_units[layer]];
         if (offload__path(offload, unit) == OFFLOAD_PATH_FETCH)
-            traffic_add(offload, unit->home,
-                        (double)unit->size_bytes * count * chosen * missing, traffic);
+            traffic_add(offload, unit->home, (double)unit->size_bytes * chosen * missing, traffic);
     }
 }
 
@@ -204,11 +202,13 @@ void offload_traffic(const struct offload *offload, uint32_t row_count,
 
         if (offload__path(offload, unit) != OFFLOAD_PATH_FETCH)
             continue;
-        if (unit->home == OFFLOAD_HOME_SHARDED)
+        if (unit->home == OFFLOAD_HOME_SHARDED) {
             traffic_out->peer_bytes +=
                 (double)(unit->size_bytes - offload__sharded_own(offload, i));
-        else
+            traffic_out->home_bytes[unit->home] += (double)unit->size_bytes;
+        } else {
             traffic_add(offload, unit->home, (double)unit->size_bytes, traffic_out);
+        }
     }
     if (offload->expert_units != NULL)
         expert_traffic(offload, row_count, traffic_out);

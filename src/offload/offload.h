@@ -100,6 +100,9 @@ struct offload_options {
      * move, spread evenly over the layers. Instead of V1 and V2. */
     bool automatic;
     uint64_t weight_budget_bytes; /* auto, experts: for what stays and the slots */
+    /* Auto, on a device with a link: host memory for homes, and for all else that the offload takes
+     * of it. What does not fit there is at home on the disk. */
+    uint64_t host_budget_bytes;
     uint64_t tile_bytes;          /* auto: of a piece, about; 0: chosen */
     uint32_t lookup_row_max;      /* auto: rows of one offload_lookup; 0: tables stay on the device
                                      */
@@ -148,6 +151,12 @@ struct offload_sizes {
     uint64_t expert_slot_bytes;   /* of one: the largest expert's record */
     uint64_t expert_list_bytes;   /* device memory for lists of experts */
     uint64_t expert_bytes;        /* device memory for both */
+    /* Host memory. What ranks share counts where it is made. */
+    uint64_t host_home_bytes;     /* homes */
+    uint64_t host_staging_bytes;  /* what is read from the disk on its way to the device */
+    uint64_t host_table_bytes;    /* lists of onloads, reads and experts */
+    uint64_t host_load_bytes;     /* while weights are loaded, at the start and when updated */
+    uint64_t host_bytes;          /* all of these */
 };
 
 /* What a pass is expected to move. */
@@ -157,6 +166,7 @@ struct offload_traffic {
                                      counts
                                      twice, once in each */
     double peer_bytes;            /* copied from other ranks' devices */
+    double home_bytes[OFFLOAD_HOME_COUNT]; /* the same by home */
 };
 /* In a pass of so many rows, when the sequence is under way and caches are full. Of experts: were
  * all chosen alike often. Also before offload_load. */
@@ -314,6 +324,8 @@ json_t *offload_manifest_json(const struct offload *offload);
  *          use_share_of_run},
  *   homes: {host: {units, bytes, onloads, bytes_moved, bytes_demanded, bytes_guessed_used,
  *          bytes_guessed_wasted, bytes_reread, hits, misses, hit_rate, stall_s}, ...},
+ *   memory: {budget_bytes, used_bytes, peak_bytes, host_budget_bytes, host_used_bytes,
+ *            host_peak_bytes},
  *   stalls: {disk, link, slot, router} in seconds, bound: {moving_s, share_of_run},
  *   units: [{name, home, in_place, units, bytes, onloads, bytes_moved, bytes_reread, copy_s,
  *           read_s, stall_s, hit_rate}], one for all tiles or experts of a part, garbage */

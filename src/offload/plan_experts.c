@@ -40,7 +40,7 @@ enum status offload__options_check_experts(const struct offload_options *options
     return STATUS_OK;
 }
 
-/* The home of what auto moves is the disk. */
+/* Until homes_choose says otherwise, what auto moves is at home on the disk. */
 static enum offload_home home_of(const struct offload *offload)
 {
     return offload->options.automatic ? OFFLOAD_HOME_DISK : offload->options.home;
@@ -211,22 +211,92 @@ static enum status sizes_fill(struct offload *offload, struct err *err)
     return st == STATUS_OK ? bytes_fill(offload, err) : st;
 }
 
-uint64_t offload__experts_bytes_min(const struct offload *offload)
+uint64_t offload__expert_bytes_max(const struct offload *offload)
 {
-    uint64_t largest_bytes = 0, expert_count = 0, bytes;
+    uint64_t largest_bytes = 0;
 
     for (size_t i = 0; i + 1 < offload->param_count; i++) {
         const struct offload__param *param = &offload->params[i];
+        uint64_t bytes;
 
         if (!param->is_expert || !param[1].is_expert || param->expert != param[1].expert)
             continue;
         /* each of up to three tensors in blocks of its own, with one more at each end */
         bytes = param[0].size_bytes + param[1].size_bytes + 6 * (uint64_t)DISK_ALIGN;
         largest_bytes = bytes > largest_bytes ? bytes : largest_bytes;
-        expert_count = param->expert >= expert_count ? param->expert + 1 : expert_count;
     }
-    return largest_bytes * offload->options.expert_top_k +
+    return largest_bytes;
+}
+
+uint64_t offload__experts_bytes_min(const struct offload *offload)
+{
+    uint64_t expert_count = 0;
+
+    for (size_t i = 0; i < offload->param_count; i++) {
+        const struct offload__param *param = &offload->params[i];
+
+        if (param->is_expert && param->expert >= expert_count)
+            expert_count = param->expert + 1;
+    }
+    return offload__expert_bytes_max(offload) * offload->options.expert_top_k +
            expert_count * sizeof(struct op_moe_expert);
+}
+
+uint64_t offload__experts_near_bytes(const struct offload *offload)
+{
+    uint64_t bytes = 0;
+
+    for (size_t i = 0; i < offload->param_count; i++) {
+        if (offload->params[i].is_expert)
+            bytes += size_align_up(offload->params[i].size_bytes, DEVICE_ALIGNMENT);
+    }
+    return bytes;
+}
+
+static uint64_t near_bytes_of(const struct offload *offload, const struct offload__unit *unit)
+{
+    uint64_t bytes = 0;
+
+    for (size_t k = 0; k < unit->param_count; k++)
+        bytes += size_align_up(offload->params[unit->params[k]].size_bytes, DEVICE_ALIGNMENT);
+    return bytes;
+}
+
+/* Auto, on a device with a link: tiles come first, since each is needed in every pass; of experts
+ * so many, evenly, as the host's budget then has room for. */
+static void homes_choose(struct offload *offload)
+{
+    struct offload__host_room room = { 0 };
+    uint64_t near_bytes = 0, all_bytes, used_bytes = 0;
+    double share, owed = 0;
+
+    if (!offload->options.automatic || offload->in_place)
+        return;
+    for (size_t i = 0; i < offload->ring_count; i++) {
+        const struct offload__unit *unit = &offload->units[i];
+
+        room.tile_count++;
+        room.tile_bytes += size_align_up(offload->segments[unit->segment_first].size_bytes,
+                                         DEVICE_ALIGNMENT);
+        if (unit->home != OFFLOAD_HOME_DISK)
+            used_bytes += unit->size_bytes;
+    }
+    room.tile_slot_bytes = offload->sizes.slot_bytes;
+    offload__host_room(offload, &room);
+    all_bytes = offload__experts_near_bytes(offload);
+    room.near_bytes = room.near_bytes > used_bytes ? room.near_bytes - used_bytes : 0;
+    share = room.near_bytes >= all_bytes ? 1 : (double)room.near_bytes / (double)all_bytes;
+    for (size_t i = offload->ring_count; i < offload->unit_count; i++) {
+        struct offload__unit *unit = &offload->units[i];
+        const uint64_t bytes = near_bytes_of(offload, unit);
+
+        owed += share * (double)bytes;
+        if (owed < (double)bytes / 2 || near_bytes + bytes > room.near_bytes)
+            continue;
+        owed -= (double)bytes;
+        near_bytes += bytes;
+        unit->home = offload__near_home(offload);
+    }
 }
 
 enum status offload__plan_experts(struct offload *offload, struct err *err)
@@ -236,8 +306,10 @@ enum status offload__plan_experts(struct offload *offload, struct err *err)
 
     if (st == STATUS_OK)
         st = units_create(offload, count, err);
-    if (st == STATUS_OK)
+    if (st == STATUS_OK) {
+        homes_choose(offload);
         st = records_lay_out(offload, err);
+    }
     if (st == STATUS_OK)
         st = sizes_fill(offload, err);
     return st;

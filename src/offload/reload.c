@@ -192,8 +192,8 @@ enum status offload_reload(struct offload *offload, size_t index, const struct c
     if (param->segment_count > 0 ||
         (param->unit != OFFLOAD_NO_UNIT && offload->units[param->unit].home == OFFLOAD_HOME_DISK))
         return err_set(err, STATUS_UNAVAILABLE,
-                       "%s is at home on the disk: it cannot be loaded "
-                       "again from another", param->name);
+                       "%s is at home on the disk, or in pieces of which some are: it cannot be "
+                       "loaded again by itself, only with all others", param->name);
     st = load_fresh(offload, param, ckpt, &fresh, err);
     if (is_shared(offload, param))
         st = put_shared(offload, param, fresh, st, err);

@@ -132,6 +132,19 @@ static json_t *bound_json(const struct offload__snapshot *snapshot)
                      bound_s > 0 && run_s > 0 ? json_real(bound_s / run_s) : json_null());
 }
 
+static json_t *memory_json(const struct offload *offload)
+{
+    struct device_memory_report memory;
+
+    device_memory_report(offload->device, &memory);
+    return json_pack("{s:I, s:I, s:I, s:o, s:I, s:I}", "budget_bytes",
+                     (json_int_t)memory.budget_bytes, "used_bytes", (json_int_t)memory.used_bytes,
+                     "peak_bytes", (json_int_t)memory.peak_bytes, "host_budget_bytes",
+                     count_or_null(memory.host_budget_bytes), "host_used_bytes",
+                     (json_int_t)memory.host_used_bytes, "host_peak_bytes",
+                     (json_int_t)memory.host_peak_bytes);
+}
+
 json_t *offload_report_json(const struct offload *offload)
 {
     struct offload__snapshot *snapshot = offload__snapshot_create(offload);
@@ -144,7 +157,7 @@ json_t *offload_report_json(const struct offload *offload)
     homes_json(snapshot, &moved_from, &homes);
     report = json_pack(
         "{s:s, s:s, s:I, s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:o, "
-        "s:o, s:b}", "mode",
+        "s:o, s:o, s:b}", "mode",
         offload->mode, "device", device_info(offload->device)->name, "passes",
         (json_int_t)snapshot->totals.passes, "run_s", offload__seconds(snapshot->totals.run_ns),
         "compute_s", offload__seconds(offload__compute_ns(snapshot)), "copy_s",
@@ -153,7 +166,8 @@ json_t *offload_report_json(const struct offload *offload)
         "bytes_planned", (json_int_t)sum->bytes_planned, "bytes_moved_from", moved_from, "homes",
         homes, "sharing", sharing_json(offload, snapshot), "link", link_json(snapshot), "disk",
         disk_json(snapshot), "stalls", stalls_json(sum), "bound", bound_json(snapshot), "units",
-        groups_json(offload, snapshot), "garbage", offload_is_garbage(offload));
+        groups_json(offload, snapshot), "memory", memory_json(offload), "garbage",
+        offload_is_garbage(offload));
     offload__snapshot_destroy(snapshot);
     return report;
 }

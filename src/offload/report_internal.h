@@ -8,7 +8,7 @@
 /* Units of one part of one layer that are cut from it, tiles or experts; or one unit that is
  * whole. */
 struct offload__group {
-    size_t first, count;     /* units, which stand together */
+    size_t first, count;     /* the first, and how many units */
     char name[48];           /* "layers.3.ffn", "layers.3.experts" */
     enum offload_home home;
     uint64_t size_bytes;     /* of all records */

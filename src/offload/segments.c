@@ -30,6 +30,16 @@ uint64_t offload__row_bytes(const struct offload__param *param)
     return bytes;
 }
 
+bool offload__segment_is_read(const struct offload *offload,
+                              const struct offload__segment *segment)
+{
+    if (segment->file_index == OFFLOAD_NO_FILE)
+        return false;
+    if (segment->unit == OFFLOAD_NO_UNIT)
+        return segment->param == offload->lookup_param;
+    return offload->units[segment->unit].home == OFFLOAD_HOME_DISK;
+}
+
 static enum status append(struct offload *offload, const struct offload__segment *segment,
                           struct err *err)
 {

@@ -143,6 +143,12 @@ static uint64_t plan_hash(const struct offload *offload)
         hash = hash_bytes(hash, unit->name, strlen(unit->name) + 1);
         hash = hash_bytes(hash, &unit->home, sizeof(unit->home));
         hash = hash_bytes(hash, &unit->size_bytes, sizeof(unit->size_bytes));
+        if (unit->is_tile) {
+            const struct offload__segment *segment = &offload->segments[unit->segment_first];
+
+            hash = hash_bytes(hash, &segment->row_first, sizeof(segment->row_first));
+            hash = hash_bytes(hash, &segment->row_count, sizeof(segment->row_count));
+        }
         for (size_t k = 0; k < unit->param_count; k++) {
             const struct offload__param *param = &offload->params[unit->params[k]];
 

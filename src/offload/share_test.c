@@ -213,6 +213,106 @@ static void every_rank_gives_the_same_answer(void **state)
     }
 }
 
+/* How many units have this home. */
+static size_t units_at(const struct model *model, enum offload_home home)
+{
+    size_t count = 0;
+
+    for (size_t i = 0; i < model->offload->unit_count; i++)
+        count += model->offload->units[i].home == home;
+    return count;
+}
+
+struct auto_scene {
+    const char *folder;
+    uint64_t host_budget_bytes;
+};
+
+/* Auto's home on the host is the node's: the first rank has made and filled it. */
+static void rank_answers_auto(struct cluster *cluster, void *arg)
+{
+    const struct auto_scene *scene = arg;
+    struct device_memory_report memory;
+    struct offload_options options;
+    struct offload_sizes sizes;
+    float wanted[MODEL_OUT_COUNT];
+    struct ckpt *ckpt = NULL;
+    struct model model;
+
+    model_reference(SIM, SEED, wanted);
+    CHECK_OK(ckpt_open(scene->folder, &ckpt, err));
+    offload_options_init(&options);
+    options.cluster = cluster;
+    options.automatic = true;
+    options.home = OFFLOAD_HOME_DISK;
+    options.ckpt = ckpt;
+    options.tile_bytes = 2048;
+    options.slot_count = 2;
+    options.weight_budget_bytes = 40000;
+    options.host_budget_bytes = scene->host_budget_bytes;
+    options.poison = true;
+    model_open(&model, SIM);
+    model_load(&model, &options, ckpt);
+    for (int pass = 0; pass < PASSES; pass++)
+        check_pass(&model, wanted);
+    offload_sizes(model.offload, &sizes);
+    device_memory_report(model.device, &memory);
+    assert_int_equal(units_at(&model, OFFLOAD_HOME_HOST), 0);
+    assert_true(units_at(&model, OFFLOAD_HOME_SHM) > 0);
+    assert_int_equal(units_at(&model, OFFLOAD_HOME_DISK) > 0, scene->host_budget_bytes < 12 * MIB);
+    if (rank_of(cluster) == 0)
+        assert_true(sizes.host_home_bytes > 0);
+    else
+        assert_int_equal(sizes.host_home_bytes, 0);
+    assert_true(memory.host_used_bytes >= sizes.host_home_bytes);
+    assert_true(memory.host_peak_bytes <= sizes.host_bytes);
+    CHECK_OK(offload_report_check(model.offload, err));
+    CHECK_OK(cluster_barrier(cluster, CLUSTER_NODE, CLUSTER_WAIT_S, err));
+    model_close(&model);
+    ckpt_close(ckpt);
+}
+
+static void ranks_share_what_auto_keeps_on_the_host(void **state)
+{
+    char *folder = model_write_as(SEED, SIZE_MAX, true);
+    struct auto_scene scene = { .folder = folder };
+    struct offload_options options;
+    struct ckpt *ckpt = NULL;
+    struct model model;
+
+    (void)state;
+    CHECK_OK(ckpt_open(folder, &ckpt, err));
+    offload_options_init(&options); /* the least that mixes homes */
+    options.automatic = true;
+    options.home = OFFLOAD_HOME_DISK;
+    options.ckpt = ckpt;
+    options.tile_bytes = 2048;
+    options.slot_count = 2;
+    options.weight_budget_bytes = 40000;
+    model_open(&model, SIM);
+    for (options.host_budget_bytes = 8 * MIB; scene.host_budget_bytes == 0;
+         options.host_budget_bytes += 1000) {
+        assert_true(options.host_budget_bytes < 12 * MIB);
+        CHECK_OK(model_create(&model, &options, err));
+        if (units_at(&model, OFFLOAD_HOME_HOST) > 0 && units_at(&model, OFFLOAD_HOME_DISK) > 0)
+            scene.host_budget_bytes = options.host_budget_bytes;
+        model_unload(&model);
+    }
+    model_close(&model);
+    ckpt_close(ckpt);
+    for (int all = 0; all < 2; all++) {
+        for (uint32_t count = 2; count <= 3; count++) {
+            int ended[RANKS_MAX];
+
+            cluster_testing_run(count, rank_answers_auto, &scene, ended);
+            for (uint32_t rank = 0; rank < count; rank++)
+                assert_int_equal(ended[rank], 0);
+        }
+        scene.host_budget_bytes = 64 * MIB;
+    }
+    ckpt_testing_remove(folder);
+}
+
 /* Records of one grain: most ranks have nothing to keep. */
 static void records_may_be_smaller_than_the_ranks_are_many(void **state)
 {
@@ -759,6 +859,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_rank_gives_the_same_answer),
+        cmocka_unit_test(ranks_share_what_auto_keeps_on_the_host),
         cmocka_unit_test(records_may_be_smaller_than_the_ranks_are_many),
         cmocka_unit_test(shared_bytes_exist_once_per_node),
         cmocka_unit_test(one_that_cannot_load_stops_all),

@@ -45,26 +45,36 @@ static bool is_piece(const struct offload *offload, size_t unit)
     return offload->units[unit].is_tile || unit >= offload->ring_count;
 }
 
-static bool belong_together(const struct offload *offload,
-                            const struct offload__snapshot *snapshot, size_t a, size_t b)
+/* The group of pieces that the unit belongs to, which is among the last few: there is one for each
+ * home. NULL: it begins one. */
+static struct offload__group *group_of(const struct offload *offload,
+                                       const struct offload__snapshot *snapshot, size_t unit)
 {
-    return is_piece(offload, a) && is_piece(offload, b) &&
-           offload->units[a].layer == offload->units[b].layer &&
-           offload->units[a].part == offload->units[b].part &&
-           (a < offload->ring_count) == (b < offload->ring_count) &&
-           snapshot->unit_homes[a] == snapshot->unit_homes[b];
+    const struct offload__unit *u = &offload->units[unit];
+
+    for (size_t back = 1; is_piece(offload, unit) && back <= OFFLOAD_HOME_COUNT &&
+                          back <= snapshot->group_count; back++) {
+        struct offload__group *group = &snapshot->groups[snapshot->group_count - back];
+        const size_t first = group->first;
+
+        if (!is_piece(offload, first) || offload->units[first].layer != u->layer ||
+            offload->units[first].part != u->part ||
+            (first < offload->ring_count) != (unit < offload->ring_count))
+            return NULL;
+        if (group->home == snapshot->unit_homes[unit])
+            return group;
+    }
+    return NULL;
 }
 
 static void groups_fill(const struct offload *offload, struct offload__snapshot *snapshot)
 {
     for (size_t i = 0; i < offload->unit_count; i++) {
         const struct offload__unit *unit = &offload->units[i];
-        struct offload__group *group = &snapshot->groups[snapshot->group_count];
+        struct offload__group *group = group_of(offload, snapshot, i);
 
-        if (i > 0 && belong_together(offload, snapshot, i - 1, i)) {
-            group--;
-        } else {
-            snapshot->group_count++;
+        if (group == NULL) {
+            group = &snapshot->groups[snapshot->group_count++];
             group->first = i;
             group->home = snapshot->unit_homes[i];
             if (i >= offload->ring_count)

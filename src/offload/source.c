@@ -112,7 +112,7 @@ static enum status read_segment(const struct reading *reading,
     const struct offload *offload = reading->offload;
     enum status st = STATUS_OK;
 
-    if (segment->unit != OFFLOAD_NO_UNIT || segment->param == offload->lookup_param)
+    if (offload__segment_is_read(offload, segment))
         return read_by_reader(reading, segment, err);
     for (uint64_t done = 0; done < segment->size_bytes && st == STATUS_OK;) {
         const uint64_t left = segment->size_bytes - done;

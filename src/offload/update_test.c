@@ -19,7 +19,7 @@
 #define NEW_SEED 22
 #define HEADER_SHIFT 264 /* moves tensors in their blocks, and keeps them aligned */
 
-enum choice { RESIDENT, V1, V2, ALL, AUTO, CHOICE_COUNT };
+enum choice { RESIDENT, V1, V2, ALL, AUTO, AUTO_MIXED, CHOICE_COUNT };
 
 static const struct place {
     enum choice choice;
@@ -31,6 +31,7 @@ static const struct place {
     { V2, OFFLOAD_HOME_SHM, false },        { ALL, OFFLOAD_HOME_SHARDED, true },
     { V2, OFFLOAD_HOME_DISK, false },       { ALL, OFFLOAD_HOME_DISK, true },
     { AUTO, OFFLOAD_HOME_DISK, false },     { AUTO, OFFLOAD_HOME_DISK, true },
+    { AUTO_MIXED, OFFLOAD_HOME_DISK, false }, { AUTO_MIXED, OFFLOAD_HOME_DISK, true },
     { V2, OFFLOAD_HOME_META, false },       { ALL, OFFLOAD_HOME_META, true },
 };
 #define PLACE_COUNT (sizeof(places) / sizeof(places[0]))
@@ -98,11 +99,16 @@ static void set_options(struct fixture *fixture, const struct place *place)
         options->group_size = 1;
         options->params_glob = "*";
     }
-    if (place->choice == AUTO) {
+    if (place->choice == AUTO || place->choice == AUTO_MIXED) {
         options->automatic = true;
         options->tile_bytes = 1024;
         options->slot_count = 3;
         options->weight_budget_bytes = 50000;
+    }
+    if (place->choice == AUTO_MIXED) { /* find_mixture says how much of the host */
+        options->tile_bytes = 2048;
+        options->slot_count = 2;
+        options->weight_budget_bytes = 40000;
     }
     if (place->choice == RESIDENT)
         options->prefetch_step = 1;
@@ -126,6 +132,22 @@ static void check_old(struct fixture *fixture)
     assert_int_equal(offload_is_garbage(fixture->model.offload), fixture->meta);
 }
 
+/* The least host budget with which some of what moves is on the host and some on the disk. */
+static void find_mixture(struct fixture *fixture)
+{
+    size_t count[OFFLOAD_HOME_COUNT] = { 0 };
+
+    while (count[OFFLOAD_HOME_HOST] == 0 || count[OFFLOAD_HOME_DISK] == 0) {
+        memset(count, 0, sizeof(count));
+        fixture->options.host_budget_bytes += 1000;
+        assert_true(fixture->options.host_budget_bytes < 16 << 20);
+        CHECK_OK(model_create(&fixture->model, &fixture->options, err));
+        for (size_t i = 0; i < fixture->model.offload->unit_count; i++)
+            count[fixture->model.offload->units[i].home]++;
+        model_unload(&fixture->model);
+    }
+}
+
 static void begin_on(struct fixture *fixture, const struct place *place, const char *device,
                      const char *disk)
 {
@@ -144,6 +166,9 @@ static void begin_on(struct fixture *fixture, const struct place *place, const c
     set_options(fixture, place);
     fixture->options.disk = disk;
     model_open(&fixture->model, device);
+    fixture->options.host_budget_bytes = 8 << 20;
+    if (place->choice == AUTO_MIXED && !device_info(fixture->model.device)->memory_is_host)
+        find_mixture(fixture);
     model_load(&fixture->model, &fixture->options, fixture->old);
     check_old(fixture);
 }
@@ -338,8 +363,9 @@ static void a_disk_that_errs_leaves_the_old_weights_serving(void **state)
         struct err why;
 
         begin_on(&fixture, place, devices[i % 2], "depth=4,piece=512KiB");
-        CHECK_OK(update(&fixture, fixture.old, err)); /* nothing is ahead but a ring's start */
+        CHECK_OK(offload_update_prepare(fixture.model.offload, fixture.fresh, &prepared, err));
         disk_reader_counters(offload__disk_reader(fixture.model.offload), &counters);
+        offload_update_destroy(prepared); /* what it has read came behind what the ring has */
         end(&fixture);
         (void)snprintf(disk, sizeof(disk), "depth=4,piece=512KiB,eio=%" PRIu64 ":2",
                        counters.classes[DISK_DEMAND].piece_count +
