@@ -341,6 +341,7 @@ static inline enum status model_embed(struct model *model, struct err *err)
             .ids = model->ids,
             .row_count = MODEL_ROWS,
             .width = MODEL_WIDTH,
+            .table_row_count = MODEL_VOCAB,
             .out_row_stride = MODEL_WIDTH,
         },
     };
