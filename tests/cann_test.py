@@ -355,6 +355,263 @@ class Operators(unittest.TestCase):
 
 
 
+    # ---- other places, order, sums ----
+
+    def test_rearranging(self):
+        x = draw(2, 3, 4)
+        for dims in ((0, 1, 2), (2, 0, 1), (1, -1, 0)):
+            y = cann.empty(x.transpose(dims).shape)
+            cann.op("Permute", gapped(x, "f32"), dims, y)
+            self.agree(y, x.transpose(dims))
+        a, b, y = draw(2, 3), draw(4, 3), cann.empty((6, 3))
+        cann.op("Cat", [cann.put(a), gapped(b, "f32")], 0, y)
+        self.agree(y, np.concatenate([a, b]))
+        y = cann.empty((4, 4, 6))
+        cann.op("Repeat", cann.put(a), (4, 2, 2), y)
+        self.agree(y, np.tile(a, (4, 2, 2)))
+        y = cann.empty((2, 3, 2))
+        cann.op("Slice", cann.put(x), 2, -3, 9, 2, y)
+        self.agree(y, x[:, :, 1::2])
+        y = cann.empty((4,), "i32")
+        cann.op("Arange", Scalar(3), Scalar(10), Scalar(2), y)
+        np.testing.assert_array_equal(cann.get(y), [3, 5, 7, 9])
+        self.refuse(161002, "Permute", cann.put(x), (0, 1, 1), cann.empty((2, 3, 3)))
+        self.refuse(161002, "Cat", [cann.put(a), cann.put(b)], 1, cann.empty((6, 3)))
+
+    def test_order(self):
+        for dtype in FLOATS + ("i32",):
+            x = random.integers(-4, 4, (3, 5, 4))    # with equal elements
+            for dim in (0, 1, -1):
+                rise, fall = np.argsort(x, dim, kind="stable"), np.argsort(-x, dim, kind="stable")
+                v, i = cann.empty(x.shape, dtype), cann.empty(x.shape, "i64")
+                for order, down in ((rise, False), (fall, True)):
+                    cann.op("Sort", cann.put(x, dtype), True, dim, down, v, i)
+                    np.testing.assert_array_equal(cann.get(i), order)
+                    np.testing.assert_array_equal(cann.get(v), np.take_along_axis(x, order, dim))
+                    cann.op("Argsort", cann.put(x, dtype), dim, down, i)
+                    np.testing.assert_array_equal(cann.get(i), order)
+                k = 2
+                best = np.take(fall, range(k), dim)
+                v, i = cann.empty(best.shape, dtype), cann.empty(best.shape, "i64")
+                cann.op("Topk", cann.put(x, dtype), k, dim, True, True, v, i)
+                np.testing.assert_array_equal(cann.get(i), best)
+                np.testing.assert_array_equal(cann.get(v), np.take_along_axis(x, best, dim))
+                for keep in (False, True):
+                    shape = x.max(dim, keepdims=keep).shape
+                    v, i = cann.empty(shape, dtype), cann.empty(shape, "i32")
+                    cann.op("MaxDim", cann.put(x, dtype), dim, keep, v, i)
+                    np.testing.assert_array_equal(cann.get(v), x.max(dim, keepdims=keep))
+                    np.testing.assert_array_equal(cann.get(i).ravel(), x.argmax(dim).ravel())
+                    cann.op("ArgMax", cann.put(x, dtype), dim, keep, i)
+                    np.testing.assert_array_equal(cann.get(i).ravel(), x.argmax(dim).ravel())
+        self.refuse(161002, "Topk", cann.put(draw(2, 3)), 4, 1, True, True, cann.empty((2, 4)),
+                    cann.empty((2, 4), "i64"))
+
+    def test_sums(self):
+        x = draw(2, 3, 4)
+        for dims in ((0,), (1, 2), (-1,), (0, 1, 2)):
+            for keep in (False, True):
+                y = cann.empty(x.sum(dims, keepdims=keep).shape)
+                cann.op("ReduceSum", cann.put(x), dims, keep, 0, y)
+                self.agree(y, x.sum(dims, keepdims=keep))
+                cann.op("Mean", cann.put(x), dims, keep, 0, y)
+                self.agree(y, x.mean(dims, keepdims=keep))
+        for dim in (0, 1, 2):
+            y = cann.empty(x.shape)
+            cann.op("Cumsum", cann.put(x), dim, 0, y)
+            self.agree(y, x.cumsum(dim))
+
+    def test_choices(self):
+        x, mask = draw(3, 4), random.integers(0, 2, (3, 1)).astype(bool)
+        y = cann.empty((3, 4))
+        cann.op("SWhere", cann.put(mask, "bool"), cann.put(x), cann.put([[7.0]]), y)
+        self.agree(y, np.where(mask, x, 7))
+        y = gapped(x, "f32")
+        cann.op("InplaceMaskedFillScalar", y, cann.put(mask, "bool"), Scalar(-2))
+        self.agree(y, np.where(mask, -2, x))
+
+    # ---- rotary embeddings ----
+
+    def test_rotary_embeddings(self):
+        for mode in (0, 1):
+            for dtype in ("f32", "f16"):
+                x, angle = draw(2, 5, 3, 128, dtype=dtype), random.standard_normal((1, 5, 1, 64))
+                c, s = np.cos(angle), np.sin(angle)
+                c, s = (np.concatenate([t, t], -1) if mode == 0 else np.repeat(t, 2, -1) for t in (c, s))
+                c, s = rounded(c, dtype), rounded(s, dtype)
+                # as a product of complex numbers
+                a, b = (x[..., :64], x[..., 64:]) if mode == 0 else (x[..., 0::2], x[..., 1::2])
+                u, v = (c[..., :64], s[..., :64]) if mode == 0 else (c[..., 0::2], s[..., 0::2])
+                z = (a + 1j * b) * (u + 1j * v)
+                want = np.empty(x.shape)
+                if mode == 0:
+                    want[..., :64], want[..., 64:] = z.real, z.imag
+                else:
+                    want[..., 0::2], want[..., 1::2] = z.real, z.imag
+                y = cann.empty(x.shape, dtype)
+                cann.op("RotaryPositionEmbedding", gapped(x, dtype), cann.put(c, dtype), cann.put(s, dtype), mode, y)
+                self.agree(y, want)
+                q, k = cann.put(x, dtype), cann.put(x[:, :, :1], dtype)
+                full = [cann.put(np.broadcast_to(t, (2, 5, 1, 128)), dtype) for t in (c, s)]
+                cann.op("ApplyRotaryPosEmbV2", q, k, *full, 1, "half" if mode == 0 else "interleave")
+                self.agree(q, want)
+                self.agree(k, want[:, :, :1])
+        self.refuse(561002, "RotaryPositionEmbedding", *[cann.put(draw(1, 2, 1, 5))] * 3, 0, cann.empty((1, 2, 1, 5)))
+
+    # ---- experts ----
+
+    def test_products_of_experts(self):
+        counts, k, n = np.array([3, 0, 5, 1]), 32, 48
+        x, w = draw(9, k, dtype="bf16"), draw(4, k, n, dtype="bf16")
+        want = np.concatenate([x[e - c:e] @ w[i] for i, (c, e) in enumerate(zip(counts, counts.cumsum()))])
+        for kind, groups in ((0, counts.cumsum()), (1, counts)):
+            lists = {"GroupedMatmulV4": [[cann.put(w, "bf16")], [cann.put(np.swapaxes(w, 1, 2), "bf16").transposed()],
+                                         [cann.put(m, "bf16") for m in w]],
+                     "GroupedMatmulWeightNz": [[cann.put_nz(w, "bf16")], [cann.put_nz(w, "bf16", True)],
+                                               [cann.put_nz(m, "bf16") for m in w]]}
+            for name, weights in lists.items():
+                more = (None, 0) if name.endswith("Nz") else ()
+                for weight in weights:
+                    y = cann.empty((9, n), "bf16")
+                    cann.op(name, [cann.put(x, "bf16")], weight, *[None] * 6, cann.put(groups, "i64"), *[None] * 3,
+                            2, 0, kind, 0, *more, [y], None, None)
+                    got = cann.get(y)
+                    self.assertTrue((np.abs(got - want) <= np.abs(want) * 2.0 ** -8 + 1e-9).all())
+        y = cann.empty((9, n), "bf16")
+        self.refuse(161002, "GroupedMatmulV4", [cann.put(x, "bf16")], [cann.put_nz(w, "bf16")], *[None] * 6,
+                    cann.put(counts, "i64"), *[None] * 3, 2, 0, 1, 0, [y], None, None)
+        self.refuse(161002, "GroupedMatmulV4", [cann.put(x, "bf16")], [cann.put(w, "bf16")], *[None] * 6,
+                    cann.put(counts, "i32"), *[None] * 3, 2, 0, 1, 0, [y], None, None)
+
+    def test_gating(self):
+        """By sorting whole rows, not by picking the best one again and again."""
+        for experts, groups, kept, k, mode, norm in ((8, 1, 1, 2, 0, 0), (32, 8, 3, 6, 1, 1), (64, 4, 2, 8, 0, 1)):
+            x, bias = draw(5, experts, scale=2), draw(experts)
+            score = 1 / (1 + np.exp(-x)) if norm else np.exp(x) / np.exp(x).sum(1, keepdims=True)
+            choice = (score + bias).reshape(5, groups, -1)
+            top = np.sort(choice, 2)[:, :, ::-1]
+            rating = top[:, :, :2].sum(2) if mode else top[:, :, 0]
+            open_groups = np.argsort(-rating, 1, kind="stable")[:, :kept]
+            allowed = (np.arange(groups)[None, :, None] == open_groups[:, None, :]).any(2)
+            choice = np.where(allowed[:, :, None], choice, -np.inf).reshape(5, experts)
+            ids = np.argsort(-choice, 1, kind="stable")[:, :k]
+            want = np.take_along_axis(score, ids, 1)
+            want = want / (want.sum(1, keepdims=True) + 1e-20 if norm else 1) * 2.5
+            y, i, s = cann.empty((5, k)), cann.empty((5, k), "i32"), cann.empty((5, experts))
+            cann.op("MoeGatingTopK", cann.put(x), cann.put(bias), k, kept, groups, mode, 0, norm, True, 2.5, 1e-20,
+                    y, i, s)
+            np.testing.assert_array_equal(cann.get(i), ids)
+            self.agree(y, want)
+            self.agree(s, score)
+        self.refuse(561002, "MoeGatingTopK", cann.put(draw(5, 8)), None, 9, 1, 1, 0, 0, 0, False, 1.0, 0.0,
+                    cann.empty((5, 9)), cann.empty((5, 9), "i32"), cann.empty((5, 8)))
+
+    def test_routing_there_and_back(self):
+        n, k, experts, width = 6, 3, 5, 4
+        x = draw(n, width)
+        ids = np.array([random.permutation(experts)[:k] for _ in range(n)])
+        order = np.argsort(ids.ravel(), kind="stable")
+        where = np.empty(n * k, int)
+        where[order] = np.arange(n * k)
+        counts = np.bincount(ids.ravel(), minlength=experts)
+        for name, extra, dtype, want in (
+                ("MoeInitRoutingV2", (0, 0, experts, 0, 1, False), "i32", counts.cumsum()),
+                ("MoeInitRoutingV2", (0, 0, experts, 0, 2, False), "i32", counts),
+                ("MoeInitRoutingV3", (n * k, 0, experts, 0, 1, True, -1, (0, experts), 0), "i64", counts)):
+            y, to, tokens = cann.empty((n * k, width)), cann.empty((n * k,), "i32"), cann.empty((experts,), dtype)
+            optional = (None, None) if name.endswith("3") else ()
+            cann.op(name, cann.put(x), cann.put(ids, "i32"), *optional, *extra, y, to, tokens, None)
+            self.agree(y, x[order // k])
+            np.testing.assert_array_equal(cann.get(to), where)
+            np.testing.assert_array_equal(cann.get(tokens), want)
+        scales, residual, out = draw(n, k), draw(n, width), cann.empty((n, width))
+        cann.op("MoeFinalizeRoutingV2", y, to, cann.put(residual), None, None, cann.put(scales), None, 2, out)
+        self.agree(out, residual + (scales[:, :, None] * x[:, None, :]).sum(1), ulps=4)
+
+    # ---- attention ----
+
+    @staticmethod
+    def attention(q, k, v, scale, visible):
+        """q [B, N, S, D], k and v [B, KvN, T, D], visible [B, S, T]."""
+        ratio = q.shape[1] // k.shape[1]
+        k, v = np.repeat(k, ratio, 1), np.repeat(v, ratio, 1)
+        logits = np.where(visible[:, None], np.einsum("bnsd,bntd->bnst", q, k) * scale, -np.inf)
+        weights = np.exp(logits - logits.max(-1, keepdims=True))
+        return np.einsum("bnst,bntd->bnsd", weights / weights.sum(-1, keepdims=True), v)
+
+    def fused(self, q, k, v, layout, heads, kv_heads, out, mask=None, q_lens=None, kv_lens=None, table=None, sparse=0,
+              block=0, scale=0.25, name="FusedInferAttentionScoreV2", ropes=()):
+        cann.op(name, q, [k], [v], None, mask, q_lens, kv_lens, *[None] * 7, table, *[None] * 9, *ropes, heads, scale,
+                2 ** 31 - 1, 2 ** 31 - 1, layout, kv_heads, sparse, 0, block, 0, False, 0, 0, out, None)
+
+    def nearly(self, array, want):
+        got = cann.get(array)
+        self.assertEqual(cann.counter("faults"), 0)
+        self.assertTrue((np.abs(got - want) <= np.abs(want) * 2.0 ** -10 + 1e-7).all(), np.abs(got - want).max())
+
+    def test_attention_of_each_layout(self):
+        b, n, kv, s, t, d = 2, 4, 2, 3, 5, 16
+        q, k, v = draw(b, n, s, d, dtype="f16"), draw(b, kv, t, d, dtype="f16"), draw(b, kv, t, d, dtype="f16")
+        hidden = random.integers(0, 2, (b, 1, s, t)).astype(bool)
+        hidden[..., 0] = False
+        want = self.attention(q, k, v, 0.25, ~hidden[:, 0])
+        swap = lambda x: np.ascontiguousarray(np.swapaxes(x, 1, 2))
+        flat = lambda x: swap(x).reshape(x.shape[0], x.shape[2], -1)
+        same = lambda x: x
+        for layout, shape, out_shape in (("BNSD", same, same), ("BSND", swap, swap), ("BSH", flat, flat),
+                                         ("BNSD_BSND", same, swap)):
+            y = cann.empty(out_shape(q).shape, "f16")
+            self.fused(*(cann.put(shape(x), "f16") for x in (q, k, v)), layout, n, kv, y, cann.put(hidden, "bool"))
+            self.nearly(y, out_shape(want))
+        fixed = cann.put(np.triu(np.ones((2048, 2048)), 1), "i8")
+        for sparse, diagonal in ((2, 0), (3, t - s)):
+            y = cann.empty(q.shape, "f16")
+            self.fused(*(cann.put(x, "f16") for x in (q, k, v)), "BNSD", n, kv, y, fixed, sparse=sparse)
+            visible = np.broadcast_to(np.tri(s, t, diagonal, bool), (b, s, t))
+            self.nearly(y, self.attention(q, k, v, 0.25, visible))
+        y = cann.empty(q.shape, "f16")
+        self.refuse(561002, "FusedInferAttentionScoreV2", cann.put(q, "f16"), [cann.put(k, "f16")], [cann.put(v, "f16")],
+                    *[None] * 21, 3, 0.25, 1, 1, "BNSD", kv, 0, 0, 0, 0, False, 0, 0, y, None)
+
+    def test_attention_over_pages(self):
+        b, n, kv, t, d, block = 3, 4, 2, 40, 32, 16
+        lens = np.array([40, 17, 1])
+        q, k, v = draw(b, n, 1, d, dtype="f16"), draw(b, kv, t, d, dtype="f16"), draw(b, kv, t, d, dtype="f16")
+        visible = (np.arange(t) < lens[:, None])[:, None]
+        want = self.attention(q, k, v, 0.25, visible)
+        table = random.permutation(12)[:9].reshape(3, 3)
+        pages = []
+        for x in (k, v):
+            cache = np.full((12, kv, block, d), 9.0)
+            padded = np.zeros((b, kv, 48, d))
+            padded[:, :, :t] = x
+            cache[table] = padded.reshape(b, kv, 3, block, d).transpose(0, 2, 1, 3, 4)
+            pages.append(cache)
+        arguments = dict(kv_lens=tuple(int(n) for n in lens), table=cann.put(table, "i32"), block=block)
+        y = cann.empty(q.shape, "f16")
+        self.fused(cann.put(q, "f16"), *(cann.put(p, "f16") for p in pages), "BNSD", n, kv, y, **arguments)
+        self.nearly(y, want)
+        flat = [p.transpose(0, 2, 1, 3).reshape(12, block, kv * d) for p in pages]
+        y = cann.empty((b, 1, n * d), "f16")
+        self.fused(cann.put(q.reshape(b, 1, n * d), "f16"), *(cann.put(p, "f16") for p in flat), "BSH", n, kv, y,
+                   **arguments)
+        self.nearly(y, want.reshape(b, 1, n * d))
+        y = cann.empty(q.shape, "f16")
+        cann.op("IncreFlashAttentionV4", cann.put(q, "f16"), [cann.put(pages[0], "f16")], [cann.put(pages[1], "f16")],
+                None, None, arguments["kv_lens"], *[None] * 7, arguments["table"], None, n, 0.25, "BNSD", kv, block, 0, y)
+        self.nearly(y, want)
+
+    def test_attention_with_ropes(self):
+        """Multi-head latent attention: the rope's elements belong to q and k alone."""
+        n, s, t, d, rope = 8, 1, 7, 64, 16
+        q, k = draw(1, n, s, d + rope, dtype="f16"), draw(1, 1, t, d + rope, dtype="f16")
+        want = self.attention(q, k, k[..., :d], 0.25, np.ones((1, s, t), bool))
+        y = cann.empty((1, n, s, d), "f16")
+        latent = cann.put(k[..., :d], "f16")
+        self.fused(cann.put(q[..., :d], "f16"), latent, latent, "BNSD", n, 1, y, name="FusedInferAttentionScoreV3",
+                   ropes=(cann.put(q[..., d:], "f16"), cann.put(k[..., d:], "f16"), None))
+        self.nearly(y, want)
+
 
 if __name__ == "__main__":
     result = unittest.main(exit=False, verbosity=0).result

@@ -135,6 +135,45 @@ void op_inout(struct op *op, const char *what, const aclTensor *t, uint64_t dtyp
     add(op, what, t, dtypes, false, ROLE_BOTH);
 }
 
+int op_in_optional(struct op *op, const char *what, const aclTensor *t, uint64_t dtypes)
+{
+    if (t == NULL)
+        return -1;
+    op_in(op, what, t, dtypes);
+    return op->e != NULL ? (int)op->e->tensor_count - 1 : -1;
+}
+
+unsigned op_list(struct op *op, const char *what, const aclTensorList *list, uint64_t dtypes,
+                 bool may_nz, enum role role)
+{
+    if (op->e == NULL)
+        return 0;
+    if (list == NULL) {
+        fail(op, standin_error(E_NN_NULL, "%sGetWorkspaceSize: %s is NULL", op->name, what));
+        return 0;
+    }
+    if (list->magic != LIST_MAGIC || list->count == 0) {
+        op_refuse(op, "%s is no list, or empty", what);
+        return 0;
+    }
+    for (uint64_t i = 0; i < list->count; i++)
+        add(op, what, list->tensors[i], dtypes, may_nz, role);
+    return (unsigned)list->count;
+}
+
+bool op_array(struct op *op, const char *what, const aclIntArray *array)
+{
+    if (op->e == NULL || array == NULL)
+        return false;
+    if (array->magic != INTS_MAGIC)
+        return op_refuse(op, "%s is no array", what);
+    op->e->array = take(array->count, sizeof(*op->e->array));
+    op->e->array_count = array->count;
+    if (array->count > 0)
+        memcpy(op->e->array, array->values, array->count * sizeof(*array->values));
+    return true;
+}
+
 void op_absent(struct op *op, const char *what, const void *argument)
 {
     if (argument != NULL)

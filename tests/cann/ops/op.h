@@ -74,6 +74,13 @@ void op_inout(struct op *op, const char *what, const aclTensor *t, uint64_t dtyp
 /* In ND or, where the last two dimensions are a weight's, FRACTAL_NZ. */
 void op_in_weight(struct op *op, const char *what, const aclTensor *t, uint64_t dtypes);
 void op_out_weight(struct op *op, const char *what, const aclTensor *t, uint64_t dtypes);
+/* Adds it when it is not NULL, and says where; else -1. */
+int op_in_optional(struct op *op, const char *what, const aclTensor *t, uint64_t dtypes);
+/* Adds all tensors of a list, in ND or, with may_nz, in FRACTAL_NZ; 161001 for NULL. */
+unsigned op_list(struct op *op, const char *what, const aclTensorList *list, uint64_t dtypes,
+                 bool may_nz, enum role role);
+/* Keeps a copy of the array for the second phase; false when it is NULL or a phase has failed. */
+bool op_array(struct op *op, const char *what, const aclIntArray *array);
 /* Must be NULL: this use of an argument is not imitated. */
 void op_absent(struct op *op, const char *what, const void *argument);
 /* The value of a scalar; 161001 for NULL. */
