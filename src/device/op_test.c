@@ -52,14 +52,23 @@ static void with_every_device(void (*test)(struct harness *h))
 /* How far a product x . w may be off because the device quantises x beside weights of this dtype,
  * and because x itself, wanted as x[i], is off by error[i] (NULL: by nothing). In each block of 32
  * an element is off by at most half a step, largest / 127 (op.h); 1e-5 of that for the roundings of
- * the step and of the quotient. */
-static double quantised_error(enum dtype dtype, const double *x, const double *error,
-                              const float *w, size_t count)
+ * the step and of the quotient. An NPU rounds x to the weights' dtype, and perhaps the result: by
+ * 2^-8 of it to BF16, by 2^-11 or half of the smallest number, 2^-25, to F16. */
+static double quantised_error(const struct harness *h, enum dtype dtype, const double *x,
+                              const double *error, const float *w, size_t count)
 {
-    double sum = 0;
+    const double unit = !h->is_npu ? 0 : dtype == DTYPE_BF16 ? 0x1p-8
+                                       : dtype == DTYPE_F16  ? 0x1p-11 : 0;
+    const double least = h->is_npu && dtype == DTYPE_F16 ? 0x1p-25 : 0;
+    double sum = 0, product = 0;
 
-    for (size_t i = 0; i < count; i++)
-        sum += error == NULL ? 0 : error[i] * fabs((double)w[i]);
+    for (size_t i = 0; i < count; i++) {
+        const double own = error == NULL ? 0 : error[i];
+
+        sum += (own + fmax(unit * (fabs(x[i]) + own), least)) * fabs((double)w[i]);
+        product += x[i] * w[i];
+    }
+    sum += fmax(unit * (fabs(product) + sum), least);
     for (size_t b = 0; dtype_info(dtype)->block_elements > 1 && b < count; b += 32) {
         double largest = 0, weights = 0;
         for (size_t i = b; i < b + 32; i++) {
@@ -73,8 +82,24 @@ static double quantised_error(enum dtype dtype, const double *x, const double *e
 
 struct matmul_case {
     uint32_t rows, n, k, batches;
-    bool bias, accumulate;
+    bool bias, accumulate, exact;
 };
+
+/* The layout that the device wants of the matrix, and the weight in it, in place. */
+static enum layout laid_out(const struct harness *h, enum device_weight kind, enum dtype dtype,
+                            void *weight, uint64_t count, uint64_t n, uint64_t k)
+{
+    const enum layout layout = device_weight_layout(h->device, kind, dtype);
+    void *strip;
+
+    if (layout == LAYOUT_ND || !layout_nz_is_aligned(dtype, k, n))
+        return LAYOUT_ND;
+    strip = malloc(layout_strip_bytes(dtype, k));
+    assert_non_null(strip);
+    layout_nz_finish(weight, dtype, count, n, k, strip);
+    free(strip);
+    return LAYOUT_FRACTAL_NZ;
+}
 
 static void matmul_case_run(struct harness *h, const struct matmul_case *c, enum dtype dtype)
 {
@@ -90,6 +115,10 @@ static void matmul_case_run(struct harness *h, const struct matmul_case *c, enum
     double *row = calloc(c->k, sizeof(*row));
     void *weight = rounded_to(w, dtype, (size_t)c->batches * c->n * c->k);
     const uint64_t weight_bytes = dtype_row_bytes(dtype, (uint64_t)c->batches * c->n * c->k);
+    const enum layout layout =
+        c->batches > 1 || c->exact
+            ? LAYOUT_ND
+            : laid_out(h, DEVICE_WEIGHT_MATRIX, dtype, weight, 1, c->n, c->k);
     struct op op = { .kind = OP_MATMUL };
 
     for (size_t t = 0; t < c->rows; t++) {
@@ -104,7 +133,8 @@ static void matmul_case_run(struct harness *h, const struct matmul_case *c, enum
                 if (quant_has_mins(dtype)) /* |scale * q| and |min| instead of |w|: 1 at most */
                     magnitude += fabs(row[k]);
             }
-            error = quantised_error(dtype, row, NULL, w_row, c->k);
+            error = quantised_error(h, c->exact && h->is_npu ? DTYPE_F32 : dtype, row, NULL, w_row,
+                                    c->k);
             if (c->accumulate)
                 out[t * out_stride + i] = (float)(t + i);
             wanted[t * out_width + i] = sum + (c->bias ? bias[n] : 0) +
@@ -121,11 +151,11 @@ static void matmul_case_run(struct harness *h, const struct matmul_case *c, enum
         .x = harness_put(h, x, c->rows * x_stride * 4),
         .weight = harness_put(h, weight, weight_bytes),
         .bias = c->bias ? harness_put(h, bias, c->n * 4) : NULL,
-        .weight_dtype = dtype,
+        .weight_dtype = dtype, .weight_layout = layout,
         .row_count = c->rows, .n_count = c->n, .k_count = c->k, .batch_count = c->batches,
         .out_row_stride = out_stride, .x_row_stride = x_stride,
         .out_batch_stride = c->n, .x_batch_stride = c->k,
-        .accumulate = c->accumulate,
+        .accumulate = c->accumulate, .exact = c->exact,
     };
     harness_run(h, &op);
     harness_get(h, out, op.matmul.out, c->rows * out_stride * 4);
@@ -143,27 +173,31 @@ static void matmul_case_run(struct harness *h, const struct matmul_case *c, enum
 
 static void matmul_on(struct harness *h)
 {
-    static const struct matmul_case long_rows = { 26, 1, 131072, 1, false, false };
+    static const struct matmul_case long_rows = { 26, 1, 131072, 1, false, false, false };
     static const struct matmul_case cases[] = {
-        { 1, 1, 1, 1, false, false },    { 1, 37, 40, 1, true, false },
-        { 2, 5, 7, 1, false, true },     { 3, 64, 129, 1, true, true },
-        { 4, 12, 8, 1, false, false },   { 5, 13, 31, 1, false, false },
-        { 7, 25, 96, 1, true, false },   { 8, 24, 64, 1, false, false },
-        { 9, 11, 600, 1, true, true },   { 13, 26, 1100, 1, false, false },
-        { 130, 17, 77, 1, true, false }, { 300, 50, 33, 1, false, true },
-        { 3, 9, 20, 4, false, false },   { 17, 14, 65, 3, false, true },
+        { 1, 1, 1, 1, false, false, false },     { 1, 37, 40, 1, true, false, false },
+        { 2, 5, 7, 1, false, true, false },      { 3, 64, 129, 1, true, true, false },
+        { 4, 12, 8, 1, false, false, false },    { 5, 13, 31, 1, false, false, false },
+        { 7, 25, 96, 1, true, false, false },    { 8, 24, 64, 1, false, false, false },
+        { 9, 11, 600, 1, true, true, false },    { 13, 26, 1100, 1, false, false, false },
+        { 130, 17, 77, 1, true, false, false },  { 300, 50, 33, 1, false, true, false },
+        { 3, 9, 20, 4, false, false, false },    { 17, 14, 65, 3, false, true, false },
+        { 1, 16, 16, 1, false, false, false },   { 5, 48, 32, 1, true, true, false },
+        { 33, 32, 112, 1, false, true, false },  { 1, 45, 64, 1, false, false, true },
+        { 6, 19, 33, 1, true, true, true },
     };
 
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         for (size_t d = 0; d < WEIGHT_DTYPE_COUNT; d++) {
             struct matmul_case c = cases[i];
-            if (d >= ALL_SHAPES && i % 4 != 1)
+            if ((d >= ALL_SHAPES && i % 4 != 1) || !has_weights(h, weight_dtypes[d]))
                 continue;
             c.k = whole_blocks(c.k, weight_dtypes[d]);
             matmul_case_run(h, &c, weight_dtypes[d]);
         }
     }
-    matmul_case_run(h, &long_rows, DTYPE_Q8_0); /* more than the processor quantises at a time */
+    if (has_weights(h, DTYPE_Q8_0))
+        matmul_case_run(h, &long_rows, DTYPE_Q8_0); /* more than a processor quantises at a time */
 }
 
 static void matmul_is_right(void **state)
@@ -183,6 +217,12 @@ static void embed_and_gather_on(struct harness *h)
         float *out = guarded(ROWS * STRIDE);
         double wanted[ROWS * WIDTH], exact[ROWS * WIDTH] = { 0 };
         struct op op = { .kind = OP_EMBED };
+        if (!has_weights(h, weight_dtypes[d])) {
+            free(table);
+            free(bytes);
+            free(out);
+            continue;
+        }
         for (size_t i = 0; i < ROWS * WIDTH; i++)
             wanted[i] = table[ids[i / WIDTH] * WIDTH + i % WIDTH];
         op.embed = (struct op_embed){
@@ -542,8 +582,9 @@ static void kv_write_writes_its_slots_only(void **state)
 
 /* product[ffn] = silu(gate . x) * (up . x) for the rows of one expert's w13, and how far they may
  * be off because x is quantised. */
-static void wanted_products(const double *x, const float *w13, uint32_t width, uint32_t ffn,
-                            enum dtype dtype, double *product, double *error)
+static void wanted_products(const struct harness *h, const double *x, const float *w13,
+                            uint32_t width, uint32_t ffn, enum dtype dtype, double *product,
+                            double *error)
 {
     for (uint32_t f = 0; f < ffn; f++) {
         const float *gate = w13 + (size_t)f * width;
@@ -554,11 +595,49 @@ static void wanted_products(const double *x, const float *w13, uint32_t width, u
             u += x[i] * up[i];
         }
         product[f] = g / (1 + exp(-g)) * u;
-        g_error = quantised_error(dtype, x, NULL, gate, width);
-        u_error = quantised_error(dtype, x, NULL, up, width);
+        g_error = quantised_error(h, dtype, x, NULL, gate, width);
+        u_error = quantised_error(h, dtype, x, NULL, up, width);
         /* silu is no steeper than 1.1 and not above |g| */
         error[f] = 1.1 * g_error * (fabs(u) + u_error) + fabs(g) * u_error;
     }
+}
+
+/* The same with the experts listed one by one, in three launches: the same bits. */
+static void moe_in_turns(struct harness *h, const struct op_moe *stacked, const float *wanted,
+                         size_t count)
+{
+    const uint64_t bytes =
+        dtype_row_bytes(stacked->weight_dtype, (uint64_t)stacked->width * stacked->ffn_width);
+    const uint64_t down_bytes =
+        dtype_row_bytes(stacked->down_dtype, (uint64_t)stacked->width * stacked->ffn_width);
+    struct op_moe_expert *experts = calloc((size_t)stacked->expert_count + 1, sizeof(*experts));
+    float *out = guarded(count);
+    struct op op = { .kind = OP_MOE, .moe = *stacked };
+
+    assert_non_null(experts);
+    for (size_t row = 0; row < stacked->row_count; row++)
+        for (size_t i = 0; i < stacked->width; i++)
+            out[row * stacked->out_row_stride + i] = (float)i;
+    op.moe.out = harness_put(h, out, count * sizeof(*out));
+    for (uint32_t turn = 0; turn < 3; turn++) {
+        uint32_t listed = 0;
+
+        for (uint32_t e = (turn + 1) % 3; e < stacked->expert_count; e += 3)
+            experts[listed++] = (struct op_moe_expert){
+                .gate = (const char *)stacked->w13 + 2 * e * bytes,
+                .up = (const char *)stacked->w13 + (2 * e + 1) * bytes,
+                .down = (const char *)stacked->w2 + e * down_bytes, .id = (int32_t)e,
+            };
+        op.moe.experts = harness_put(h, experts, (listed + 1) * sizeof(*experts));
+        op.moe.expert_list_count = listed;
+        op.moe.continued = turn > 0;
+        op.moe.unfinished = turn < 2;
+        harness_run(h, &op);
+    }
+    harness_get(h, out, op.moe.out, count * sizeof(*out));
+    assert_memory_equal(out, wanted, count * sizeof(*out));
+    free(out);
+    free(experts);
 }
 
 static void moe_case(struct harness *h, uint32_t rows, uint32_t experts, uint32_t top_k,
@@ -577,8 +656,15 @@ static void moe_case(struct harness *h, uint32_t rows, uint32_t experts, uint32_
     double *tolerance = calloc(rows * (size_t)width, sizeof(*tolerance));
     double *product = calloc(ffn, sizeof(*product)), *error = calloc(ffn, sizeof(*error));
     double *row = calloc(width, sizeof(*row));
+    enum layout layout = LAYOUT_ND;
     struct op op = { .kind = OP_MOE };
 
+    if (dtype == down_dtype && layout_nz_is_aligned(dtype, width, ffn)) {
+        layout = laid_out(h, DEVICE_WEIGHT_GATE_UP, dtype, w13_bytes, experts,
+                          2 * (uint64_t)ffn, width);
+        assert_int_equal(layout, laid_out(h, DEVICE_WEIGHT_DOWN, dtype, w2_bytes, experts, width,
+                                          ffn));
+    }
     for (uint32_t t = 0; t < rows; t++) {
         for (uint32_t i = 0; i < width; i++) {
             row[i] = x[t * stride + i];
@@ -587,7 +673,7 @@ static void moe_case(struct harness *h, uint32_t rows, uint32_t experts, uint32_
         for (uint32_t j = 0; j < top_k; j++) {
             const uint32_t e = (t * 5 + j * 3) % experts; /* distinct: 3 is no divisor */
             ids[t * top_k + j] = (int32_t)e;
-            wanted_products(row, w13 + (size_t)e * 2 * ffn * width, width, ffn, dtype, product,
+            wanted_products(h, row, w13 + (size_t)e * 2 * ffn * width, width, ffn, dtype, product,
                             error);
             for (uint32_t i = 0; i < width; i++) {
                 const float *down = w2 + ((size_t)e * width + i) * ffn;
@@ -597,7 +683,7 @@ static void moe_case(struct harness *h, uint32_t rows, uint32_t experts, uint32_
                 wanted[t * width + i] += weights[t * top_k + j] * sum;
                 tolerance[t * width + i] +=
                     fabs((double)weights[t * top_k + j]) *
-                    quantised_error(down_dtype, product, error, down, ffn);
+                    quantised_error(h, down_dtype, product, error, down, ffn);
                 /* Two matrix products behind each other: gate and up are below `width`, off by
                  * at most (width / 8 + 8) u width, and multiplied with each other. */
                 tolerance[t * width + i] +=
@@ -612,7 +698,7 @@ static void moe_case(struct harness *h, uint32_t rows, uint32_t experts, uint32_
         .weights = harness_put(h, weights, (uint64_t)rows * top_k * 4),
         .w13 = harness_put(h, w13_bytes, dtype_row_bytes(dtype, 2 * matrix)),
         .w2 = harness_put(h, w2_bytes, dtype_row_bytes(down_dtype, matrix)),
-        .weight_dtype = dtype, .down_dtype = down_dtype,
+        .weight_dtype = dtype, .down_dtype = down_dtype, .weight_layout = layout,
         .scratch = harness_put(h, scratch, scratch_bytes),
         .row_count = rows, .top_k = top_k, .expert_count = experts, .width = width,
         .ffn_width = ffn, .out_row_stride = stride, .x_row_stride = stride,
@@ -620,6 +706,7 @@ static void moe_case(struct harness *h, uint32_t rows, uint32_t experts, uint32_
     harness_run(h, &op);
     harness_get(h, out, op.moe.out, rows * stride * 4);
     check_rows("moe", out, wanted, tolerance, rows, width, stride);
+    moe_in_turns(h, &op.moe, out, rows * stride);
     harness_clear(h);
     free(x);
     free(out);
@@ -642,10 +729,14 @@ static void moe_on(struct harness *h)
     for (size_t d = 0; d < WEIGHT_DTYPE_COUNT; d++) {
         const enum dtype dtype = weight_dtypes[d];
         const enum dtype next = weight_dtypes[(d + 1) % WEIGHT_DTYPE_COUNT];
+        if (!has_weights(h, dtype))
+            continue;
         moe_case(h, 1, 4, 1, whole_blocks(9, dtype), whole_blocks(5, dtype), dtype, dtype);
-        moe_case(h, 5, 4, 1, whole_blocks(9, dtype), whole_blocks(5, next), dtype, next);
+        if (!h->is_npu)
+            moe_case(h, 5, 4, 1, whole_blocks(9, dtype), whole_blocks(5, next), dtype, next);
         if (d >= ALL_SHAPES)
             continue;
+        moe_case(h, 5, 7, 3, 64, 32, dtype, dtype);
         moe_case(h, 1, 8, 5, whole_blocks(40, dtype), whole_blocks(24, dtype), dtype, dtype);
         moe_case(h, 37, 11, 3, whole_blocks(33, dtype), whole_blocks(17, dtype), dtype, dtype);
         moe_case(h, 300, 2, 1, whole_blocks(16, dtype), whole_blocks(20, dtype), dtype, dtype);

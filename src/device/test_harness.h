@@ -24,15 +24,19 @@ struct harness_config {
     const char *spec;
     bool force_scalar;
     uint32_t thread_count;
+    bool is_npu; /* has operators of its own: they round x to the weights' dtype, may sum in another
+                    order for other rows, and know no quantised weights */
 };
 
 /* Where the processor has no AVX2 the table of kernels is scalar everywhere. */
 static const struct harness_config harness_configs[] = {
-    { "cpu", true, 1 },
-    { "cpu", false, 1 },
-    { "cpu", false, 3 },
-    { "sim:memory=64MiB", true, 2 },
-    { "sim:memory=64MiB", false, 2 },
+    { "cpu", true, 1, false },
+    { "cpu", false, 1, false },
+    { "cpu", false, 3, false },
+    { "sim:memory=64MiB", true, 2, false },
+    { "sim:memory=64MiB", false, 2, false },
+    { "ascend:0", false, 1, true },
+    { "ascend:1,layout=nd", false, 1, true },
 };
 #define HARNESS_CONFIG_COUNT (sizeof(harness_configs) / sizeof(harness_configs[0]))
 
@@ -45,6 +49,7 @@ struct harness {
     } buffers[HARNESS_BUFFERS_MAX];
     uint32_t buffer_count;
     uint64_t random;
+    bool is_npu;
 };
 
 static inline void must(enum status st, const struct err *err)
@@ -86,6 +91,7 @@ static inline void harness_open(struct harness *h, const struct harness_config *
 
     memset(h, 0, sizeof(*h));
     h->random = 88172645463325252u;
+    h->is_npu = config->is_npu;
     must(harness_device_open(config->spec, options, &h->device, &err), &err);
     must(stream_create(h->device, STREAM_COMPUTE, &h->stream, &err), &err);
 }
@@ -170,6 +176,12 @@ static inline uint32_t whole_blocks(uint32_t count, enum dtype dtype)
     const uint32_t elements = dtype_info(dtype)->block_elements;
 
     return (count + elements - 1) / elements * elements;
+}
+
+/* Whether the device has operators for weights of the dtype. */
+static inline bool has_weights(const struct harness *h, enum dtype dtype)
+{
+    return !h->is_npu || dtype_info(dtype)->block_elements == 1;
 }
 
 /* values in another dtype, and what that rounds them to, in place; of a type that nothing is turned

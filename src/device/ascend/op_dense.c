@@ -113,16 +113,30 @@ void ascend__op_rms_norm(struct ascend_call *call, const struct op_rms_norm *op)
 
 void ascend__op_silu_mul(struct ascend_call *call, const struct op_silu_mul *op)
 {
-    const struct ascend_view x =
-        ascend__rows(op->x, ACL_FLOAT, op->row_count, 2 * (uint64_t)op->width, op->x_row_stride);
+    const uint64_t width = op->width;
+    const struct ascend_view from =
+        ascend__rows(op->x, ACL_FLOAT, op->row_count, 2 * width, op->x_row_stride);
     const struct ascend_view out =
-        ascend__rows(op->out, ACL_FLOAT, op->row_count, op->width, op->out_row_stride);
-    struct ascend_view packed = out;
+        ascend__rows(op->out, ACL_FLOAT, op->row_count, width, op->out_row_stride);
+    struct ascend_view x = from, packed = out;
+    void *memory = NULL;
 
-    if (!ascend__is_packed(&out)) {
-        packed.data = scratch_of(call, (uint64_t)op->row_count * op->width * 4);
-        packed.strides[0] = op->width;
+    for (int pass = 0; pass < 2 && call->status == STATUS_OK; pass++) {
+        struct ascend_cutter cutter = { memory, 0 };
+
+        if (!ascend__is_packed(&from))
+            x = ascend__rows(ascend__cut(&cutter, op->row_count * 2 * width * 4), ACL_FLOAT,
+                             op->row_count, 2 * width, 2 * width);
+        if (!ascend__is_packed(&out))
+            packed = ascend__rows(ascend__cut(&cutter, op->row_count * width * 4), ACL_FLOAT,
+                                  op->row_count, width, width);
+        if (pass == 0 && cutter.used_bytes == 0)
+            break;
+        if (pass == 0)
+            call->status = ascend__scratch(call->stream, cutter.used_bytes, &memory, call->err);
     }
+    if (x.data != from.data)
+        ascend__copy(call, &x, &from);
     ASCEND_CALL(call, SwiGlu, ascend__in(call, &x), -1, ascend__in(call, &packed));
     if (packed.data != out.data)
         ascend__copy(call, &out, &packed);

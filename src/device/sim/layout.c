@@ -3,24 +3,26 @@
  * The processor's kernels know plain rows, so each weight is put back in order before the op and
  * forgotten after it. Slow, and meant for tests: whatever moves weights about must move them in the
  * device's layout, and the answers must be those of plain rows, bit for bit. */
-#include <assert.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "device/sim/internal.h"
 
-/* count weights [n][k], one behind the other, in plain rows, or NULL. The caller frees them. */
+/* count weights [n][k], one behind the other, in plain rows, or NULL. The caller frees them. Those
+ * of a type that has no FRACTAL_NZ are in plain rows. */
 static uint8_t *plain(const void *weight, enum dtype dtype, uint64_t count, uint64_t n, uint64_t k)
 {
     const struct layout_matrix matrix = { .rows = k, .cols = n, .row_stride = 1, .col_stride = k };
     const uint64_t shape[2] = { n, k };
     uint64_t packed_bytes = 0;
-    const bool known = layout_bytes(LAYOUT_FRACTAL_NZ, dtype, 2, shape, &packed_bytes);
+    const bool is_nz = (dtype == DTYPE_F16 || dtype == DTYPE_BF16) &&
+                       layout_bytes(LAYOUT_FRACTAL_NZ, dtype, 2, shape, &packed_bytes);
     const uint64_t plain_bytes = dtype_row_bytes(dtype, n * k);
     uint8_t *rows = malloc(count * plain_bytes + 1);
 
-    assert(known);
-    (void)known;
-    for (uint64_t i = 0; rows != NULL && i < count; i++)
+    if (rows != NULL && !is_nz)
+        memcpy(rows, weight, count * plain_bytes);
+    for (uint64_t i = 0; rows != NULL && is_nz && i < count; i++)
         layout_nz_unpack(rows + i * plain_bytes, (const uint8_t *)weight + i * packed_bytes, dtype,
                          &matrix);
     return rows;
