@@ -138,6 +138,17 @@ const struct cluster_place *cluster_place(const struct cluster *cluster)
     return &cluster->place;
 }
 
+bool cluster_node_rank_lives(const struct cluster *cluster, uint32_t node_rank)
+{
+    struct pollfd peer;
+
+    assert(node_rank < cluster->place.node_size);
+    if (node_rank == cluster->place.node_rank)
+        return true;
+    peer = cluster->peers[node_rank];
+    return peer.fd >= 0 && poll(&peer, 1, 0) == 0;
+}
+
 enum status cluster_barrier(struct cluster *cluster, enum cluster_scope scope, uint32_t timeout_s,
                             struct err *err)
 {

@@ -21,6 +21,7 @@
 #ifndef LIGHTER_CLUSTER_CLUSTER_H
 #define LIGHTER_CLUSTER_CLUSTER_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -54,6 +55,9 @@ enum status cluster_open_mpi(const char *module_path, const struct log *log,
 void cluster_close(struct cluster *cluster);
 
 const struct cluster_place *cluster_place(const struct cluster *cluster);
+/* Whether another rank of the node, by its node_rank, is the process that joined, and lives. False,
+ * too, where that can't be seen. Any thread. */
+bool cluster_node_rank_lives(const struct cluster *cluster, uint32_t node_rank);
 
 /* Returns when all ranks of the scope have come here. STATUS_PEER: not within timeout_s (0: any
  * time), or a rank of this node has died. */

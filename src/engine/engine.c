@@ -65,7 +65,7 @@ static enum status settle_options(const struct engine_options *options,
 
 /* SGLang ends an answer at the tokenizer's end-of-sequence id too: chat models often have another
  * there than in their configuration. */
-static void set_limits(struct engine *engine)
+static void set_limits(struct engine *engine, const struct engine_options *options)
 {
     const struct model_info *info = engine->info;
     struct engine__limits *limits = &engine->limits;
@@ -75,9 +75,9 @@ static void set_limits(struct engine *engine)
     limits->vocab_size = info->vocab_size;
     limits->page_size = info->kv_page_size;
     limits->page_count = info->kv_page_count;
-    limits->eos_count = info->eos_count;
-    for (uint32_t i = 0; i < info->eos_count; i++)
-        limits->eos_ids[i] = info->eos_ids[i];
+    limits->eos_count = options->has_eos ? options->eos_count : info->eos_count;
+    for (uint32_t i = 0; i < limits->eos_count; i++)
+        limits->eos_ids[i] = options->has_eos ? options->eos_ids[i] : info->eos_ids[i];
     if (engine->tokenizer != NULL)
         eos = tokenizer_eos_id(engine->tokenizer);
     if (eos >= 0)
@@ -146,7 +146,7 @@ enum status engine_create(struct model *model, const struct tokenizer *tokenizer
     engine->info = info;
     engine->tokenizer = tokenizer;
     engine->log = log;
-    set_limits(engine);
+    set_limits(engine, options);
     engine->manifest = offload_manifest_json(model_offload(model));
     (void)snprintf(engine->weight_version, sizeof(engine->weight_version), "%s",
                    options->weight_version != NULL ? options->weight_version : "default");
@@ -361,28 +361,43 @@ static void update_end(struct engine *engine)
     pthread_mutex_unlock(&engine->lock);
 }
 
+static enum status meet(const struct engine_update *update, enum offload_update_step step,
+                        enum status own, struct err *err)
+{
+    return update->meet == NULL ? own : update->meet(update->user, step, own, 0, err);
+}
+
 enum status engine_update(struct engine *engine, const struct engine_update *update,
                           uint32_t *paused_count_out, struct err *err)
 {
     struct engine__job job = {
         .run = engine__run_update,
         .is_after_running = !update->pause && !update->abort_all,
-        .abort_all = update->abort_all,
-        .version = update->weight_version,
+        .wanted = update,
     };
-    enum status st;
+    bool begun = false;
+    enum status st = STATUS_OK;
 
     if (update->weight_version != NULL &&
         strlen(update->weight_version) >= ENGINE_VERSION_BYTES_MAX)
-        return err_set(err, STATUS_BAD_INPUT, "a weight version of %zu bytes, at most %d fit",
-                       strlen(update->weight_version), ENGINE_VERSION_BYTES_MAX - 1);
-    if (!update_begin(engine))
-        return err_set(err, STATUS_BUSY, "another update of the weights is under way");
-    st = model_update_prepare(engine->model, update->model_path, &job.update, err);
+        st = err_set(err, STATUS_BAD_INPUT, "a weight version of %zu bytes, at most %d fit",
+                     strlen(update->weight_version), ENGINE_VERSION_BYTES_MAX - 1);
+    else if (!(begun = update_begin(engine)))
+        st = err_set(err, STATUS_BUSY, "another update of the weights is under way");
     if (st == STATUS_OK)
+        st = model_update_prepare(engine->model, update->model_path, update->meet != NULL,
+                                  &job.update, err);
+    st = meet(update, OFFLOAD_UPDATE_PREPARED, st, err);
+    if (st == STATUS_OK) {
         st = do_job(engine, &job, err);
+        if (!job.has_run)
+            st = meet(update, OFFLOAD_UPDATE_HELD, st, err);
+    }
+    if (!job.has_run)
+        (void)meet(update, OFFLOAD_UPDATE_ENDED, STATUS_OK, NULL);
     model_update_destroy(job.update);
-    update_end(engine);
+    if (begun)
+        update_end(engine);
     if (st == STATUS_OK && paused_count_out != NULL)
         *paused_count_out = job.count;
     return st;

@@ -106,6 +106,9 @@ struct engine_options {
                                         model takes */
     uint32_t queue_count_max;        /* 1024; requests waiting; more are STATUS_BUSY */
     const char *weight_version;      /* a label; NULL: "default". Copied */
+    bool has_eos;                    /* answers end at these ids, and not at the model's */
+    int32_t eos_ids[MODEL_EOS_MAX];
+    uint32_t eos_count;
     bool has_random_seed;            /* requests without a seed get one that follows from */
     uint64_t random_seed;            /* this and their number; else the system's random numbers */
     struct trace *trace;             /* borrowed until engine_destroy; NULL: nothing is traced */
@@ -157,6 +160,14 @@ struct engine_update {
                                     */
     bool pause;                  /* requests that run are paused; else they finish first */
     bool abort_all;              /* they, and those that wait, are aborted first */
+    /* Of an engine that switches together with others: called at each of offload.h's steps, from
+     * OFFLOAD_UPDATE_PREPARED to _ENDED, by the caller's thread or the engine's, with how this one
+     * fares and how many requests it has paused. Waits for the others; returns what all agree on.
+     * Weights must then be such that an engine that starts with them is the very same, dtypes too.
+     * NULL: it is alone. */
+    enum status (*meet)(void *user, enum offload_update_step step, enum status own,
+                        uint32_t paused_count, struct err *err);
+    void *user;
 };
 /* *paused_count_out (may be NULL): requests that were paused. Blocks. STATUS_BUSY while another
  * update is under way. */

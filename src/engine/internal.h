@@ -224,9 +224,9 @@ struct engine__job {
     enum status (*run)(struct engine *engine, struct engine__job *job, struct err *err);
     uint32_t page_count;         /* that must be free for it */
     bool is_after_running;       /* it waits until nothing runs */
-    bool abort_all;              /* of an update; these three */
-    struct model_update *update;
-    const char *version;         /* NULL: as it is */
+    struct model_update *update; /* of an update, with the next two */
+    const struct engine_update *wanted;
+    bool has_run;                /* the engine's thread has begun it */
     const int32_t *ids;          /* of a logits job */
     uint32_t count, chunk;
     float *logits_out;

@@ -387,13 +387,24 @@ enum status engine__run_logits(struct engine *engine, struct engine__job *job, s
     return st;
 }
 
+static enum status meet(void *user, enum offload_update_step step, enum status own,
+                        struct err *err)
+{
+    const struct engine__job *job = user;
+
+    return job->wanted->meet(job->wanted->user, step, own, job->count, err);
+}
+
 enum status engine__run_update(struct engine *engine, struct engine__job *job, struct err *err)
 {
+    const struct offload_meeting meeting = { .meet = meet, .user = job };
+    const char *version = job->wanted->weight_version;
     struct engine__request *list;
     json_t *manifest;
     enum status st;
 
-    if (job->abort_all) {
+    job->has_run = true;
+    if (job->wanted->abort_all) {
         pthread_mutex_lock(&engine->lock);
         list = leave_running(engine, true);
         list = join(leave_queue(engine, true), list);
@@ -402,11 +413,11 @@ enum status engine__run_update(struct engine *engine, struct engine__job *job, s
         dismiss(engine, list);
     }
     job->count = engine->running_count;
-    st = model_update_commit(job->update, err);
+    st = model_update_commit(job->update, job->wanted->meet != NULL ? &meeting : NULL, err);
     manifest = offload_manifest_json(model_offload(engine->model)); /* meta has a home then */
     pthread_mutex_lock(&engine->lock);
-    if (st == STATUS_OK && job->version != NULL)
-        (void)snprintf(engine->weight_version, sizeof(engine->weight_version), "%s", job->version);
+    if (st == STATUS_OK && version != NULL)
+        (void)snprintf(engine->weight_version, sizeof(engine->weight_version), "%s", version);
     if (manifest != NULL) {
         json_decref(engine->manifest);
         engine->manifest = manifest;

@@ -97,12 +97,16 @@ const char *const *model_architectures(void);
 
 /* Live update: other weights of the same model, from the checkpoint at `path`. prepare: any thread,
  * while steps run; what is wrong with the checkpoint is found here. commit: between steps, on the
- * thread that runs them; when it fails the old weights go on serving (offload.h). destroy closes
- * what is no longer needed; NULL is fine. One update at a time. */
+ * thread that runs them; when it fails the old weights go on serving, and with a meeting all ranks
+ * switch or none does (offload.h). destroy closes what is no longer needed; NULL is fine. One
+ * update at a time. */
 struct model_update;
-enum status model_update_prepare(struct model *model, const char *path,
+/* same_dtypes: a model that is started with this checkpoint, and model_options.dtype as it is here,
+ * must be the very same, bit for bit; else STATUS_UNAVAILABLE. */
+enum status model_update_prepare(struct model *model, const char *path, bool same_dtypes,
                                  struct model_update **update_out, struct err *err);
-enum status model_update_commit(struct model_update *update, struct err *err);
+enum status model_update_commit(struct model_update *update, const struct offload_meeting *meeting,
+                                struct err *err);
 void model_update_destroy(struct model_update *update);
 
 struct model_step {

@@ -56,8 +56,30 @@ static enum status configs_compare(const struct model *model, const struct ckpt 
     return STATUS_OK;
 }
 
+/* Weights keep the dtype in which they are served; those of a model that is started with the new
+ * checkpoint follow from that alone. */
+static enum status dtypes_compare(const struct model *model, const struct ckpt *ckpt,
+                                  const struct params *params, struct err *err)
+{
+    const struct offload_param_desc *served = model__params_descs(model->params);
+    const struct offload_param_desc *own = model__params_descs(params);
+    const size_t count = model__params_count(model->params);
+
+    for (size_t i = 0; i < count && i < model__params_count(params); i++) {
+        if (own[i].dtype != served[i].dtype)
+            return err_set(err, STATUS_UNAVAILABLE,
+                           "%s: %s is %s there and served as %s: a rank that is started again "
+                           "would not compute as the others do; give --dtype at the start, or "
+                           "start the server with it",
+                           ckpt_path(ckpt), own[i].name, dtype_info(own[i].dtype)->name,
+                           dtype_info(served[i].dtype)->name);
+    }
+    return STATUS_OK;
+}
+
 /* Checks that it is a checkpoint of this very model, tensor by tensor but for their data. */
-static enum status ckpt_check(const struct model *model, const struct ckpt *ckpt, struct err *err)
+static enum status ckpt_check(const struct model *model, const struct ckpt *ckpt, bool same_dtypes,
+                              struct err *err)
 {
     struct model_config *config = calloc(1, sizeof(*config));
     struct model_info info = { .bos_id = -1 };
@@ -75,12 +97,14 @@ static enum status ckpt_check(const struct model *model, const struct ckpt *ckpt
     st = model__read(ckpt, &options, NULL, config, &params, &info, err);
     if (st == STATUS_OK)
         st = configs_compare(model, ckpt, config, err);
+    if (st == STATUS_OK && same_dtypes)
+        st = dtypes_compare(model, ckpt, params, err);
     model__params_destroy(params);
     free(config);
     return st;
 }
 
-enum status model_update_prepare(struct model *model, const char *path,
+enum status model_update_prepare(struct model *model, const char *path, bool same_dtypes,
                                  struct model_update **update_out, struct err *err)
 {
     struct model_update *update = calloc(1, sizeof(*update));
@@ -91,7 +115,7 @@ enum status model_update_prepare(struct model *model, const char *path,
     update->model = model;
     st = ckpt_open(path, &update->ckpt, err);
     if (st == STATUS_OK)
-        st = ckpt_check(model, update->ckpt, err);
+        st = ckpt_check(model, update->ckpt, same_dtypes, err);
     if (st == STATUS_OK)
         st = offload_update_prepare(model->offload, update->ckpt, &update->offload_update, err);
     if (st != STATUS_OK) {
@@ -102,11 +126,12 @@ enum status model_update_prepare(struct model *model, const char *path,
     return STATUS_OK;
 }
 
-enum status model_update_commit(struct model_update *update, struct err *err)
+enum status model_update_commit(struct model_update *update, const struct offload_meeting *meeting,
+                                struct err *err)
 {
     struct model *model = update->model;
     struct ckpt *const old = model->own_ckpt;
-    const enum status st = offload_update_commit(update->offload_update, err);
+    const enum status st = offload_update_commit(update->offload_update, meeting, err);
 
     if (st != STATUS_OK)
         return st;

@@ -4,17 +4,27 @@
  * of the units, and loads them; the others map it, read-only, and load nothing. So a node holds the
  * bytes once, and their cost is the first rank's: it alone counts them against its host budget.
  * A segment has no name: there is none to be left behind, and what a rank has mapped stays when the
- * first has died. */
+ * first has died.
+ *
+ *     segment:  records, in the order of units | turn, 8 bytes
+ *
+ * The turn says which of a live update's fillings the records are of, for those who outlive the
+ * rank that fills. */
 #include <assert.h>
+#include <stdatomic.h>
 #include <stdlib.h>
+
+#include "cluster/cluster.h"
 
 #include "base/size.h"
 #include "offload/internal.h"
 #include "offload/share.h"
 
+#define TURN_BYTES 8u /* not charged: about as much as the page has left */
+
 struct offload__shm {
     struct segment segment;
-    uint64_t size_bytes;
+    uint64_t size_bytes;     /* of the records */
     uint64_t charged_bytes;  /* 0: another rank's */
     bool registered;
 };
@@ -77,7 +87,8 @@ static enum status shm_open_home(struct offload *offload, struct err *err)
     if (st != STATUS_OK)
         return err_prefix(err, st, "weights in shared memory");
     shm->charged_bytes = size_bytes;
-    st = segment_create("weights in shared memory", size_bytes, NULL, &shm->segment, err);
+    st = segment_create("weights in shared memory", size_bytes + TURN_BYTES, NULL, &shm->segment,
+                        err);
     return st == STATUS_OK ? register_and_place(offload, err) : st;
 }
 
@@ -115,7 +126,7 @@ static enum status shm_connect(struct offload *offload, const struct offload__sh
     if (shm == NULL || is_owner(offload))
         return STATUS_OK;
     st = segment_open("weights in the first rank's shared memory", &offers[0].segment,
-                      shm->size_bytes, &shm->segment, err);
+                      shm->size_bytes + TURN_BYTES, &shm->segment, err);
     return st == STATUS_OK ? register_and_place(offload, err) : st;
 }
 
@@ -137,6 +148,34 @@ static enum status shm_swap(struct offload *offload, size_t unit, uint64_t offse
     if (is_owner(offload))
         offload__record_swap(offload, unit, offset_bytes, bytes, size_bytes);
     return STATUS_OK;
+}
+
+/* -- live updates ------------------------------------------------------------------------------ */
+
+static _Atomic uint64_t *turn_of(const struct offload__shm *shm)
+{
+    return (_Atomic uint64_t *)((uint8_t *)shm->segment.memory + shm->size_bytes);
+}
+
+uint64_t offload__shm_turn(const struct offload *offload)
+{
+    return offload->shm == NULL ? 0 : atomic_load(turn_of(offload->shm));
+}
+
+void offload__shm_set_turn(struct offload *offload, uint64_t turn)
+{
+    if (offload->shm != NULL && is_owner(offload))
+        atomic_store(turn_of(offload->shm), turn);
+}
+
+enum status offload__shm_check_owner(const struct offload *offload, struct err *err)
+{
+    if (offload->shm == NULL || is_owner(offload) ||
+        cluster_node_rank_lives(offload->options.cluster, 0))
+        return STATUS_OK;
+    return err_set(err, STATUS_UNAVAILABLE,
+                   "the first rank of this node has ended, which alone can change the weights that "
+                   "the others share; the server must be started again with the new ones");
 }
 
 const struct offload__home_ops offload__home_shm = {

@@ -289,15 +289,44 @@ enum status offload_experts_done(struct offload *offload, struct err *err);
  *               which must still be open and its files there, is loaded back; when that fails too
  *               every later pass does, with a sentence that says so
  *
- * What is at home in meta gets a home on the host. With ranks that share homes, all prepare and
- * then all commit; none keeps the new weights when one fails. One update at a time, and none while
- * offload_load, _reload or _destroy runs. */
+ * What is at home in meta gets a home on the host. One update at a time, and none while
+ * offload_load, _reload or _destroy runs.
+ *
+ * Ranks that switch together, whether they share homes or not, do so by a meeting that the caller
+ * brings: commit comes to each step with how it fares, waits there, and goes on with what all have
+ * agreed on. Every rank comes to every step that the answers lead it to:
+ *
+ *     HELD --ok--> CHANGED --ok--> ENDED
+ *       |             +---failed--> RESTORED --> ENDED
+ *       +---failed--> ENDED
+ */
+enum offload_update_step {
+    OFFLOAD_UPDATE_PREPARED,     /* for whoever prepares: it is checked and read */
+    OFFLOAD_UPDATE_HELD,         /* nobody reads weights any more; nothing has changed */
+    OFFLOAD_UPDATE_CHANGED,      /* the new bytes are there; the answer decides */
+    OFFLOAD_UPDATE_RESTORED,     /* the old bytes are there again. The answer is a failure when any
+                                    rank could not do so, or has ended since HELD */
+    OFFLOAD_UPDATE_ENDED,        /* `own`: whether passes can run; nobody is waited for, and the
+                                    answer means nothing */
+    OFFLOAD_UPDATE_STEP_COUNT
+};
+struct offload_meeting {
+    /* `own` is a failure with its sentence in err, or STATUS_OK. Returns what all agree on, which
+     * is a failure with a sentence when anybody failed. Passes must not run afterwards when the
+     * answer does not come. */
+    enum status (*meet)(void *user, enum offload_update_step step, enum status own,
+                        struct err *err);
+    void *user;
+};
+
 struct offload_update;
 /* STATUS_UNAVAILABLE: the server would have to be started with it. `ckpt` is borrowed by the
  * update, and by the offload from a commit that succeeds until another has. */
 enum status offload_update_prepare(struct offload *offload, const struct ckpt *ckpt,
                                    struct offload_update **update_out, struct err *err);
-enum status offload_update_commit(struct offload_update *update, struct err *err);
+/* meeting: NULL, and no others, when this rank is alone. */
+enum status offload_update_commit(struct offload_update *update,
+                                  const struct offload_meeting *meeting, struct err *err);
 /* NULL is fine. Any thread, when no commit runs. */
 void offload_update_destroy(struct offload_update *update);
 

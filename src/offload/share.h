@@ -51,6 +51,13 @@ bool offload__is_shared(const struct offload *offload);
  * *told_out (may be NULL) when a failure is one that all ranks know of. At once with one rank. */
 enum status offload__share_meet(struct offload *offload, enum offload__share_step step,
                                 enum status own, bool *told_out, struct err *err);
+/* A live update of records in shared memory (home_shm.c). The turn is a number beside them that the
+ * rank which fills them sets and all can read, when that rank has ended too; 0 at the start, and
+ * where there are none. */
+uint64_t offload__shm_turn(const struct offload *offload);
+void offload__shm_set_turn(struct offload *offload, uint64_t turn); /* the others': nothing */
+/* STATUS_UNAVAILABLE: nobody is left who could fill them. */
+enum status offload__shm_check_owner(const struct offload *offload, struct err *err);
 /* PLANNED: STATUS_PEER when some share and not all plan the same. */
 enum status offload__share_plan(struct offload *offload, enum status own, struct err *err);
 /* OPENED and CONNECTED: collects what each home offers and connects each to the others'. */

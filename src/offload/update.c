@@ -1,13 +1,18 @@
 /* offload/update.c - all parameters anew from another checkpoint, in place; or none.
  *
  *     prepare     loaders checked - source found, opened, read     (nothing has changed)
- *     commit      memory - a home for meta - meet READY, AGREED    (nothing has changed)
- *                 ring stopped - sources swapped - filled - meet CHANGED - ring started
- *     on failure  sources swapped back - filled - meet RESTORED - ring started
+ *     commit      memory - a home for meta - ring stopped - HELD   (nothing has changed)
+ *                 sources swapped - filled - CHANGED - ring started
+ *     on failure  sources swapped back - filled - RESTORED - ring started
  *
  * What could fail for want of memory comes before the first byte is overwritten, and loading the
- * old weights back takes none, so that it fails only when their files do. Shared records are filled
- * by their owner, while all ranks stand still between AGREED and CHANGED. */
+ * old weights back takes none, so that it fails only when their files do.
+ *
+ * HELD, CHANGED and RESTORED are where ranks that switch together meet. Records that they share are
+ * filled by their owner while all stand still, between HELD and the last of the others; so nothing
+ * here waits for the cluster, whose collectives don't survive a rank, and a rank that ends leaves
+ * the others able to go back. What it may leave half-filled are records that others read: a peer's
+ * shards, and the first rank's segment, which says of itself what it holds (offload__shm_turn). */
 #include <assert.h>
 #include <stdlib.h>
 
@@ -18,7 +23,12 @@ struct offload_update {
     struct offload *offload;
     struct offload__source source; /* the new one; once committed, the old */
     bool *was_meta;                /* [unit_count]: was given a home on the host by commit */
+    const struct offload_meeting *meeting; /* commit's; NULL: this rank is alone */
+    uint64_t turn;                 /* of shared records when commit began */
 };
+
+/* How far shared records are, counted from the turn that commit began with. */
+enum { TURN_OLD = 0, TURN_CHANGING = 1, TURN_NEW = 2, TURN_RESTORING = 3, TURN_OLD_AGAIN = 4 };
 
 enum status offload_update_prepare(struct offload *offload, const struct ckpt *ckpt,
                                    struct offload_update **update_out, struct err *err)
@@ -33,8 +43,10 @@ enum status offload_update_prepare(struct offload *offload, const struct ckpt *c
     update->source.ckpt = ckpt;
     update->was_meta = calloc(offload->unit_count + 1, sizeof(*update->was_meta));
     st = update->was_meta != NULL
-             ? offload__loaders_check(offload, ckpt, err)
+             ? offload__shm_check_owner(offload, err)
              : err_set(err, STATUS_NO_MEMORY, "%s: no memory for an update", ckpt_path(ckpt));
+    if (st == STATUS_OK)
+        st = offload__loaders_check(offload, ckpt, err);
     if (st == STATUS_OK)
         st = offload__source_open(offload, &update->source, err);
     if (st == STATUS_OK)
@@ -102,6 +114,29 @@ static enum status movers_stop(struct offload *offload, struct err *err)
     return offload__ring_sync(offload, err);
 }
 
+/* Comes to a step of the meeting; alone, everybody agrees. */
+static enum status meet(const struct offload_update *update, enum offload_update_step step,
+                        enum status own, struct err *err)
+{
+    const struct offload_meeting *meeting = update->meeting;
+
+    return meeting == NULL ? own : meeting->meet(meeting->user, step, own, err);
+}
+
+/* Fills everything from a checkpoint. turn: what shared records are meanwhile; when it has gone
+ * well, the one behind it. */
+static enum status fill(struct offload_update *update, struct offload__fill *job,
+                        const struct ckpt *ckpt, uint64_t turn, struct err *err)
+{
+    enum status st;
+
+    offload__shm_set_turn(update->offload, update->turn + turn);
+    st = offload__fill_run(job, ckpt, err);
+    if (st == STATUS_OK)
+        offload__shm_set_turn(update->offload, update->turn + turn + 1);
+    return st;
+}
+
 /* From here on nobody reads weights: which bytes are where is not known. */
 static void give_up(struct offload *offload, bool by_peer)
 {
@@ -110,8 +145,20 @@ static void give_up(struct offload *offload, bool by_peer)
     offload->started = false;
 }
 
-/* Brings the old weights back. `told`: all ranks know that they shall. */
-static void go_back(struct offload_update *update, struct offload__fill *fill, bool told)
+/* Whether records that are other ranks' to fill are the old ones. `all`: every rank has come to
+ * RESTORED and has its own back. */
+static bool others_are_back(const struct offload_update *update, bool all)
+{
+    const struct offload *offload = update->offload;
+    const uint64_t turn = offload__shm_turn(offload) - update->turn;
+
+    if (!offload__is_shared(offload))
+        return true;
+    return offload->shm != NULL ? turn == TURN_OLD || turn == TURN_OLD_AGAIN : all;
+}
+
+/* Brings the old weights back. Returns whether they are there. */
+static enum status go_back(struct offload_update *update, struct offload__fill *job)
 {
     struct offload *offload = update->offload;
     const struct ckpt *old = update->source.ckpt;
@@ -123,71 +170,81 @@ static void go_back(struct offload_update *update, struct offload__fill *fill, b
     (void)offload__ring_sync(offload, NULL);
     offload__source_swap(offload, &update->source);
     meta_give(update);
-    own = st = offload__fill_run(fill, old, &why);
-    if (told)
-        st = offload__share_meet(offload, OFFLOAD_SHARE_RESTORED, own, &told, &why);
-    if (!told || st != STATUS_OK) {
-        log_line(offload->log, LOG_ERROR, "the old weights could not be loaded again%s%s",
-                 st != STATUS_OK ? ": " : "", st != STATUS_OK ? why.message : "");
-        give_up(offload, own == STATUS_OK);
-        return;
+    own = fill(update, job, old, TURN_RESTORING, &why);
+    if (own != STATUS_OK)
+        log_line(offload->log, LOG_ERROR, "the old weights could not be loaded again: %s",
+                 why.message);
+    st = meet(update, OFFLOAD_UPDATE_RESTORED, own, &why);
+    if (own == STATUS_OK && others_are_back(update, st == STATUS_OK)) {
+        (void)offload__ring_start(offload, NULL); /* when it fails, begin says so */
+        return STATUS_OK;
     }
-    (void)offload__ring_start(offload, NULL); /* when it fails, begin says so */
+    give_up(offload, own == STATUS_OK);
+    return own != STATUS_OK ? own : STATUS_PEER;
 }
 
-/* Between READY and the end: the weights change, or have changed back. */
-static enum status change(struct offload_update *update, struct offload__fill *fill,
-                          struct err *err)
+/* Between HELD and the end: the weights change, or have changed back. *fit_out: whether passes can
+ * run afterwards. */
+static enum status change(struct offload_update *update, struct offload__fill *job,
+                          enum status *fit_out, struct err *err)
 {
     struct offload *offload = update->offload;
     const struct ckpt *fresh = update->source.ckpt;
-    bool told = true;
     enum status st;
 
     offload__source_swap(offload, &update->source);
-    st = offload__fill_run(fill, fresh, err);
-    st = offload__share_meet(offload, OFFLOAD_SHARE_CHANGED, st, &told, err);
+    st = fill(update, job, fresh, TURN_CHANGING, err);
+    st = meet(update, OFFLOAD_UPDATE_CHANGED, st, err);
     if (st == STATUS_OK) {
         st = offload__ring_start(offload, err);
-        if (st == STATUS_OK || offload__is_shared(offload)) /* others go on with the new ones */
+        *fit_out = st;
+        if (st == STATUS_OK || update->meeting != NULL) /* others go on with the new ones */
             return st;
     }
-    go_back(update, fill, told);
+    *fit_out = go_back(update, job);
     return st;
 }
 
-enum status offload_update_commit(struct offload_update *update, struct err *err)
+/* Up to HELD: memory for all that follows, and nobody reads weights any more. */
+static enum status hold(struct offload_update *update, struct offload__fill *job, bool *stopped_out,
+                        struct err *err)
+{
+    enum status st = meta_take(update, err);
+
+    if (st == STATUS_OK)
+        st = offload__fill_init(job, err);
+    if (st != STATUS_OK)
+        return st;
+    *stopped_out = true;
+    return movers_stop(update->offload, err);
+}
+
+enum status offload_update_commit(struct offload_update *update,
+                                  const struct offload_meeting *meeting, struct err *err)
 {
     struct offload *offload = update->offload;
-    struct offload__fill fill = { .offload = offload, .ckpt = update->source.ckpt };
-    bool told = true, stopped = false;
-    enum status st;
+    struct offload__fill job = { .offload = offload, .ckpt = update->source.ckpt };
+    enum status st, fit = STATUS_OK;
+    bool stopped = false;
 
     assert(offload->loaded && offload->active == OFFLOAD_NO_UNIT);
     assert(offload->position == offload->pass_position);
-    st = meta_take(update, err);
-    if (st == STATUS_OK)
-        st = offload__fill_init(&fill, err);
+    update->meeting = meeting;
+    update->turn = offload__shm_turn(offload);
+    st = hold(update, &job, &stopped, err);
+    st = meet(update, OFFLOAD_UPDATE_HELD, st, err);
     if (st == STATUS_OK) {
-        st = movers_stop(offload, err);
-        stopped = true;
-    }
-    st = offload__share_meet(offload, OFFLOAD_SHARE_READY, st, NULL, err);
-    if (st == STATUS_OK)
-        st = offload__share_meet(offload, OFFLOAD_SHARE_AGREED, st, &told, err);
-    if (st == STATUS_OK) {
-        st = change(update, &fill, err);
+        st = change(update, &job, &fit, err);
     } else {
         meta_give(update);
-        if (!told)
-            give_up(offload, true);
-        else if (stopped)
+        if (stopped)
             (void)offload__ring_start(offload, NULL);
     }
-    offload__fill_deinit(&fill);
+    offload__fill_deinit(&job);
     for (size_t i = 0; i < offload->unit_count && st == STATUS_OK; i++)
         offload->units[i].has_come = false;
     offload__homes_changed(offload);
     offload__counters_publish(offload);
+    (void)meet(update, OFFLOAD_UPDATE_ENDED, fit, NULL);
     return st;
 }

@@ -202,7 +202,7 @@ static enum status update(struct fixture *fixture, const struct ckpt *ckpt, stru
     enum status st = offload_update_prepare(fixture->model.offload, ckpt, &prepared, err);
 
     if (st == STATUS_OK)
-        st = offload_update_commit(prepared, err);
+        st = offload_update_commit(prepared, NULL, err);
     offload_update_destroy(prepared);
     return st;
 }
@@ -318,7 +318,7 @@ static void a_file_that_is_cut_leaves_the_old_weights_serving(void **state)
             assert_int_not_equal(offload_update_prepare(fixture.model.offload, fixture.fresh,
                                                         &prepared, &why), STATUS_OK);
         else
-            assert_int_equal(offload_update_commit(prepared, &why), STATUS_IO);
+            assert_int_equal(offload_update_commit(prepared, NULL, &why), STATUS_IO);
         assert_non_null(strstr(why.message, "model.safetensors"));
         offload_update_destroy(prepared);
         check_old(&fixture);
@@ -340,7 +340,7 @@ static void without_the_old_files_a_failed_commit_stops_the_answers(void **state
     CHECK_OK(offload_update_prepare(fixture.model.offload, fixture.fresh, &prepared, err));
     assert_int_equal(truncate(file_of(fixture.new_folder, path, sizeof(path)), 9000), 0);
     assert_int_equal(truncate(file_of(fixture.old_folder, path, sizeof(path)), 9000), 0);
-    assert_int_equal(offload_update_commit(prepared, &why), STATUS_IO);
+    assert_int_equal(offload_update_commit(prepared, NULL, &why), STATUS_IO);
     offload_update_destroy(prepared);
     assert_int_not_equal(model_pass(&fixture.model, out, &why), STATUS_OK);
     assert_int_not_equal(offload_pass_abort(fixture.model.offload, &why), STATUS_OK);
