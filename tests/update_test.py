@@ -9,12 +9,15 @@ import http.client
 import json
 import os
 import shutil
+import signal
 import struct
 import sys
 import tempfile
 import urllib.parse
 
 import lighter
+import ranks_test
+from ranks_test import ranks, wait_until
 
 PATH = "/update_weights_from_disk"
 PROMPTS = [f"The capital of {country} is" for country in ("France", "Japan", "Peru")]
@@ -173,12 +176,93 @@ def test_one_update_at_a_time():
         assert ids(server) == reference["new"]
 
 
-def test_several_ranks_are_refused():
-    with lighter.Server("--model", lighter.DEMO, "--dp-size", "2", "--weight-version", "7") as server:
-        status, answer = update(server, other)
-        assert status == 501 and answer["success"] is False and "ranks" in answer["message"], (status, answer)
-        answer = server.generate(text=PROMPTS[0], sampling_params=GREEDY)
-        assert answer["output_ids"] == reference["old"][0] and answer["meta_info"]["weight_version"] == "7", answer
+def needs_ranks():
+    if shutil.which("mpirun") is None or not os.path.exists(ranks_test.MODULE):
+        raise lighter.Skipped("there is no Open MPI")
+
+
+def check_ranks(server, which, version):
+    """Every rank answers with these weights, and says so."""
+    wait_until("all ranks are up", lambda: all(rank["state"] == "up" for rank in ranks(server)))
+    seen = set()
+    for number in range(3):
+        answer = server.generate(text=PROMPTS[number % 3], sampling_params=GREEDY)
+        seen.add(answer["meta_info"]["dp_rank"])
+        assert answer["meta_info"]["weight_version"] == version, answer["meta_info"]
+        assert which is None or answer["output_ids"] == reference[which][number % 3], (which, answer)
+    assert seen == {0, 1}, seen
+    assert [rank["report"]["weight_version"] for rank in ranks(server)] == [version] * 2
+
+
+def kill_rank(server, number):
+    old = ranks(server)[number]["pid"]
+    os.kill(old, signal.SIGKILL)
+    wait_until("its end is noticed", lambda: ranks(server)[number]["pid"] != old)
+
+
+def test_all_ranks_switch_together_in_every_mode():
+    needs_ranks()
+    modes = {"off": (), **{mode: ("--offload-mode", mode, *options) for mode, options in ranks_test.MODES.items()}}
+    for number, (mode, options) in enumerate(modes.items()):
+        cache = ["--offload-cache-dir", os.path.join(folder, "cache-ranks")]
+        with lighter.Server("--model", lighter.DEMO, "--dp-size", 2, *options, *cache,
+                            "--device", "sim:memory=1GiB,link=500MB/s") as server:
+            check_ranks(server, None if mode == "meta" else "old", "default")
+            with streams(server, 2) as opened, concurrent.futures.ThreadPoolExecutor(1) as pool:
+                pause = number % 2 == 0
+                done = pool.submit(update, server, other, weight_version="2",
+                                   in_flight="pause" if pause else "finish")
+                lasts = [list(events)[-1]["meta_info"] for events in opened]
+                status, answer = done.result()
+                assert status == 200 and answer["num_paused_requests"] <= (2 if pause else 0), (mode, answer)
+                assert all(last["completion_tokens"] == 60 for last in lasts), (mode, lasts)
+                assert pause or all(last["weight_version"] == "default" for last in lasts), (mode, lasts)
+            check_ranks(server, "new", "2")
+            check_served(server, other, "2")
+            if mode in ("off", "shm_cpu", "sharded_gpu"):  # whoever is started again serves what serves now
+                kill_rank(server, 1)
+                check_ranks(server, "new", "2")
+
+
+def test_ranks_pause_what_runs():
+    needs_ranks()
+    with lighter.Server("--model", lighter.DEMO, "--dp-size", 2, *SLOW) as server:
+        with streams(server, 3) as opened:
+            status, answer = update(server, other, weight_version="2", in_flight="pause")
+            assert (status, answer["num_paused_requests"]) == (200, 3), answer
+            for events in opened:
+                last = list(events)[-1]["meta_info"]
+                assert (last["weight_version"], last["completion_tokens"]) == ("2", 60), last
+        check_ranks(server, "new", "2")
+
+
+def test_one_rank_that_fails_or_dies_leaves_the_old_weights_to_all():
+    needs_ranks()
+    cut = os.path.join(folder, "cut-ranks")
+    shutil.copytree(other, cut)
+    os.truncate(os.path.join(cut, "model.safetensors"), 3 << 20)
+    with lighter.Server("--model", lighter.DEMO, "--dp-size", 2, "--weight-version", "7", *SIM, *V2,
+                        "--offload-mode", "shm_cpu") as server:
+        status, answer = update(server, cut, weight_version="8")
+        assert status == 400 and "rank" in answer["message"] and "model.safetensors" in answer["message"], answer
+        check_ranks(server, "old", "7")
+        victim = ranks(server)[1]["pid"]
+        os.kill(victim, signal.SIGSTOP)  # it has not prepared, and never will
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            done = pool.submit(update, server, other, weight_version="8")
+            wait_until("the update runs", lambda: server.request("/get_server_info")[1].get("update_waits_for"))
+            os.kill(victim, signal.SIGKILL)
+            status, answer = done.result()
+        assert status == 400 and "rank 1" in answer["message"], answer
+        check_ranks(server, "old", "7")
+        check_served(server, lighter.DEMO, "7")
+        assert update(server, other, weight_version="8")[0] == 200  # the first rank of those that share still is
+        check_ranks(server, "new", "8")
+        kill_rank(server, 0)
+        check_ranks(server, "new", "8")
+        status, answer = update(server, lighter.DEMO, weight_version="9")
+        assert status == 200, answer  # each has its own by now
+        check_ranks(server, "old", "9")
 
 
 if __name__ == "__main__":

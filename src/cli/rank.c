@@ -143,6 +143,23 @@ static void own_trace(struct self *self)
     self->options.trace = self->trace_path;
 }
 
+/* The server's weights may have been updated since it started: then a rank is the same as the
+ * others with those. */
+static void take_weights(struct self *self)
+{
+    const struct fleet_rank_weights *weights = fleet_rank_weights(self->rank);
+    struct cli_options *options = &self->options;
+
+    if (weights == NULL)
+        return;
+    options->model = weights->model_path;
+    if (weights->weight_version != NULL)
+        options->weight_version = weights->weight_version;
+    options->context_length = weights->info.context_length;
+    self->session.served = &weights->info;
+    log_line(self->log, LOG_DEBUG, "loading %s, which was updated to", options->model);
+}
+
 static enum status serve(struct self *self, bool *finalize_out, struct err *err)
 {
     const struct cli_demand demand = { 0 };
@@ -153,6 +170,7 @@ static enum status serve(struct self *self, bool *finalize_out, struct err *err)
     self->session.cluster = self->cluster;
     own_trace(self);
     st = cli_session_open_tokenizer(&self->session, &self->options, self->log, err);
+    take_weights(self); /* but not their tokenizer */
     if (st == STATUS_OK)
         st = cli_session_start(&self->session, &self->options, &demand, self->log,
                                &console->progress, err);

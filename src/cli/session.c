@@ -179,6 +179,16 @@ static void set_sizes(struct model_options *model, struct engine_options *engine
                                 model->kv_page_size * demand->sequence_count;
 }
 
+/* A text ends where it did when the server started, whatever newer weights say of themselves. */
+static void keep_ends(struct engine_options *engine, const struct model_info *served)
+{
+    if (served == NULL)
+        return;
+    engine->has_eos = true;
+    engine->eos_count = served->eos_count;
+    memcpy(engine->eos_ids, served->eos_ids, sizeof(engine->eos_ids));
+}
+
 static enum status open_trace(struct cli_session *session, const struct cli_options *options,
                               struct err *err)
 {
@@ -308,6 +318,7 @@ enum status cli_session_start(struct cli_session *session, const struct cli_opti
     if (st == STATUS_OK) {
         set_sizes(&model, &engine, options, demand, device_info(session->device),
                   info.context_length);
+        keep_ends(&engine, session->served);
         st = model_create(session->device, session->ckpt, &model, log, progress, &session->model,
                           err);
     }

@@ -265,14 +265,36 @@ void engine_drain(struct engine *engine)
     (void)pthread_mutex_unlock(&engine->lock);
 }
 
+/* Fails to prepare models/bad, and to change to models/torn; two requests are paused. */
 enum status engine_update(struct engine *engine, const struct engine_update *update,
                           uint32_t *paused_count_out, struct err *err)
 {
+    const uint32_t paused_count = update->pause ? 2 : 0;
+    enum offload_update_step step = OFFLOAD_UPDATE_PREPARED;
+    enum status st = STATUS_OK;
+
     (void)engine;
-    if (strcmp(update->model_path, "models/bad") == 0)
-        return err_set(err, STATUS_BAD_INPUT, "models/bad: this is no model");
-    *paused_count_out = update->pause ? 2 : 0;
-    return STATUS_OK;
+    while (step < OFFLOAD_UPDATE_ENDED) {
+        const bool back = step == OFFLOAD_UPDATE_RESTORED;
+        enum status own = STATUS_OK;
+
+        if (step == OFFLOAD_UPDATE_PREPARED && strcmp(update->model_path, "models/bad") == 0)
+            own = err_set(err, STATUS_BAD_INPUT, "models/bad: this is no model");
+        if (step == OFFLOAD_UPDATE_CHANGED && strcmp(update->model_path, "models/torn") == 0)
+            own = err_set(err, STATUS_IO, "models/torn: this is half a model");
+        if (update->meet != NULL)
+            own = update->meet(update->user, step, own, paused_count, err);
+        st = back ? st : own;
+        if (step == OFFLOAD_UPDATE_CHANGED)
+            step = st == STATUS_OK ? OFFLOAD_UPDATE_ENDED : OFFLOAD_UPDATE_RESTORED;
+        else
+            step = st == STATUS_OK && !back ? step + 1 : OFFLOAD_UPDATE_ENDED;
+    }
+    if (update->meet != NULL)
+        (void)update->meet(update->user, OFFLOAD_UPDATE_ENDED, STATUS_OK, paused_count, err);
+    if (st == STATUS_OK && paused_count_out != NULL)
+        *paused_count_out = paused_count;
+    return st;
 }
 
 json_t *engine_report_json(struct engine *engine)

@@ -35,11 +35,6 @@ json_t *fleet_report_json(struct fleet *fleet)
     return fleet->ops->report_json(fleet);
 }
 
-bool fleet_can_update(const struct fleet *fleet)
-{
-    return fleet->ops->update != NULL;
-}
-
 enum status fleet_update(struct fleet *fleet, const struct engine_update *update,
                          uint32_t *paused_count_out, struct err *err)
 {

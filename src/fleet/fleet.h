@@ -31,10 +31,12 @@ void fleet_drain(struct fleet *fleet);
 /* As engine_model_info: the same for all engines. */
 const struct model_info *fleet_model_info(const struct fleet *fleet);
 /* What /get_server_info shows beside the options, an object that the caller owns:
- *   engine      engine_report_json */
+ *   engine      engine_report_json
+ * and of several engines
+ *   dp_size, ranks     one by one
+ *   update_waits_for   the step of a live update that not all have come to; absent: none runs */
 json_t *fleet_report_json(struct fleet *fleet);
-/* As engine_update; only of a fleet that can. */
-bool fleet_can_update(const struct fleet *fleet);
+/* As engine_update, by all engines or by none; update->meet must be NULL. */
 enum status fleet_update(struct fleet *fleet, const struct engine_update *update,
                          uint32_t *paused_count_out, struct err *err);
 /* STATUS_OK while somebody is there to answer; else a sentence. */

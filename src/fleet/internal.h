@@ -13,7 +13,6 @@ struct fleet_ops {
     void (*drain)(struct fleet *fleet);
     const struct model_info *(*model_info)(const struct fleet *fleet);
     json_t *(*report_json)(struct fleet *fleet);
-    /* NULL: it can't. */
     enum status (*update)(struct fleet *fleet, const struct engine_update *update,
                           uint32_t *paused_count_out, struct err *err);
     enum status (*health)(struct fleet *fleet, struct err *err);

@@ -1,5 +1,5 @@
-/* fleet/message.c - frames, and the small messages; see message.h. request_message.c has the
- * two large ones. */
+/* fleet/message.c - frames, and the small messages; see message.h. request_message.c has the two
+ * large ones, update_message.c those of a live update. */
 #include "fleet/message.h"
 
 #include <inttypes.h>
@@ -16,7 +16,7 @@ static const char *const op_names[FLEET__OP_COUNT] = {
     [FLEET__FAILED] = "failed", [FLEET__BEAT] = "beat",       [FLEET__SUBMIT] = "submit",
     [FLEET__CANCEL] = "cancel", [FLEET__OUTPUT] = "output",   [FLEET__ASK] = "ask",
     [FLEET__REPORT] = "report", [FLEET__UPDATE] = "update",   [FLEET__UPDATED] = "updated",
-    [FLEET__LEAVE] = "leave",
+    [FLEET__AGREED] = "agreed", [FLEET__LEAVE] = "leave",
 };
 
 /* -- frames ------------------------------------------------------------------------------------ */
@@ -204,17 +204,16 @@ static const struct number numbers[] = {
 };
 #define NUMBER_COUNT (sizeof(numbers) / sizeof(numbers[0]))
 
-json_t *fleet__ready_json(const struct model_info *info, uint32_t running_max)
+static json_t *info_json(const struct model_info *info)
 {
     json_t *eos = json_array();
     json_t *json;
 
     for (uint32_t i = 0; i < info->eos_count; i++)
         (void)json_array_append_new(eos, json_integer(info->eos_ids[i]));
-    json = json_pack("{s:s, s:s, s:s, s:i, s:i, s:I, s:o}", "op", op_names[FLEET__READY],
-                     "architecture", info->architecture, "model_type", info->model_type,
-                     "weight_dtype", (int)info->weight_dtype, "bos_id", (int)info->bos_id,
-                     "running_max", (json_int_t)running_max, "eos_ids", eos);
+    json = json_pack("{s:s, s:s, s:i, s:i, s:o}", "architecture", info->architecture, "model_type",
+                     info->model_type, "weight_dtype", (int)info->weight_dtype, "bos_id",
+                     (int)info->bos_id, "eos_ids", eos);
     for (size_t i = 0; json != NULL && i < NUMBER_COUNT; i++) {
         const char *at = (const char *)info + numbers[i].offset;
         uint32_t small = 0;
@@ -263,11 +262,10 @@ static enum status eos_read(const json_t *json, struct model_info *info, struct 
     return STATUS_OK;
 }
 
-enum status fleet__ready_read(const json_t *json, struct model_info *info_out,
-                              uint32_t *running_max_out, struct err *err)
+static enum status info_read(const json_t *json, struct model_info *info_out, struct err *err)
 {
     struct model_info info = { 0 };
-    int64_t dtype = 0, bos = -1, running_max = 0;
+    int64_t dtype = 0, bos = -1;
     enum status st = name_read(json, "architecture", info.architecture,
                                sizeof(info.architecture), err);
 
@@ -278,8 +276,6 @@ enum status fleet__ready_read(const json_t *json, struct model_info *info_out,
     if (st == STATUS_OK)
         st = json_get_int_required(json, "bos_id", WHAT, -1, INT32_MAX, &bos, err);
     if (st == STATUS_OK)
-        st = json_get_int_required(json, "running_max", WHAT, 1, UINT32_MAX, &running_max, err);
-    if (st == STATUS_OK)
         st = numbers_read(json, &info, err);
     if (st == STATUS_OK)
         st = eos_read(json, &info, err);
@@ -288,7 +284,83 @@ enum status fleet__ready_read(const json_t *json, struct model_info *info_out,
     info.weight_dtype = (enum dtype)dtype;
     info.bos_id = (int32_t)bos;
     *info_out = info;
-    *running_max_out = (uint32_t)running_max;
+    return STATUS_OK;
+}
+
+json_t *fleet__ready_json(const struct model_info *info, uint32_t running_max)
+{
+    json_t *json = info_json(info);
+
+    if (json == NULL)
+        return NULL;
+    (void)json_object_set_new(json, "op", json_string(op_names[FLEET__READY]));
+    (void)json_object_set_new(json, "running_max", json_integer(running_max));
+    return json;
+}
+
+enum status fleet__ready_read(const json_t *json, struct model_info *info_out,
+                              uint32_t *running_max_out, struct err *err)
+{
+    int64_t running_max = 0;
+    enum status st = json_get_int_required(json, "running_max", WHAT, 1, UINT32_MAX, &running_max,
+                                           err);
+
+    if (st == STATUS_OK)
+        st = info_read(json, info_out, err);
+    if (st == STATUS_OK)
+        *running_max_out = (uint32_t)running_max;
+    return st;
+}
+
+/* -- welcome ----------------------------------------------------------------------------------- */
+
+json_t *fleet__welcome_json(const char *token, const struct fleet_rank_weights *weights)
+{
+    json_t *json = fleet__message(FLEET__WELCOME), *own;
+
+    if (json == NULL)
+        return NULL;
+    (void)json_object_set_new(json, "token", json_string(token));
+    if (weights == NULL)
+        return json;
+    own = json_pack("{s:o, s:o*, s:o}", "model_path",
+                    fleet__text_json(weights->model_path, strlen(weights->model_path)),
+                    "weight_version",
+                    weights->weight_version == NULL
+                        ? NULL
+                        : fleet__text_json(weights->weight_version,
+                                           strlen(weights->weight_version)),
+                    "info", info_json(&weights->info));
+    if (own == NULL || json_object_set_new(json, "weights", own) != 0) {
+        json_decref(json); /* a rank that loaded others would be worse than none */
+        return NULL;
+    }
+    return json;
+}
+
+enum status fleet__welcome_read(const json_t *json, const char **token_out, bool *has_weights_out,
+                                struct fleet_rank_weights *weights_out, struct err *err)
+{
+    const json_t *own = json_object_get(json, "weights");
+    struct fleet_rank_weights weights = { .model_path = NULL };
+    const char *token = NULL;
+    enum status st = json_get_string(json, "token", WHAT, &token, err);
+
+    if (st == STATUS_OK && (token == NULL || strlen(token) != FLEET__TOKEN_HEX))
+        st = err_set(err, STATUS_BAD_INPUT, WHAT ": no token of %d characters", FLEET__TOKEN_HEX);
+    if (st == STATUS_OK && own != NULL)
+        st = json_get_string(own, "model_path", WHAT, &weights.model_path, err);
+    if (st == STATUS_OK && own != NULL && weights.model_path == NULL)
+        st = err_set(err, STATUS_BAD_INPUT, WHAT ": weights without a \"model_path\"");
+    if (st == STATUS_OK && own != NULL)
+        st = json_get_string(own, "weight_version", WHAT, &weights.weight_version, err);
+    if (st == STATUS_OK && own != NULL)
+        st = info_read(json_object_get(own, "info"), &weights.info, err);
+    if (st != STATUS_OK)
+        return st;
+    *token_out = token;
+    *has_weights_out = own != NULL;
+    *weights_out = weights;
     return STATUS_OK;
 }
 

@@ -3,21 +3,25 @@
  *     frame:    size, 4 bytes, little endian | that many bytes of JSON, an object
  *
  *     rank -> front end                       front end -> rank
- *     hello    token, rank, pid, host ...     welcome  token
+ *     hello    token, rank, pid, host ...     welcome  token, weights
  *     ready    info, running_max
  *     failed   status, message, bad_usage
  *     beat                                    beat
  *     output   id, and struct engine_output   submit   id, and struct engine_request
  *                                             cancel   id
  *     report   id, report                     ask      id
- *     updated  id, status, message            update   id, phase, and what the phase needs
+ *                                             update   id, and struct engine_update
+ *     updated  id, step, status, paused       agreed   id, step, status
  *                                             leave    finalize
  *
  * Every object names its kind in "op". Both sides take what they read for hostile: sizes are
  * bounded, types and ranges checked, and the answer to nonsense is to hang up.
  *
  * "text" is UTF-8; bytes that are not become U+FFFD on the way. Seeds are 64 bits, which JSON's
- * integers here hold as signed ones. */
+ * integers here hold as signed ones.
+ *
+ * An update's steps are offload.h's: at each a rank says that it has come, and how, and is told
+ * what all agree on, but for the last. */
 #ifndef LIGHTER_FLEET_MESSAGE_H
 #define LIGHTER_FLEET_MESSAGE_H
 
@@ -29,8 +33,9 @@
 #include "base/buf.h"
 #include "base/size.h"
 #include "engine/engine.h"
+#include "fleet/rank.h"
 
-#define FLEET__PROTOCOL 1
+#define FLEET__PROTOCOL 2
 #define FLEET__FRAME_BYTES_MAX (64 * MIB)
 #define FLEET__HELLO_BYTES_MAX 4096      /* of a frame from somebody who has not said who he is */
 #define FLEET__TOKEN_HEX 32              /* characters; each side shows the other its own half */
@@ -39,7 +44,7 @@
 enum fleet__op {
     FLEET__HELLO, FLEET__WELCOME, FLEET__READY, FLEET__FAILED, FLEET__BEAT, FLEET__SUBMIT,
     FLEET__CANCEL, FLEET__OUTPUT, FLEET__ASK, FLEET__REPORT, FLEET__UPDATE, FLEET__UPDATED,
-    FLEET__LEAVE, FLEET__OP_COUNT
+    FLEET__AGREED, FLEET__LEAVE, FLEET__OP_COUNT
 };
 
 /* -- frames -- */
@@ -73,17 +78,44 @@ struct fleet__hello {
 json_t *fleet__hello_json(const struct fleet__hello *hello);
 enum status fleet__hello_read(const json_t *json, struct fleet__hello *hello_out, struct err *err);
 
+/* -- welcome -- */
+
+/* weights: what a rank shall load when that is not what its command line says; NULL. */
+json_t *fleet__welcome_json(const char *token, const struct fleet_rank_weights *weights);
+/* What it points to is borrowed from the json; *has_weights_out: whether there are any. */
+enum status fleet__welcome_read(const json_t *json, const char **token_out, bool *has_weights_out,
+                                struct fleet_rank_weights *weights_out, struct err *err);
+
 /* -- ready and failed -- */
 
 json_t *fleet__ready_json(const struct model_info *info, uint32_t running_max);
 enum status fleet__ready_read(const json_t *json, struct model_info *info_out,
                               uint32_t *running_max_out, struct err *err);
-/* FAILED and UPDATED: a status and its sentence. */
+/* FAILED: a status and its sentence. */
 json_t *fleet__status_json(enum fleet__op op, uint64_t id, enum status status,
                            const char *message);
 /* What the other side failed with becomes *status_out and a sentence in *said_out. */
 enum status fleet__status_read(const json_t *json, enum status *status_out,
                                struct err *said_out, struct err *err);
+
+/* -- update -- */
+
+json_t *fleet__update_json(uint64_t id, const struct engine_update *update);
+/* Strings are borrowed from the json. */
+enum status fleet__update_read(const json_t *json, uint64_t *id_out,
+                               struct engine_update *update_out, struct err *err);
+
+const char *fleet__step_name(enum offload_update_step step);
+/* UPDATED and AGREED. */
+struct fleet__step {
+    uint64_t id;
+    enum offload_update_step step;
+    enum status status;
+    struct err said;             /* when status is a failure */
+    uint32_t paused_count;       /* of UPDATED */
+};
+json_t *fleet__step_json(enum fleet__op op, const struct fleet__step *step);
+enum status fleet__step_read(const json_t *json, struct fleet__step *step_out, struct err *err);
 
 /* -- submit -- */
 

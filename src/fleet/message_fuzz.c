@@ -76,6 +76,60 @@ static void check_output(const json_t *json)
     fleet__output_deinit(&read);
 }
 
+static void check_welcome(const json_t *json)
+{
+    struct fleet_rank_weights weights;
+    const char *token = NULL;
+    bool has_weights = false;
+    struct err err;
+    enum status st = fleet__welcome_read(json, &token, &has_weights, &weights, &err);
+
+    if (st != STATUS_OK) {
+        check_refused(st, &err);
+        return;
+    }
+    check(strlen(token) == FLEET__TOKEN_HEX);
+    check(!has_weights || (weights.model_path != NULL && weights.info.context_length > 0));
+}
+
+static void check_update(const json_t *json)
+{
+    struct engine_update update, again;
+    uint64_t id = 0, id_again = 0;
+    struct err err;
+    json_t *written;
+    enum status st = fleet__update_read(json, &id, &update, &err);
+
+    if (st != STATUS_OK) {
+        check_refused(st, &err);
+        return;
+    }
+    written = fleet__update_json(id, &update);
+    check(fleet__update_read(written, &id_again, &again, &err) == STATUS_OK && id == id_again);
+    check(strcmp(update.model_path, again.model_path) == 0);
+    check(update.pause == again.pause && update.abort_all == again.abort_all);
+    json_decref(written);
+}
+
+static void check_step(enum fleet__op op, const json_t *json)
+{
+    struct fleet__step step, again;
+    struct err err;
+    json_t *written;
+    enum status st = fleet__step_read(json, &step, &err);
+
+    if (st != STATUS_OK) {
+        check_refused(st, &err);
+        return;
+    }
+    check(step.status == STATUS_OK || step.said.status == step.status);
+    written = fleet__step_json(op, &step);
+    check(fleet__step_read(written, &again, &err) == STATUS_OK);
+    check(again.id == step.id && again.step == step.step && again.status == step.status);
+    check(again.paused_count == step.paused_count);
+    json_decref(written);
+}
+
 static void check_message(enum fleet__op op, const json_t *json)
 {
     struct fleet__hello hello;
@@ -88,6 +142,12 @@ static void check_message(enum fleet__op op, const json_t *json)
         check_submit(json);
     else if (op == FLEET__OUTPUT)
         check_output(json);
+    else if (op == FLEET__WELCOME)
+        check_welcome(json);
+    else if (op == FLEET__UPDATE)
+        check_update(json);
+    else if (op == FLEET__UPDATED || op == FLEET__AGREED)
+        check_step(op, json);
     else if (op == FLEET__HELLO && fleet__hello_read(json, &hello, &err) == STATUS_OK)
         check(strlen(hello.token) == FLEET__TOKEN_HEX && hello.pid > 0);
     else if (op == FLEET__READY && fleet__ready_read(json, &info, &running_max, &err) == STATUS_OK)

@@ -22,38 +22,23 @@
 
 #include "base/clock.h"
 #include "fleet/dial.h"
-#include "fleet/link.h"
+#include "fleet/rank_internal.h"
 
 #define DIAL_MS 2000
 #define WELCOME_MS 5000
 #define BEAT_MS 250
 #define FRONT_SILENCE_NS UINT64_C(60000000000) /* a front end that is stopped may go on */
 
-struct job {
+struct fleet__job {
     struct fleet_rank *rank;
     uint64_t id;                 /* the front end's */
     uint64_t engine_id;          /* rank's thread */
-    struct job *next, **link;    /* guarded by rank->lock */
-};
-
-struct fleet_rank {
-    struct fleet_rank_options options; /* set once, as are the next two */
-    struct fleet__link link;
-    int wake_fd;
-    pthread_t thread;
-    bool has_thread;
-    uint64_t heard_ns;           /* rank's thread */
-    pthread_mutex_t lock;        /* guards what follows; not held while the engine is called */
-    pthread_cond_t changed;
-    struct engine *engine;       /* NULL: not ready yet */
-    struct job *jobs;
-    bool leaving, finalize;      /* the front end has said so */
-    bool stopping;               /* the thread shall end */
+    struct fleet__job *next, **link; /* guarded by rank->lock */
 };
 
 /* -- requests ---------------------------------------------------------------------------------- */
 
-static void job_add(struct job *job)
+static void job_add(struct fleet__job *job)
 {
     struct fleet_rank *rank = job->rank;
 
@@ -66,7 +51,7 @@ static void job_add(struct job *job)
     pthread_mutex_unlock(&rank->lock);
 }
 
-static void job_end(struct job *job)
+static void job_end(struct fleet__job *job)
 {
     struct fleet_rank *rank = job->rank;
 
@@ -85,8 +70,7 @@ static void wake(struct fleet_rank *rank)
     (void)!write(rank->wake_fd, &one, sizeof(one));
 }
 
-/* From any thread. What the socket does not take now is the rank's thread's business. */
-static void say(struct fleet_rank *rank, json_t *json)
+void fleet__say(struct fleet_rank *rank, json_t *json)
 {
     (void)fleet__link_send(&rank->link, json, NULL); /* broken: the thread will see it */
     if (fleet__link_wants_out(&rank->link))
@@ -96,9 +80,9 @@ static void say(struct fleet_rank *rank, json_t *json)
 /* Engine's thread. */
 static void on_output(void *user, const struct engine_output *output)
 {
-    struct job *job = user;
+    struct fleet__job *job = user;
 
-    say(job->rank, fleet__output_json(job->id, output));
+    fleet__say(job->rank, fleet__output_json(job->id, output));
     if (output->finish != FINISH_NONE)
         job_end(job);
 }
@@ -111,13 +95,13 @@ static void refuse(struct fleet_rank *rank, uint64_t id, enum status status, con
         .matched_id = -1,
     };
 
-    say(rank, fleet__output_json(id, &output));
+    fleet__say(rank, fleet__output_json(id, &output));
 }
 
 static enum status on_submit(struct fleet_rank *rank, const json_t *json, struct err *err)
 {
     struct fleet__submit submit;
-    struct job *job = NULL;
+    struct fleet__job *job = NULL;
     struct err why;
     enum status st = fleet__submit_read(json, &submit, err);
 
@@ -129,7 +113,7 @@ static enum status on_submit(struct fleet_rank *rank, const json_t *json, struct
             .prompt_ids = submit.ids, .prompt_count = submit.id_count, .params = &submit.params,
             .on_output = on_output, .user = job, .token_by_token = submit.token_by_token,
         };
-        *job = (struct job){ .rank = rank, .id = submit.id };
+        *job = (struct fleet__job){ .rank = rank, .id = submit.id };
         job_add(job);
         st = engine_submit(rank->engine, &request, &job->engine_id, &why);
         if (st != STATUS_OK) {
@@ -152,7 +136,7 @@ static enum status on_cancel(struct fleet_rank *rank, const json_t *json, struct
     if (st != STATUS_OK)
         return st;
     pthread_mutex_lock(&rank->lock);
-    for (const struct job *job = rank->jobs; job != NULL && !found; job = job->next) {
+    for (const struct fleet__job *job = rank->jobs; job != NULL && !found; job = job->next) {
         found = job->id == id;
         engine_id = job->engine_id;
     }
@@ -173,19 +157,8 @@ static enum status on_ask(struct fleet_rank *rank, const json_t *json, struct er
     answer = fleet__message_id(FLEET__REPORT, id);
     if (answer != NULL)
         (void)json_object_set_new(answer, "report", engine_report_json(rank->engine));
-    say(rank, answer);
+    fleet__say(rank, answer);
     return STATUS_OK;
-}
-
-static enum status on_update(struct fleet_rank *rank, const json_t *json, struct err *err)
-{
-    uint64_t id = 0;
-    enum status st = fleet__id_read(json, &id, err);
-
-    if (st == STATUS_OK)
-        say(rank, fleet__status_json(FLEET__UPDATED, id, STATUS_UNAVAILABLE,
-                                     "this rank does not change weights while it serves"));
-    return st;
 }
 
 static void on_leave(struct fleet_rank *rank, const json_t *json)
@@ -197,7 +170,7 @@ static void on_leave(struct fleet_rank *rank, const json_t *json)
     pthread_mutex_unlock(&rank->lock);
 }
 
-static enum status on_message(struct fleet_rank *rank, enum fleet__op op, const json_t *json,
+static enum status on_message(struct fleet_rank *rank, enum fleet__op op, json_t *json,
                               struct err *err)
 {
     bool ready;
@@ -219,7 +192,9 @@ static enum status on_message(struct fleet_rank *rank, enum fleet__op op, const 
     if (ready && op == FLEET__ASK)
         return on_ask(rank, json, err);
     if (ready && op == FLEET__UPDATE)
-        return on_update(rank, json, err);
+        return fleet__rank_on_update(rank, json, err);
+    if (ready && op == FLEET__AGREED)
+        return fleet__rank_on_agreed(rank, json, err);
     return err_set(err, STATUS_PEER, "the front end sent something out of turn");
 }
 
@@ -273,7 +248,7 @@ static void *rank_thread(void *user)
             (void)!read(rank->wake_fd, &drained, sizeof(drained));
         if (clock_now_ns() - beat_ns >= BEAT_MS * UINT64_C(1000000)) {
             beat_ns = clock_now_ns();
-            say(rank, fleet__message(FLEET__BEAT));
+            fleet__say(rank, fleet__message(FLEET__BEAT));
         }
         if (fleet__link_wants_out(&rank->link))
             st = fleet__link_flush(&rank->link, &err);
@@ -302,18 +277,18 @@ static json_t *own_hello(const struct fleet_rank_options *options,
 }
 
 /* Hello, and the welcome of somebody who knows the token. */
-static enum status greet(struct fleet__link *link, const struct fleet_rank_options *options,
-                         const struct fleet__tokens *tokens, struct err *err)
+static enum status greet(struct fleet_rank *rank, const struct fleet__tokens *tokens,
+                         struct err *err)
 {
     const uint64_t deadline_ns = clock_now_ns() + WELCOME_MS * UINT64_C(1000000);
-    enum status st = fleet__link_send(link, own_hello(options, tokens), err);
+    struct fleet__link *link = &rank->link;
+    enum status st = fleet__link_send(link, own_hello(&rank->options, tokens), err);
 
     while (st == STATUS_OK && clock_now_ns() < deadline_ns) {
         struct pollfd wait = { .fd = link->fd, .events = POLLIN };
         enum fleet__op op = FLEET__BEAT;
-        const char *token;
+        const char *token = NULL;
         json_t *json = NULL;
-        bool welcome;
 
         if (poll(&wait, 1, BEAT_MS) > 0)
             st = fleet__link_fill(link, err);
@@ -321,12 +296,14 @@ static enum status greet(struct fleet__link *link, const struct fleet_rank_optio
             st = fleet__link_next(link, &op, &json, err);
         if (json == NULL)
             continue;
-        token = json_string_value(json_object_get(json, "token"));
-        welcome = op == FLEET__WELCOME && token != NULL && strlen(token) == FLEET__TOKEN_HEX &&
-                  fleet__token_equal(token, tokens->of_front);
-        json_decref(json);
-        if (welcome)
+        if (op == FLEET__WELCOME &&
+            fleet__welcome_read(json, &token, &rank->has_weights, &rank->weights, err) ==
+                STATUS_OK &&
+            fleet__token_equal(token, tokens->of_front)) {
+            rank->welcome = json;
             return STATUS_OK;
+        }
+        json_decref(json);
         st = err_set(err, STATUS_PEER, "somebody else listens there");
     }
     return st != STATUS_OK ? st : err_set(err, STATUS_PEER, "no answer within %d ms", WELCOME_MS);
@@ -349,7 +326,7 @@ static enum status connect_any(struct fleet_rank *rank, struct err *err)
         if (fd < 0)
             continue;
         fleet__link_init(&rank->link, fd, FLEET__FRAME_BYTES_MAX);
-        if (greet(&rank->link, &rank->options, &tokens, &why) == STATUS_OK)
+        if (greet(rank, &tokens, &why) == STATUS_OK)
             return STATUS_OK;
         fleet__link_deinit(&rank->link);
     }
@@ -363,9 +340,15 @@ static void rank_free(struct fleet_rank *rank)
         fleet__link_deinit(&rank->link);
     if (rank->wake_fd >= 0)
         (void)close(rank->wake_fd);
+    json_decref(rank->welcome);
     pthread_cond_destroy(&rank->changed);
     pthread_mutex_destroy(&rank->lock);
     free(rank);
+}
+
+const struct fleet_rank_weights *fleet_rank_weights(const struct fleet_rank *rank)
+{
+    return rank->has_weights ? &rank->weights : NULL;
 }
 
 enum status fleet_rank_connect(const struct fleet_rank_options *options,
@@ -405,10 +388,12 @@ static void thread_stop(struct fleet_rank *rank)
         return;
     pthread_mutex_lock(&rank->lock);
     rank->stopping = true;
+    pthread_cond_broadcast(&rank->changed);
     pthread_mutex_unlock(&rank->lock);
     wake(rank);
     pthread_join(rank->thread, NULL);
     rank->has_thread = false;
+    fleet__rank_update_stop(rank);
 }
 
 void fleet_rank_fail(struct fleet_rank *rank, enum status status, const char *message,
@@ -418,7 +403,7 @@ void fleet_rank_fail(struct fleet_rank *rank, enum status status, const char *me
 
     if (json != NULL)
         (void)json_object_set_new(json, "bad_usage", json_boolean(bad_usage));
-    say(rank, json);
+    fleet__say(rank, json);
     thread_stop(rank);
 }
 
@@ -435,7 +420,7 @@ enum status fleet_rank_serve(struct fleet_rank *rank, struct engine *engine, boo
     assert(rank->engine == NULL);
     rank->engine = engine;
     pthread_mutex_unlock(&rank->lock);
-    say(rank, fleet__ready_json(engine_model_info(engine), (uint32_t)running_max));
+    fleet__say(rank, fleet__ready_json(engine_model_info(engine), (uint32_t)running_max));
     pthread_mutex_lock(&rank->lock);
     while (!rank->leaving)
         pthread_cond_wait(&rank->changed, &rank->lock);

@@ -1,7 +1,7 @@
 /* fleet/rank.h - a rank's side: one engine that works for a front end in another process.
  *
  *     connect ---- the model is loaded ---- serve ................. leave
- *        |  beats from here on                | submit, cancel, ask  |
+ *        |  beats from here on                | submit, cancel, ask, update
  *
  * A thread of its own keeps the connection from the first moment, so that the front end knows who
  * is alive while models load. When the front end goes away the rank has nothing left to do, and
@@ -31,6 +31,14 @@ struct fleet_rank_options {
 /* Says hello. STATUS_PEER when none of the front end's addresses answers as it should. */
 enum status fleet_rank_connect(const struct fleet_rank_options *options,
                                struct fleet_rank **rank_out, struct err *err);
+/* What the fleet serves when its weights were updated since it started. */
+struct fleet_rank_weights {
+    const char *model_path;
+    const char *weight_version;  /* NULL: as at the start */
+    struct model_info info;      /* of the model as all serve it: its context, where a text ends */
+};
+/* What to load; NULL: what the command line says. Valid as long as the rank. */
+const struct fleet_rank_weights *fleet_rank_weights(const struct fleet_rank *rank);
 /* Tells the front end why this rank won't serve. */
 void fleet_rank_fail(struct fleet_rank *rank, enum status status, const char *message,
                      bool bad_usage);

@@ -135,6 +135,8 @@ bool fleet__dispatch(struct fleet__remote *remote)
 
     if (remote->options.needs_all && !all_up(remote))
         return false; /* whoever is still there will not be for long */
+    if (fleet__update_holds(remote))
+        return false;
     while (remote->queue.first != NULL) {
         struct fleet__request *request = remote->queue.first;
         struct fleet__peer *peer = choose(remote, request);
@@ -421,6 +423,8 @@ static void remote_destroy(struct fleet *fleet)
     for (uint32_t i = 0; remote->peers != NULL && i < remote->options.rank_count; i++)
         json_decref(remote->peers[i].report);
     free(remote->peers);
+    free(remote->model_path);
+    free(remote->weight_version);
     pthread_cond_destroy(&remote->changed);
     pthread_mutex_destroy(&remote->lock);
     free(remote);
@@ -433,6 +437,7 @@ static const struct fleet_ops remote_ops = {
     .drain = remote_drain,
     .model_info = remote_model_info,
     .report_json = fleet__remote_report,
+    .update = fleet__remote_update,
     .health = remote_health,
 };
 

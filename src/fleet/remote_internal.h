@@ -1,4 +1,5 @@
-/* fleet/remote_internal.h - what remote.c (requests) and remote_thread.c (ranks) share.
+/* fleet/remote_internal.h - what remote.c (requests), remote_thread.c (ranks) and remote_update.c
+ * (their weights) share.
  *
  *     WAITING in the queue --dispatch--> SENT to a peer --last piece--> told, freed
  *        +---- canceled, or nobody is there --------------------------------^
@@ -31,6 +32,7 @@ struct fleet__request {
     struct fleet__request *bucket_next;  /* in remote->buckets */
     struct fleet__peer *peer;            /* NULL: it waits */
     bool canceled;
+    bool for_update;                     /* canceled by us, so that an update can begin */
     struct buf frame;                    /* the message to send; freed once sent */
     uint64_t token_count;                /* prompt and all it may generate */
     uint32_t page_count;
@@ -58,6 +60,9 @@ struct fleet__peer {
     uint64_t token_count, page_count;    /* of those */
     uint32_t page_count_max, running_max;
     uint64_t sent_count, restart_count;
+    uint64_t weights_serial;             /* of the weights that it was told to load */
+    bool is_ready;                       /* LOADING: as soon as that fits, it is UP */
+    bool is_member, has_come;            /* of an update, to its step */
     json_t *report;                      /* the last one; NULL: none yet */
     uint64_t report_serial;
     char why[256];                       /* it went down */
@@ -66,6 +71,21 @@ struct fleet__peer {
 struct fleet__pending {
     struct fleet__link *link;            /* NULL: free */
     uint64_t deadline_ns;
+};
+
+/* A live update, see remote_update.c. */
+struct fleet__update {
+    bool is_taken;                       /* from its caller's coming to its going */
+    bool is_running;                     /* there are members, or it must be told that none are */
+    uint64_t id;
+    enum offload_update_step step;       /* that its members come to next */
+    char *model_path, *weight_version;   /* become the fleet's when it is decided; or NULL */
+    bool abort_all;
+    bool is_decided;                     /* the new weights are the fleet's */
+    bool has_failed;                     /* it can't be decided for any more; why */
+    bool is_spoilt;                      /* somebody is not, or may not be, back at the old ones */
+    struct err why;
+    uint32_t paused_count;
 };
 
 struct fleet__remote {
@@ -100,6 +120,9 @@ struct fleet__remote {
     bool has_started;                    /* a rank was ready since fleet_remote_ended */
     bool has_died;                       /* a rank did, once: nobody leaves MPI together */
     bool draining, stopping, leaving;
+    struct fleet__update update;
+    char *model_path, *weight_version;   /* that serve since an update; NULL: as at the start */
+    uint64_t weights_serial;             /* of updates that were decided for */
 };
 
 /* remote.c; the lock is held. */
@@ -115,6 +138,20 @@ void fleet__wake(struct fleet__remote *remote);
 void fleet__abort(struct fleet__remote *remote, struct fleet__request *request,
                   enum status status, const char *message);
 void fleet__request_free(struct fleet__remote *remote, struct fleet__request *request);
+
+/* remote_update.c; the lock is held, but by fleet__remote_update. */
+enum status fleet__remote_update(struct fleet *fleet, const struct engine_update *update,
+                                 uint32_t *paused_count_out, struct err *err);
+/* Whether requests must wait for the end of an update. */
+bool fleet__update_holds(const struct fleet__remote *remote);
+/* A rank has come to a step. A failure: it must be hung up on. */
+enum status fleet__update_come(struct fleet__remote *remote, struct fleet__peer *peer,
+                               const struct fleet__step *step, struct err *err);
+/* It is down. */
+void fleet__update_lost(struct fleet__remote *remote, struct fleet__peer *peer);
+/* For fleet__welcome_json; false: as on its command line. */
+bool fleet__update_weights(const struct fleet__remote *remote,
+                           struct fleet_rank_weights *weights_out);
 
 /* remote_thread.c */
 void *fleet__remote_thread(void *remote);

@@ -88,6 +88,9 @@ static json_t *engine_json(const struct fleet__remote *remote)
             sum += (json_int_t)remote->lost_count;
         (void)json_object_set_new(json, summed[i], json_integer(sum));
     }
+    for (uint32_t rank = 0; rank < remote->options.rank_count; rank++)
+        (void)json_object_set(json, "weight_version",
+                              json_object_get(remote->peers[rank].report, "weight_version"));
     (void)json_object_set_new(json, "waiting_max", json_integer(remote->options.queue_count_max));
     (void)json_object_set_new(json, "lost_with_a_rank",
                               json_integer((json_int_t)remote->lost_count));
@@ -104,8 +107,9 @@ json_t *fleet__remote_report(struct fleet *fleet)
     serial = ask_all(remote);
     for (uint32_t i = 0; i < remote->options.rank_count; i++)
         (void)json_array_append_new(ranks, peer_json(remote, i, serial));
-    json = json_pack("{s:o, s:I, s:o}", "engine", engine_json(remote), "dp_size",
-                     (json_int_t)remote->options.rank_count, "ranks", ranks);
+    json = json_pack("{s:o, s:I, s:o, s:s*}", "engine", engine_json(remote), "dp_size",
+                     (json_int_t)remote->options.rank_count, "ranks", ranks, "update_waits_for",
+                     remote->update.is_running ? fleet__step_name(remote->update.step) : NULL);
     pthread_mutex_unlock(&remote->lock);
     return json;
 }

@@ -1,12 +1,15 @@
 /* fleet/remote_thread.c - the front end's thread for its ranks: hellos, answers, beats, deaths.
  *
- *     DOWN --hello--> LOADING --ready--> UP
+ *     DOWN --hello--> LOADING --ready, and no update runs--> UP
  *      ^-- peer_lost: its socket closes, it is silent, it talks nonsense, another takes its number
  *
  * Silence: each side sends a beat every quarter of a second. A rank is given up after two seconds
  * without a byte; but when this thread itself was kept from running meanwhile, so may have been the
  * ranks, and what they sent waits to be read: their two seconds then begin anew. A silent rank on
- * this machine is killed, so that it does not wake up and hold what its successor needs. */
+ * this machine is killed, so that it does not wake up and hold what its successor needs.
+ *
+ * Weights: a rank is told in its welcome what to load. One that gets ready when an update has been
+ * decided since is hung up on, and started again by whoever did so first. */
 #include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
@@ -62,13 +65,16 @@ static void peer_lost(struct fleet__remote *remote, struct fleet__peer *peer, co
         remote->lost_count += count;
         remote->has_died = true;
     }
-    if (peer->state == FLEET__LOADING && remote->is_serving && !remote->has_failed) {
+    if (peer->state == FLEET__LOADING && !peer->is_ready && remote->is_serving &&
+        !remote->has_failed) {
         /* What waits must not wait for ever for ranks that never get there. */
         remote->has_failed = true;
         (void)err_set(&remote->failure, STATUS_PEER, "rank %u died while it was loading: %s",
                       rank_of(remote, peer), why);
     }
     peer->state = FLEET__DOWN;
+    peer->is_ready = false;
+    fleet__update_lost(remote, peer);
     pthread_cond_broadcast(&remote->changed);
     pthread_mutex_unlock(&remote->lock);
     link_free(link);
@@ -94,7 +100,7 @@ static enum status on_ready(struct fleet__remote *remote, struct fleet__peer *pe
 {
     struct model_info info;
     uint32_t running_max = 0;
-    bool differs, look_again;
+    bool differs;
     enum status st = fleet__ready_read(json, &info, &running_max, err);
 
     if (st != STATUS_OK)
@@ -108,22 +114,48 @@ static enum status on_ready(struct fleet__remote *remote, struct fleet__peer *pe
               remote->info.context_length != info.context_length ||
               remote->info.kv_page_size != info.kv_page_size;
     if (!differs) {
-        peer->state = FLEET__UP;
+        peer->is_ready = true;
         peer->running_max = running_max;
         peer->page_count_max = info.kv_page_count;
+    }
+    pthread_mutex_unlock(&remote->lock);
+    return differs ? err_set(err, STATUS_PEER, "it has another model than the ranks before it")
+                   : STATUS_OK;
+}
+
+/* Takes in those who are ready, unless an update is to be decided first. */
+static void take_in(struct fleet__remote *remote)
+{
+    bool is_up[FLEET_RANK_COUNT_MAX] = { false }, is_stale[FLEET_RANK_COUNT_MAX] = { false };
+    bool any = false;
+
+    pthread_mutex_lock(&remote->lock);
+    for (uint32_t i = 0; i < remote->options.rank_count && !remote->update.is_running; i++) {
+        struct fleet__peer *peer = &remote->peers[i];
+
+        is_stale[i] = peer->is_ready && peer->weights_serial != remote->weights_serial;
+        is_up[i] = peer->is_ready && !is_stale[i];
+        if (!is_up[i])
+            continue;
+        any = true;
+        peer->is_ready = false;
+        peer->state = FLEET__UP;
         remote->has_failed = false;
         remote->has_started = true;
     }
-    look_again = fleet__dispatch(remote);
-    pthread_cond_broadcast(&remote->changed);
+    (void)fleet__dispatch(remote); /* full: the next turn looks */
+    if (any)
+        pthread_cond_broadcast(&remote->changed);
     pthread_mutex_unlock(&remote->lock);
-    if (differs)
-        return err_set(err, STATUS_PEER, "it has another model than the ranks before it");
-    if (look_again)
-        fleet__wake(remote);
-    log_line(remote->log, LOG_INFO, "rank %u (process %" PRId64 " on %s) is up",
-             rank_of(remote, peer), peer->hello.pid, peer->hello.host);
-    return STATUS_OK;
+    for (uint32_t i = 0; i < remote->options.rank_count; i++) {
+        struct fleet__peer *peer = &remote->peers[i];
+
+        if (is_up[i])
+            log_line(remote->log, LOG_INFO, "rank %u (process %" PRId64 " on %s) is up", i,
+                     peer->hello.pid, peer->hello.host);
+        if (is_stale[i])
+            peer_lost(remote, peer, "it has loaded weights that were updated meanwhile");
+    }
 }
 
 /* It could not start. */
@@ -208,21 +240,38 @@ static enum status on_report(struct fleet__remote *remote, struct fleet__peer *p
     return STATUS_OK;
 }
 
+static enum status on_updated(struct fleet__remote *remote, struct fleet__peer *peer,
+                              const json_t *json, struct err *err)
+{
+    struct fleet__step step;
+    enum status st = fleet__step_read(json, &step, err);
+
+    if (st != STATUS_OK)
+        return st;
+    pthread_mutex_lock(&remote->lock);
+    st = fleet__update_come(remote, peer, &step, err);
+    pthread_mutex_unlock(&remote->lock);
+    return st;
+}
+
 static enum status on_message(struct fleet__remote *remote, struct fleet__peer *peer,
                               enum fleet__op op, const json_t *json, struct err *err)
 {
-    const bool is_up = peer->state == FLEET__UP; /* only this thread changes it */
+    const bool is_up = peer->state == FLEET__UP; /* only this thread changes it, and the next */
+    const bool is_loading = !is_up && !peer->is_ready;
 
     if (op == FLEET__BEAT)
         return STATUS_OK;
-    if (op == FLEET__READY && !is_up)
+    if (op == FLEET__READY && is_loading)
         return on_ready(remote, peer, json, err);
-    if (op == FLEET__FAILED && !is_up)
+    if (op == FLEET__FAILED && is_loading)
         return on_failed(remote, peer, json, err);
     if (op == FLEET__OUTPUT && is_up)
         return on_output(remote, peer, json, err);
     if (op == FLEET__REPORT && is_up)
         return on_report(remote, peer, json, err);
+    if (op == FLEET__UPDATED && is_up)
+        return on_updated(remote, peer, json, err);
     return err_set(err, STATUS_PEER, "it sent something out of turn");
 }
 
@@ -294,13 +343,15 @@ static void welcome(struct fleet__remote *remote, struct fleet__pending *pending
                     const struct fleet__hello *hello)
 {
     struct fleet__peer *peer = &remote->peers[hello->rank];
-    json_t *json = fleet__message(FLEET__WELCOME);
+    struct fleet_rank_weights weights;
+    bool has_weights;
 
     if (peer->link != NULL)
         peer_lost(remote, peer, "another process has taken its place");
-    if (json != NULL)
-        (void)json_object_set_new(json, "token", json_string(remote->tokens.of_front));
-    (void)fleet__link_send(pending->link, json, NULL);
+    has_weights = fleet__update_weights(remote, &weights); /* only this thread changes them */
+    (void)fleet__link_send(pending->link,
+                           fleet__welcome_json(remote->tokens.of_front,
+                                               has_weights ? &weights : NULL), NULL);
     pending->link->frame_bytes_max = FLEET__FRAME_BYTES_MAX;
     peer->heard_ns = clock_now_ns();
     pthread_mutex_lock(&remote->lock);
@@ -309,6 +360,7 @@ static void welcome(struct fleet__remote *remote, struct fleet__pending *pending
     peer->link = pending->link;
     peer->is_cut = false;
     peer->state = FLEET__LOADING;
+    peer->weights_serial = remote->weights_serial;
     json_decref(peer->report);
     peer->report = NULL;
     pthread_mutex_unlock(&remote->lock);
@@ -410,7 +462,7 @@ static void sweep_queue(struct fleet__remote *remote)
                                         : remote->failure.message);
     for (struct fleet__request *at = remote->queue.first, *next; at != NULL; at = next) {
         next = at->next;
-        if (!hopeless && !at->canceled)
+        if (!hopeless && !at->canceled && !at->for_update)
             continue;
         fleet__take_out(remote, at);
         at->next = list;
@@ -422,6 +474,9 @@ static void sweep_queue(struct fleet__remote *remote)
         list = request->next;
         if (request->canceled)
             fleet__abort(remote, request, STATUS_CANCELED, "the request was canceled");
+        else if (request->for_update)
+            fleet__abort(remote, request, STATUS_CANCELED,
+                         "the request was aborted for an update of the weights");
         else
             fleet__abort(remote, request, STATUS_UNAVAILABLE, why);
     }
@@ -467,6 +522,7 @@ static void turn(struct fleet__remote *remote)
         accept_one(remote);
     beat(remote);
     sweep_queue(remote);
+    take_in(remote);
 }
 
 static bool is_stopping(struct fleet__remote *remote)

@@ -198,8 +198,9 @@ static void a_reader_that_dies_leaves_the_old_weights_to_all(void **state)
     (void)state;
     for (size_t i = 0; i < 4; i++) {
         const struct scene scene = {
-            .device = devices[i % 2], .home = OFFLOAD_HOME_SHM, .faulty_rank = 1 + (uint32_t)(i / 2),
-            .faulty_step = OFFLOAD_UPDATE_CHANGED, .dies = true, .outcome = SERVES_OLD,
+            .device = devices[i % 2], .home = OFFLOAD_HOME_SHM,
+            .faulty_rank = 1 + (uint32_t)(i / 2), .faulty_step = OFFLOAD_UPDATE_CHANGED,
+            .dies = true, .outcome = SERVES_OLD,
         };
 
         check(&scene, 3, rank_updates);

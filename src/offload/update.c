@@ -226,6 +226,7 @@ enum status offload_update_commit(struct offload_update *update,
     struct offload__fill job = { .offload = offload, .ckpt = update->source.ckpt };
     enum status st, fit = STATUS_OK;
     bool stopped = false;
+    struct err why = { 0 };
 
     assert(offload->loaded && offload->active == OFFLOAD_NO_UNIT);
     assert(offload->position == offload->pass_position);
@@ -245,6 +246,8 @@ enum status offload_update_commit(struct offload_update *update,
         offload->units[i].has_come = false;
     offload__homes_changed(offload);
     offload__counters_publish(offload);
-    (void)meet(update, OFFLOAD_UPDATE_ENDED, fit, NULL);
+    if (fit != STATUS_OK && offload__torn_check(offload, &why) == STATUS_OK)
+        why = *err; /* of a ring that could not be started */
+    (void)meet(update, OFFLOAD_UPDATE_ENDED, fit, &why);
     return st;
 }

@@ -190,12 +190,6 @@ bool server__update_begin(struct server *server, struct MHD_Connection *connecti
     enum status st = STATUS_OK;
 
     *code_out = MHD_HTTP_BAD_REQUEST;
-    if (!fleet_can_update(server->fleet)) {
-        *code_out = MHD_HTTP_NOT_IMPLEMENTED;
-        *reply_out = reply_json(false, "several ranks run (--dp-size): their weights can't be "
-                                       "updated together; start the server with the new ones", 0);
-        return false;
-    }
     st = json_read(body->data != NULL ? body->data : "", body->size, WHAT, &request, &err);
     if (st == STATUS_OK)
         st = server__update_parse(request, &update, &err);
