@@ -124,7 +124,7 @@ $(CANN_TESTS): $(CANN_DIR)/%: $(CANN_DIR)/obj/%.o $(CANN_LIBRARIES)
 	@$(CC) $(ALL_LDFLAGS) -Wl,-rpath,'$$ORIGIN/lib64' -o $@ $^ -lm -lcmocka
 
 # Tests of devices open them.
-$(filter $(B)/tests/device/%,$(PROGRAMS)): | $(CANN_LIBRARIES)
+$(filter $(B)/tests/device/% $(B)/tests/model/ascend_test,$(PROGRAMS)): | $(CANN_LIBRARIES)
 
 # Calls that a test stands in for, to make the n-th fail (ld: --wrap).
 WRAPPED_offload = malloc calloc realloc strdup device_alloc device_host_alloc stream_create \
