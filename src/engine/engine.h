@@ -31,6 +31,7 @@ struct engine;
 #define ENGINE_STOP_STRINGS_MAX 16
 #define ENGINE_STOP_IDS_MAX 64
 #define ENGINE_STOP_STRING_BYTES_MAX 1024
+#define ENGINE_TOP_LOGPROBS_MAX 20
 #define SAMPLING_NEW_TOKENS_ALL INT64_MAX /* as many as the context and the KV cache allow */
 
 /* SGLang's names and defaults. */
@@ -47,6 +48,8 @@ struct sampling_params {
     bool ignore_eos;
     bool skip_special_tokens;    /* true */
     bool no_stop_trim;           /* keep the stop string in the text */
+    bool wants_logprobs;         /* false; not among SGLang's: a caller's */
+    uint32_t top_logprob_count;  /* 0; likeliest ids told with each; ENGINE_TOP_LOGPROBS_MAX */
     bool has_seed;
     uint64_t seed;
     const char *stop[ENGINE_STOP_STRINGS_MAX]; /* borrowed during submit, then copied */
@@ -71,12 +74,24 @@ enum finish_reason {
 };
 const char *finish_reason_name(enum finish_reason reason); /* SGLang's: "length", "stop", "abort" */
 
+/* How likely a generated id was, and which were the likeliest: natural logarithms of the model's
+ * own probabilities, before penalties, temperature and cuts. */
+struct token_logprobs {
+    float logprob;
+    uint32_t top_count;
+    struct {
+        int32_t id;
+        float logprob;
+    } top[ENGINE_TOP_LOGPROBS_MAX];
+};
+
 /* One piece of an answer. Everything is borrowed during the callback. */
 struct engine_output {
     const char *text;            /* new text since the last piece, never a part of a character */
     size_t text_size;
     const int32_t *ids;          /* new ids since the last piece */
     size_t id_count;
+    const struct token_logprobs *logprobs; /* [id_count]; NULL: not asked for */
     uint64_t prompt_token_count, completion_token_count;
     enum finish_reason finish;   /* not FINISH_NONE: this is the last piece */
     enum status status;          /* of an abort: STATUS_CANCELED, STATUS_DEVICE, ... */

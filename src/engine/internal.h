@@ -60,6 +60,7 @@ void engine__seen_add(struct engine__seen *seen, int32_t id);
 
 struct engine__sampler {
     float *weights;         /* [vocab_size], exp((logit - largest) / temperature) */
+    float *untouched;       /* [vocab_size], logits as they came, for log probabilities */
     uint32_t vocab_size;
 };
 enum status engine__sampler_init(struct engine__sampler *sampler, uint32_t vocab_size,
@@ -70,7 +71,10 @@ void engine__sampler_deinit(struct engine__sampler *sampler);
 int32_t engine__sample(struct engine__sampler *sampler, const struct sampling_params *params,
                        const struct engine__seen *seen, uint64_t seed, uint64_t index,
                        float *logits);
-/* Its steps. The penalties, in place: */
+/* What the logits say of an id, and of the top_count likeliest. */
+void engine__logprobs(const float *logits, uint32_t count, int32_t id, uint32_t top_count,
+                      struct token_logprobs *out);
+/* The steps of engine__sample. The penalties, in place: */
 void engine__penalise(const struct sampling_params *params, const struct engine__seen *seen,
                       float *logits);
 /* sampler->weights: what the ids' chances are proportional to, 0 for those that are cut off; their
@@ -148,6 +152,8 @@ struct engine__request {
     int32_t *pages;                    /* [page_count], its own while has_pages */
     bool has_pages;
     int32_t *ids;                      /* [new_count_max], generated */
+    struct token_logprobs *logprobs;   /* [logprob_capacity], of ids; NULL: not asked for */
+    size_t logprob_capacity;
     uint32_t id_count, told_count;
     uint32_t cached_count;             /* tokens whose keys and values are in the cache */
     struct engine__seen seen;

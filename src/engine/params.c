@@ -284,6 +284,9 @@ static enum status check_integers(const struct sampling_params *params, struct e
                        WHAT ": \"min_new_tokens\" is %" PRId64 ", it must be from 0 to "
                        "max_new_tokens, %" PRId64, params->min_new_tokens,
                        params->max_new_tokens);
+    if (params->top_logprob_count > ENGINE_TOP_LOGPROBS_MAX)
+        return err_set(err, STATUS_BAD_INPUT, WHAT ": %" PRIu32 " top log probabilities, at most "
+                       "%d are told", params->top_logprob_count, ENGINE_TOP_LOGPROBS_MAX);
     if (params->top_k < 1 && params->top_k != -1)
         return err_set(err, STATUS_BAD_INPUT,
                        WHAT ": \"top_k\" is %" PRId64 ", it must be 1 or more, or -1 for all",

@@ -190,6 +190,7 @@ void engine__request_destroy(struct engine__request *request)
     free(request->prompt_ids);
     free(request->pages);
     free(request->ids);
+    free(request->logprobs);
     free(request);
 }
 
@@ -286,6 +287,23 @@ void engine__request_finish_length(struct engine__request *request)
     finish(request, FINISH_LENGTH);
 }
 
+static enum status note_logprobs(struct engine__request *request, int32_t id,
+                                 const float *logits, uint32_t count, struct err *err)
+{
+    if (request->id_count >= request->logprob_capacity) {
+        const size_t capacity = request->logprob_capacity < 8 ? 16 : 2 * request->logprob_capacity;
+        struct token_logprobs *grown = realloc(request->logprobs, capacity * sizeof(*grown));
+
+        if (grown == NULL)
+            return err_set(err, STATUS_NO_MEMORY, "no memory for %zu log probabilities", capacity);
+        request->logprobs = grown;
+        request->logprob_capacity = capacity;
+    }
+    engine__logprobs(logits, count, id, request->params.top_logprob_count,
+                     &request->logprobs[request->id_count]);
+    return STATUS_OK;
+}
+
 void engine__request_advance(struct engine__request *request, struct engine__sampler *sampler,
                              const struct engine__limits *limits, float *logits)
 {
@@ -295,10 +313,17 @@ void engine__request_advance(struct engine__request *request, struct engine__sam
     int32_t id;
 
     assert(request->id_count < request->new_count_max);
+    if (request->params.wants_logprobs) /* what is sampled from is overwritten */
+        memcpy(sampler->untouched, logits, limits->vocab_size * sizeof(*logits));
     if ((int64_t)request->id_count < request->params.min_new_tokens)
         forbid_stop_ids(request, limits, logits);
     id = engine__sample(sampler, &request->params, &request->seen, request->seed,
                         request->id_count, logits);
+    if (request->params.wants_logprobs &&
+        note_logprobs(request, id, sampler->untouched, limits->vocab_size, &err) != STATUS_OK) {
+        engine__request_abort(request, err.status, err.message);
+        return;
+    }
     request->ids[request->id_count++] = id;
     engine__seen_add(&request->seen, id);
     is_stop = is_stop_id(request, limits, id);
@@ -333,6 +358,7 @@ void engine__request_tell(struct engine__request *request, const struct engine__
         .text_size = text->size,
         .ids = request->id_count > 0 ? request->ids + request->told_count : NULL,
         .id_count = request->id_count - request->told_count,
+        .logprobs = request->logprobs != NULL ? request->logprobs + request->told_count : NULL,
         .prompt_token_count = request->prompt_count,
         .completion_token_count = request->id_count,
         .finish = request->finish,

@@ -169,7 +169,8 @@ enum status engine__sampler_init(struct engine__sampler *sampler, uint32_t vocab
     assert(vocab_size > 0 && vocab_size <= INT32_MAX);
     *sampler = (struct engine__sampler){ .vocab_size = vocab_size };
     sampler->weights = calloc(vocab_size, sizeof(*sampler->weights));
-    if (sampler->weights == NULL)
+    sampler->untouched = calloc(vocab_size, sizeof(*sampler->untouched));
+    if (sampler->weights == NULL || sampler->untouched == NULL)
         return err_set(err, STATUS_NO_MEMORY, "no memory to sample from %u ids", vocab_size);
     return STATUS_OK;
 }
@@ -177,6 +178,7 @@ enum status engine__sampler_init(struct engine__sampler *sampler, uint32_t vocab
 void engine__sampler_deinit(struct engine__sampler *sampler)
 {
     free(sampler->weights);
+    free(sampler->untouched);
     *sampler = (struct engine__sampler){ 0 };
 }
 
@@ -369,4 +371,40 @@ int32_t engine__sample(struct engine__sampler *sampler, const struct sampling_pa
         return (int32_t)best_id;
     total = engine__weigh(sampler, params, logits, best_id);
     return (int32_t)draw(sampler->weights, count, engine__random(seed, index) * total);
+}
+
+/* Keeps the likeliest in order; of equal ones the smaller id. */
+static void keep_top(struct token_logprobs *out, uint32_t top_count, int32_t id, float logit)
+{
+    uint32_t at = out->top_count;
+
+    if (at == top_count && (at == 0 || !(logit > out->top[at - 1].logprob)))
+        return;
+    if (at < top_count)
+        out->top_count++;
+    else
+        at--;
+    for (; at > 0 && logit > out->top[at - 1].logprob; at--)
+        out->top[at] = out->top[at - 1];
+    out->top[at].id = id;
+    out->top[at].logprob = logit;
+}
+
+void engine__logprobs(const float *logits, uint32_t count, int32_t id, uint32_t top_count,
+                      struct token_logprobs *out)
+{
+    const float best = logits[argmax(logits, count)];
+    double total = 0;
+    double log_total;
+
+    *out = (struct token_logprobs){ 0 };
+    for (uint32_t i = 0; i < count; i++) {
+        if (logits[i] > -INFINITY) /* false for NaN */
+            total += exp((double)logits[i] - (double)best);
+        keep_top(out, top_count, (int32_t)i, logits[i]);
+    }
+    log_total = (double)best + log(total);
+    out->logprob = (float)((double)logits[id] - log_total);
+    for (uint32_t i = 0; i < out->top_count; i++)
+        out->top[i].logprob = (float)((double)out->top[i].logprob - log_total);
 }

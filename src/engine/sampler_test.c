@@ -148,6 +148,28 @@ static void garbage_gives_a_valid_id(void **state)
     engine__sampler_deinit(&sampler);
 }
 
+/* Logarithms of the softmax, the likeliest first, whatever stands among them. */
+static void logprobs_are_the_softmax(void **state)
+{
+    static const float logits[] = { 1, 3, -INFINITY, 2, 3, NAN };
+    const double total = exp(1.0) + 2 * exp(3.0) + exp(2.0);
+    struct token_logprobs found;
+
+    (void)state;
+    engine__logprobs(logits, 6, 3, 4, &found);
+    assert_true(fabs((double)found.logprob - (2 - log(total))) < 1e-6);
+    assert_int_equal(found.top_count, 4);
+    assert_int_equal(found.top[0].id, 1);
+    assert_int_equal(found.top[1].id, 4);
+    assert_int_equal(found.top[2].id, 3);
+    assert_int_equal(found.top[3].id, 0);
+    assert_true(fabs((double)found.top[3].logprob - (1 - log(total))) < 1e-6);
+    engine__logprobs(logits, 6, 0, 0, &found);
+    assert_int_equal(found.top_count, 0);
+    engine__logprobs(logits, 2, 0, 5, &found);
+    assert_int_equal(found.top_count, 2);
+}
+
 /* -- what is kept ------------------------------------------------------------------------------ */
 
 struct ranked {
@@ -427,6 +449,7 @@ int main(void)
         cmocka_unit_test(random_numbers_are_even_and_differ),
         cmocka_unit_test(greedy_takes_the_lowest_of_the_best),
         cmocka_unit_test(garbage_gives_a_valid_id),
+        cmocka_unit_test(logprobs_are_the_softmax),
         cmocka_unit_test(the_kept_are_those_that_sorting_keeps),
         cmocka_unit_test(draws_follow_the_probabilities),
         cmocka_unit_test(a_choice_depends_on_seed_and_index_alone),

@@ -17,6 +17,7 @@
 #include <string.h>
 
 #include "engine/engine.h"
+#include "text/chat.h"
 
 enum {
     TESTING_BOS_ID = 1,
@@ -345,6 +346,57 @@ enum status tokenizer_encode(const struct tokenizer *tokenizer, const char *text
         ids_out->ids[ids_out->count++] = TESTING_BOS_ID;
     for (size_t i = 0; i < size; i++)
         ids_out->ids[ids_out->count++] = (unsigned char)text[i];
+    return STATUS_OK;
+}
+
+enum status tokenizer_decode(const struct tokenizer *tokenizer, const int32_t *ids, size_t count,
+                             bool skip_special, struct buf *text_out, struct err *err)
+{
+    enum status st = STATUS_OK;
+
+    assert(tokenizer == &testing_tokenizer && !skip_special);
+    for (size_t i = 0; i < count && st == STATUS_OK; i++) {
+        const char byte = (char)(ids[i] & 0x7f);
+
+        st = buf_append(text_out, &byte, 1, err);
+    }
+    return st;
+}
+
+/* ---- a chat template: every content, a newline behind it ---- */
+
+struct chat {
+    bool takes_parts;
+};
+static const struct chat testing_chat = { .takes_parts = false };
+
+bool chat_takes_parts(const struct chat *chat)
+{
+    return chat->takes_parts;
+}
+
+enum status chat_encode(const struct chat *chat, const struct chat_request *request,
+                        struct token_ids *ids_out, struct err *err)
+{
+    const json_t *message;
+    size_t index;
+    size_t size = 0;
+
+    assert(chat == &testing_chat);
+    json_array_foreach((json_t *)request->messages, index, message)
+        size += json_string_length(json_object_get(message, "content")) + 1;
+    if (size == 0)
+        return err_set(err, STATUS_BAD_INPUT, "\"messages\" is empty");
+    ids_out->ids = calloc(size, sizeof(*ids_out->ids));
+    if (ids_out->ids == NULL)
+        return err_set(err, STATUS_NO_MEMORY, "no memory for %zu ids", size);
+    json_array_foreach((json_t *)request->messages, index, message) {
+        const json_t *content = json_object_get(message, "content");
+
+        for (size_t i = 0; i < json_string_length(content); i++)
+            ids_out->ids[ids_out->count++] = (unsigned char)json_string_value(content)[i];
+        ids_out->ids[ids_out->count++] = '\n';
+    }
     return STATUS_OK;
 }
 

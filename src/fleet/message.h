@@ -134,11 +134,12 @@ void fleet__submit_deinit(struct fleet__submit *submit);
 
 /* -- output -- */
 
-/* `output` points into the json and into `ids`, which is owned. */
+/* `output` points into the json, and into `ids` and `logprobs`, which are owned. */
 struct fleet__output {
     uint64_t id;
     struct engine_output output;
     int32_t *ids;
+    struct token_logprobs *logprobs;
 };
 json_t *fleet__output_json(uint64_t id, const struct engine_output *output);
 enum status fleet__output_read(const json_t *json, struct fleet__output *output_out,

@@ -87,6 +87,9 @@ json_t *fleet__submit_json(uint64_t id, const struct engine_request *request)
     (void)json_object_set_new(json, "ids", ids_json(request->prompt_ids, request->prompt_count));
     (void)json_object_set_new(json, "params", params_json(request->params));
     (void)json_object_set_new(json, "stream", json_boolean(request->token_by_token));
+    if (request->params->wants_logprobs)
+        (void)json_object_set_new(json, "logprobs",
+                                  json_integer(request->params->top_logprob_count));
     if (request->params->has_seed)
         (void)json_object_set_new(json, "seed", json_integer((json_int_t)request->params->seed));
     return json;
@@ -98,6 +101,7 @@ enum status fleet__submit_read(const json_t *json, struct fleet__submit *submit_
     struct fleet__submit submit = { 0 };
     const json_t *params = NULL;
     int64_t seed = 0;
+    int64_t top_count = -1;
     enum status st = fleet__id_read(json, &submit.id, err);
 
     sampling_params_init(&submit.params);
@@ -110,9 +114,13 @@ enum status fleet__submit_read(const json_t *json, struct fleet__submit *submit_
     if (st == STATUS_OK)
         st = json_get_int(json, "seed", WHAT, INT64_MIN, INT64_MAX, &seed, err);
     if (st == STATUS_OK)
+        st = json_get_int(json, "logprobs", WHAT, 0, ENGINE_TOP_LOGPROBS_MAX, &top_count, err);
+    if (st == STATUS_OK)
         st = ids_read(json, "ids", &submit.ids, &submit.id_count, err);
     if (st != STATUS_OK)
         return st;
+    submit.params.wants_logprobs = top_count >= 0;
+    submit.params.top_logprob_count = top_count >= 0 ? (uint32_t)top_count : 0;
     submit.params.has_seed = json_is_integer(json_object_get(json, "seed"));
     submit.params.seed = (uint64_t)seed;
     *submit_out = submit;
@@ -127,6 +135,78 @@ void fleet__submit_deinit(struct fleet__submit *submit)
 
 /* -- output ------------------------------------------------------------------------------------ */
 
+/* Infinities have no JSON. */
+static json_t *logprob_json(float logprob)
+{
+    return json_real(logprob > -1e30f && logprob < 1e30f ? (double)logprob : -1e30);
+}
+
+/* [[logprob, id, logprob, id, logprob, ...], ...] */
+static json_t *logprobs_json(const struct token_logprobs *logprobs, size_t count)
+{
+    json_t *list = json_array();
+
+    for (size_t i = 0; i < count; i++) {
+        json_t *one = json_array();
+
+        (void)json_array_append_new(one, logprob_json(logprobs[i].logprob));
+        for (uint32_t k = 0; k < logprobs[i].top_count; k++) {
+            (void)json_array_append_new(one, json_integer(logprobs[i].top[k].id));
+            (void)json_array_append_new(one, logprob_json(logprobs[i].top[k].logprob));
+        }
+        (void)json_array_append_new(list, one);
+    }
+    return list;
+}
+
+static bool logprobs_of(const json_t *list, struct token_logprobs *out)
+{
+    const size_t size = json_array_size(list);
+
+    if (size % 2 != 1 || size / 2 > ENGINE_TOP_LOGPROBS_MAX ||
+        !json_is_real(json_array_get(list, 0)))
+        return false;
+    out->logprob = (float)json_real_value(json_array_get(list, 0));
+    out->top_count = (uint32_t)(size / 2);
+    for (uint32_t k = 0; k < out->top_count; k++) {
+        const json_t *id = json_array_get(list, 2 * (size_t)k + 1);
+        const json_t *logprob = json_array_get(list, 2 * (size_t)k + 2);
+
+        if (!json_is_integer(id) || json_integer_value(id) < 0 ||
+            json_integer_value(id) > INT32_MAX || !json_is_real(logprob))
+            return false;
+        out->top[k].id = (int32_t)json_integer_value(id);
+        out->top[k].logprob = (float)json_real_value(logprob);
+    }
+    return true;
+}
+
+/* As many as there are ids; NULL when there are none at all. */
+static enum status logprobs_read(const json_t *json, size_t id_count,
+                                 struct token_logprobs **out, struct err *err)
+{
+    const json_t *list = NULL;
+    struct token_logprobs *read;
+    enum status st = json_get_array(json, "logprobs", WHAT, &list, err);
+
+    if (st != STATUS_OK || list == NULL)
+        return st;
+    if (json_array_size(list) != id_count)
+        return err_set(err, STATUS_BAD_INPUT, WHAT ": %zu log probabilities of %zu ids",
+                       json_array_size(list), id_count);
+    read = calloc(id_count + 1, sizeof(*read));
+    if (read == NULL)
+        return err_set(err, STATUS_NO_MEMORY, "no memory for %zu log probabilities", id_count);
+    for (size_t i = 0; i < id_count; i++) {
+        if (!logprobs_of(json_array_get(list, i), &read[i])) {
+            free(read);
+            return err_set(err, STATUS_BAD_INPUT, WHAT ": \"logprobs\"[%zu] makes no sense", i);
+        }
+    }
+    *out = read;
+    return STATUS_OK;
+}
+
 json_t *fleet__output_json(uint64_t id, const struct engine_output *output)
 {
     json_t *json = fleet__message_id(FLEET__OUTPUT, id);
@@ -136,6 +216,9 @@ json_t *fleet__output_json(uint64_t id, const struct engine_output *output)
     if (output->text_size > 0)
         (void)json_object_set_new(json, "text", fleet__text_json(output->text, output->text_size));
     (void)json_object_set_new(json, "ids", ids_json(output->ids, output->id_count));
+    if (output->logprobs != NULL)
+        (void)json_object_set_new(json, "logprobs",
+                                  logprobs_json(output->logprobs, output->id_count));
     (void)json_object_set_new(json, "prompt_tokens",
                               json_integer((json_int_t)output->prompt_token_count));
     (void)json_object_set_new(json, "completion_tokens",
@@ -221,9 +304,14 @@ enum status fleet__output_read(const json_t *json, struct fleet__output *output_
         st = ending_read(json, output, err);
     if (st == STATUS_OK)
         st = ids_read(json, "ids", &read.ids, &output->id_count, err);
-    if (st != STATUS_OK)
+    if (st == STATUS_OK)
+        st = logprobs_read(json, output->id_count, &read.logprobs, err);
+    if (st != STATUS_OK) {
+        free(read.ids);
         return st;
+    }
     output->ids = read.ids;
+    output->logprobs = read.logprobs;
     output->prompt_token_count = (uint64_t)prompt;
     output->completion_token_count = (uint64_t)completion;
     *output_out = read;
@@ -233,5 +321,7 @@ enum status fleet__output_read(const json_t *json, struct fleet__output *output_
 void fleet__output_deinit(struct fleet__output *output)
 {
     free(output->ids);
+    free(output->logprobs);
     output->ids = NULL;
+    output->logprobs = NULL;
 }
