@@ -42,7 +42,7 @@ struct cli_texts {
 
 /* Texts are borrowed from the arguments. Zero or NULL: not given, unless said otherwise. */
 struct cli_options {
-    const char *model, *tokenizer_path;
+    const char *model, *tokenizer_path, *chat_template;
     bool help, json, quiet;
     const char *log_level;
 

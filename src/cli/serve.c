@@ -217,10 +217,14 @@ static enum status serve(struct serving *serving, struct err *err)
 
     st = cli_session_open_tokenizer(&serving->session, options, log, err);
     if (st == STATUS_OK)
+        st = cli_session_open_chat(&serving->session, options, log, err);
+    if (st == STATUS_OK)
         st = serving->rank_count > 1 ? open_ranks(serving, err) : open_engine(serving, err);
     if (st == STATUS_OK) {
         watch_serve(serving->watch);
         make_server_options(options, serving->launch, &server_options);
+        server_options.chat = serving->session.chat;
+        server_options.why_no_chat = serving->session.why_no_chat.message;
         st = server_create(serving->fleet, serving->session.tokenizer, &server_options, log,
                            &serving->server, err);
     }

@@ -59,6 +59,45 @@ enum status cli_session_open_tokenizer(struct cli_session *session,
     return STATUS_OK;
 }
 
+static enum status open_chat(struct cli_session *session, const struct cli_options *options,
+                             struct err *err)
+{
+    const char *path = options->tokenizer_path != NULL ? options->tokenizer_path : options->model;
+    struct buf json, config;
+    enum status st;
+
+    if (!gguf_is_file(path))
+        return chat_open(session->tokenizer, path, options->chat_template, &session->chat, err);
+    buf_init(&json, GGUF_TOKENIZER_BYTES_MAX);
+    buf_init(&config, GGUF_TOKENIZER_BYTES_MAX);
+    st = gguf_tokenizer_read(path, &json, &config, err);
+    if (st == STATUS_OK)
+        st = chat_open_json(session->tokenizer, config.data, config.size, path,
+                            options->chat_template, &session->chat, err);
+    buf_deinit(&json);
+    buf_deinit(&config);
+    return st;
+}
+
+enum status cli_session_open_chat(struct cli_session *session, const struct cli_options *options,
+                                  const struct log *log, struct err *err)
+{
+    enum status st;
+
+    if (session->tokenizer == NULL)
+        st = err_set(&session->why_no_chat, STATUS_UNAVAILABLE, "the model has no tokenizer, so "
+                     "there are no conversations");
+    else
+        st = open_chat(session, options, &session->why_no_chat);
+    if (st == STATUS_OK)
+        return STATUS_OK;
+    if (options->chat_template != NULL)
+        return err_set(err, st, "%s", session->why_no_chat.message);
+    if (st != STATUS_UNAVAILABLE)
+        log_line(log, LOG_WARN, "no conversations: %s", session->why_no_chat.message);
+    return STATUS_OK;
+}
+
 static enum status open_device(struct cli_session *session, const struct cli_options *options,
                                const struct log *log, struct err *err)
 {
@@ -336,6 +375,7 @@ void cli_session_close(struct cli_session *session)
     model_destroy(session->model);
     ckpt_close(session->ckpt);
     device_close(session->device);
+    chat_close(session->chat);
     tokenizer_close(session->tokenizer);
     trace_destroy(session->trace);
     free(session->cache_dir);

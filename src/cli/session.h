@@ -20,10 +20,13 @@
 #include "engine/engine.h"
 #include "model/model.h"
 #include "model/predict.h"
+#include "text/chat.h"
 #include "text/tokenizer.h"
 
 /* Zero it before anything is opened. */
 struct cli_session {
+    struct chat *chat;           /* NULL: see cli_session_open_chat */
+    struct err why_no_chat;
     struct tokenizer *tokenizer; /* NULL: the model has none, or --skip-tokenizer-init */
     struct device *device;
     struct ckpt *ckpt;
@@ -49,6 +52,11 @@ struct cli_demand {
 /* The tokenizer of a folder or a GGUF file. */
 enum status cli_open_tokenizer(const char *path, struct tokenizer **tokenizer_out,
                                struct err *err);
+/* The model's chat template, or --chat-template's. Without one, or with a broken one of the
+ * model's, session->chat stays NULL and session->why_no_chat says why; what the option names must
+ * be fine. After the tokenizer. */
+enum status cli_session_open_chat(struct cli_session *session, const struct cli_options *options,
+                                  const struct log *log, struct err *err);
 /* A model without a tokenizer leaves it NULL, with a warning. */
 enum status cli_session_open_tokenizer(struct cli_session *session,
                                        const struct cli_options *options, const struct log *log,

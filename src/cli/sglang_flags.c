@@ -122,7 +122,6 @@ const struct cli_foreign_flag cli_foreign_flags[] = {
     IGNORED("nccl-port", ONE, RANKS),
     IGNORED("checkpoint-engine-wait-weights-before-ready", NONE,
          "weights are loaded before the server listens"),
-    IGNORED("chat-template", ONE, OPENAI),
     IGNORED("hf-chat-template-name", ONE, OPENAI),
     IGNORED("completion-template", ONE, OPENAI),
     IGNORED("file-storage-path", ONE, OPENAI),

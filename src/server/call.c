@@ -27,6 +27,8 @@ static void call_free(struct call *call)
     for (size_t i = 0; i < call->answer_count; i++) {
         buf_deinit(&call->answers[i].text_json);
         buf_deinit(&call->answers[i].ids_json);
+        for (size_t k = 0; k < SERVER_LOGPROB_LISTS; k++)
+            buf_deinit(&call->answers[i].logprobs_json[k]);
         buf_deinit(&call->answers[i].detail);
     }
     free(call->answers);
@@ -77,6 +79,8 @@ static void on_output(void *user, const struct engine_output *output)
     assert(!answer->ended);
     if (!call->gone && call->failure == STATUS_OK)
         st = server__answer_append(answer, output, NULL);
+    if (st == STATUS_OK && !call->gone && call->kind == CALL_OPENAI && output->logprobs != NULL)
+        st = server__openai_append(answer, output, NULL);
     if (st != STATUS_OK)
         call->failure = st;
     if (last) {
@@ -92,14 +96,14 @@ static void on_output(void *user, const struct engine_output *output)
         call_free(call);
 }
 
-static enum status tokenize(const struct call *call, const struct tokenizer *tokenizer,
-                            struct generate_prompt *prompt, struct err *err)
+enum status server__tokenize(struct fleet *fleet, const struct tokenizer *tokenizer,
+                             struct generate_prompt *prompt, struct err *err)
 {
-    const uint64_t context_length = fleet_model_info(call->fleet)->context_length;
+    const uint64_t context_length = fleet_model_info(fleet)->context_length;
     struct token_ids ids = { 0 };
     enum status st;
 
-    if (prompt->text == NULL)
+    if (prompt->text == NULL || prompt->ids != NULL)
         return STATUS_OK;
     if (tokenizer == NULL)
         return err_set(err, STATUS_BAD_INPUT,
@@ -166,6 +170,7 @@ static struct call *call_new(const struct generate_request *request, enum call_k
     call->is_list = request->is_list;
     call->style.has_text = has_text;
     call->style.has_index = request->stream && request->is_list;
+    call->openai = request->openai;
     call->answer_count = request->prompt_count;
     call->ref_count = 1;
     buf_init(&call->out, SERVER_ANSWER_BYTES_MAX);
@@ -178,12 +183,27 @@ static struct call *call_new(const struct generate_request *request, enum call_k
         buf_init(&answer->text_json, SERVER_ANSWER_BYTES_MAX);
         buf_init(&answer->ids_json, SERVER_ANSWER_BYTES_MAX);
         buf_init(&answer->detail, SERVER_ANSWER_BYTES_MAX);
+        for (size_t k = 0; k < SERVER_LOGPROB_LISTS; k++)
+            buf_init(&answer->logprobs_json[k], SERVER_ANSWER_BYTES_MAX);
     }
     return call;
 }
 
+/* A completion that begins with its prompt. */
+static enum status put_echoes(struct call *call, const struct generate_request *request,
+                              struct err *err)
+{
+    enum status st = STATUS_OK;
+
+    for (size_t i = 0; i < call->answer_count && request->openai.echo && st == STATUS_OK; i++)
+        st = server__json_escape(&call->answers[i].text_json, request->prompts[i].text,
+                                 request->prompts[i].text_size, err);
+    return st;
+}
+
 enum status server__call_create(struct fleet *fleet, const struct tokenizer *tokenizer,
-                                enum call_kind kind, struct generate_request *request,
+                                const char *model_name, enum call_kind kind,
+                                struct generate_request *request,
                                 struct MHD_Connection *connection, struct call **call_out,
                                 struct err *err)
 {
@@ -195,10 +215,13 @@ enum status server__call_create(struct fleet *fleet, const struct tokenizer *tok
         return err_set(err, STATUS_NO_MEMORY, "no memory for a request of %zu prompts",
                        request->prompt_count);
     call->fleet = fleet;
+    call->tokenizer = tokenizer;
+    call->model_name = model_name;
     call->connection = connection;
+    st = put_echoes(call, request, err);
     /* All are tokenized before the first is submitted: a bad one costs no computing. */
     for (at = 0; at < request->prompt_count && st == STATUS_OK; at++)
-        st = tokenize(call, tokenizer, &request->prompts[at], err);
+        st = server__tokenize(fleet, tokenizer, &request->prompts[at], err);
     if (st == STATUS_OK) {
         for (at = 0; at < request->prompt_count && st == STATUS_OK; at++)
             st = submit(call, &call->answers[at], &request->prompts[at], err);
@@ -298,22 +321,28 @@ enum status server__call_failure(struct call *call, struct err *err)
     return st;
 }
 
-enum status server__call_write(struct call *call, struct buf *out, struct err *err)
+/* SGLang's shape: an object, or a list of them. */
+static enum status write_list(const struct call *call, struct buf *out, struct err *err)
 {
-    enum status st = STATUS_OK;
+    enum status st = call->is_list ? buf_append(out, "[", 1, err) : STATUS_OK;
 
-    (void)pthread_mutex_lock(&call->lock);
-    assert(call->ended_count == call->answer_count);
-    if (call->is_list)
-        st = buf_append(out, "[", 1, err);
     for (size_t i = 0; i < call->answer_count && st == STATUS_OK; i++) {
         if (i > 0)
             st = buf_append(out, ", ", 2, err);
         if (st == STATUS_OK)
             st = server__answer_write(&call->answers[i], &call->style, out, err);
     }
-    if (st == STATUS_OK && call->is_list)
-        st = buf_append(out, "]", 1, err);
+    return st == STATUS_OK && call->is_list ? buf_append(out, "]", 1, err) : st;
+}
+
+enum status server__call_write(struct call *call, struct buf *out, struct err *err)
+{
+    enum status st;
+
+    (void)pthread_mutex_lock(&call->lock);
+    assert(call->ended_count == call->answer_count);
+    st = call->kind == CALL_OPENAI ? server__openai_write(call, out, err)
+                                   : write_list(call, out, err);
     (void)pthread_mutex_unlock(&call->lock);
     return st;
 }
@@ -334,6 +363,11 @@ static bool next_event(struct call *call, enum status *st_out)
     }
     if (answer == NULL && call->ended_count < call->answer_count)
         return false;
+    if (answer == NULL && call->openai.include_usage && !call->usage_written) {
+        call->usage_written = true;
+        *st_out = server__openai_usage_event(call, out, NULL);
+        return true;
+    }
     if (answer == NULL) {
         call->done_written = true;
         *st_out = buf_printf(out, NULL, "data: [DONE]\n\n");
@@ -341,6 +375,10 @@ static bool next_event(struct call *call, enum status *st_out)
     }
     call->next_answer = answer->index + 1;
     answer->news = false;
+    if (call->kind == CALL_OPENAI) {
+        *st_out = server__openai_events(answer, out, NULL);
+        return true;
+    }
     st = buf_printf(out, NULL, "data: ");
     if (st == STATUS_OK)
         st = server__answer_write(answer, &call->style, out, NULL);
@@ -359,10 +397,14 @@ ssize_t server__call_read(struct call *call, char *dst, size_t size)
     if (call->gone || call->failure != STATUS_OK) {
         read = MHD_CONTENT_READER_END_WITH_ERROR;
     } else if (call->out_sent == call->out.size) {
-        if (call->done_written)
-            read = MHD_CONTENT_READER_END_OF_STREAM;
-        else if (!next_event(call, &st))
+        bool more = true;
+
+        while (more && !call->done_written && st == STATUS_OK && call->out_sent == call->out.size)
+            more = next_event(call, &st); /* which may have nothing to show */
+        if (!more && call->out_sent == call->out.size)
             suspend(call);
+        else if (call->out_sent == call->out.size)
+            read = MHD_CONTENT_READER_END_OF_STREAM;
         if (st != STATUS_OK)
             read = MHD_CONTENT_READER_END_WITH_ERROR;
     }

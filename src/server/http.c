@@ -27,6 +27,8 @@
 
 enum method { METHOD_GET = 1, METHOD_POST = 2, METHOD_PUT = 4, METHOD_OTHER = 8 };
 
+#define MODELS "/v1/models/"
+
 static enum method method_of(const char *name)
 {
     if (strcmp(name, MHD_HTTP_METHOD_GET) == 0 || strcmp(name, MHD_HTTP_METHOD_HEAD) == 0)
@@ -240,17 +242,28 @@ static enum MHD_Result respond_text(struct conn *conn, struct MHD_Connection *co
     return respond(conn, connection, code, response, "application/json");
 }
 
+/* In the shape of whose interface was asked. False: no memory. */
+static bool error_body(const struct conn *conn, unsigned code, const char *type,
+                       const char *message, struct buf *body)
+{
+    enum status st;
+
+    buf_init(body, SERVER_ANSWER_BYTES_MAX);
+    st = conn->api == API_SGLANG ? server__error_write(code, type, message, body, NULL)
+                                 : server__openai_error_write(code, message, body, NULL);
+    if (st != STATUS_OK)
+        buf_deinit(body);
+    return st == STATUS_OK;
+}
+
 static enum MHD_Result respond_error(struct conn *conn, struct MHD_Connection *connection,
                                      unsigned code, const char *type, const char *message)
 {
     struct buf body;
 
     log_line(conn->server->log, LOG_DEBUG, "%u: %s", code, message);
-    buf_init(&body, SERVER_ANSWER_BYTES_MAX);
-    if (server__error_write(code, type, message, &body, NULL) != STATUS_OK) {
-        buf_deinit(&body);
+    if (!error_body(conn, code, type, message, &body))
         return MHD_NO;
-    }
     return respond_text(conn, connection, code, &body, NULL);
 }
 
@@ -390,6 +403,47 @@ static enum MHD_Result route_generate(struct conn *conn, struct MHD_Connection *
     return prepared(conn, connection);
 }
 
+static enum MHD_Result route_completions(struct conn *conn, struct MHD_Connection *connection)
+{
+    conn->api = API_COMPLETIONS;
+    return route_generate(conn, connection);
+}
+
+static enum MHD_Result route_chat_completions(struct conn *conn,
+                                              struct MHD_Connection *connection)
+{
+    conn->api = API_CHAT;
+    return route_generate(conn, connection);
+}
+
+static json_t *model_json(const struct server *server)
+{
+    return json_pack("{s:s, s:s, s:I, s:s, s:s, s:n, s:I}", "id",
+                     server->options.served_model_name, "object", "model", "created",
+                     (json_int_t)server->start_s, "owned_by", "lighter", "root",
+                     server->options.model_path, "parent", "max_model_len",
+                     (json_int_t)fleet_model_info(server->fleet)->context_length);
+}
+
+static enum MHD_Result route_models(struct conn *conn, struct MHD_Connection *connection)
+{
+    return respond_json(conn, connection, json_pack("{s:s, s:[o]}", "object", "list", "data",
+                                                    model_json(conn->server)));
+}
+
+/* /v1/models/NAME */
+static enum MHD_Result route_model(struct conn *conn, struct MHD_Connection *connection,
+                                   const char *name)
+{
+    char message[256];
+
+    if (strcmp(name, conn->server->options.served_model_name) == 0)
+        return respond_json(conn, connection, model_json(conn->server));
+    (void)snprintf(message, sizeof(message), "the model '%.128s' does not exist; GET /v1/models "
+                   "lists what does", name);
+    return respond_error(conn, connection, MHD_HTTP_NOT_FOUND, "not found", message);
+}
+
 static enum MHD_Result route_health(struct conn *conn, struct MHD_Connection *connection)
 {
     struct err err;
@@ -417,7 +471,7 @@ static enum MHD_Result route_health_generate(struct conn *conn, struct MHD_Conne
     sampling_params_init(&prompt.params);
     prompt.params.max_new_tokens = 1;
     prompt.params.temperature = 0;
-    conn->prepare_status = server__call_create(server->fleet, server->tokenizer, CALL_HEALTH,
+    conn->prepare_status = server__call_create(server->fleet, server->tokenizer, "", CALL_HEALTH,
                                                &request, connection, &call, &conn->prepare_err);
     if (conn->prepare_status == STATUS_OK)
         server__conn_attach(conn, call);
@@ -542,6 +596,9 @@ static const struct route {
     { "/update_weights_from_disk", METHOD_POST, "POST", route_update_weights },
     { "/get_server_info", METHOD_GET, "GET, HEAD", route_server_info },
     { "/metrics", METHOD_GET, "GET, HEAD", route_metrics },
+    { "/v1/models", METHOD_GET, "GET, HEAD", route_models },
+    { "/v1/completions", METHOD_POST, "POST", route_completions },
+    { "/v1/chat/completions", METHOD_POST, "POST", route_chat_completions },
 };
 #define ROUTE_COUNT (sizeof(routes) / sizeof(routes[0]))
 
@@ -581,14 +638,12 @@ static enum MHD_Result route(struct conn *conn, struct MHD_Connection *connectio
             return routes[i].answer(conn, connection);
         (void)snprintf(message, sizeof(message), "%s takes %s, not %.32s", path, routes[i].allow,
                        method);
-        buf_init(&body, SERVER_ANSWER_BYTES_MAX);
-        if (server__error_write(MHD_HTTP_METHOD_NOT_ALLOWED, "method not allowed", message, &body,
-                                NULL) != STATUS_OK) {
-            buf_deinit(&body);
+        if (!error_body(conn, MHD_HTTP_METHOD_NOT_ALLOWED, "method not allowed", message, &body))
             return MHD_NO;
-        }
         return respond_text(conn, connection, MHD_HTTP_METHOD_NOT_ALLOWED, &body, routes[i].allow);
     }
+    if (strncmp(path, MODELS, strlen(MODELS)) == 0 && method_of(method) == METHOD_GET)
+        return route_model(conn, connection, path + strlen(MODELS));
     (void)snprintf(message, sizeof(message), "there is nothing at %.128s; GET / lists what is",
                    path);
     return respond_error(conn, connection, MHD_HTTP_NOT_FOUND, "not found", message);
@@ -653,6 +708,7 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *connection, 
         return MHD_NO;
     if (*request == NULL) {
         *request = conn;
+        conn->api = strncmp(path, "/v1/", 4) == 0 ? API_OPENAI : API_SGLANG;
         return begin_request(conn, connection);
     }
     if (*body_size > 0) {

@@ -93,6 +93,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     server_options_init(&options);
     options.body_bytes_max = 2048;
     options.prompt_count_max = 4;
+    options.chat = &testing_chat;
     check(fleet_create_local(engine, &fleet, NULL) == STATUS_OK);
     check(server__create(fleet, &testing_tokenizer, &options, NULL, &server, NULL) == STATUS_OK);
     check(server__http_start(server, NULL) == STATUS_OK);

@@ -24,6 +24,7 @@
 #include "base/buf.h"
 #include "base/size.h"
 #include "server/server.h"
+#include "text/chat.h"
 
 #define SERVER_THREADS 2                    /* libmicrohttpd's */
 #define SERVER_INLINE_BYTES (16 * KIB)      /* larger bodies are prepared by their own thread */
@@ -36,6 +37,7 @@
 #define SERVER_WATCH_MS 200                 /* how late a client that left may be noticed */
 #define SERVER_RID_BYTES_MAX 128
 #define SERVER_RETRY_AFTER_S "1"
+#define SERVER_LOGPROB_LISTS 4              /* of a completion: tokens, ..., text_offset */
 
 /* ---- parse.c: a body becomes a request ---- */
 
@@ -49,8 +51,20 @@ struct generate_prompt {
     size_t text_size;
     int32_t *ids;                   /* owned; NULL: there is text */
     size_t id_count;
+    bool ids_are_text;              /* the ids are those of text, not the client's */
     struct sampling_params params;  /* its strings are borrowed from the request's json */
     char rid[SERVER_RID_BYTES_MAX + 24];
+};
+
+/* What an answer in OpenAI's shape needs to know of its request. */
+struct openai_style {
+    bool is_chat;
+    bool include_usage;             /* a stream ends with what was used */
+    bool has_logprobs;
+    bool echo;                      /* a completion's text begins with its prompt */
+    size_t choice_count;            /* "n": choices of each prompt, one after the other */
+    char id[48];
+    int64_t created_s;              /* since 1970 */
 };
 
 struct generate_request {
@@ -59,6 +73,8 @@ struct generate_request {
     bool stream;
     size_t prompt_count;
     struct generate_prompt *prompts; /* owned */
+    bool is_openai;
+    struct openai_style openai;
 };
 
 /* Reads the body of POST /generate. What is wrong with it is STATUS_BAD_INPUT, with the field's
@@ -67,6 +83,28 @@ enum status server__generate_parse(const char *body, size_t size,
                                    const struct generate_limits *limits,
                                    struct generate_request *request_out, struct err *err);
 void server__generate_request_deinit(struct generate_request *request);
+
+/* A name that nobody else has. */
+#define SERVER_NAME_HEX 32
+void server__make_name(char out[SERVER_NAME_HEX + 1]);
+/* The ids of a prompt's text. */
+enum status server__tokenize(struct fleet *fleet, const struct tokenizer *tokenizer,
+                             struct generate_prompt *prompt, struct err *err);
+
+/* ---- openai.c: bodies of /v1/completions and /v1/chat/completions ---- */
+
+/* The same for a body in OpenAI's shape; a conversation becomes ids here. chat is NULL when the
+ * model has no chat template: why_no_chat says so. */
+struct openai_context {
+    const struct tokenizer *tokenizer;
+    const struct chat *chat;
+    const char *why_no_chat;
+    bool is_chat;
+};
+enum status server__openai_parse(const char *body, size_t size,
+                                 const struct generate_limits *limits,
+                                 const struct openai_context *context,
+                                 struct generate_request *request_out, struct err *err);
 
 /* ---- reply.c: what is answered, as JSON text ---- */
 
@@ -82,6 +120,11 @@ struct answer {
     bool news;                      /* there is something that was not sent yet */
     struct buf text_json;           /* all the text so far, escaped for JSON */
     struct buf ids_json;            /* all the ids so far: "1, 2, 3" */
+    struct buf logprobs_json[SERVER_LOGPROB_LISTS]; /* openai_reply.c: items with commas between */
+    size_t logprobs_sent[SERVER_LOGPROB_LISTS];
+    size_t text_offset;             /* characters of the tokens so far */
+    size_t text_sent;               /* of text_json, in a stream */
+    bool begun, closed;             /* in a stream: the first and the last chunk are written */
     uint64_t prompt_token_count, completion_token_count;
     enum finish_reason finish;
     enum status status;             /* of an abort */
@@ -115,7 +158,7 @@ unsigned server__status_code(enum status status);
 
 /* ---- call.c: prompts on their way through the engine ---- */
 
-enum call_kind { CALL_GENERATE, CALL_HEALTH };
+enum call_kind { CALL_GENERATE, CALL_HEALTH, CALL_OPENAI };
 
 struct call {
     pthread_mutex_t lock;
@@ -123,6 +166,9 @@ struct call {
     enum call_kind kind;            /* the next five are set once */
     bool stream, is_list;
     struct answer_style style;
+    struct openai_style openai;     /* of CALL_OPENAI */
+    const struct tokenizer *tokenizer; /* borrowed */
+    const char *model_name;         /* borrowed from the server; used by HTTP threads only */
     size_t answer_count;
     struct answer *answers;
     /* Guarded by lock. */
@@ -136,14 +182,15 @@ struct call {
     struct buf out;
     size_t out_sent;
     size_t next_answer;             /* where to look for news first, so that none starves */
-    bool done_written;
+    bool usage_written, done_written;
 };
 
 /* Tokenizes and submits all prompts of a request, whose strings are copied; `connection` waits for
  * them. The call may end before this returns. On failure what was submitted is canceled. The caller
  * (the connection) owns one reference: server__call_release. */
 enum status server__call_create(struct fleet *fleet, const struct tokenizer *tokenizer,
-                                enum call_kind kind, struct generate_request *request,
+                                const char *model_name, enum call_kind kind,
+                                struct generate_request *request,
                                 struct MHD_Connection *connection, struct call **call_out,
                                 struct err *err);
 /* Cancels what has not ended and gives the reference back. NULL is fine. */
@@ -164,6 +211,22 @@ enum status server__call_write(struct call *call, struct buf *out, struct err *e
  * MHD_CONTENT_READER_END_OF_STREAM or MHD_CONTENT_READER_END_WITH_ERROR. */
 ssize_t server__call_read(struct call *call, char *dst, size_t size);
 
+/* ---- openai_reply.c: answers in OpenAI's shape; with call->lock held ---- */
+
+/* Adds what a piece says of its ids' probabilities. */
+enum status server__openai_append(struct answer *answer, const struct engine_output *output,
+                                  struct err *err);
+/* The whole answer. */
+enum status server__openai_write(const struct call *call, struct buf *out, struct err *err);
+/* The events for what is new of an answer. */
+enum status server__openai_events(struct answer *answer, struct buf *out, struct err *err);
+/* The event that says what was used. */
+enum status server__openai_usage_event(const struct call *call, struct buf *out, struct err *err);
+/* {"error": {"message", "type", "param", "code"}}; the param is found in the message, which quotes
+ * it. */
+enum status server__openai_error_write(unsigned code, const char *message, struct buf *out,
+                                       struct err *err);
+
 /* ---- http.c, prepare.c, watch.c ---- */
 
 enum conn_phase {
@@ -182,6 +245,7 @@ struct conn {
     uint64_t deadline_ns;           /* RECEIVING and SENDING end by then */
     struct call *call;
     bool hung_up;                   /* noticed already */
+    enum api { API_SGLANG, API_COMPLETIONS, API_CHAT, API_OPENAI } api; /* of the request */
     bool preparing;                 /* in the queue or in hand; the connection is suspended */
     struct conn *prepare_next;
     /* The connection's HTTP thread's; while `preparing`, the preparing thread's. */
@@ -210,8 +274,9 @@ struct server_update {
 };
 
 struct server {
-    struct fleet *fleet;            /* these five are set once */
+    struct fleet *fleet;            /* these six are set once */
     const struct tokenizer *tokenizer;
+    int64_t start_s;
     const struct log *log;
     struct server_options options;  /* strings and json are copies */
     uint16_t port;

@@ -335,11 +335,10 @@ static enum status check_rid(const json_t *rid, struct err *err)
     return STATUS_OK;
 }
 
-static void make_rid(char *out, size_t out_size)
+void server__make_name(char out[SERVER_NAME_HEX + 1])
 {
-    unsigned char bytes[16] = { 0 };
+    unsigned char bytes[SERVER_NAME_HEX / 2] = { 0 };
 
-    assert(out_size > 2 * sizeof(bytes));
     (void)getrandom(bytes, sizeof(bytes), GRND_NONBLOCK); /* a name, not a secret */
     for (size_t i = 0; i < sizeof(bytes); i++)
         (void)snprintf(out + 2 * i, 3, "%02x", bytes[i]);
@@ -362,7 +361,7 @@ static enum status read_rids(struct generate_request *request, struct err *err)
         struct generate_prompt *prompt = &request->prompts[i];
         const json_t *one = is_list ? json_array_get(rid, i) : rid;
         if (none) {
-            make_rid(prompt->rid, sizeof(prompt->rid));
+            server__make_name(prompt->rid);
             continue;
         }
         st = check_rid(one, err);

@@ -1,4 +1,4 @@
-/* server/prepare.c - the body of /generate becomes a call: read, tokenized, submitted.
+/* server/prepare.c - a body that asks for text becomes a call: read, tokenized, submitted.
  *
  * Small bodies are prepared by the connection's HTTP thread. A large one takes long (megabytes of
  * text are tokenized in seconds), and the thread has other connections whose tokens are to be sent:
@@ -21,15 +21,27 @@ void server__prepare(struct conn *conn, struct MHD_Connection *connection)
         .prompt_count_max = server->options.prompt_count_max,
         .prompt_token_count_max = fleet_model_info(server->fleet)->context_length,
     };
+    const struct openai_context context = {
+        .tokenizer = server->tokenizer,
+        .chat = server->options.chat,
+        .why_no_chat = server->options.why_no_chat,
+        .is_chat = conn->api == API_CHAT,
+    };
     struct generate_request request;
     struct call *call = NULL;
     enum status st;
 
-    st = server__generate_parse(conn->body.data, conn->body.size, &limits, &request,
-                                &conn->prepare_err);
+    if (conn->api == API_SGLANG)
+        st = server__generate_parse(conn->body.data, conn->body.size, &limits, &request,
+                                    &conn->prepare_err);
+    else
+        st = server__openai_parse(conn->body.data, conn->body.size, &limits, &context, &request,
+                                  &conn->prepare_err);
     server__conn_drop_body(conn);
     if (st == STATUS_OK) {
-        st = server__call_create(server->fleet, server->tokenizer, CALL_GENERATE, &request,
+        st = server__call_create(server->fleet, server->tokenizer,
+                                 server->options.served_model_name,
+                                 request.is_openai ? CALL_OPENAI : CALL_GENERATE, &request,
                                  connection, &call, &conn->prepare_err);
         server__generate_request_deinit(&request);
     }

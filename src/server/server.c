@@ -100,10 +100,12 @@ static bool copy_options(struct server_options *to, const struct server_options 
     to->model_path = copy_string(from->model_path, NULL);
     to->tokenizer_path = copy_string(from->tokenizer_path, from->model_path);
     to->served_model_name = copy_string(from->served_model_name, from->model_path);
+    to->why_no_chat = copy_string(from->why_no_chat, "the model has no chat template");
     to->launch = from->launch == NULL ? NULL : json_deep_copy(from->launch);
     to->weight_version = NULL; /* the server has its own copy */
     return to->host != NULL && to->model_path != NULL && to->tokenizer_path != NULL &&
-           to->served_model_name != NULL && (to->launch != NULL || from->launch == NULL);
+           to->served_model_name != NULL && to->why_no_chat != NULL &&
+           (to->launch != NULL || from->launch == NULL);
 }
 
 static enum status check_options(const struct server_options *options, struct err *err)
@@ -138,6 +140,7 @@ enum status server__create(struct fleet *fleet, const struct tokenizer *tokenize
         return err_set(err, STATUS_NO_MEMORY, "no memory for a server");
     server->fleet = fleet;
     server->tokenizer = tokenizer;
+    server->start_s = time(NULL);
     server->log = log;
     server->listen_fd = -1;
     server->wake_fd = -1;
@@ -217,6 +220,7 @@ void server_destroy(struct server *server)
     free((void *)server->options.model_path);
     free((void *)server->options.tokenizer_path);
     free((void *)server->options.served_model_name);
+    free((void *)server->options.why_no_chat);
     json_decref((json_t *)server->options.launch);
     free(server);
 }

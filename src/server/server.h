@@ -7,11 +7,15 @@
  *     GET  /get_server_info    how it was started, and the engines' report
  *     GET  /metrics            the same for Prometheus
  *     POST /update_weights_from_disk    other weights of the same model (update.c)
+ *     GET  /v1/models          OpenAI's: the one model that is served
+ *     POST /v1/completions, /v1/chat/completions    OpenAI's (openai.c)
  *     GET  /                   these lines; for a browser, a page that shows the report live
  *
  * parse.c says what a request may hold. What is wrong with one is answered with 4xx and
  *
  *     {"error": {"message": "one sentence", "type": "bad input", "code": 400}}
+ *
+ * and below /v1 in OpenAI's shape, {"error": {"message", "type", "param", "code"}}.
  *
  * HTTP itself is GNU libmicrohttpd's: two threads for all connections. A connection whose answer is
  * not there yet is suspended; the engine's callback stores its piece and resumes it. A client that
@@ -28,6 +32,7 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "fleet/fleet.h"
+#include "text/chat.h"
 #include "text/tokenizer.h"
 
 struct server;
@@ -40,6 +45,8 @@ struct server_options {
     const char *weight_version;     /* what /get_model_info calls the weights until an update says
                                        otherwise; NULL: "default". Copied */
     const char *served_model_name;  /* NULL: model_path. Copied */
+    const struct chat *chat;        /* NULL: no conversations. Borrowed until server_destroy */
+    const char *why_no_chat;        /* what is said then. Copied */
     const json_t *launch;           /* an object: the launch options and the version, shown by
                                        /get_server_info. Copied; NULL: none */
     size_t body_bytes_max;          /* 8 MiB; a longer body is refused with 413 */

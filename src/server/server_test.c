@@ -46,6 +46,7 @@ static struct fixture start(const struct server_options *changed)
     }
     options.port = 0;
     options.model_path = "models/none";
+    options.chat = &testing_chat;
     fixture.engine = testing_engine_create(true);
     assert_non_null(fixture.engine);
     if (fleet_create_local(fixture.engine, &fixture.fleet, &err) != STATUS_OK ||
