@@ -47,6 +47,13 @@ enum code {
     E_NN_TILING = 561002,
 };
 
+/* For objects that CANN's interface hands back as const. */
+static inline void *standin_mutable(const void *object)
+{
+    union { const void *in; void *out; } both = { .in = object };
+    return both.out;
+}
+
 /* ---- settings, counters, errors (settings.c, report.c) ---- */
 
 struct settings {
@@ -142,7 +149,7 @@ bool standin_is_device_address(const void *address);
 int standin_memory_fd(int device_id);
 uint64_t standin_memory_offset(const struct range *range);
 int standin_range_add_import(int device_id, uint64_t size, int fd, uint64_t offset,
-                             uintptr_t *base_out);
+                             void **base_out);
 bool standin_range_drop(uintptr_t base, enum range_kind kind, struct range *range_out);
 
 bool standin_is_pinned(const void *address, uint64_t size);

@@ -43,7 +43,7 @@ static void strings_find(void)
         return;
     for (const ElfW(Dyn) *d = map->l_ld; d->d_tag != DT_NULL; d++) {
         if (d->d_tag == DT_STRTAB)
-            strings = (char *)d->d_un.d_ptr;
+            memcpy(&strings, &d->d_un.d_ptr, sizeof(strings));
         else if (d->d_tag == DT_STRSZ)
             strings_size = d->d_un.d_val;
     }
@@ -57,15 +57,15 @@ __attribute__((constructor)) static void without(void)
     const char *release = getenv("CANN_STANDIN_RELEASE");
     const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
     char *copy, *rest, *name;
-    uintptr_t base;
+    char *base;
 
     if ((list == NULL || *list == '\0') && release == NULL)
         return;
     strings_find();
     if (strings == NULL)
         return;
-    base = (uintptr_t)strings & ~(page - 1);
-    if (mprotect((void *)base, (uintptr_t)strings + strings_size - base,
+    base = strings - (uintptr_t)strings % page;
+    if (mprotect(base, (size_t)(strings - base) + strings_size,
                  PROT_READ | PROT_WRITE | PROT_EXEC) != 0)
         return;
     if (release != NULL && strcmp(release, CANN_8_1) == 0) {

@@ -124,7 +124,7 @@ static struct aclOpExecutor *executor_copy(const struct aclOpExecutor *from)
 /* The bytes that the elements of a tensor lie in, from `data` on: [*from_out, *from_out + size). */
 static uint64_t extent(const struct aclTensor *t, int64_t *from_out)
 {
-    int64_t low = t->offset, high = t->offset;
+    int64_t low = t->offset, high = low;
 
     *from_out = 0;
     if (tensor_count(t) == 0)

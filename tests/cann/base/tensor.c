@@ -55,7 +55,8 @@ bool tensor_nz_is_swapped(const struct aclTensor *t)
 
 static int64_t nz_columns(const struct aclTensor *t)
 {
-    return NZ_BLOCK_COLUMN_BYTES / dtype_bytes(t->dtype);
+    const unsigned bytes = dtype_bytes(t->dtype);
+    return bytes > 0 ? NZ_BLOCK_COLUMN_BYTES / bytes : NZ_BLOCK_COLUMN_BYTES;
 }
 
 int64_t nz_element_count(const struct aclTensor *t)
@@ -176,7 +177,7 @@ aclnnStatus aclDestroyTensor(const aclTensor *tensor)
     ENTER(aclDestroyTensor);
     if (tensor != NULL && tensor->magic == TENSOR_MAGIC && tensor->in_list)
         return standin_error(E_NN_INVALID, "aclDestroyTensor: the tensor is a list's");
-    return destroy("aclDestroyTensor", (void *)(uintptr_t)tensor, TENSOR_MAGIC);
+    return destroy("aclDestroyTensor", standin_mutable(tensor), TENSOR_MAGIC);
 }
 
 static double scalar_value(const void *value, aclDataType dtype)
@@ -216,7 +217,7 @@ aclScalar *aclCreateScalar(void *value, aclDataType dtype)
 aclnnStatus aclDestroyScalar(const aclScalar *scalar)
 {
     ENTER(aclDestroyScalar);
-    return destroy("aclDestroyScalar", (void *)(uintptr_t)scalar, SCALAR_MAGIC);
+    return destroy("aclDestroyScalar", standin_mutable(scalar), SCALAR_MAGIC);
 }
 
 aclIntArray *aclCreateIntArray(const int64_t *values, uint64_t count)
@@ -241,7 +242,7 @@ aclIntArray *aclCreateIntArray(const int64_t *values, uint64_t count)
 aclnnStatus aclDestroyIntArray(const aclIntArray *array)
 {
     ENTER(aclDestroyIntArray);
-    return destroy("aclDestroyIntArray", (void *)(uintptr_t)array, INTS_MAGIC);
+    return destroy("aclDestroyIntArray", standin_mutable(array), INTS_MAGIC);
 }
 
 aclTensorList *aclCreateTensorList(const aclTensor *const *tensors, uint64_t count)
@@ -251,14 +252,14 @@ aclTensorList *aclCreateTensorList(const aclTensor *const *tensors, uint64_t cou
     ENTER_OR(aclCreateTensorList, NULL);
     if (tensors == NULL && count > 0)
         return NULL;
-    list = calloc(1, sizeof(*list) + count * sizeof(*list->tensors));
+    list = calloc(1, sizeof(*list) + count * sizeof(void *));
     if (list == NULL)
         return NULL;
     list->magic = LIST_MAGIC;
     list->count = count;
     list->tensors = (aclTensor **)(list + 1);
     for (uint64_t i = 0; i < count; i++) {
-        list->tensors[i] = (aclTensor *)(uintptr_t)tensors[i];
+        list->tensors[i] = standin_mutable(tensors[i]);
         if (list->tensors[i] != NULL)
             list->tensors[i]->in_list = true;
     }
@@ -274,5 +275,5 @@ aclnnStatus aclDestroyTensorList(const aclTensorList *list)
         for (uint64_t i = 0; i < list->count; i++)
             (void)destroy("aclDestroyTensorList", list->tensors[i], TENSOR_MAGIC);
     }
-    return destroy("aclDestroyTensorList", (void *)(uintptr_t)list, LIST_MAGIC);
+    return destroy("aclDestroyTensorList", standin_mutable(list), LIST_MAGIC);
 }

@@ -380,7 +380,7 @@ static const aclTensor *only(const aclTensorList *list)
 #define FUSED(query_rope_, key_rope_)                                                             \
     {                                                                                             \
         .query = query, .key = only(key), .value = only(value), .pse = pse, .mask = mask,         \
-        .table = table, .query_rope = query_rope_, .key_rope = key_rope_, .out = out,             \
+        .table = table, .query_rope = (query_rope_), .key_rope = (key_rope_), .out = out,         \
         .query_lens = query_lens, .kv_lens = kv_lens, .heads = heads,                             \
         .kv_heads = kv_heads != 0 ? kv_heads : heads, .pre = pre, .next = next,                   \
         .sparse = sparse, .precise = precise, .block_size = block_size, .scale = scale,           \

@@ -215,8 +215,9 @@ OPERATOR(TransMatmulWeight, aclTensor *weight)
     op_contiguous(&op, 0);
     op_check(&op, op.e == NULL || (op_tensor(&op, 0)->rank >= 2 && op_tensor(&op, 0)->rank <= 6),
              "not 2 to 6 dims");
-    if (op.e != NULL && aclnnNpuFormatCastCalculateSizeAndFormat(
-                            weight, ACL_FORMAT_FRACTAL_NZ, -1, &shape, &rank, &format) == 0) {
+    if (op.e != NULL &&
+        aclnnNpuFormatCastCalculateSizeAndFormat(weight, ACL_FORMAT_FRACTAL_NZ, -1, &shape, &rank,
+                                                 &format) == 0 && shape != NULL) {
         t = op.e->tensors;
         t->format = weight->format = ACL_FORMAT_FRACTAL_NZ;
         t->storage_rank = weight->storage_rank = (int)rank;

@@ -91,15 +91,17 @@ static uint16_t half_set(double value)
     return sign | (uint16_t)((exponent + 14) << 10) | (uint16_t)((int)rounded - 1024);
 }
 
-double element_get(aclDataType dtype, const uint8_t *bytes, int64_t index)
+double element_get(aclDataType dtype, const uint8_t *memory, int64_t index)
 {
+    const void *bytes = memory;
+
     switch (dtype) {
     case ACL_FLOAT: return (double)((const float *)bytes)[index];
     case ACL_FLOAT16: return (double)halves[((const uint16_t *)bytes)[index]];
     case ACL_BF16: return (double)float_of((uint32_t)((const uint16_t *)bytes)[index] << 16);
     case ACL_INT8: return ((const int8_t *)bytes)[index];
-    case ACL_UINT8: return bytes[index];
-    case ACL_BOOL: return bytes[index] != 0;
+    case ACL_UINT8: return memory[index];
+    case ACL_BOOL: return memory[index] != 0;
     case ACL_INT16: return ((const int16_t *)bytes)[index];
     case ACL_UINT16: return ((const uint16_t *)bytes)[index];
     case ACL_INT32: return ((const int32_t *)bytes)[index];
@@ -119,15 +121,17 @@ static int64_t whole(double value, double low, double high)
     return (int64_t)(value < low ? low : value > high ? high : trunc(value));
 }
 
-void element_set(aclDataType dtype, uint8_t *bytes, int64_t index, double value)
+void element_set(aclDataType dtype, uint8_t *memory, int64_t index, double value)
 {
+    void *bytes = memory;
+
     switch (dtype) {
     case ACL_FLOAT: ((float *)bytes)[index] = (float)value; break;
     case ACL_FLOAT16: ((uint16_t *)bytes)[index] = half_set(value); break;
     case ACL_BF16: ((uint16_t *)bytes)[index] = bfloat_set(value); break;
     case ACL_INT8: ((int8_t *)bytes)[index] = (int8_t)whole(value, -128, 127); break;
-    case ACL_UINT8: bytes[index] = (uint8_t)whole(value, 0, 255); break;
-    case ACL_BOOL: bytes[index] = value != 0; break;
+    case ACL_UINT8: memory[index] = (uint8_t)whole(value, 0, 255); break;
+    case ACL_BOOL: memory[index] = value != 0; break;
     case ACL_INT16: ((int16_t *)bytes)[index] = (int16_t)whole(value, -32768, 32767); break;
     case ACL_UINT16: ((uint16_t *)bytes)[index] = (uint16_t)whole(value, 0, 65535); break;
     case ACL_INT32:
@@ -172,15 +176,16 @@ static void nz_line(const struct aclTensor *t, const int64_t *at, int dim, doubl
 void tensor_line(const struct aclTensor *t, const int64_t *at, int dim, double *out)
 {
     const int64_t first = tensor_index(t, at), step = t->strides[dim], count = t->dims[dim];
+    const void *bytes = t->bytes;
 
     if (t->format == ACL_FORMAT_FRACTAL_NZ && dim >= t->rank - 2) {
         nz_line(t, at, dim, out);
     } else if (t->dtype == ACL_FLOAT) {
         for (int64_t i = 0; i < count; i++)
-            out[i] = (double)((const float *)t->bytes)[first + i * step];
+            out[i] = (double)((const float *)bytes)[first + i * step];
     } else if (t->dtype == ACL_BF16) {
         for (int64_t i = 0; i < count; i++)
-            out[i] = (double)float_of((uint32_t)((const uint16_t *)t->bytes)[first + i * step]
+            out[i] = (double)float_of((uint32_t)((const uint16_t *)bytes)[first + i * step]
                                       << 16);
     } else {
         for (int64_t i = 0; i < count; i++)

@@ -133,7 +133,7 @@ static aclnnStatus grouped(struct op *op, const struct grouped *g, uint64_t *wor
                     activation_input, activation_scale, activation_offset, activation_feature,    \
                     dynamic_scale },                                                              \
         .split_item = split_item, .group_type = group_type, .group_list_type = group_list_type,   \
-        .act_type = act_type, .nz = nz_,                                                          \
+        .act_type = act_type, .nz = (nz_),                                                        \
     }
 
 OPERATOR(GroupedMatmulV4, GROUPED_PARAMETERS, GROUPED_RESULTS)

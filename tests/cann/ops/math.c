@@ -33,7 +33,7 @@ static double sigmoid(double x)
     {                                                                                           \
         map(e, function);                                                                       \
     }                                                                                           \
-    OPERATOR(Name, const aclTensor *self, aclTensor *out)                                       \
+    OPERATOR(Name, const aclTensor *self, aclTensor *out) /* NOLINT */                            \
     {                                                                                           \
         struct op op = OP(Name);                                                                \
         op_in(&op, #self, self, FLOATS);                                                        \

@@ -57,13 +57,15 @@ static double rating(const double *choice, int64_t count, bool two)
 static void gating_run(struct aclOpExecutor *e)
 {
     const struct aclTensor *x = &e->tensors[0];
-    const int64_t experts = x->dims[x->rank - 1], rows = tensor_count(x) / experts;
+    const int64_t experts = x->dims[x->rank - 1];
+    const int64_t rows = tensor_count(x) / experts;
     const int64_t k = e->ints[0], groups = e->ints[2], size = experts / groups;
     double *all = tensor_load(x), *y = take((size_t)(rows * k), sizeof(*y));
     double *ids = take((size_t)(rows * k), sizeof(*ids));
     double *bias = e->ints[5] >= 0 ? tensor_load(&e->tensors[e->ints[5]])
                                    : take((size_t)experts, sizeof(*bias));
-    double choice[EXPERTS_MAX], ratings[EXPERTS_MAX], *score = take((size_t)(rows * experts), 8);
+    double *score = take((size_t)(rows * experts), sizeof(*score));
+    double choice[EXPERTS_MAX] = { 0 }, ratings[EXPERTS_MAX] = { 0 };
     bool taken[EXPERTS_MAX], kept[EXPERTS_MAX];
 
     for (int64_t r = 0; r < rows; r++) {
@@ -76,8 +78,8 @@ static void gating_run(struct aclOpExecutor *e)
             ratings[g] = rating(choice + g * size, size, e->ints[3] == 1);
         for (int64_t g = 0; g < e->ints[1]; g++)
             kept[best(ratings, kept, groups)] = true;
-        for (int64_t i = 0; i < experts; i++)
-            taken[i] = !kept[i / size];
+        for (int64_t g = 0; g < groups; g++)
+            memset(taken + g * size, !kept[g], (size_t)size);
         for (int64_t j = 0; j < k; j++) {
             const int64_t id = best(choice, taken, experts);
             taken[id] = true;

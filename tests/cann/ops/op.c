@@ -65,7 +65,7 @@ void op_contiguous(struct op *op, unsigned i)
 /* Do all elements of an ND view lie in its storage? */
 static bool is_inside(const struct aclTensor *t)
 {
-    int64_t low = t->offset, high = t->offset, storage = 1;
+    int64_t low = t->offset, high = low, storage = 1;
 
     if (tensor_count(t) == 0)
         return true;

@@ -34,8 +34,8 @@ OPERATOR(Permute, const aclTensor *self, const aclIntArray *dims, aclTensor *out
     op_check(&op, dims != NULL && dims->magic == INTS_MAGIC, "no dims");
     s = op_tensor(&op, 0);
     o = op_tensor(&op, 1);
-    fits = op.e == NULL || (dims->count == (uint64_t)s->rank && o->rank == s->rank);
-    for (int i = 0; op.e != NULL && fits && i < s->rank; i++) {
+    fits = op.e == NULL || dims == NULL || (dims->count == (uint64_t)s->rank && o->rank == s->rank);
+    for (int i = 0; op.e != NULL && dims != NULL && fits && i < s->rank; i++) {
         const int64_t dim = op_dim(&op, dims->values[i], s->rank);
         if (op.e == NULL)
             break;
@@ -123,8 +123,9 @@ OPERATOR(Repeat, const aclTensor *self, const aclIntArray *repeats, aclTensor *o
     op_check(&op, repeats != NULL && repeats->magic == INTS_MAGIC, "no repeats");
     s = op_tensor(&op, 0);
     o = op_tensor(&op, 1);
-    fits = op.e == NULL || (o->rank >= s->rank && repeats->count == (uint64_t)o->rank);
-    for (int i = 0; op.e != NULL && fits && i < o->rank; i++) {
+    fits = op.e == NULL || repeats == NULL ||
+           (o->rank >= s->rank && repeats->count == (uint64_t)o->rank);
+    for (int i = 0; op.e != NULL && repeats != NULL && fits && i < o->rank; i++) {
         const int own = i - (o->rank - s->rank);
         fits = o->dims[i] == repeats->values[i] * (own >= 0 ? s->dims[own] : 1);
     }

@@ -49,9 +49,9 @@ static aclnnStatus reduce(struct op *op, const aclTensor *self, const aclIntArra
     op_check(op, op->e == NULL || op_tensor(op, 1)->dtype == dtype, "out is not of the data type");
     s = op_tensor(op, 0);
     o = op_tensor(op, 1);
-    for (uint64_t i = 0; op->e != NULL && i < dims->count; i++)
+    for (uint64_t i = 0; op->e != NULL && dims != NULL && i < dims->count; i++)
         set |= INT64_C(1) << op_dim(op, dims->values[i], s->rank);
-    if (op->e != NULL && dims->count == 0)
+    if (op->e != NULL && dims != NULL && dims->count == 0)
         set = (INT64_C(1) << s->rank) - 1;
     for (int d = 0; op->e != NULL && fits && d < s->rank; d++) {
         const bool folds = (set >> d & 1) != 0;

@@ -104,7 +104,7 @@ static aclnnStatus apply(struct op *op, aclTensor *query, aclTensor *key, const 
     op_check(op, op->e == NULL || op_tensor(op, 2)->dims[heads] == 1, "cos has heads");
     op_check(op, op->e == NULL || op_tensor(op, 0)->dims[3] == 128, "the last dim is not 128");
     if (op->e != NULL)
-        op->e->ints[0] = strcmp(mode, "half") == 0 ? MODE_HALF : MODE_INTERLEAVE;
+        op->e->ints[0] = mode == NULL || strcmp(mode, "half") == 0 ? MODE_HALF : MODE_INTERLEAVE;
     return op_end(op, apply_run, workspace_size, executor);
 }
 

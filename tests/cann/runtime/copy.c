@@ -108,7 +108,7 @@ static uint8_t *reach(const void *address, size_t size, enum side side)
         return standin_range_pin(address, size, -1);
     if (side == SIDE_PINNED && !standin_is_pinned(address, size))
         return NULL;
-    return (uint8_t *)(uintptr_t)address;
+    return standin_mutable(address);
 }
 
 static void copy_run(struct task *task, struct stream *stream)

@@ -29,7 +29,7 @@ struct desk { /* shared by exporter and importers */
 struct grant {
     char key[KEY_BYTES];
     bool is_import;
-    uintptr_t base;
+    void *base;
     int fd;
     struct desk *desk;
     struct grant *next;
@@ -72,7 +72,7 @@ static void grant_end(struct grant *g)
     }
     pthread_mutex_unlock(&standin_world);
     if (g->is_import) {
-        (void)standin_range_drop(g->base, RANGE_IMPORT, &range);
+        (void)standin_range_drop((uintptr_t)g->base, RANGE_IMPORT, &range);
         atomic_fetch_sub(&g->desk->importers, 1);
     } else {
         atomic_store(&g->desk->is_closed, true);
@@ -90,7 +90,7 @@ unsigned standin_ipc_importers(uintptr_t base)
 
     pthread_mutex_lock(&standin_world);
     for (const struct grant *g = grants; g != NULL; g = g->next) {
-        if (!g->is_import && g->base == base)
+        if (!g->is_import && (uintptr_t)g->base == base)
             count += atomic_load(&g->desk->importers);
     }
     pthread_mutex_unlock(&standin_world);
@@ -135,7 +135,7 @@ aclError aclrtIpcMemGetExportKey(void *memory, size_t size, char *key, size_t ke
     g = calloc(1, sizeof(*g));
     if (g == NULL)
         return standin_error(E_MEMORY, "aclrtIpcMemGetExportKey: no memory");
-    g->base = range.base;
+    g->base = memory;
     g->fd = memfd_create("cann stand-in key", MFD_CLOEXEC);
     if (g->fd < 0 || ftruncate(g->fd, sizeof(struct desk)) != 0 ||
         (g->desk = desk_map(g->fd)) == NULL) {
@@ -238,7 +238,7 @@ aclError aclrtIpcMemImportByKey(void **memory_out, const char *key, uint64_t fla
     }
     atomic_fetch_add(&g->desk->importers, 1);
     grant_add(g);
-    *memory_out = (void *)g->base;
+    *memory_out = g->base;
     return 0;
 }
 

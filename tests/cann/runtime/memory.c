@@ -271,7 +271,7 @@ static int allocate(const char *function, void **memory_out, uint64_t size, int 
     memset(range.bytes, FRESH, size);
     standin_count("live_blocks", 1);
     standin_count("live_bytes", size);
-    *memory_out = (void *)range.base;
+    *memory_out = w->base + (range.bytes - w->bytes);
     return 0;
 }
 
@@ -328,7 +328,7 @@ aclError aclrtFree(void *memory)
 
 /* Maps `size` bytes of another process's memory into the window. */
 int standin_range_add_import(int device_id, uint64_t size, int fd, uint64_t offset,
-                             uintptr_t *base_out)
+                             void **base_out)
 {
     struct range range = { .size = size, .kind = RANGE_IMPORT, .device_id = device_id,
                            .page_size = HUGE_PAGE };
@@ -340,7 +340,7 @@ int standin_range_add_import(int device_id, uint64_t size, int fd, uint64_t offs
                           MAP_SHARED | MAP_FIXED, fd, (off_t)offset) == MAP_FAILED)
         code = E_DRIVER;
     pthread_mutex_unlock(&standin_world);
-    *base_out = range.base;
+    *base_out = windows[device_id].base + (range.bytes - windows[device_id].bytes);
     return code;
 }
 

@@ -44,7 +44,8 @@ static int visible(int count)
 
 static void load_failures(void)
 {
-    char *list = strdup(getenv("CANN_STANDIN_FAIL") != NULL ? getenv("CANN_STANDIN_FAIL") : "");
+    const char *text = getenv("CANN_STANDIN_FAIL");
+    char *list = strdup(text != NULL ? text : "");
     char *rest = list, *item;
 
     cann_standin_fail("*", 0, 0);
