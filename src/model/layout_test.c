@@ -231,8 +231,8 @@ static bool update(struct model *model, const char *folder)
 {
     struct model_update *fresh = NULL;
     struct err err;
-    bool done = model_update_prepare(model, folder, &fresh, &err) == STATUS_OK &&
-                model_update_commit(fresh, &err) == STATUS_OK;
+    bool done = model_update_prepare(model, folder, false, &fresh, &err) == STATUS_OK &&
+                model_update_commit(fresh, NULL, &err) == STATUS_OK;
 
     model_update_destroy(fresh);
     return done;
