@@ -38,6 +38,7 @@ struct device_ops {
     void (*peer_close)(struct device *device, const void *memory, uint64_t size_bytes);
     enum layout (*weight_layout)(const struct device *device, enum device_weight weight,
                                  enum dtype dtype);
+    enum status (*weights_check)(const struct device *device, enum dtype dtype, struct err *err);
     enum status (*stream_create)(struct device *device, enum stream_kind kind,
                                  struct stream **stream_out, struct err *err);
     void (*stream_destroy)(struct stream *stream);

@@ -276,6 +276,11 @@ enum layout device_weight_layout(const struct device *device, enum device_weight
                                          : device->ops->weight_layout(device, weight, dtype);
 }
 
+enum status device_weights_check(const struct device *device, enum dtype dtype, struct err *err)
+{
+    return device->ops->weights_check(device, dtype, err);
+}
+
 enum status stream_create(struct device *device, enum stream_kind kind, struct stream **stream_out,
                           struct err *err)
 {

@@ -56,6 +56,8 @@ struct device_info {
     uint64_t peer_bytes_per_s;   /* between devices, as link_bytes_per_s */
     uint64_t workspace_bytes;    /* of the budget, what its operators may take while they run:
                                     whoever plans leaves it free */
+    bool gathers_cache;          /* attention also takes room for the keys and values of a layer, of
+                                    the longest sequence */
     uint32_t step_row_count, step_sequence_count; /* in a step, as suits it; 0: no opinion */
 };
 
@@ -133,6 +135,9 @@ enum device_weight {
  * FRACTAL_NZ; ops take the others in ND. */
 enum layout device_weight_layout(const struct device *device, enum device_weight weight,
                                  enum dtype dtype);
+
+/* STATUS_UNAVAILABLE, with what would do, when the device's ops do not know weights of this dtype. */
+enum status device_weights_check(const struct device *device, enum dtype dtype, struct err *err);
 
 /* Streams and events. A stream runs its queue in order; two streams run beside each other. */
 enum stream_kind { STREAM_COMPUTE, STREAM_COPY };

@@ -163,6 +163,8 @@ struct model_sizes {
     uint64_t metadata_bytes;     /* of a step at most, page tables included */
     uint64_t kv_layer_k_bytes, kv_layer_v_bytes;
     uint64_t kv_bytes;
+    uint64_t gathered_bytes;     /* what attention takes itself, where it gathers the cache */
+    bool gathers_cache;
 };
 /* Chooses the cache's size. STATUS_NO_MEMORY with each item when it does not fit. */
 enum status model__sizes_plan(const struct model_config *config,

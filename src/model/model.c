@@ -187,6 +187,21 @@ static enum status choose_expert_units(struct model *model, const struct ckpt *c
                            : st;
 }
 
+/* Whether the device has operators for all of the matrices. */
+static enum status check_weights(const struct model *model, struct err *err)
+{
+    const struct offload_param_desc *descs = model__params_descs(model->params);
+    enum status st = STATUS_OK;
+
+    for (size_t i = 0; i < model__params_count(model->params) && st == STATUS_OK; i++) {
+        if (descs[i].rank > 1)
+            st = device_weights_check(model->device, descs[i].dtype, err);
+        if (st != STATUS_OK)
+            st = err_prefix(err, st, "%s", descs[i].name);
+    }
+    return st;
+}
+
 /* Plans on the described parameters, then takes memory and loads. */
 static enum status plan_and_load(struct model *model, const struct ckpt *ckpt,
                                  const struct model_options *options, const struct log *log,
@@ -194,13 +209,15 @@ static enum status plan_and_load(struct model *model, const struct ckpt *ckpt,
 {
     struct model_options own = *options;
     struct offload_sizes weights = { 0 };
-    enum status st = STATUS_OK;
+    enum status st;
 
     own.offload.ckpt = ckpt;
     own.offload.lookup_row_max = options->step_row_count_max;
     own.offload.expert_top_k = model->config.expert_top_k;
     own.offload.row_count_max = own.step_row_count_max;
-    if (own.offload.automatic || (own.offload.experts && own.offload.expert_slot_count == 0))
+    st = check_weights(model, err);
+    if (st == STATUS_OK &&
+        (own.offload.automatic || (own.offload.experts && own.offload.expert_slot_count == 0)))
         st = model__sizes_leave(&model->config, &own, model->device,
                                 &own.offload.weight_budget_bytes, err);
     if (st == STATUS_OK && own.offload.automatic)

@@ -68,7 +68,10 @@ static uint64_t with_pages(const struct model_config *config, uint64_t page_coun
                   &sizes->kv_bytes) || sizes->kv_bytes > IMPOSSIBLE_BYTES)
         sizes->kv_bytes = IMPOSSIBLE_BYTES;
     sizes->scratch_bytes = model__slice_scratch(config, sizes, NULL, &buffers);
-    return sizes->scratch_bytes + sizes->kv_bytes;
+    sizes->gathered_bytes = sizes->gathers_cache
+                                ? sizes->page_table_width * sizes->page_size *
+                                      (widths.k + widths.v) * sizeof(float) : 0;
+    return sizes->scratch_bytes + sizes->kv_bytes + sizes->gathered_bytes;
 }
 
 static enum status check_options(const struct model_options *options, struct err *err)
@@ -111,7 +114,8 @@ static enum status refuse(const struct offload_sizes *weights, const struct mode
                    size_format(weights->resident_bytes, text[1], sizeof(text[1])), shards,
                    weights->slot_count,
                    size_format(weights->slot_bytes, text[2], sizeof(text[2])),
-                   size_format(sizes->scratch_bytes, text[3], sizeof(text[3])),
+                   size_format(sizes->scratch_bytes + sizes->gathered_bytes, text[3],
+                               sizeof(text[3])),
                    sizes->page_count * sizes->page_size,
                    size_format(sizes->kv_bytes, text[4], sizeof(text[4])), smallest_bytes,
                    size_format(smallest_bytes, text[5], sizeof(text[5])));
@@ -150,7 +154,8 @@ enum status model__sizes_plan(const struct model_config *config,
 {
     struct model_sizes sizes = { .row_count = options->step_row_count_max,
                                  .sequence_count = options->step_sequence_count_max,
-                                 .page_size = options->kv_page_size };
+                                 .page_size = options->kv_page_size,
+                                 .gathers_cache = device_info(device)->gathers_cache };
     struct device_memory_report memory;
     uint64_t weight_bytes, free_bytes, wanted, at_most;
     enum status st = check_options(options, err);
@@ -170,7 +175,8 @@ enum status model__sizes_plan(const struct model_config *config,
     at_most = options->kv_token_count != 0 || at_most < wanted ? wanted : at_most;
     if (weight_bytes + with_pages(config, wanted, &sizes) > free_bytes)
         return refuse(weights, &sizes, &memory,
-                      weight_bytes + sizes.scratch_bytes + sizes.kv_bytes, err);
+                      weight_bytes + sizes.scratch_bytes + sizes.gathered_bytes + sizes.kv_bytes,
+                      err);
     wanted = most_pages(config, &sizes, wanted, at_most, free_bytes - weight_bytes);
     (void)with_pages(config, wanted, &sizes);
     *sizes_out = sizes;
@@ -217,6 +223,6 @@ enum status model__sizes_leave(const struct model_config *config, struct model_o
     st = model__sizes_plan(config, options, &none, device, &sizes, err);
     if (st == STATUS_OK)
         *weight_bytes_out = memory.budget_bytes - memory.used_bytes - sizes.scratch_bytes -
-                            sizes.kv_bytes;
+                            sizes.gathered_bytes - sizes.kv_bytes;
     return st;
 }

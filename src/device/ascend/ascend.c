@@ -151,6 +151,7 @@ static enum status describe(struct ascend_device *device, uint64_t budget_bytes,
         return err_set(err, STATUS_NO_MEMORY, "%s: none of its %s of memory is free", info->name,
                        size_format(total_bytes, total_text, sizeof(total_text)));
     info->workspace_bytes = size_align_up(total_bytes / WORKSPACE_SHARE, DEVICE_ALIGNMENT);
+    info->gathers_cache = true;
     if (info->workspace_bytes < WORKSPACE_BYTES_MIN)
         info->workspace_bytes = WORKSPACE_BYTES_MIN;
     suggest_sizes(info, budget_bytes != 0 && budget_bytes < total_bytes ? budget_bytes
@@ -232,6 +233,7 @@ const struct device_ops device_ascend_ops = {
     .host_register = ascend__host_register,
     .host_unregister = ascend__host_unregister,
     .weight_layout = ascend__weight_layout,
+    .weights_check = ascend__weights_check,
     .shared_alloc = ascend__shared_alloc,
     .shared_free = ascend__shared_free,
     .peer_open = ascend__peer_open,

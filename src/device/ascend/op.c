@@ -52,38 +52,48 @@ void ascend__ops_destroy(struct ascend_device *device)
     device->ops = NULL;
 }
 
-/* aclnnMatmulWeightNz is what reads FRACTAL_NZ, and no older function is documented to. */
+/* aclnnMatmulWeightNz is what reads FRACTAL_NZ, and no older function is documented to. The 310P
+ * has none (ops-nn, aclnnMatmulWeightNz, supported products). */
 enum layout ascend__weight_layout(const struct device *base, enum device_weight weight,
                                   enum dtype dtype)
 {
     const struct ascend_device *device = (const struct ascend_device *)base;
 
     (void)weight;
-    return !device->nd && device->cann->aclnnMatmulWeightNz != NULL &&
+    return !device->nd && !device->ops->is_310p && device->cann->aclnnMatmulWeightNz != NULL &&
                    (dtype == DTYPE_BF16 || dtype == DTYPE_F16)
                ? LAYOUT_FRACTAL_NZ : LAYOUT_ND;
+}
+
+enum status ascend__weights_check(const struct device *base, enum dtype dtype, struct err *err)
+{
+    const struct ascend_device *device = (const struct ascend_device *)base;
+
+    if (dtype != DTYPE_F32 && dtype != DTYPE_F16 && dtype != DTYPE_BF16)
+        return err_set(err, STATUS_UNAVAILABLE, "%s: there are no operators for weights in %s; "
+                       "an NPU computes with BF16, F16 and F32: --dtype says which they shall be",
+                       base->info.name, dtype_info(dtype)->name);
+    if (dtype == DTYPE_BF16 && device->ops->is_310p)
+        return err_set(err, STATUS_UNAVAILABLE, "%s: this chip has no BF16; --dtype float16 works",
+                       base->info.name);
+    return STATUS_OK;
 }
 
 static enum status check_dtype(const struct ascend_device *device, const struct op *op,
                                struct err *err)
 {
     enum dtype dtype;
+    enum status st;
 
     if (!device__op_weight_dtype(op, &dtype))
         return STATUS_OK;
-    if (dtype != DTYPE_F32 && dtype != DTYPE_F16 && dtype != DTYPE_BF16)
-        return err_set(err, STATUS_UNAVAILABLE, "%s: %s has no operator for weights in %s; an NPU "
-                       "computes with BF16, F16 and F32: --dtype says which they shall be",
-                       device->base.info.name, op_kind_name(op->kind), dtype_info(dtype)->name);
     if (op->kind == OP_MOE && op->moe.down_dtype != dtype)
         return err_set(err, STATUS_UNAVAILABLE, "%s: moe: an NPU computes with experts of one "
                        "type, not of %s and %s: --dtype says which they shall be",
                        device->base.info.name, dtype_info(dtype)->name,
                        dtype_info(op->moe.down_dtype)->name);
-    if (dtype == DTYPE_BF16 && device->ops->is_310p)
-        return err_set(err, STATUS_UNAVAILABLE, "%s: %s: this chip has no BF16; --dtype float16 "
-                       "works", device->base.info.name, op_kind_name(op->kind));
-    return STATUS_OK;
+    st = ascend__weights_check(&device->base, dtype, err);
+    return st == STATUS_OK ? st : err_prefix(err, st, "%s", op_kind_name(op->kind));
 }
 
 enum status ascend__launch(struct stream *base, const struct op *op, struct err *err)

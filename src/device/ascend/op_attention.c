@@ -18,7 +18,7 @@
 
 #include "device/ascend/op_call.h"
 
-#define SCORES_BYTES (UINT64_C(32) << 20) /* of S at most, unless a row alone has more */
+#define SCORES_BYTES (UINT64_C(16) << 20) /* of S at most, unless a row alone has more */
 #define HIDDEN (-1e30f)
 
 struct rows {

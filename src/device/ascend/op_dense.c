@@ -10,7 +10,7 @@
 
 /* Scratch that a product takes at most, but for one row: rows, or rows of weights that are wanted
  * in FLOAT, are taken in parts. A constant, so that parts are the same wherever weights live. */
-#define PART_BYTES (UINT64_C(32) << 20)
+#define PART_BYTES (UINT64_C(16) << 20)
 
 static uint64_t element_bytes(aclDataType dtype)
 {

@@ -24,7 +24,7 @@
 #include "device/ascend/op_call.h"
 #include "device/cpu/execute.h"
 
-#define PART_BYTES (UINT64_C(32) << 20) /* scratch of one expert's rows at most, but for one row */
+#define PART_BYTES (UINT64_C(16) << 20) /* scratch of one expert's rows at most, but for one row */
 
 void ascend__op_route(struct ascend_call *call, const struct op_route *op)
 {

@@ -231,6 +231,15 @@ static enum layout cpu_weight_layout(const struct device *device, enum device_we
     return LAYOUT_ND;
 }
 
+static enum status cpu_weights_check(const struct device *device, enum dtype dtype,
+                                     struct err *err)
+{
+    (void)device; /* the kernels know all types that models have */
+    (void)dtype;
+    (void)err;
+    return STATUS_OK;
+}
+
 const struct device_ops device_cpu_ops = {
     .name = "cpu",
     .open = cpu_open,
@@ -243,6 +252,7 @@ const struct device_ops device_cpu_ops = {
     .host_register = cpu_host_register,
     .host_unregister = cpu_host_unregister,
     .weight_layout = cpu_weight_layout,
+    .weights_check = cpu_weights_check,
     .shared_alloc = cpu_shared_alloc,
     .shared_free = cpu_shared_free,
     .peer_open = cpu_peer_open,

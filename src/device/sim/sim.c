@@ -208,6 +208,15 @@ static enum layout sim_weight_layout(const struct device *device, enum device_we
                                                      : LAYOUT_ND;
 }
 
+static enum status sim_weights_check(const struct device *device, enum dtype dtype,
+                                     struct err *err)
+{
+    (void)device; /* the kernels know all types that models have */
+    (void)dtype;
+    (void)err;
+    return STATUS_OK;
+}
+
 const struct device_ops device_sim_ops = {
     .name = "sim",
     .open = sim_open,
@@ -220,6 +229,7 @@ const struct device_ops device_sim_ops = {
     .host_register = sim_host_register,
     .host_unregister = sim_host_unregister,
     .weight_layout = sim_weight_layout,
+    .weights_check = sim_weights_check,
     .shared_alloc = sim_shared_alloc,
     .shared_free = sim_shared_free,
     .peer_open = sim_peer_open,
