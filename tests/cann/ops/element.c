@@ -219,9 +219,16 @@ void tensor_store(struct aclTensor *t, const double *values)
 
     if (tensor_count(t) == 0)
         return;
-    do
-        element_set(t->dtype, t->bytes, tensor_index(t, at), *values++);
-    while (next_at(t, at));
+    do {
+        const int last = t->rank - 1;
+        const bool is_line = t->rank > 0 && t->format != ACL_FORMAT_FRACTAL_NZ;
+        const int64_t first = tensor_index(t, at), count = is_line ? t->dims[last] : 1;
+        for (int64_t i = 0; i < count; i++)
+            element_set(t->dtype, t->bytes, first + (is_line ? i * t->strides[last] : 0),
+                        *values++);
+        if (is_line)
+            at[last] = count - 1;
+    } while (next_at(t, at));
 }
 
 double *tensor_load_like(const struct aclTensor *t, const struct aclTensor *like)

@@ -66,7 +66,7 @@ static void gating_run(struct aclOpExecutor *e)
                                    : take((size_t)experts, sizeof(*bias));
     double *score = take((size_t)(rows * experts), sizeof(*score));
     double choice[EXPERTS_MAX] = { 0 }, ratings[EXPERTS_MAX] = { 0 };
-    bool taken[EXPERTS_MAX], kept[EXPERTS_MAX];
+    bool taken[EXPERTS_MAX] = { false }, kept[EXPERTS_MAX];
 
     for (int64_t r = 0; r < rows; r++) {
         double *s = score + r * experts, sum = 0;

@@ -19,6 +19,7 @@ struct device {
 pthread_mutex_t standin_world = PTHREAD_MUTEX_INITIALIZER;
 static struct device devices[DEVICES_MAX]; /* guarded by world */
 static bool is_initialized, is_finalized;  /* guarded by world */
+static pid_t process; /* that called aclInit: nothing works in its forks. guarded by world */
 static _Thread_local struct context *current;
 static _Thread_local uint64_t current_epoch;
 static uint64_t epoch = 1; /* of resets: older threads' contexts are gone; guarded by world */
@@ -42,7 +43,7 @@ bool standin_is_open(void)
     bool open;
 
     pthread_mutex_lock(&standin_world);
-    open = is_initialized && !is_finalized;
+    open = is_initialized && !is_finalized && process == getpid();
     pthread_mutex_unlock(&standin_world);
     return open;
 }
@@ -72,6 +73,7 @@ aclError aclInit(const char *config_path)
     if (is_initialized)
         code = standin_error(E_REPEAT_INITIALIZE, "aclInit: called before");
     is_initialized = true;
+    process = getpid();
     pthread_mutex_unlock(&standin_world);
     return code;
 }
