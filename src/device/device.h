@@ -136,7 +136,8 @@ enum device_weight {
 enum layout device_weight_layout(const struct device *device, enum device_weight weight,
                                  enum dtype dtype);
 
-/* STATUS_UNAVAILABLE, with what would do, when the device's ops do not know weights of this dtype. */
+/* STATUS_UNAVAILABLE, with what would do, when the device's ops do not know weights of this
+ * dtype. */
 enum status device_weights_check(const struct device *device, enum dtype dtype, struct err *err);
 
 /* Streams and events. A stream runs its queue in order; two streams run beside each other. */
