@@ -36,7 +36,7 @@ struct aclOpExecutor *executor_new(const char *name)
 bool executor_add(struct aclOpExecutor *e, const struct aclTensor *t, enum role role)
 {
     if (e->tensor_count == e->tensor_room) {
-        const unsigned room = e->tensor_room * 2 + 8;
+        const unsigned room = e->tensor_room * 2 + 16;
         struct aclTensor *tensors = realloc(e->tensors, room * sizeof(*tensors));
         uint8_t *roles = realloc(e->roles, room);
         if (tensors != NULL)

@@ -26,7 +26,7 @@ static void fail(struct op *op, int code)
 {
     op->code = code;
     if (op->e != NULL)
-        executor_discard(op->e);
+        op->dead = op->e;
     op->e = NULL;
 }
 
@@ -250,17 +250,15 @@ void op_broadcast(struct op *op, unsigned i, unsigned j, unsigned out)
 aclnnStatus op_end(struct op *op, void (*run)(struct aclOpExecutor *e), uint64_t *workspace_size,
                    aclOpExecutor **executor)
 {
-    if (run == NULL) {
-        if (op->e != NULL)
-            fail(op, op->code);
-        return op->code;
-    }
+    if (run == NULL)
+        fail(op, op->code);
+    else if (op->e != NULL && (workspace_size == NULL || executor == NULL))
+        fail(op, standin_error(E_NN_NULL, "%sGetWorkspaceSize: nowhere to answer", op->name));
+    if (op->dead != NULL)
+        executor_discard(op->dead);
+    op->dead = NULL;
     if (op->e == NULL)
         return op->code;
-    if (workspace_size == NULL || executor == NULL) {
-        fail(op, standin_error(E_NN_NULL, "%sGetWorkspaceSize: nowhere to answer", op->name));
-        return op->code;
-    }
     op->e->run = run;
     op->e->workspace_bytes = WORKSPACE_BYTES;
     *workspace_size = op->e->workspace_bytes;

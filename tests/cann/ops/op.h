@@ -29,7 +29,8 @@
 
 struct op {
     const char *name;
-    struct aclOpExecutor *e; /* NULL after a failure */
+    struct aclOpExecutor *e;    /* NULL after a failure */
+    struct aclOpExecutor *dead; /* the one of before it: what checks look at lives until op_end */
     int code;
 };
 

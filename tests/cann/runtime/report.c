@@ -216,7 +216,7 @@ __attribute__((destructor)) static void write_report(void)
     const char *path = getenv("CANN_STANDIN_REPORT");
     FILE *file;
 
-    /* A process that ends without aclFinalize takes its memory with it, but has lost sight of it. */
+    /* A process that ends without aclFinalize takes its memory with it, but has lost it. */
     if (standin_is_open() && cann_standin_counter("live_blocks") > 0)
         standin_leak("%llu blocks of device memory, and no aclFinalize",
                      (unsigned long long)cann_standin_counter("live_blocks"));
