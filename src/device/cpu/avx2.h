@@ -6,6 +6,14 @@
 
 #include "device/cpu/kernels.h"
 
+/* A kernel's parts. Every data type and number of rows has code of its own, but in debug builds: of so
+ * much code sanitizers make what takes a compiler a minute. */
+#ifdef LIGHTER_DEBUG
+#define INLINE static
+#else
+#define INLINE static inline __attribute__((always_inline))
+#endif
+
 void cpu__matmul_avx2(const struct cpu_strip *strip, void *scratch);
 void cpu__matmul_quant_avx2(const struct cpu_strip *strip, void *scratch);
 void cpu__matmul_quant_vnni(const struct cpu_strip *strip, void *scratch);

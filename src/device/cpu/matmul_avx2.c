@@ -24,8 +24,7 @@
 #define SUMS_MAX 12
 
 /* Eight weights as F32. For `tail` < 8 of them nothing behind is read and the rest is zero. */
-static inline __attribute__((always_inline)) __m256 load_weights(enum dtype dtype,
-                                                                 const void *weight, uint64_t at)
+INLINE __m256 load_weights(enum dtype dtype, const void *weight, uint64_t at)
 {
     if (dtype == DTYPE_F32)
         return _mm256_loadu_ps((const float *)weight + at);
@@ -38,8 +37,7 @@ static inline __attribute__((always_inline)) __m256 load_weights(enum dtype dtyp
     }
 }
 
-static inline __attribute__((always_inline)) __m256 load_tail(enum dtype dtype, const void *weight,
-                                                              uint64_t at, uint32_t tail)
+INLINE __m256 load_tail(enum dtype dtype, const void *weight, uint64_t at, uint32_t tail)
 {
     uint16_t halves[CPU_LANES] = { 0 };
 
@@ -56,9 +54,8 @@ struct tile {
 
 /* sums[r][w] += x[r] . weight[w] over k_count elements. R, W and dtype are constants where this is
  * inlined, so that the sums stay in registers. */
-static inline __attribute__((always_inline)) void
-add_products(const struct tile *tile, const uint32_t R, const uint32_t W, const enum dtype dtype,
-             uint32_t k_count, __m256 sums[SUMS_MAX])
+INLINE void add_products(const struct tile *tile, const uint32_t R, const uint32_t W,
+                         const enum dtype dtype, uint32_t k_count, __m256 sums[SUMS_MAX])
 {
     const uint32_t whole = k_count / CPU_LANES * CPU_LANES;
     const uint32_t tail = k_count - whole;
@@ -91,8 +88,7 @@ add_products(const struct tile *tile, const uint32_t R, const uint32_t W, const 
 }
 
 /* Adds up the lanes of count <= 12 sums; out[i] belongs to sums[i]. */
-static inline __attribute__((always_inline)) void join_lanes(const __m256 *sums,
-                                                             const uint32_t count, float *out)
+INLINE void join_lanes(const __m256 *sums, const uint32_t count, float *out)
 {
     const __m256 zero = _mm256_setzero_ps();
 
@@ -103,10 +99,8 @@ static inline __attribute__((always_inline)) void join_lanes(const __m256 *sums,
                                            i + 3 < count ? sums[i + 3] : zero));
 }
 
-static inline __attribute__((always_inline)) void put_tile(const struct cpu_strip *strip,
-                                                           const uint32_t R, const uint32_t W,
-                                                           uint32_t row, uint32_t n,
-                                                           const __m256 *sums)
+INLINE void put_tile(const struct cpu_strip *strip, const uint32_t R, const uint32_t W,
+                     uint32_t row, uint32_t n, const __m256 *sums)
 {
     float joined[SUMS_MAX];
 
@@ -125,10 +119,8 @@ static inline __attribute__((always_inline)) void put_tile(const struct cpu_stri
 }
 
 /* One tile straight over the weights. */
-static inline __attribute__((always_inline)) void direct_tile(const struct cpu_strip *strip,
-                                                              const uint32_t R, const uint32_t W,
-                                                              const enum dtype dtype, uint32_t row,
-                                                              uint32_t n)
+INLINE void direct_tile(const struct cpu_strip *strip, const uint32_t R, const uint32_t W,
+                        const enum dtype dtype, uint32_t row, uint32_t n)
 {
     const uint64_t element_bytes = dtype == DTYPE_F32 ? 4 : 2;
     __m256 sums[SUMS_MAX];
@@ -151,10 +143,8 @@ static inline __attribute__((always_inline)) void direct_tile(const struct cpu_s
 }
 
 /* Rows [row, row + R) against all weights, W at a time. */
-static inline __attribute__((always_inline)) void direct_rows(const struct cpu_strip *strip,
-                                                              const uint32_t R, const uint32_t W,
-                                                              const enum dtype dtype, uint32_t row,
-                                                              uint32_t n, uint32_t n_end)
+INLINE void direct_rows(const struct cpu_strip *strip, const uint32_t R, const uint32_t W,
+                        const enum dtype dtype, uint32_t row, uint32_t n, uint32_t n_end)
 {
     for (; n + W <= n_end; n += W)
         direct_tile(strip, R, W, dtype, row, n);
@@ -162,8 +152,7 @@ static inline __attribute__((always_inline)) void direct_rows(const struct cpu_s
         direct_tile(strip, R, 1, dtype, row, n);
 }
 
-static inline __attribute__((always_inline)) void direct(const struct cpu_strip *strip,
-                                                         const enum dtype dtype)
+INLINE void direct(const struct cpu_strip *strip, const enum dtype dtype)
 {
     /* With more than four rows the weights of a span are read again, from the cache. */
     const uint32_t span = strip->row_count > ROWS_MAX ? PANEL_WIDTH : strip->n_count;
@@ -206,8 +195,8 @@ static uint32_t panel_width(uint64_t panel_stride)
     return width >= PANEL_WIDTH ? PANEL_WIDTH : (uint32_t)(width / 3 * 3);
 }
 
-static inline __attribute__((always_inline)) void
-convert_row(float *out, const enum dtype dtype, const void *weight, uint64_t at, uint32_t k_count)
+INLINE void convert_row(float *out, const enum dtype dtype, const void *weight, uint64_t at,
+                        uint32_t k_count)
 {
     const uint32_t whole = k_count / CPU_LANES * CPU_LANES;
 
