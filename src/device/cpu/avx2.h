@@ -6,8 +6,8 @@
 
 #include "device/cpu/kernels.h"
 
-/* A kernel's parts. Every data type and number of rows has code of its own, but in debug builds: of so
- * much code sanitizers make what takes a compiler a minute. */
+/* A kernel's parts. Every data type and number of rows has code of its own, but in debug builds: of
+ * so much code sanitizers make what takes a compiler a minute. */
 #ifdef LIGHTER_DEBUG
 #define INLINE static
 #else

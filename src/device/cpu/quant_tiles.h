@@ -185,8 +185,9 @@ INLINE __m256 add_block(__m256 sums, __m256i dots, float x_scale, __m256 scales)
                            _mm256_mul_ps(_mm256_set1_ps(x_scale), scales), sums);
 }
 
-/* A row's eight outputs; out of line, for each of a tile's rows would have all of it. */
-static __attribute__((noinline)) void put(const struct cpu_strip *strip, uint32_t row, const struct group *group, __m256 sums)
+/* A row's eight outputs. Out of line: each of a tile's rows would have all of it. */
+static __attribute__((noinline)) void put(const struct cpu_strip *strip, uint32_t row,
+                                          const struct group *group, __m256 sums)
 {
     float *out = strip->out + row * strip->out_row_stride + group->n;
     const float *bias = strip->bias == NULL ? NULL : strip->bias + group->n;
