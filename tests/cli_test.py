@@ -13,7 +13,7 @@ import numpy
 
 import lighter
 
-COMMANDS = ("generate", "serve", "bench", "logits", "tokenize", "inspect")
+COMMANDS = ("generate", "chat", "serve", "bench", "logits", "tokenize", "inspect")
 SIM = ("--device", "sim:memory=64MiB,link=4GB/s", "--offload-group-size", "2", "--offload-num-in-group", "1",
        "--offload-prefetch-step", "1")
 SMALL = ("--threads", "1", "--context-length", "256")

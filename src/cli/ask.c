@@ -5,9 +5,12 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/size.h"
 
+#define STOP_LOOK_NS 50000000L
+#define NS_PER_S 1000000000L
 #define ANSWER_BYTES_MAX GIB
 
 struct exchange {
@@ -97,6 +100,23 @@ static bool hand_on(struct exchange *exchange, const struct cli_ask *ask, size_t
     return more;
 }
 
+/* With the lock held: until something comes, or the flag is to be looked at. A signal's handler may
+ * not signal the condition, so that one is looked for. */
+static void wait_for_more(struct exchange *exchange, const struct cli_ask *ask)
+{
+    struct timespec until;
+
+    if (ask->stop == NULL) {
+        (void)pthread_cond_wait(&exchange->arrived, &exchange->lock);
+        return;
+    }
+    (void)clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += STOP_LOOK_NS;
+    until.tv_sec += until.tv_nsec / NS_PER_S;
+    until.tv_nsec %= NS_PER_S;
+    (void)pthread_cond_timedwait(&exchange->arrived, &exchange->lock, &until);
+}
+
 /* Returns once the engine has said its last word. */
 static void listen_to_end(struct exchange *exchange, const struct cli_ask *ask,
                           struct engine *engine, uint64_t id)
@@ -122,6 +142,8 @@ static void listen_to_end(struct exchange *exchange, const struct cli_ask *ask,
         }
         if (exchange->done)
             break;
+        if (ask->stop != NULL && *ask->stop != 0)
+            stop = true;
         if ((stop || exchange->status != STATUS_OK) && !canceled) {
             canceled = true;
             (void)pthread_mutex_unlock(&exchange->lock);
@@ -129,7 +151,7 @@ static void listen_to_end(struct exchange *exchange, const struct cli_ask *ask,
             (void)pthread_mutex_lock(&exchange->lock);
             continue;
         }
-        (void)pthread_cond_wait(&exchange->arrived, &exchange->lock);
+        wait_for_more(exchange, ask);
     }
     (void)pthread_mutex_unlock(&exchange->lock);
     buf_deinit(&text);

@@ -6,6 +6,7 @@
 #define LIGHTER_CLI_ASK_H
 
 #include <jansson.h>
+#include <signal.h>
 #include <stdbool.h>
 
 #include "base/buf.h"
@@ -33,6 +34,8 @@ struct cli_ask {
     bool (*on_piece)(void *user, const char *text, size_t text_size, const int32_t *ids,
                      size_t id_count);
     void *user;
+    const volatile sig_atomic_t *stop; /* looked at now and then: not 0 cancels the request too.
+                                          NULL: nothing to look at */
 };
 
 /* Blocks until the answer is complete. A canceled one is STATUS_OK with FINISH_ABORT. Any thread;

@@ -18,6 +18,7 @@ struct cli_context {
 };
 
 enum status cli_generate(struct cli_context *context, struct err *err);
+enum status cli_chat(struct cli_context *context, struct err *err);
 enum status cli_serve(struct cli_context *context, struct err *err);
 enum status cli_bench(struct cli_context *context, struct err *err);
 enum status cli_logits(struct cli_context *context, struct err *err);

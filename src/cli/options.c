@@ -20,6 +20,7 @@ static const struct {
     const char *name, *help;
 } commands[CLI_COMMAND_COUNT] = {
     [CLI_COMMAND_GENERATE] = { "generate", "answers one prompt and reports what moved" },
+    [CLI_COMMAND_CHAT] = { "chat", "talks with a model in the terminal" },
     [CLI_COMMAND_SERVE] = { "serve", "answers requests over HTTP until SIGTERM" },
     [CLI_COMMAND_BENCH] = { "bench", "measures prefill and decode against their bounds" },
     [CLI_COMMAND_LOGITS] = { "logits", "writes the logits of every token of a prompt" },
@@ -250,7 +251,8 @@ static enum status value_set(struct cli_options *options, const struct cli_optio
 
 void cli_options_init(struct cli_options *options)
 {
-    *options = (struct cli_options){ .seed = -1, .random_seed = -1 };
+    *options = (struct cli_options){ .seed = -1, .random_seed = -1,
+                                     .max_new_tokens = -1 };
     for (size_t i = 0; i < cli_option_count; i++) {
         const struct cli_option *option = &cli_option_table[i];
         enum status st = STATUS_OK;

@@ -22,6 +22,7 @@
 
 enum cli_command {
     CLI_COMMAND_GENERATE,
+    CLI_COMMAND_CHAT,
     CLI_COMMAND_SERVE,
     CLI_COMMAND_BENCH,
     CLI_COMMAND_LOGITS,
@@ -42,7 +43,7 @@ struct cli_texts {
 
 /* Texts are borrowed from the arguments. Zero or NULL: not given, unless said otherwise. */
 struct cli_options {
-    const char *model, *tokenizer_path, *chat_template;
+    const char *model, *tokenizer_path, *chat_template, *system;
     bool help, json, quiet;
     const char *log_level;
 
@@ -75,7 +76,8 @@ struct cli_options {
     struct token_ids input_ids;
     bool no_special;
 
-    int64_t max_new_tokens, top_k;
+    int64_t max_new_tokens;       /* -1: not said */
+    int64_t top_k;
     double temperature, top_p, min_p;
     double frequency_penalty, presence_penalty, repetition_penalty;
     int64_t seed;                 /* -1: none */

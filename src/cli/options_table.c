@@ -4,6 +4,7 @@
 
 #define BIT(command) (1u << CLI_COMMAND_##command)
 #define ON_GENERATE BIT(GENERATE)
+#define ON_CHAT BIT(CHAT)
 #define ON_SERVE BIT(SERVE)
 #define ON_BENCH BIT(BENCH)
 #define ON_LOGITS BIT(LOGITS)
@@ -11,9 +12,10 @@
 #define ON_INSPECT BIT(INSPECT)
 #define ON_PLAN BIT(PLAN)
 #define ON_SELFTEST BIT(SELFTEST)
-#define ON_RUN (ON_GENERATE | ON_SERVE | ON_BENCH | ON_LOGITS | ON_PLAN) /* those that run a model
-                                                                            */
+/* Those that run a model. */
+#define ON_RUN (ON_GENERATE | ON_CHAT | ON_SERVE | ON_BENCH | ON_LOGITS | ON_PLAN)
 #define ON_PROMPT (ON_GENERATE | ON_LOGITS)
+#define ON_TEXT (ON_GENERATE | ON_CHAT)
 #define ON_ALL ((1u << CLI_COMMAND_COUNT) - 1)
 
 #define AT(field) .offset = offsetof(struct cli_options, field)
@@ -39,7 +41,10 @@ const struct cli_option cli_option_table[] = {
       .group = GROUP_MODEL, .commands = ON_ALL, AT(tokenizer_path) },
     { .name = "chat-template", .kind = CLI_OPTION_TEXT, .value_name = "FILE",
       .help = "a Jinja template for conversations; default: the model's own",
-      .group = GROUP_MODEL, .commands = ON_SERVE, AT(chat_template) },
+      .group = GROUP_MODEL, .commands = ON_SERVE | ON_CHAT, AT(chat_template) },
+    { .name = "system", .kind = CLI_OPTION_TEXT, .value_name = "TEXT",
+      .help = "the system message that a conversation begins with", .group = GROUP_PROMPT,
+      .commands = ON_CHAT, AT(system) },
     { .name = "skip-tokenizer-init", .kind = CLI_OPTION_FLAG,
       .help = "opens no tokenizer: prompts and answers are token ids",
       .group = GROUP_MODEL, .commands = ON_RUN, AT(skip_tokenizer_init) },
@@ -72,49 +77,49 @@ const struct cli_option cli_option_table[] = {
 
     /* Sampling. */
     { .name = "max-new-tokens", .kind = CLI_OPTION_INT, .value_name = "N", .min = 0,
-      .max = 0x7fffffff, .fallback = "128", .help = "longest answer", .group = GROUP_SAMPLING,
-      .commands = ON_GENERATE, AT(max_new_tokens) },
+      .max = 0x7fffffff, .help = "longest answer; default: 128, in a chat as long as fits",
+      .group = GROUP_SAMPLING, .commands = ON_TEXT, AT(max_new_tokens) },
     { .name = "temperature", .kind = CLI_OPTION_REAL, .value_name = "T", .min = 0, .max = 1e6,
       .fallback = "1.0", .help = "0 takes the likeliest token always", .group = GROUP_SAMPLING,
-      .commands = ON_GENERATE, AT(temperature) },
+      .commands = ON_TEXT, AT(temperature) },
     { .name = "top-k", .kind = CLI_OPTION_INT, .value_name = "K", .min = -1, .max = 0x7fffffff,
       .fallback = "-1", .help = "only the K likeliest tokens; -1: all", .group = GROUP_SAMPLING,
-      .commands = ON_GENERATE, AT(top_k) },
+      .commands = ON_TEXT, AT(top_k) },
     { .name = "top-p", .kind = CLI_OPTION_REAL, .value_name = "P", .min = 0, .max = 1,
       .above_min = true, .fallback = "1.0",
       .help = "only the likeliest tokens whose probabilities sum to P", .group = GROUP_SAMPLING,
-      .commands = ON_GENERATE, AT(top_p) },
+      .commands = ON_TEXT, AT(top_p) },
     { .name = "min-p", .kind = CLI_OPTION_REAL, .value_name = "P", .min = 0, .max = 1,
       .fallback = "0.0", .help = "only tokens at least P times as likely as the likeliest",
-      .group = GROUP_SAMPLING, .commands = ON_GENERATE, AT(min_p) },
+      .group = GROUP_SAMPLING, .commands = ON_TEXT, AT(min_p) },
     { .name = "frequency-penalty", .kind = CLI_OPTION_REAL, .value_name = "X", .min = -2, .max = 2,
       .fallback = "0.0", .help = "taken off a token's logit for each time it was generated",
-      .group = GROUP_SAMPLING, .commands = ON_GENERATE, AT(frequency_penalty) },
+      .group = GROUP_SAMPLING, .commands = ON_TEXT, AT(frequency_penalty) },
     { .name = "presence-penalty", .kind = CLI_OPTION_REAL, .value_name = "X", .min = -2, .max = 2,
       .fallback = "0.0", .help = "taken off the logit of a token that was generated",
-      .group = GROUP_SAMPLING, .commands = ON_GENERATE, AT(presence_penalty) },
+      .group = GROUP_SAMPLING, .commands = ON_TEXT, AT(presence_penalty) },
     { .name = "repetition-penalty", .kind = CLI_OPTION_REAL, .value_name = "X", .min = 0, .max = 2,
       .above_min = true, .fallback = "1.0",
       .help = "divides the positive logits of tokens seen, multiplies the negative",
-      .group = GROUP_SAMPLING, .commands = ON_GENERATE, AT(repetition_penalty) },
+      .group = GROUP_SAMPLING, .commands = ON_TEXT, AT(repetition_penalty) },
     { .name = "seed", .kind = CLI_OPTION_INT, .value_name = "N", .min = 0, .max = INT_MAX_EXACT,
       .help = "makes sampling repeatable; default: --random-seed", .group = GROUP_SAMPLING,
-      .commands = ON_GENERATE, AT(seed) },
+      .commands = ON_TEXT, AT(seed) },
     { .name = "stop", .kind = CLI_OPTION_TEXTS, .value_name = "TEXT",
       .help = "ends the answer before this text; may be given several times",
-      .group = GROUP_SAMPLING, .commands = ON_GENERATE, AT(stop) },
+      .group = GROUP_SAMPLING, .commands = ON_TEXT, AT(stop) },
     { .name = "stop-token-ids", .kind = CLI_OPTION_IDS, .value_name = "1,2,3",
       .help = "ends the answer at any of these ids", .group = GROUP_SAMPLING,
-      .commands = ON_GENERATE, AT(stop_token_ids) },
+      .commands = ON_TEXT, AT(stop_token_ids) },
     { .name = "ignore-eos", .kind = CLI_OPTION_FLAG,
       .help = "goes on past the model's end-of-text token", .group = GROUP_SAMPLING,
-      .commands = ON_GENERATE, AT(ignore_eos) },
+      .commands = ON_TEXT, AT(ignore_eos) },
     { .name = "no-stop-trim", .kind = CLI_OPTION_FLAG,
       .help = "leaves the stop text at the end of the answer", .group = GROUP_SAMPLING,
-      .commands = ON_GENERATE, AT(no_stop_trim) },
+      .commands = ON_TEXT, AT(no_stop_trim) },
     { .name = "keep-special", .kind = CLI_OPTION_FLAG,
       .help = "shows special tokens in the answer", .group = GROUP_SAMPLING,
-      .commands = ON_GENERATE, AT(keep_special) },
+      .commands = ON_TEXT, AT(keep_special) },
 
     /* serve, bench, logits, inspect. */
     { .name = "host", .kind = CLI_OPTION_TEXT, .value_name = "ADDRESS", .fallback = "127.0.0.1",

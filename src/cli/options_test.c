@@ -105,7 +105,7 @@ static void defaults_are_those_of_the_help(void **state)
 
     (void)state;
     cli_options_init(&options);
-    assert_int_equal(options.max_new_tokens, 128);
+    assert_int_equal(options.max_new_tokens, -1);
     assert_true(options.temperature == 1.0 && options.top_p == 1.0 && options.min_p == 0.0);
     assert_true(options.repetition_penalty == 1.0);
     assert_int_equal(options.top_k, -1);

@@ -15,6 +15,7 @@ enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };
 static enum status (*const runs[CLI_COMMAND_COUNT])(struct cli_context *context,
                                                     struct err *err) = {
     [CLI_COMMAND_GENERATE] = cli_generate, [CLI_COMMAND_SERVE] = cli_serve,
+    [CLI_COMMAND_CHAT] = cli_chat,
     [CLI_COMMAND_BENCH] = cli_bench,       [CLI_COMMAND_LOGITS] = cli_logits,
     [CLI_COMMAND_TOKENIZE] = cli_tokenize, [CLI_COMMAND_INSPECT] = cli_inspect,
     [CLI_COMMAND_PLAN] = cli_plan,

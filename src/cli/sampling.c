@@ -9,7 +9,8 @@ enum status cli_options_sampling(const struct cli_options *options,
     struct sampling_params params;
 
     sampling_params_init(&params);
-    params.max_new_tokens = options->max_new_tokens;
+    if (options->max_new_tokens >= 0)
+        params.max_new_tokens = options->max_new_tokens;
     params.temperature = options->temperature;
     params.top_p = options->top_p;
     params.top_k = options->top_k;
