@@ -3,6 +3,7 @@
  * the weights' home, and nothing left behind when CANN fails. */
 #include <dlfcn.h>
 #include <ftw.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "model/testing.h"
@@ -283,6 +284,96 @@ static void every_home_gives_the_same_bits(void **state)
     cache_remove(cache);
 }
 
+static bool update(struct model *model)
+{
+    struct model_update *fresh = NULL;
+    struct err err;
+    bool done = model_update_prepare(model, DEMO, false, &fresh, &err) == STATUS_OK &&
+                model_update_commit(fresh, NULL, &err) == STATUS_OK;
+
+    model_update_destroy(fresh);
+    return done;
+}
+
+/* Units without contents move like others, and have them after a live update, in their layout. */
+static void what_is_in_meta_is_filled_by_an_update(void **state)
+{
+    static const struct setting all[] = {
+        { .device = NPU, .group_size = 2, .num_in_group = 1, .meta = true },
+        { .device = NPU, .experts = true, .expert_slot_count = 4, .meta = true },
+    };
+    const struct setting plain = { .device = NPU };
+    const struct paging paging = { 0, 1 };
+    int32_t prompt[DEMO_PROMPT];
+    uint32_t vocab;
+    float *wanted;
+
+    (void)state;
+    demo_prompt(prompt, 2);
+    wanted = run(DEMO, &plain, NULL, prompt, DEMO_PROMPT, 5, &vocab);
+    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
+        struct loaded loaded;
+        float *got;
+        struct err err;
+
+        if (try_open(DEMO, &all[i], NULL, &loaded, &err) != STATUS_OK)
+            fail_msg("%s", err.message);
+        got = logits_alloc(loaded.model, DEMO_PROMPT);
+        harness_run(loaded.model, prompt, 0, DEMO_PROMPT, 5, &paging, got);
+        assert_true(offload_is_garbage(model_offload(loaded.model)));
+        assert_true(update(loaded.model));
+        assert_false(offload_is_garbage(model_offload(loaded.model)));
+        harness_run(loaded.model, prompt, 0, DEMO_PROMPT, 5, &paging, got);
+        assert_memory_equal(got, wanted, (size_t)DEMO_PROMPT * vocab * sizeof(float));
+        free(got);
+        harness_close(&loaded);
+        nothing_is_left("meta");
+    }
+    free(wanted);
+}
+
+/* Chips without BF16, without FLOAT in the matrix unit, and without the product that reads
+ * FRACTAL_NZ. */
+static void small_chips_compute_with_f16(void **state)
+{
+    static const char *const names[] = { "llama_gqa_tied", "deepseek_v3", "qwen3_moe" };
+    const struct setting refused = { .device = NPU, .dtype = "bfloat16" };
+    struct loaded loaded;
+    struct err err;
+
+    const pid_t child = fork(); /* libraries are opened once, with the chip of that moment */
+    int status = 0;
+
+    (void)state;
+    if (child != 0) {
+        assert_int_equal(waitpid(child, &status, 0), child);
+        assert_int_equal(status, 0);
+        return;
+    }
+    (void)setenv("CANN_STANDIN_SOC", "Ascend310P3", 1);
+    assert_int_equal(try_open(DEMO, &refused, NULL, &loaded, &err), STATUS_UNAVAILABLE);
+    assert_non_null(strstr(err.message, "has no BF16; --dtype float16"));
+    harness_close(&loaded);
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        struct setting setting = { .device = "cpu", .dtype = "float16" };
+        struct golden golden = golden_read(names[i]);
+        float *wanted, *got;
+        uint32_t vocab;
+        char path[256];
+
+        (void)golden_path(names[i], path, sizeof(path));
+        wanted = run(path, &setting, NULL, golden.prompt, golden.prompt_count, 7, &vocab);
+        setting.device = NPU;
+        got = run(path, &setting, NULL, golden.prompt, golden.prompt_count, 7, NULL);
+        check_rows(names[i], got, wanted, golden.prompt_count, vocab, 1);
+        free(got);
+        free(wanted);
+        free(golden.logits);
+    }
+    nothing_is_left("a small chip");
+    _exit(0);
+}
+
 /* -- failures ---------------------------------------------------------------------------------- */
 
 /* Opens, computes a step, closes. False, with a sentence, when CANN failed. */
@@ -346,9 +437,11 @@ static void a_failure_is_a_sentence_and_leaves_nothing(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(small_chips_compute_with_f16), /* before the libraries are opened */
         cmocka_unit_test(every_architecture_agrees_with_the_processor),
         cmocka_unit_test(greedy_texts_are_the_processors),
         cmocka_unit_test(every_home_gives_the_same_bits),
+        cmocka_unit_test(what_is_in_meta_is_filled_by_an_update),
         cmocka_unit_test(a_failure_is_a_sentence_and_leaves_nothing),
     };
 
