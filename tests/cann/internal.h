@@ -99,6 +99,7 @@ int standin_error(int code, const char *format, ...) __attribute__((format(print
 void standin_fault(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void standin_leak(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void standin_report_reset(void);
+void standin_report_write(void);
 uint64_t standin_random(uint64_t *state);
 
 /* ---- devices and contexts (device.c) ---- */

@@ -246,8 +246,10 @@ static int reset_device(int device_id, bool force, const char *function)
     if (!last)
         devices[device_id].use_count--;
     pthread_mutex_unlock(&standin_world);
-    if (last)
+    if (last) {
         device_close(device_id, true);
+        standin_report_write();
+    }
     return 0;
 }
 

@@ -208,20 +208,18 @@ uint64_t standin_random(uint64_t *state)
     return z ^ (z >> 31);
 }
 
-/* CANN_STANDIN_REPORT=FILE: "name value" lines of this process, appended. */
-__attribute__((destructor)) static void write_report(void)
+/* CANN_STANDIN_REPORT=FILE: "name value" lines of this process so far, appended: when a device is
+ * reset for the last time, and at its end, which a process that calls _exit does not reach. */
+void standin_report_write(void)
 {
     static const char *const always[] = { "faults", "leaks", "format_casts", "sync_copies",
                                           "async_copies", "pageable_copies", "executor_errors" };
     const char *path = getenv("CANN_STANDIN_REPORT");
     FILE *file;
 
-    /* A process that ends without aclFinalize takes its memory with it, but has lost it. */
-    if (standin_is_open() && cann_standin_counter("live_blocks") > 0)
-        standin_leak("%llu blocks of device memory, and no aclFinalize",
-                     (unsigned long long)cann_standin_counter("live_blocks"));
     if (path == NULL || (file = fopen(path, "a")) == NULL)
         return;
+    pthread_mutex_lock(&lock);
     fprintf(file, "process %d\ncalls %llu\n", (int)getpid(), (unsigned long long)call_count);
     for (size_t i = 0; i < sizeof(always) / sizeof(always[0]); i++)
         (void)counter(always[i], true);
@@ -231,5 +229,15 @@ __attribute__((destructor)) static void write_report(void)
         fprintf(file, "calls:%s %llu\n", e->name, (unsigned long long)e->calls);
     if (fault_text[0] != '\0')
         fprintf(file, "fault %s\n", fault_text);
+    pthread_mutex_unlock(&lock);
     fclose(file);
+}
+
+__attribute__((destructor)) static void report_end(void)
+{
+    /* A process that ends without aclFinalize takes its memory with it, but has lost it. */
+    if (standin_is_open() && cann_standin_counter("live_blocks") > 0)
+        standin_leak("%llu blocks of device memory, and no aclFinalize",
+                     (unsigned long long)cann_standin_counter("live_blocks"));
+    standin_report_write();
 }
