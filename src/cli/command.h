@@ -15,6 +15,7 @@ struct cli_context {
     const char *const *args; /* [arg_count], what the options were read from */
     size_t arg_count;
     bool bad_usage; /* set by a command that failed for what its options say: exit status 2 */
+    bool printed;   /* set by a command that has printed its JSON object though it failed */
 };
 
 enum status cli_generate(struct cli_context *context, struct err *err);

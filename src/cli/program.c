@@ -102,7 +102,7 @@ static int run_command(enum cli_command command, struct cli_context *context, st
     }
     if (st == STATUS_OK)
         return EXIT_DONE;
-    return fail(context->console, st, err, options->json,
+    return fail(context->console, st, err, options->json && !context->printed,
                 context->bad_usage ? EXIT_USAGE : EXIT_FAILED);
 }
 

@@ -210,6 +210,10 @@ static int live(void *user, const struct cli_life *life)
     if (cli_session_trace_write(&self.session, &self.options, self.log, STATUS_OK, &err) !=
         STATUS_OK)
         log_line(self.log, LOG_ERROR, "%s", err.message);
+    if (finalize) { /* nobody frees what another still reads */
+        cli_session_leave(&self.session);
+        (void)cluster_barrier(self.cluster, CLUSTER_NODE, CLUSTER_WAIT_S, NULL);
+    }
     cli_session_close(&self.session);
     fleet_rank_destroy(self.rank);
     if (finalize)

@@ -74,7 +74,8 @@ enum status cli_selftest(struct cli_context *context, struct err *err)
     if (st == STATUS_OK)
         st = test(context, &report, err);
     failed = json_integer_value(json_object_get(report, "failed"));
-    if (st == STATUS_OK && options->json)
+    context->printed = st == STATUS_OK && options->json;
+    if (context->printed)
         st = cli_print_json(json_pack("{s:O, s:O}", "device", inspected, "selftest", report), err);
     else if (st == STATUS_OK)
         print_summary(report);

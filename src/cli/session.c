@@ -369,6 +369,13 @@ enum status cli_session_start(struct cli_session *session, const struct cli_opti
     return st;
 }
 
+void cli_session_leave(struct cli_session *session)
+{
+    engine_destroy(session->engine);
+    session->engine = NULL;
+    offload_peers_close(model_offload(session->model));
+}
+
 void cli_session_close(struct cli_session *session)
 {
     engine_destroy(session->engine);

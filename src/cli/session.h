@@ -69,6 +69,9 @@ enum status cli_session_start(struct cli_session *session, const struct cli_opti
  * when that is STATUS_OK. */
 enum status cli_session_trace_write(struct cli_session *session, const struct cli_options *options,
                                     const struct log *log, enum status st, struct err *err);
+/* Ends the engine and gives back what ranks share; cli_session_close frees the rest, once all of
+ * the node's ranks have come so far. */
+void cli_session_leave(struct cli_session *session);
 /* Fine on a half-opened session. */
 void cli_session_close(struct cli_session *session);
 

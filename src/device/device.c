@@ -97,6 +97,7 @@ enum status device_open(const char *spec, const struct device_options *options,
     if (st != STATUS_OK)
         return st;
     assert(device->ops == ops);
+    (void)snprintf(device->info.kind, sizeof(device->info.kind), "%s", ops->name);
     st = open_accounts(device, options, err);
     if (st != STATUS_OK) {
         ops->close(device);

@@ -45,7 +45,8 @@ struct device_options {
 };
 
 struct device_info {
-    char name[64];               /* "cpu", "sim" */
+    char kind[16];               /* "cpu", "sim", "ascend": devices of one kind can share memory */
+    char name[64];               /* "cpu", "sim", "ascend:0" */
     char description[160];       /* for people: "AVX2, 2 threads" */
     uint64_t memory_bytes;       /* the device's own; the budget is at most this */
     bool memory_is_host;         /* host memory is its memory: units at home on the host are used in

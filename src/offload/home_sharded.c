@@ -111,17 +111,33 @@ static enum status sharded_open(struct offload *offload, struct err *err)
     return STATUS_OK;
 }
 
+static void close_peers(struct offload *offload)
+{
+    const struct offload__sharded *sharded = offload->sharded;
+
+    for (uint32_t r = 0; sharded->peers != NULL && r < sharded->count; r++) {
+        if (r == sharded->rank)
+            continue;
+        device_peer_close(offload->device, sharded->peers[r].block, sharded->peers[r].block_bytes);
+        sharded->peers[r].block = NULL;
+    }
+}
+
+void offload_peers_close(struct offload *offload)
+{
+    if (offload->sharded == NULL)
+        return;
+    (void)stream_sync(offload->copy, NULL); /* it may be fetching for a pass that won't come */
+    close_peers(offload);
+}
+
 static void sharded_close(struct offload *offload)
 {
     struct offload__sharded *sharded = offload->sharded;
 
     if (sharded == NULL)
         return;
-    for (uint32_t r = 0; sharded->peers != NULL && r < sharded->count; r++) {
-        if (r != sharded->rank)
-            device_peer_close(offload->device, sharded->peers[r].block,
-                              sharded->peers[r].block_bytes);
-    }
+    close_peers(offload);
     if (sharded->block != NULL) {
         assert(sharded->peers != NULL);
         device_shared_free(offload->device, DEVICE_USE_WEIGHTS, sharded->block,

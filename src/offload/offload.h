@@ -181,6 +181,9 @@ enum status offload_create(struct device *device, const struct offload_param_des
                            const struct offload_options *options, const struct log *log,
                            struct offload **offload_out, struct err *err);
 void offload_destroy(struct offload *offload);
+/* Before offload_destroy, where ranks leave together: gives back what it has of peers' memory, so
+ * that each rank can free its own once all have come so far. No pass may follow. */
+void offload_peers_close(struct offload *offload);
 void offload_sizes(const struct offload *offload, struct offload_sizes *sizes_out);
 
 /* Takes memory, checks every loader, loads every parameter into its home or onto the device, and

@@ -209,7 +209,7 @@ enum status offload__share_plan(struct offload *offload, enum status own, struct
         .moving_bytes = offload->sizes.moving_bytes,
         .is_shared = offload__has_shared_home(offload),
     };
-    memcpy(words.plan.device, device_info(offload->device)->name, sizeof(words.plan.device));
+    memcpy(words.plan.device, device_info(offload->device)->kind, sizeof(words.plan.device));
     own = meet(offload, &words, own, all, &told, err);
     if (own == STATUS_OK)
         own = plans_compare(offload, all, err);
