@@ -159,9 +159,11 @@ def test_each_failure_is_one_sentence_and_leaves_nothing():
         # While it serves, the engine says which step it was, and then the program says why it ends.
         assert status == 1 and "ascend:0: " in lines[-1] and len(lines) <= 2, what
         assert all(line.endswith(lines[-1][len("error: "):]) for line in lines), what
-        assert function in err, what
-        if not function.startswith("aclCreate"):  # these return NULL for want of memory
+        if function.startswith("aclCreate"):  # these return NULL for want of memory
+            assert "memory" in err, what
+        else:
             assert "507899 ACL_ERROR_RT_DRV_INTERNAL_ERROR" in err and "the runtime says: " in err, what
+            assert function in err, what
     assert tried > 40, tried
 
 
@@ -208,13 +210,10 @@ def test_inspect_tells_what_there_is_and_what_not():
 
 def test_the_selftest_passes_and_sees_what_is_wrong():
     with counted() as counters:
-        report = lighter.run_json("selftest", *NPU)
+        _, out, _ = lighter.run("selftest", *NPU, check=0)
     no_trace(counters, "selftest")
-    selftest = report["selftest"]
-    assert report["device"]["available"] and selftest["failed"] == 0, selftest
-    assert selftest["passed"] > 70 and selftest["unsupported"] == 0, selftest
-    _, out, _ = lighter.run("selftest", *NPU, check=0)
-    assert re.search(r"^\d+ checks passed, 0 failed, 0 unsupported", out, re.M), out
+    passed = re.search(r"^(\d+) checks passed, 0 failed, 0 unsupported", out, re.M)
+    assert passed and int(passed.group(1)) > 70 and "available: true" in out, out
     with setting(CANN_STANDIN_FAIL="aclnnMm:2:507015"):
         status, out, err = lighter.run("selftest", *NPU, "--json")
     last = json.loads(out)["selftest"]["checks"][-1]
