@@ -305,6 +305,8 @@ struct seq *tpl__iterate(struct job *job, struct value value)
         if (value.seq->label != NULL)
             tpl__fail(job, "%s", value.seq->label);
         items = tpl__seq(job, V_LIST, 0);
+        if (value.seq->next == value.seq->count)
+            return items.seq;
         items.seq->items = value.seq->items + value.seq->next;
         items.seq->count = value.seq->count - value.seq->next;
         items.seq->capacity = items.seq->count;
