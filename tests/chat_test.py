@@ -17,7 +17,7 @@ ARGUMENTS = ["--model", lighter.DEMO, "--chat-template", TEMPLATE, "--temperatur
 # A step takes at least 60 ms, what the link needs for two units: an answer can be caught in its middle.
 SLOW = ["--device", "sim:memory=64MiB,link=20MB/s", "--offload-group-size", "4", "--offload-num-in-group", "1"]
 QUESTION = "The capital of France is"
-WAIT_SECONDS = 60
+WAIT_SECONDS = lighter.WAIT_SECONDS
 
 
 def chat(text, *arguments, check=0):

@@ -15,7 +15,7 @@ import urllib.request
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PROGRAM = os.path.join(ROOT, os.environ.get("LIGHTER_BUILD", "build"), "lighter")
 DEMO = os.path.join(ROOT, "models", "demo")
-WAIT_SECONDS = 120
+WAIT_SECONDS = 240  # only so that what hangs is a failure: a busy machine is slow
 
 
 def run(*arguments, stdin="", check=None):
@@ -31,6 +31,22 @@ def run(*arguments, stdin="", check=None):
 def run_json(*arguments, stdin=""):
     """The one JSON object that `lighter ARGUMENTS --json` prints."""
     return json.loads(run(*arguments, "--json", stdin=stdin, check=0)[1])
+
+
+def wait_until(what, condition):
+    until = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < until, f"waited in vain: {what}"
+        time.sleep(0.02)
+
+
+def alive(pid):
+    """Whether the process runs; one that nobody has waited for yet does not."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 class Server:

@@ -62,7 +62,7 @@ def compare(wanted, found, where):
 
 def ask(path, body=None, method=None):
     url = urllib.parse.urlsplit(server.url)
-    connection = http.client.HTTPConnection(url.hostname, url.port, timeout=60)
+    connection = http.client.HTTPConnection(url.hostname, url.port, timeout=lighter.WAIT_SECONDS)
     connection.request(method or ("GET" if body is None else "POST"), path,
                        None if body is None else body if isinstance(body, bytes) else json.dumps(body),
                        {"Content-Type": "application/json", "Authorization": "Bearer none"})

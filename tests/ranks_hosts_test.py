@@ -16,7 +16,8 @@ import sys
 import tempfile
 
 import lighter
-from ranks_test import MODULE, QUESTION, alive, tree, wait_until
+from lighter import wait_until
+from ranks_test import MODULE, QUESTION, ends, tree
 
 MPIRUN = ["mpirun", "--oversubscribe", "--bind-to", "none", "--quiet", "--mca", "btl", "self,tcp"]
 if os.geteuid() == 0:
@@ -70,7 +71,7 @@ class Mpirun(lighter.Server):
         processes = tree(self.process.pid)
         os.kill(self.front(), signal.SIGTERM)
         code = self.process.wait(lighter.WAIT_SECONDS)
-        wait_until("all processes end", lambda: not [pid for pid in processes if alive(pid)])
+        ends(processes)
         return code
 
 

@@ -14,10 +14,10 @@ import signal
 import sys
 import tempfile
 import threading
-import time
 import urllib.parse
 
 import lighter
+from lighter import WAIT_SECONDS, alive, wait_until
 
 MODES = {
     "cpu": ("--offload-group-size", 1), "meta": ("--offload-group-size", 1),
@@ -28,30 +28,13 @@ MODES = {
 MODULE = os.path.join(os.path.dirname(lighter.PROGRAM), "lighter_mpi.so")
 GREEDY = {"temperature": 0, "max_new_tokens": 8}
 QUESTION = {"text": "The capital of France is", "sampling_params": GREEDY}
-LONG = {"temperature": 0, "max_new_tokens": 40, "ignore_eos": True}
+LONG = {"temperature": 0, "max_new_tokens": 160, "ignore_eos": True}  # 8 s: a kill comes in its middle
 ENDLESS = {**LONG, "max_new_tokens": 1500}
 SLOW = ("--device", "sim:link=100MB/s", "--offload-group-size", "1")  # some 50 ms a token
-WAIT_SECONDS = 60
-
-
-def wait_until(what, condition):
-    until = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < until, f"waited in vain: {what}"
-        time.sleep(0.02)
 
 
 def ranks(server):
     return server.request("/get_server_info")[1]["ranks"]
-
-
-def alive(pid):
-    """Whether the process runs; one that nobody has waited for yet does not."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="ascii") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def tree(pid):
@@ -71,6 +54,10 @@ def left_behind():
     """What is in the servers' folder for temporary files, and Open MPI's in shared memory."""
     shared = [name for name in os.listdir("/dev/shm") if name.startswith(("vader", "ompi", "lighter"))]
     return shared + os.listdir(os.environ["TMPDIR"])
+
+
+def ends(processes):
+    wait_until("all processes end", lambda: not [pid for pid in processes if alive(pid)])
 
 
 class Streaming:
@@ -126,7 +113,7 @@ def test_ranks_answer_and_share_the_work():
                 assert [rank["dp_rank"] for rank in info["ranks"]] == list(range(count))
                 assert all(rank["state"] == "up" and rank["report"]["finished"] >= 1 for rank in info["ranks"])
             processes = tree(server.process.pid)
-        assert not [pid for pid in processes if alive(pid)]
+        ends(processes)
 
 
 def test_every_mode_answers_from_every_rank():
@@ -189,8 +176,8 @@ def test_a_rank_dies_and_comes_back():
         assert {answer["meta_info"]["dp_rank"] for answer in answers} == {0, 1}
         assert all("Paris" in answer["text"] for answer in answers)
         processes = tree(server.process.pid)
-    assert not [pid for pid in processes if alive(pid)]
-    assert not left_behind(), left_behind()
+    ends(processes)
+    wait_until("nothing is left", lambda: not left_behind())
 
 
 def test_what_waits_goes_to_the_others():
@@ -219,7 +206,7 @@ def test_a_rank_dies_in_every_mode_that_shares():
                 answers = [server.generate(**QUESTION) for _ in range(6)]
                 assert {answer["meta_info"]["dp_rank"] for answer in answers} == {0, 1, 2}
                 assert all("Paris" in answer["text"] for answer in answers), (mode, answers)
-        assert not left_behind(), left_behind()
+        wait_until("nothing is left", lambda: not left_behind())
 
 
 def test_a_rank_that_hangs_is_a_dead_one():
@@ -254,7 +241,7 @@ def test_the_front_end_dies_and_leaves_nothing():
     assert len(processes) == 7, processes  # front end, guard, mpirun, two keepers, two ranks
     server.process.kill()
     server.process.wait(WAIT_SECONDS)
-    wait_until("all processes end", lambda: not [pid for pid in processes if alive(pid)])
+    ends(processes)
     wait_until("nothing is left", lambda: not left_behind())
     server.process.stderr.close()
 
@@ -267,7 +254,7 @@ def test_sigterm_finishes_what_runs():
         server.process.send_signal(signal.SIGTERM)
         assert [stream.ending()["type"] for stream in streams] == ["length", "length"]
         assert server.process.wait(WAIT_SECONDS) == 0
-    assert not [pid for pid in processes if alive(pid)]
+    ends(processes)
 
 
 if __name__ == "__main__":

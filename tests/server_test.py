@@ -9,10 +9,10 @@ import re
 import signal
 import socket
 import sys
-import time
 import urllib.parse
 
 import lighter
+from lighter import WAIT_SECONDS, wait_until
 
 PROMPTS = [f"The capital of {country} is" for country in (
     "France", "Japan", "Peru", "Kenya", "Norway", "Chad", "Cuba", "Fiji", "India", "Italy",
@@ -22,7 +22,6 @@ LONG = {"temperature": 0, "max_new_tokens": 400, "ignore_eos": True}
 # A step takes at least 60 ms, what the link needs for two units, so that what is asked for in the middle of
 # an answer of 400 tokens comes in its middle.
 SLOW = ["--device", "sim:memory=64MiB,link=20MB/s", "--offload-group-size", "4", "--offload-num-in-group", "1"]
-WAIT_SECONDS = 60
 server = None  # set below, before the tests run
 
 
@@ -69,13 +68,6 @@ def stream(**body):
 
 def engine(of=None):
     return (of or server).request("/get_server_info")[1]["engine"]
-
-
-def wait_until(what, true):
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not true():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.01)
 
 
 def raw(text):

@@ -8,9 +8,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 
 import lighter
+from lighter import WAIT_SECONDS, alive, wait_until
 
 MODULE = os.path.join(os.path.dirname(lighter.PROGRAM), "lighter_mpi.so")
 HAS_MPI = shutil.which("mpirun") is not None and os.path.exists(MODULE)
@@ -19,14 +19,6 @@ DEVICES = ("cpu", "sim:memory=64MiB")
 GREEDY = {"temperature": 0, "max_new_tokens": 8}
 QUESTION = {"text": "The capital of France is", "sampling_params": GREEDY}
 SLOW = "sim:memory=64MiB,link=100MB/s,peer=100MB/s"
-WAIT_SECONDS = 60
-
-
-def wait_until(what, condition):
-    until = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < until, f"waited in vain: {what}"
-        time.sleep(0.05)
 
 
 def serve(*arguments):
@@ -132,11 +124,12 @@ def test_two_ranks_hold_the_bytes_once():
                 pages = (moving + 4095) // 4096 * 4
                 sizes, shares = [size for size, _ in seen], sum(share for _, share in seen)
                 if mode == "shm_cpu":
-                    assert sizes == [[pages], [pages]], sizes  # the same segment
+                    assert sizes[0] == sizes[1] and len(sizes[0]) == 1, sizes  # the same segment
+                    assert pages <= sizes[0][0] <= pages + 4, (sizes, pages)
                 else:
                     assert sum(sizes[0]) <= pages + 4 and sizes[0] == sizes[1], sizes
                 assert shares <= pages + 4, (mode, device, shares, pages)
-    assert not left_behind(), left_behind()
+    wait_until("nothing is left", lambda: not left_behind())
 
 
 def test_a_rank_is_killed_in_each_mode():
@@ -156,7 +149,7 @@ def test_a_rank_is_killed_in_each_mode():
                 answers = [server.generate(**QUESTION) for _ in range(4)]
                 assert all("Paris" in answer["text"] for answer in answers), answers
                 assert {answer["meta_info"]["dp_rank"] for answer in answers} == {0, 1}
-        assert not left_behind(), left_behind()
+        wait_until("nothing is left", lambda: not left_behind())
 
 
 def test_a_front_end_that_is_killed_leaves_no_segment():
@@ -167,7 +160,7 @@ def test_a_front_end_that_is_killed_leaves_no_segment():
     pids = [rank["pid"] for rank in ranks(server)]
     server.process.kill()
     server.process.wait(WAIT_SECONDS)
-    wait_until("the ranks end", lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))
+    wait_until("the ranks end", lambda: not any(map(alive, pids)))
     wait_until("nothing is left", lambda: not left_behind())
     server.process.stderr.close()
 

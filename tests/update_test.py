@@ -22,7 +22,8 @@ from ranks_test import ranks, wait_until
 PATH = "/update_weights_from_disk"
 PROMPTS = [f"The capital of {country} is" for country in ("France", "Japan", "Peru")]
 GREEDY = {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}
-LONG = {"temperature": 0, "max_new_tokens": 60, "ignore_eos": True}
+LONG_TOKENS = 120  # some 7 s: what is done to an answer comes in its middle
+LONG = {"temperature": 0, "max_new_tokens": LONG_TOKENS, "ignore_eos": True}
 SIM = ["--device", "sim:memory=64MiB"]
 # A step takes at least 60 ms, what the link needs for two units.
 SLOW = ["--device", "sim:memory=64MiB,link=20MB/s", "--offload-group-size", "4", "--offload-num-in-group", "1"]
@@ -170,7 +171,7 @@ def test_requests_in_flight_finish_are_paused_or_aborted():
             for events in opened:
                 last = list(events)[-1]
                 assert last["meta_info"]["weight_version"] == "2", last
-                assert last["meta_info"]["completion_tokens"] == 60, last
+                assert last["meta_info"]["completion_tokens"] == LONG_TOKENS, last
         assert ids(server) == reference["new"]
     with lighter.Server("--model", lighter.DEMO, *SLOW) as server:
         whole = server.generate(text=PROMPTS[0], sampling_params=LONG)["output_ids"]
@@ -240,7 +241,7 @@ def test_all_ranks_switch_together_in_every_mode():
                 lasts = [list(events)[-1]["meta_info"] for events in opened]
                 status, answer = done.result()
                 assert status == 200 and answer["num_paused_requests"] <= (2 if pause else 0), (mode, answer)
-                assert all(last["completion_tokens"] == 60 for last in lasts), (mode, lasts)
+                assert all(last["completion_tokens"] == LONG_TOKENS for last in lasts), (mode, lasts)
                 assert pause or all(last["weight_version"] == "default" for last in lasts), (mode, lasts)
             check_ranks(server, "new", "2")
             check_served(server, other, "2")
@@ -257,7 +258,7 @@ def test_ranks_pause_what_runs():
             assert (status, answer["num_paused_requests"]) == (200, 3), answer
             for events in opened:
                 last = list(events)[-1]["meta_info"]
-                assert (last["weight_version"], last["completion_tokens"]) == ("2", 60), last
+                assert (last["weight_version"], last["completion_tokens"]) == ("2", LONG_TOKENS), last
 
 
 def test_one_rank_that_fails_or_dies_leaves_the_old_weights_to_all():

@@ -172,6 +172,7 @@ typedef struct aclOpExecutor aclOpExecutor;
       "ASCEND_OPP_PATH is not set; source CANN's set_env.sh first")                                \
     X(561112, ACLNN_ERR_INNER_OPP_KERNEL_PKG_NOT_FOUND, "the kernels package is not installed")
 
+/* NOLINTNEXTLINE(bugprone-macro-parentheses): a name has none. */
 #define CANN_ERROR_VALUE(value, name, meaning) name = value,
 enum cann_error { CANN_ERRORS(CANN_ERROR_VALUE) ACL_SUCCESS = 0 };
 #undef CANN_ERROR_VALUE
