@@ -25,8 +25,8 @@ static const struct {
     [CLI_COMMAND_BENCH] = { "bench", "measures prefill and decode against their bounds" },
     [CLI_COMMAND_LOGITS] = { "logits", "writes the logits of every token of a prompt" },
     [CLI_COMMAND_TOKENIZE] = { "tokenize", "turns text into token ids, or ids into text" },
-    [CLI_COMMAND_INSPECT] = { "inspect", "tells what a checkpoint holds and whether it will run, "
-                                         "and with --device what there is of a device" },
+    [CLI_COMMAND_INSPECT] = { "inspect", "tells what a checkpoint holds, whether it will run, "
+                                         "and what a device has" },
     [CLI_COMMAND_PLAN] = { "plan", "tells what would live where, and how fast it would run" },
     [CLI_COMMAND_SELFTEST] = { "selftest", "checks a device against the CPU: operators, copies" },
 };
