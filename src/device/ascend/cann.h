@@ -13,7 +13,8 @@
  * included. They were compared with two sources: the headers of CANN 8.1.RC1 (acl/acl_rt.h,
  * acl/acl_base.h, aclnn/acl_meta.h, aclnnop/aclnn_*.h) and the open repositories runtime, opbase,
  * ops-nn, ops-math and ops-transformer (2025-11 to 2026-08). What the former has is required where
- * it is used; what only the latter have is optional and has a fall-back. */
+ * it is used; what only the latter have is optional and has a fall-back. What nothing here calls
+ * yet is optional too. */
 #ifndef LIGHTER_DEVICE_ASCEND_CANN_H
 #define LIGHTER_DEVICE_ASCEND_CANN_H
 
@@ -202,7 +203,7 @@ enum cann_error { CANN_ERRORS(CANN_ERROR_VALUE) ACL_SUCCESS = 0 };
     X(CANN_REQUIRED, CANN_8_1, aclError, aclrtFree, (void *device_memory))                         \
     X(CANN_REQUIRED, CANN_8_1, aclError, aclrtMallocHost, (void **host_memory, size_t size))       \
     X(CANN_REQUIRED, CANN_8_1, aclError, aclrtFreeHost, (void *host_memory))                       \
-    X(CANN_REQUIRED, CANN_8_1, aclError, aclrtMemcpy,                                              \
+    X(CANN_OPTIONAL, CANN_8_1, aclError, aclrtMemcpy,                                              \
       (void *dst, size_t dst_size, const void *src, size_t count, aclrtMemcpyKind kind))           \
     X(CANN_REQUIRED, CANN_8_1, aclError, aclrtMemcpyAsync,                                         \
       (void *dst, size_t dst_size, const void *src, size_t count, aclrtMemcpyKind kind,            \
@@ -251,20 +252,20 @@ enum cann_error { CANN_ERRORS(CANN_ERROR_VALUE) ACL_SUCCESS = 0 };
     X(CANN_REQUIRED, CANN_8_1, aclnnStatus, aclDestroyTensor, (const aclTensor *tensor))           \
     X(CANN_REQUIRED, CANN_8_1, aclScalar *, aclCreateScalar, (void *value, aclDataType data_type)) \
     X(CANN_REQUIRED, CANN_8_1, aclnnStatus, aclDestroyScalar, (const aclScalar *scalar))           \
-    X(CANN_REQUIRED, CANN_8_1, aclIntArray *, aclCreateIntArray,                                   \
+    X(CANN_OPTIONAL, CANN_8_1, aclIntArray *, aclCreateIntArray,                                   \
       (const int64_t *value, uint64_t size))                                                       \
-    X(CANN_REQUIRED, CANN_8_1, aclnnStatus, aclDestroyIntArray, (const aclIntArray *array))        \
-    X(CANN_REQUIRED, CANN_8_1, aclTensorList *, aclCreateTensorList,                               \
+    X(CANN_OPTIONAL, CANN_8_1, aclnnStatus, aclDestroyIntArray, (const aclIntArray *array))        \
+    X(CANN_OPTIONAL, CANN_8_1, aclTensorList *, aclCreateTensorList,                               \
       (const aclTensor *const *value, uint64_t size))                                              \
-    X(CANN_REQUIRED, CANN_8_1, aclnnStatus, aclDestroyTensorList, (const aclTensorList *list))     \
-    X(CANN_REQUIRED, CANN_8_1, aclnnStatus, aclSetAclOpExecutorRepeatable,                         \
+    X(CANN_OPTIONAL, CANN_8_1, aclnnStatus, aclDestroyTensorList, (const aclTensorList *list))     \
+    X(CANN_OPTIONAL, CANN_8_1, aclnnStatus, aclSetAclOpExecutorRepeatable,                         \
       (aclOpExecutor *executor))                                                                   \
     X(CANN_REQUIRED, CANN_8_1, aclnnStatus, aclDestroyAclOpExecutor, (aclOpExecutor *executor))    \
-    X(CANN_REQUIRED, CANN_8_1, aclnnStatus, aclSetTensorAddr,                                      \
+    X(CANN_OPTIONAL, CANN_8_1, aclnnStatus, aclSetTensorAddr,                                      \
       (aclOpExecutor *executor, const size_t index, aclTensor *tensor, void *addr))                \
-    X(CANN_REQUIRED, CANN_8_1, aclnnStatus, aclSetInputTensorAddr,                                 \
+    X(CANN_OPTIONAL, CANN_8_1, aclnnStatus, aclSetInputTensorAddr,                                 \
       (aclOpExecutor *executor, const size_t index, aclTensor *tensor, void *addr))                \
-    X(CANN_REQUIRED, CANN_8_1, aclnnStatus, aclSetOutputTensorAddr,                                \
+    X(CANN_OPTIONAL, CANN_8_1, aclnnStatus, aclSetOutputTensorAddr,                                \
       (aclOpExecutor *executor, const size_t index, aclTensor *tensor, void *addr))
 
 /* ---- operators: X(need, since, Name, parameters of phase 1 ...) ----

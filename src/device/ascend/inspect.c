@@ -24,7 +24,6 @@
 static const struct {
     const char *prefix, *instead;
 } fallbacks[] = {
-    { "aclrtDeviceGetBareTgid", "nothing needs it" },
     { "aclrtHostRegisterV2", "pinned memory comes from aclrtMallocHost; copies from memory that "
                              "ranks share (shm_cpu) go through a pinned buffer" },
     { "aclrtHostUnregister", "as without aclrtHostRegisterV2" },
@@ -39,7 +38,7 @@ static const char *instead_of(const char *name)
     for (size_t i = 0; i < sizeof(fallbacks) / sizeof(fallbacks[0]); i++)
         if (strncmp(name, fallbacks[i].prefix, strlen(fallbacks[i].prefix)) == 0)
             return fallbacks[i].instead;
-    return "another function";
+    return "nothing calls it";
 }
 
 static json_t *libraries_json(void)
