@@ -2,11 +2,13 @@
 #include "cli/measure.h"
 
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/size.h"
 #include "device/measure.h"
 #include "offload/disk/reader.h"
 
+#define DISK_MEMORY_MIN (4 * MIB)
 #define BUDGET_SHARE 4 /* of the device's memory, one part in so many may be used */
 
 /* A rate given as "1GB/s". */
@@ -49,19 +51,49 @@ static enum status read_assumed(const char *assume, struct model_rates *rates, s
     return STATUS_OK;
 }
 
-static void measure_disk(const struct ckpt *ckpt, const struct log *log, struct model_rates *rates)
+/* The largest of the checkpoint's files: others may be too small to measure by. */
+static const char *largest_file(const struct ckpt *ckpt)
 {
-    const struct disk_measure_options options = { 0 };
-    struct disk_measured measured;
+    const char *largest = ckpt_file_path(ckpt, 0);
+    off_t largest_bytes = 0;
+    struct stat about;
+
+    for (uint32_t i = 0; i < ckpt_file_count(ckpt); i++) {
+        if (stat(ckpt_file_path(ckpt, i), &about) != 0 || about.st_size <= largest_bytes)
+            continue;
+        largest = ckpt_file_path(ckpt, i);
+        largest_bytes = about.st_size;
+    }
+    return largest;
+}
+
+/* Through no more memory than the host's budget has room for. */
+static void measure_disk(struct device *device, const struct ckpt *ckpt, const char *settings,
+                         const struct log *log, struct model_rates *rates,
+                         struct disk_measured *disk_out)
+{
+    struct disk_measure_options how = { .memory_bytes = DISK_MEASURE_BYTES };
+    struct disk_reader_options reader = { 0 };
     struct disk_file *file = NULL;
     struct err why;
-    enum status st = disk_file_open(ckpt_file_path(ckpt, 0), DISK_AUTO, &file, &why);
+    enum status st = disk_reader_options_parse(settings, "--offload-disk", &reader, &why);
 
+    how.uring = reader.uring;
     if (st == STATUS_OK)
-        st = disk_measure(file, &options, &measured, &why);
+        st = disk_file_open(largest_file(ckpt), reader.direct, &file, &why);
+    while (st == STATUS_OK &&
+           (st = device_host_charge(device, how.memory_bytes, &why)) == STATUS_NO_MEMORY &&
+           how.memory_bytes >= 2 * DISK_MEMORY_MIN) {
+        how.memory_bytes /= 2;
+        st = STATUS_OK;
+    }
+    if (st == STATUS_OK) {
+        st = disk_measure(file, &how, disk_out, &why);
+        device_host_discharge(device, how.memory_bytes);
+    }
     disk_file_close(file);
     if (st == STATUS_OK)
-        rates->disk_bytes_per_s = (double)measured.sequential_bytes_per_s;
+        rates->disk_bytes_per_s = (double)disk_out->sequential_bytes_per_s;
     else
         log_line(log, LOG_INFO, "the disk is not measured: %s", why.message);
 }
@@ -87,8 +119,10 @@ static void measure_products(struct device *device, const struct ckpt *ckpt, uin
     }
 }
 
-enum status cli_measure(struct device *device, const struct ckpt *ckpt, const char *assume,
-                        const struct log *log, struct model_rates *rates_out, struct err *err)
+enum status cli_measure(struct device *device, const struct ckpt *ckpt,
+                        const struct cli_options *options, const struct log *log,
+                        struct model_rates *rates_out, struct disk_measured *disk_out,
+                        struct err *err)
 {
     struct device_memory_report memory;
     struct err why;
@@ -96,7 +130,8 @@ enum status cli_measure(struct device *device, const struct ckpt *ckpt, const ch
     enum status st;
 
     *rates_out = (struct model_rates){ 0 };
-    st = read_assumed(assume, rates_out, err);
+    *disk_out = (struct disk_measured){ .depth = 0 };
+    st = read_assumed(options->assume, rates_out, err);
     if (st != STATUS_OK)
         return st;
     device_memory_report(device, &memory);
@@ -105,7 +140,7 @@ enum status cli_measure(struct device *device, const struct ckpt *ckpt, const ch
     if (rates_out->read_bytes_per_s == 0)
         rates_out->read_bytes_per_s = rates_out->matmul[DTYPE_F32].one_row_bytes_per_s;
     if (rates_out->disk_bytes_per_s == 0)
-        measure_disk(ckpt, log, rates_out);
+        measure_disk(device, ckpt, options->offload_disk, log, rates_out, disk_out);
     if (rates_out->link_bytes_per_s == 0)
         rates_out->link_bytes_per_s = (double)device_info(device)->link_bytes_per_s;
     if (rates_out->link_bytes_per_s == 0 &&

@@ -348,8 +348,8 @@ enum status cli_session_start(struct cli_session *session, const struct cli_opti
     }
     /* A forecast takes a second to measure: it is made where the program chooses by it. */
     if (st == STATUS_OK && (demand->plan_only || model.offload.automatic)) {
-        st = cli_measure(session->device, session->ckpt, options->assume, log, &session->rates,
-                         err);
+        st = cli_measure(session->device, session->ckpt, options, log, &session->rates,
+                         &model.offload.disk_measured, err);
         model.rates = &session->rates;
         model.forecast_prompt_tokens = demand->prompt_tokens;
         model.plan_only = demand->plan_only;

@@ -190,9 +190,11 @@ static enum status stagings_create(struct offload *offload, struct err *err)
     return st == STATUS_OK ? st : err_prefix(err, st, "memory to read weights from the disk into");
 }
 
-/* How many pieces of what size are read at once: what the largest file's disk does best with. */
-static void tune(const struct offload__disk *disk, struct disk_reader_options *options)
+/* How many pieces of what size are read at once: what the largest file's disk does best with. Not
+ * measured where its memory would pass the host's budget. */
+static void tune(const struct offload *offload, struct disk_reader_options *options)
 {
+    const struct offload__disk *disk = offload->disk;
     const struct disk_file *largest = NULL;
 
     for (uint32_t i = 0; i < disk->file_count; i++) {
@@ -201,8 +203,11 @@ static void tune(const struct offload__disk *disk, struct disk_reader_options *o
              disk_file_size_bytes(disk->files[i]) > disk_file_size_bytes(largest)))
             largest = disk->files[i];
     }
-    if (largest != NULL)
-        disk_reader_options_tune(options, largest);
+    if (largest == NULL ||
+        device_host_charge(offload->device, DISK_MEASURE_BYTES, NULL) != STATUS_OK)
+        return;
+    disk_reader_options_tune(options, largest);
+    device_host_discharge(offload->device, DISK_MEASURE_BYTES);
 }
 
 static enum status disk_open(struct offload *offload, struct err *err)
@@ -225,8 +230,10 @@ static enum status disk_open(struct offload *offload, struct err *err)
     units_measure(offload, &offload->disk->reads_max, &offload->disk->record_bytes);
     st = offload__disk_files_open(offload, offload->options.ckpt, offload->segments,
                                   &offload->disk->files, &offload->disk->file_count, err);
-    if (st == STATUS_OK)
-        tune(offload->disk, &options);
+    if (st == STATUS_OK && offload->options.disk_measured.depth != 0)
+        disk_reader_options_apply(&options, &offload->options.disk_measured);
+    else if (st == STATUS_OK)
+        tune(offload, &options);
     offload->disk->bytes_per_s = options.bytes_per_s;
     if (st == STATUS_OK)
         st = stagings_create(offload, err);

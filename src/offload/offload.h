@@ -43,6 +43,7 @@
 #include "checkpoint/loader.h"
 #include "cluster/cluster.h"
 #include "device/device.h"
+#include "offload/disk/reader.h"
 #include "tensor/tensor.h"
 
 struct offload;
@@ -112,6 +113,8 @@ struct offload_options {
                                      */
     const char *disk;             /* --offload-disk: see disk_reader_options_parse. Borrowed until
                                      offload_load has returned; NULL: defaults */
+    struct disk_measured disk_measured; /* what is known of that disk; depth 0: nothing, and it is
+                                       measured */
     const char *cache_dir;        /* folder for cache files, of what the checkpoint has otherwise
                                      than
                                      it is used. Borrowed likewise; NULL: there is none */

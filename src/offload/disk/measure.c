@@ -24,7 +24,6 @@
 #include "offload/disk/internal.h"
 
 #define FILE_BYTES_MIN (16 * MIB)
-#define MEMORY_BYTES (32 * MIB)
 #define DEPTH_LIMIT 32 /* 1 << (DISK_MEASURE_DEPTHS - 1) */
 #define TIME_NS_DEFAULT UINT64_C(400000000)
 #define TUNE_NS UINT64_C(200000000)
@@ -37,7 +36,8 @@
 struct probe {
     struct disk_reader *reader;
     const struct disk_file *file;
-    char *memory; /* [MEMORY_BYTES] */
+    char *memory; /* [memory_bytes] */
+    uint64_t memory_bytes;
     struct disk_read reads[DEPTH_LIMIT];
     uint64_t random; /* xorshift64* (Vigna 2016); any fixed start will do */
     uint64_t read_bytes;
@@ -90,7 +90,7 @@ static enum status measure_rate(struct probe *probe, uint64_t block_bytes, uint3
     uint64_t position_bytes = 0, bytes = 0;
     enum status st = STATUS_OK;
 
-    assert(depth <= DEPTH_LIMIT && block_bytes * depth <= MEMORY_BYTES);
+    assert(depth <= DEPTH_LIMIT && block_bytes * depth <= probe->memory_bytes);
     for (uint32_t i = 0; st == STATUS_OK && clock_now_ns() - begin_ns < time_ns;
          i = (i + 1) % depth) {
         struct disk_read *const read = &probe->reads[i];
@@ -137,7 +137,7 @@ static enum status measure_pairs(struct probe *probe, uint64_t share_ns, uint64_
             uint64_t now = 0;
             enum status st;
 
-            if (in_flight_bytes > MEMORY_BYTES || out->block_bytes[b] > probe->file->size_bytes ||
+            if (in_flight_bytes > probe->memory_bytes || out->block_bytes[b] > probe->file->size_bytes ||
                 takes_too_long(in_flight_bytes, *best_rate, share_ns))
                 continue;
             st = measure_rate(probe, out->block_bytes[b], depth, false, share_ns, &now, err);
@@ -183,11 +183,11 @@ void disk__measure_choose(struct disk_measured *out)
 {
     uint64_t best_rate = 0, in_flight_bytes = IN_FLIGHT_BYTES_MIN;
 
-    for (uint64_t bytes = DISK_ALIGN; bytes <= MEMORY_BYTES; bytes *= 2) {
+    for (uint64_t bytes = DISK_ALIGN; bytes <= DISK_MEASURE_BYTES; bytes *= 2) {
         if (median_rate(out, bytes) > best_rate)
             best_rate = median_rate(out, bytes);
     }
-    for (uint64_t bytes = DISK_ALIGN; bytes <= MEMORY_BYTES; bytes *= 2) {
+    for (uint64_t bytes = DISK_ALIGN; bytes <= DISK_MEASURE_BYTES; bytes *= 2) {
         if (median_rate(out, bytes) / GOOD_PERCENT >= best_rate / 100) {
             in_flight_bytes = bytes * 2 > IN_FLIGHT_BYTES_MIN ? bytes * 2 : IN_FLIGHT_BYTES_MIN;
             break;
@@ -218,7 +218,7 @@ static enum status measure_sequential(struct probe *probe, uint64_t time_ns, uin
 
     if (takes_too_long(block_bytes, best_rate, time_ns))
         block_bytes = out->block_bytes[0];
-    while (depth > 1 && (depth * block_bytes > MEMORY_BYTES ||
+    while (depth > 1 && (depth * block_bytes > probe->memory_bytes ||
                          takes_too_long(depth * block_bytes, best_rate, time_ns)))
         depth /= 2;
     return measure_rate(probe, block_bytes, depth, true, time_ns, &out->sequential_bytes_per_s,
@@ -252,20 +252,22 @@ enum status disk_measure(const struct disk_file *file, const struct disk_measure
     uint64_t share_ns, best_rate = 0;
     enum status st;
 
+    probe.memory_bytes = options->memory_bytes != 0 ? options->memory_bytes : DISK_MEASURE_BYTES;
+    assert(probe.memory_bytes >= 1 * MIB);
     if (file->size_bytes < FILE_BYTES_MIN)
         return err_set(err, STATUS_UNAVAILABLE, "%s is too small to measure its disk by",
                        file->path);
     set_blocks(options, &measured);
     share_ns = time_ns * PAIRS_PERCENT / 100 /
                (measured.block_count * DISK_MEASURE_DEPTHS * ROUNDS);
-    probe.memory = mmap(NULL, MEMORY_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+    probe.memory = mmap(NULL, probe.memory_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
                         -1, 0);
     if (probe.memory == MAP_FAILED)
         return err_set(err, STATUS_NO_MEMORY, "no memory to measure the disk of %s with",
                        file->path);
     /* In large pages, as slots are, and there before the first read. */
-    (void)madvise(probe.memory, MEMORY_BYTES, MADV_HUGEPAGE);
-    memset(probe.memory, 0, MEMORY_BYTES);
+    (void)madvise(probe.memory, probe.memory_bytes, MADV_HUGEPAGE);
+    memset(probe.memory, 0, probe.memory_bytes);
     st = disk_reader_create(&reader_options, &probe.reader, err);
     for (int round = 0; round < ROUNDS && st == STATUS_OK; round++)
         st = measure_pairs(&probe, share_ns, &best_rate, &measured, err);
@@ -275,7 +277,7 @@ enum status disk_measure(const struct disk_file *file, const struct disk_measure
                                 err);
     }
     disk_reader_destroy(probe.reader);
-    (void)munmap(probe.memory, MEMORY_BYTES);
+    (void)munmap(probe.memory, probe.memory_bytes);
     if (st != STATUS_OK)
         return st;
     measured.read_bytes = probe.read_bytes;
@@ -284,11 +286,27 @@ enum status disk_measure(const struct disk_file *file, const struct disk_measure
     return STATUS_OK;
 }
 
+void disk_reader_options_apply(struct disk_reader_options *options,
+                               const struct disk_measured *measured)
+{
+    char piece[24];
+
+    if (options->depth != 0 || options->piece_bytes != 0)
+        return;
+    options->depth = measured->depth;
+    options->piece_bytes = measured->piece_bytes;
+    options->bytes_per_s = measured->sequential_bytes_per_s > measured->random_bytes_per_s_best
+                               ? measured->sequential_bytes_per_s
+                               : measured->random_bytes_per_s_best;
+    log_line(options->log, LOG_INFO, "disk: measured %.0f MB/s; reading with depth=%" PRIu32
+             ",piece=%s", (double)measured->random_bytes_per_s_best / 1e6, measured->depth,
+             size_format(measured->piece_bytes, piece, sizeof(piece)));
+}
+
 void disk_reader_options_tune(struct disk_reader_options *options, const struct disk_file *file)
 {
     const struct disk_measure_options how = { .time_ns = TUNE_NS, .uring = options->uring };
     struct disk_measured measured;
-    char piece[24];
     struct err why;
 
     if (options->depth != 0 || options->piece_bytes != 0)
@@ -297,12 +315,5 @@ void disk_reader_options_tune(struct disk_reader_options *options, const struct 
         log_line(options->log, LOG_DEBUG, "disk: not measured: %s", why.message);
         return;
     }
-    options->depth = measured.depth;
-    options->piece_bytes = measured.piece_bytes;
-    options->bytes_per_s = measured.sequential_bytes_per_s > measured.random_bytes_per_s_best
-                               ? measured.sequential_bytes_per_s
-                               : measured.random_bytes_per_s_best;
-    log_line(options->log, LOG_INFO, "disk: measured %.0f MB/s; reading with depth=%" PRIu32
-             ",piece=%s", (double)measured.random_bytes_per_s_best / 1e6, measured.depth,
-             size_format(measured.piece_bytes, piece, sizeof(piece)));
+    disk_reader_options_apply(options, &measured);
 }

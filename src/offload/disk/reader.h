@@ -207,8 +207,10 @@ struct disk_measure_options {
     uint64_t block_bytes[DISK_MEASURE_BLOCKS_MAX]; /* multiples of DISK_ALIGN */
     uint32_t block_count; /* 0: 128 KiB, 256 KiB, 512 KiB, 1 MiB */
     uint64_t time_ns;     /* 0: 400 ms, about; a slow disk takes somewhat longer */
+    uint64_t memory_bytes; /* to read into; 0: DISK_MEASURE_BYTES. At least 1 MiB */
     enum disk_use uring;
 };
+#define DISK_MEASURE_BYTES (UINT64_C(32) << 20)
 
 struct disk_measured {
     uint64_t sequential_bytes_per_s; /* one after the other, with `depth` and `piece_bytes` */
@@ -221,11 +223,15 @@ struct disk_measured {
     uint64_t read_bytes, took_ns;
 };
 
-/* Reads the file here and there for a moment; uses up to 32 MiB of memory while it does. A file
- * smaller than 16 MiB is too small to say anything about its disk: STATUS_UNAVAILABLE. */
+/* Reads the file here and there for a moment, into memory_bytes of memory. A file smaller
+ * than 16 MiB is too small to say anything about its disk: STATUS_UNAVAILABLE. */
 enum status disk_measure(const struct disk_file *file, const struct disk_measure_options *options,
                          struct disk_measured *measured_out, struct err *err);
 
+/* Sets depth and piece_bytes to what was measured where both are left open (0), and says so in the
+ * options' log. */
+void disk_reader_options_apply(struct disk_reader_options *options,
+                               const struct disk_measured *measured);
 /* Sets depth and piece_bytes by a shorter measurement (200 ms) where both are left open (0), and
  * says so in the options' log; where the disk can't be measured they stay open. */
 void disk_reader_options_tune(struct disk_reader_options *options, const struct disk_file *file);
