@@ -167,6 +167,62 @@ def test_auto_mixes_device_host_and_disk():
             assert (True, True) in seen, (name, seen)
 
 
+def test_what_routers_choose_is_remembered():
+    """The first start of a mixture can only say a range; the next one knows what its routers favour, says how many
+    of a token's experts will be there, and has the favourites there. A file that is bad, or of a checkpoint that has
+    changed since, is as good as none. The answer is the same in any case."""
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(folder)
+        model = bench.models["moe"] = make_model(os.path.join(folder, "moe"), "qwen3moe-small", "--router-skew", "0.7")
+        for device, more in (("cpu", []), (DEVICES[1], ["--host-memory-budget", "80MiB"])):
+            # all are experts but 3.5 MiB; a quarter of them fit
+            run = ["--device", device, "--offload-mode", "auto", "--memory-budget", "24MiB", "--assume", "disk=1GB/s",
+                   *more, "--max-total-tokens", "128"]
+
+            def generate(count):
+                answer = lighter.run_json("generate", "--model", model, "--input-ids", "5,6,7,8", "--max-new-tokens",
+                                          count, "--temperature", "1", "--random-seed", "3", "--ignore-eos",
+                                          *bench.base, *run)
+                homes = answer["report"]["offload"]["homes"].values()
+                hits, misses = sum(home["hits"] for home in homes), sum(home["misses"] for home in homes)
+                return answer, hits / (hits + misses)
+
+            def files():
+                cache = os.path.join(folder, "cache")
+                return [os.path.join(place, name) for place, _, names in os.walk(cache) for name in names]
+
+            first, cold = generate(60)
+            experts, forecast = first["forecast"]["experts"], first["forecast"]
+            assert not experts["is_known"] and experts["tokens"] == 0, experts
+            assert forecast["decode_tokens_per_s_most"] > forecast["decode_tokens_per_s"], forecast
+            [path] = files()
+            assert path.endswith(".routing") and os.path.getsize(path) < 100000, path
+
+            second, warm = generate(60)
+            experts, forecast = second["forecast"]["experts"], second["forecast"]
+            assert second["output_ids"] == first["output_ids"]
+            assert experts["is_known"] and experts["tokens"] >= 25, experts
+            assert forecast["decode_tokens_per_s_most"] == forecast["decode_tokens_per_s"], forecast
+            assert warm > cold, (warm, cold)
+            assert abs(experts["hit_rate"] - warm) < 0.1, (experts, warm)
+
+            with open(path, "r+b") as file:
+                file.seek(70)
+                byte = file.read(1)
+                file.seek(70)
+                file.write(bytes([byte[0] ^ 1]))
+            third, _ = generate(10)  # and writes a good one
+            assert not third["forecast"]["experts"]["is_known"], third["forecast"]
+            assert third["output_ids"] == first["output_ids"][:10]
+
+            os.utime(os.path.join(model, "model.safetensors"), (1, 1))
+            changed, _ = generate(10)
+            assert not changed["forecast"]["experts"]["is_known"], changed["forecast"]
+            assert len(files()) == 1, files()
+            for path in files():
+                os.unlink(path)
+
+
 def test_auto_keeps_within_every_budget():
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(folder)

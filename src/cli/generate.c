@@ -91,7 +91,13 @@ static void tell_report(const struct cli_context *context, struct cli_session *s
              (unsigned long long)answer->completion_token_count, answer->e2e_s,
              finish_reason_name(answer->finish));
     offload_report_log(model_offload(session->model), log);
-    if (forecast != NULL && rate > 0)
+    if (forecast != NULL && rate > 0 &&
+        forecast->decode_tokens_per_s_most > forecast->decode_tokens_per_s)
+        log_line(log, LOG_INFO,
+                 "generated %.3g tokens/s, where %.3g to %.3g were forecast, not knowing what "
+                 "routers favour; the next start does", rate, forecast->decode_tokens_per_s,
+                 forecast->decode_tokens_per_s_most);
+    else if (forecast != NULL && rate > 0)
         log_line(log, LOG_INFO,
                  "generated %.3g tokens/s, %.0f %% of the forecast and %.0f %% of the bound", rate,
                  100 * rate / forecast->decode_tokens_per_s,

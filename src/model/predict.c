@@ -95,6 +95,23 @@ static void move_forecast(const struct model *model, const struct model_rates *r
     step->move_s = longer(step->disk_s, step->link_s);
 }
 
+/* Tiles come beside computing; a token's experts are waited for. */
+static void step_time(const struct model_rates *rates, struct model_forecast_step *step)
+{
+    const struct offload_traffic *traffic = &step->traffic;
+    const double disk_s = over(traffic->expert_disk_bytes, rates->disk_bytes_per_s);
+    const double link_s = over(traffic->expert_link_bytes, rates->link_bytes_per_s);
+    const double ring_s = longer(step->disk_s - disk_s, step->link_s - link_s);
+
+    step->step_s = step->step_s_least = longer(step->compute_s, step->move_s);
+    if (step->row_count > 1 || traffic->expert_hit_rate < 0)
+        return;
+    step->expert_s = longer(disk_s, link_s);
+    step->step_s = longer(step->compute_s, ring_s) + step->expert_s;
+    step->step_s_least = traffic->expert_tokens_known > 0 ? step->step_s
+                                                          : longer(step->compute_s, ring_s);
+}
+
 /* Weights beyond the budgets have to come from somewhere, each pass anew. */
 static double bound_s(const struct model *model, const struct model_rates *rates,
                       const struct demand *demand, double kv_bytes,
@@ -126,7 +143,7 @@ static void step_forecast(const struct model *model, const struct model_rates *r
     step->row_count = row_count;
     step->compute_s = compute_s(&demand, rates, row_count, kv_bytes);
     move_forecast(model, rates, step);
-    step->step_s = longer(step->compute_s, step->move_s);
+    step_time(rates, step);
     step->bound_s = bound_s(model, rates, &demand, kv_bytes, &step->traffic);
 }
 
@@ -141,6 +158,7 @@ void model_forecast(const struct model *model, const struct model_rates *rates,
     memset(forecast_out, 0, sizeof(*forecast_out));
     step_forecast(model, rates, 1, context_tokens, &forecast_out->decode);
     forecast_out->decode_tokens_per_s = over(1, forecast_out->decode.step_s);
+    forecast_out->decode_tokens_per_s_most = over(1, forecast_out->decode.step_s_least);
     forecast_out->decode_bound_tokens_per_s = over(1, forecast_out->decode.bound_s);
     forecast_out->prompt_tokens = prompt_tokens;
     if (chunk == 0)
@@ -173,12 +191,13 @@ static json_t *homes_json(const struct offload_traffic *traffic)
 
 static json_t *step_json(const struct model_forecast_step *step)
 {
-    return json_pack("{s:I, s:f, s:o, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "rows",
+    return json_pack("{s:I, s:f, s:o, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "rows",
                      (json_int_t)step->row_count, "bytes_moved", step->moved_bytes,
                      "bytes_by_home", homes_json(&step->traffic), "link_bytes",
                      step->traffic.link_bytes, "disk_bytes", step->traffic.disk_bytes, "compute_s",
-                     step->compute_s, "link_s", step->link_s, "disk_s", step->disk_s, "move_s",
-                     step->move_s, "step_s", step->step_s, "bound_s", step->bound_s);
+                     step->compute_s, "link_s", step->link_s, "disk_s", step->disk_s, "expert_s",
+                     step->expert_s, "move_s", step->move_s, "step_s", step->step_s, "bound_s",
+                     step->bound_s);
 }
 
 static json_t *rates_json(const struct model_rates *rates)
@@ -197,13 +216,25 @@ static json_t *rates_json(const struct model_rates *rates)
     return json;
 }
 
+/* null: there are none, or none moves. */
+static json_t *experts_json(const struct offload_traffic *traffic)
+{
+    if (traffic->expert_hit_rate < 0)
+        return json_null();
+    return json_pack("{s:f, s:b, s:I}", "hit_rate", traffic->expert_hit_rate, "is_known",
+                     traffic->expert_tokens_known > 0, "tokens",
+                     (json_int_t)traffic->expert_tokens_known);
+}
+
 json_t *model_forecast_json(const struct model_rates *rates, const struct model_forecast *forecast)
 {
-    return json_pack("{s:o, s:o, s:o, s:I, s:f, s:f, s:f, s:f}", "rates", rates_json(rates),
+    return json_pack("{s:o, s:o, s:o, s:o, s:I, s:f, s:f, s:f, s:f, s:f}", "rates",
+                     rates_json(rates), "experts", experts_json(&forecast->decode.traffic),
                      "decode", step_json(&forecast->decode), "prefill",
                      step_json(&forecast->prefill), "prompt_tokens",
                      (json_int_t)forecast->prompt_tokens, "prompt_s", forecast->prompt_s,
                      "decode_tokens_per_s", forecast->decode_tokens_per_s,
+                     "decode_tokens_per_s_most", forecast->decode_tokens_per_s_most,
                      "decode_bound_tokens_per_s", forecast->decode_bound_tokens_per_s,
                      "prefill_tokens_per_s", forecast->prefill_tokens_per_s);
 }
@@ -227,11 +258,27 @@ static void homes_describe(const struct offload_traffic *traffic, char *text, si
         (void)snprintf(text + used, text_size - used, ")");
 }
 
+static void experts_describe(const struct offload_traffic *traffic, const struct log *log)
+{
+    if (traffic->expert_hit_rate < 0)
+        return;
+    if (traffic->expert_tokens_known > 0)
+        log_line(log, LOG_INFO,
+                 "experts: of those that a token chooses %.1f %% will be there, if routers go on "
+                 "as in the last %u tokens of earlier runs", traffic->expert_hit_rate * 100,
+                 (unsigned)traffic->expert_tokens_known);
+    else
+        log_line(log, LOG_INFO,
+                 "experts: what routers favour is not known before the model has run; the forecast "
+                 "goes from evenly chosen experts, of which %.1f %% are there, to all being there",
+                 traffic->expert_hit_rate * 100);
+}
+
 void model_forecast_log(const struct model_rates *rates, const struct model_forecast *forecast,
                         const struct log *log)
 {
     const struct model_forecast_step *decode = &forecast->decode;
-    char moved[24], prompt_moved[24], homes[160];
+    char moved[24], prompt_moved[24], homes[160], most[32] = "";
 
     (void)size_format((uint64_t)decode->moved_bytes, moved, sizeof(moved));
     homes_describe(&decode->traffic, homes, sizeof(homes));
@@ -240,10 +287,13 @@ void model_forecast_log(const struct model_rates *rates, const struct model_fore
              "measured: memory read %.3g GB/s, disk %.3g GB/s, link %.3g GB/s (0: none or not "
              "needed)", rates->read_bytes_per_s * 1e-9, rates->disk_bytes_per_s * 1e-9,
              rates->link_bytes_per_s * 1e-9);
+    experts_describe(&decode->traffic, log);
+    if (forecast->decode_tokens_per_s_most > forecast->decode_tokens_per_s)
+        (void)snprintf(most, sizeof(most), " to %.3g", forecast->decode_tokens_per_s_most);
     log_line(log, LOG_INFO,
-             "forecast: a token moves %s%s in %.3g s and computes %.3g s: %.3g tokens/s; the bound "
-             "is %.3g tokens/s", moved, homes, decode->move_s, decode->compute_s,
-             forecast->decode_tokens_per_s, forecast->decode_bound_tokens_per_s);
+             "forecast: a token moves %s%s in %.3g s and computes %.3g s: %.3g%s tokens/s; the "
+             "bound is %.3g tokens/s", moved, homes, decode->move_s, decode->compute_s,
+             forecast->decode_tokens_per_s, most, forecast->decode_bound_tokens_per_s);
     if (forecast->prompt_tokens > 0)
         log_line(log, LOG_INFO,
                  "forecast: a prompt of %u tokens, %u at once, moves %s each time: %.3g s, %.3g "

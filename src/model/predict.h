@@ -6,7 +6,12 @@
  *                        link       bytes that are copied to the device / its rate
  *                        disk       bytes that are read from files / its rate
  *                        takes      the longest of these: all three run beside each other, and what
- *                                   moves is spread over the pass
+ *                                   moves is spread over the pass. But for a token's experts: these
+ *                                   are asked for when the router has chosen, and what the cache
+ *                                   lacks of them is waited for, so that its time is added
+ *
+ * Which experts a router favours, it has to have been seen: a model's first run knows nothing of
+ * it, and its forecast is a range, from evenly chosen experts to a cache that lacks none.
  *
  * The bound is what no program could beat on this machine: weights and keys read once at the read
  * rate, those weights that the device's budget cannot hold copied at the link's, and those of them
@@ -31,8 +36,10 @@ struct model_forecast_step {
     double moved_bytes;        /* in a pass */
     struct offload_traffic traffic;
     double compute_s, link_s, disk_s;
+    double expert_s;           /* of link_s and disk_s, what experts take that are waited for */
     double move_s;             /* the longer of link_s and disk_s */
     double step_s;
+    double step_s_least;       /* the same when no expert is missing; else step_s */
     double bound_s;
 };
 
@@ -42,6 +49,8 @@ struct model_forecast {
     uint32_t prompt_tokens;
     double prompt_s;                    /* of a prompt of so many tokens */
     double decode_tokens_per_s, decode_bound_tokens_per_s, prefill_tokens_per_s;
+    double decode_tokens_per_s_most;    /* more than the former when it is not known what routers
+                                           favour */
 };
 
 /* Of a planned model, loaded or not. context_tokens: that a decoded token sees. */

@@ -170,8 +170,8 @@ static enum status layout_hash(const struct offload *offload, struct cache_hash 
     return st;
 }
 
-static enum status fingerprint_make(const struct ckpt *ckpt, const struct cache_hash *layout,
-                                    struct cache_hash *out, struct err *err)
+enum status offload__fingerprint(const struct ckpt *ckpt, const struct cache_hash *layout,
+                                 struct cache_hash *out, struct err *err)
 {
     const uint32_t count = ckpt_file_count(ckpt);
     const char **paths = calloc((size_t)count + 1, sizeof(*paths));
@@ -201,9 +201,9 @@ static enum status file_obtain(struct offload__cached *cached, enum disk_use dir
                        "--offload-cache-dir", cached->unit_count);
     st = layout_hash(offload, &layout, err);
     if (st == STATUS_OK)
-        st = fingerprint_make(cached->ckpt, &layout, &fingerprint, err);
+        st = offload__fingerprint(cached->ckpt, &layout, &fingerprint, err);
     if (st == STATUS_OK)
-        st = cache_path(offload->options.cache_dir, ckpt_path(cached->ckpt), &layout,
+        st = cache_path(offload->options.cache_dir, ckpt_path(cached->ckpt), &layout, "units",
                         &path, err);
     if (st == STATUS_OK)
         st = cache_file_obtain(path, &fingerprint, cached->units, cached->unit_count, &producer,

@@ -22,6 +22,7 @@
 #define AGING_LONG 0.99
 #define AGING_SHORT 0.8
 #define RATE_MIN 1e-6
+#define POWERS 256     /* passes that an expert is rarely unused for */
 #define ONCE_SHARE 4 /* 2Q: the share of slots, 1 / ONCE_SHARE, that what was used once may fill */
 
 struct expert {          /* of one layer */
@@ -50,10 +51,12 @@ struct slot {
 
 struct expert_cache {
     struct expert_cache_desc desc;
+    double powers_long[POWERS], powers_short[POWERS]; /* of AGING_LONG and AGING_SHORT */
     struct expert *experts; /* [layer_count * expert_count] */
     struct slot *slots;     /* [slot_count] */
     uint32_t guess_arriving_count, streamed_count, once_count;
     uint32_t layer, pass;
+    uint32_t free_from;     /* preloading: slots before this one are not free */
     uint64_t tick, evict_count;
 };
 
@@ -67,10 +70,21 @@ static const struct expert *expert_in(const struct expert_cache *cache, const st
     return &cache->experts[slot->key];
 }
 
-static double rate_now(const struct expert_cache *cache, const struct expert *expert, double rate,
-                       double aging)
+/* The rates as of this pass. */
+static double rate_long(const struct expert_cache *cache, const struct expert *expert)
 {
-    return rate * pow(aging, cache->pass - expert->rate_pass);
+    const uint32_t gone = cache->pass - expert->rate_pass;
+
+    return expert->rate_long *
+           (gone < POWERS ? cache->powers_long[gone] : pow(AGING_LONG, gone));
+}
+
+static double rate_short(const struct expert_cache *cache, const struct expert *expert)
+{
+    const uint32_t gone = cache->pass - expert->rate_pass;
+
+    return expert->rate_short *
+           (gone < POWERS ? cache->powers_short[gone] : pow(AGING_SHORT, gone));
 }
 
 static struct worth worth_lru(const struct expert_cache *cache, const struct slot *slot)
@@ -83,14 +97,14 @@ static struct worth worth_lru_frequency(const struct expert_cache *cache, const 
     const struct expert *expert = expert_in(cache, slot);
 
     return (struct worth){ expert->last_pass,
-                           rate_now(cache, expert, expert->rate_long, AGING_LONG) };
+                           rate_long(cache, expert) };
 }
 
 static struct worth worth_lfu(const struct expert_cache *cache, const struct slot *slot)
 {
     const struct expert *expert = expert_in(cache, slot);
 
-    return (struct worth){ rate_now(cache, expert, expert->rate_long, AGING_LONG),
+    return (struct worth){ rate_long(cache, expert),
                            (double)expert->last_tick };
 }
 
@@ -124,8 +138,8 @@ static struct worth worth_layer(const struct expert_cache *cache, const struct s
 static struct worth worth_forecast(const struct expert_cache *cache, const struct slot *slot)
 {
     const struct expert *expert = expert_in(cache, slot);
-    const double p = (rate_now(cache, expert, expert->rate_long, AGING_LONG) +
-                      rate_now(cache, expert, expert->rate_short, AGING_SHORT)) / 2 + RATE_MIN;
+    const double p = (rate_long(cache, expert) +
+                      rate_short(cache, expert)) / 2 + RATE_MIN;
 
     return (struct worth){ -(layers_until(cache, slot) + cache->desc.layer_count * (1 / p - 1)),
                            (double)expert->last_tick };
@@ -173,6 +187,10 @@ enum status expert_cache_create(const struct expert_cache_desc *desc,
         cache->experts[key].slot = EXPERT_NO_SLOT;
     for (uint32_t i = 0; i < desc->slot_count; i++)
         cache->slots[i].key = NO_KEY;
+    for (int i = 0; i < POWERS; i++) {
+        cache->powers_long[i] = pow(AGING_LONG, i);
+        cache->powers_short[i] = pow(AGING_SHORT, i);
+    }
     cache->layer = desc->layer_count - 1; /* any layer that begins is the next pass's */
     *cache_out = cache;
     return STATUS_OK;
@@ -211,6 +229,7 @@ void expert_cache_clear(struct expert_cache *cache)
 {
     for (uint32_t i = 0; i < cache->desc.slot_count; i++)
         slot_empty(cache, &cache->slots[i]);
+    cache->free_from = 0;
 }
 
 void expert_cache_layer_begin(struct expert_cache *cache, uint32_t layer)
@@ -420,6 +439,32 @@ struct expert_place expert_cache_guess(struct expert_cache *cache, uint32_t laye
         return miss(cache, key, CLAIM_GUESS);
     place.answer = cache->slots[place.slot].state == SLOT_READY ? EXPERT_HIT : EXPERT_ARRIVING;
     cache->slots[place.slot].is_wanted = true;
+    return place;
+}
+
+struct expert_place expert_cache_preload(struct expert_cache *cache, uint32_t layer,
+                                         uint32_t expert, double rate)
+{
+    const uint32_t key = layer * cache->desc.expert_count + expert;
+    struct expert_place place = { .answer = EXPERT_NO_ROOM, .slot = EXPERT_NO_SLOT };
+    struct expert *e = &cache->experts[key];
+    struct slot *slot;
+
+    assert(layer < cache->desc.layer_count && expert < cache->desc.expert_count);
+    assert(e->slot == EXPERT_NO_SLOT && rate >= 0 && rate <= 1);
+    while (cache->free_from < cache->desc.slot_count &&
+           cache->slots[cache->free_from].state != SLOT_FREE)
+        cache->free_from++;
+    if (cache->free_from == cache->desc.slot_count)
+        return place;
+    place.answer = EXPERT_MISS;
+    place.slot = cache->free_from;
+    slot = &cache->slots[place.slot];
+    *slot = (struct slot){ .key = key, .state = SLOT_ARRIVING, .is_main = true };
+    e->slot = place.slot;
+    e->loaded_before = true;
+    e->rate_long = e->rate_short = rate;
+    e->rate_pass = cache->pass;
     return place;
 }
 

@@ -96,6 +96,11 @@ struct expert_place expert_cache_stream(struct expert_cache *cache, uint32_t lay
 struct expert_place expert_cache_guess(struct expert_cache *cache, uint32_t layer,
                                        uint32_t expert);
 
+/* Before the first pass: it is expected to be chosen by this share of the tokens. Takes a free
+ * slot, or answers EXPERT_NO_ROOM. It must not be there. */
+struct expert_place expert_cache_preload(struct expert_cache *cache, uint32_t layer,
+                                         uint32_t expert, double rate);
+
 /* What is ARRIVING has arrived. */
 void expert_cache_arrived(struct expert_cache *cache, uint32_t slot);
 /* What was on its way does not come: failed, or a guess that was cancelled; or what is there is no

@@ -151,7 +151,7 @@ static uint32_t place_take(struct offload *offload)
     return place;
 }
 
-static void place_give(struct offload *offload, uint32_t place)
+void offload__expert_place_give(struct offload *offload, uint32_t place)
 {
     struct offload__experts *experts = offload->experts;
     struct expert_fetch *fetch = &experts->fetches[place];
@@ -269,7 +269,7 @@ enum status offload__expert_arrive(struct offload *offload, uint32_t place, stru
         return st;
     fetch->is_uncounted = fetch->has_stall = true;
     expert_cache_arrived(offload->experts->cache, fetch->slot);
-    place_give(offload, place);
+    offload__expert_place_give(offload, place);
     return STATUS_OK;
 }
 
@@ -298,14 +298,14 @@ static enum status guess_step(struct offload *offload, uint32_t place, struct er
     if ((st == STATUS_CANCELED && fetch->is_dropped) || st == STATUS_IO) {
         offload__count_guess_wasted(offload, fetch->fetch.unit);
         expert_cache_dropped(experts->cache, fetch->slot);
-        place_give(offload, place);
+        offload__expert_place_give(offload, place);
         return STATUS_OK;
     }
     if (st != STATUS_OK || (fetch->fetch.by_stream && !event_is_done(fetch->fetch.loaded)))
         return st;
     fetch->is_uncounted = true;
     expert_cache_arrived(experts->cache, fetch->slot);
-    place_give(offload, place);
+    offload__expert_place_give(offload, place);
     return STATUS_OK;
 }
 

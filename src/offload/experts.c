@@ -107,19 +107,27 @@ static enum status host_create(struct offload *offload, struct err *err)
     return STATUS_OK;
 }
 
+struct expert_cache_desc offload__experts_cache_desc(const struct offload *offload,
+                                                     uint32_t layer_count)
+{
+    const uint32_t slot_count = (uint32_t)offload->sizes.expert_slot_count;
+
+    return (struct expert_cache_desc){
+        .layer_count = layer_count, .expert_count = offload->expert_count,
+        .slot_count = slot_count, .reserve_count = offload->options.expert_top_k,
+        .stream_count = STREAM_SLOTS < slot_count / 2 ? STREAM_SLOTS
+                        : slot_count > 1              ? slot_count / 2 : 1,
+        .policy = POLICY,
+    };
+}
+
 static enum status slots_create(struct offload *offload, struct err *err)
 {
     struct offload__experts *experts = offload->experts;
     const struct offload_sizes *sizes = &offload->sizes;
     const uint32_t slot_count = (uint32_t)sizes->expert_slot_count;
-    const uint32_t top_k = offload->options.expert_top_k;
-    const struct expert_cache_desc desc = {
-        .layer_count = experts->layer_count, .expert_count = offload->expert_count,
-        .slot_count = slot_count, .reserve_count = top_k,
-        .stream_count = STREAM_SLOTS < slot_count / 2 ? STREAM_SLOTS
-                        : slot_count > 1              ? slot_count / 2 : 1,
-        .policy = POLICY,
-    };
+    const struct expert_cache_desc desc =
+        offload__experts_cache_desc(offload, experts->layer_count);
     enum status st;
     void *memory;
 
@@ -267,6 +275,7 @@ enum status offload_experts_pass(struct offload *offload, uint32_t row_count, st
                                                      STREAM_SHARE * offload->expert_count;
     if (experts->cache == NULL)
         return STATUS_OK;
+    offload__routing_pass(offload, experts->streams);
     st = offload__disk_check(offload, err);
     if (st != STATUS_OK || !experts->streams)
         return st;
@@ -371,8 +380,10 @@ enum status offload_experts_begin(struct offload *offload, uint32_t layer, const
         st = event_record(offload->compute, experts->ids_there, err);
     if (st == STATUS_OK)
         st = event_sync(experts->ids_there, err);
-    if (st == STATUS_OK)
+    if (st == STATUS_OK) {
         offload__expert_guess_rate(offload);
+        offload__routing_note(offload, experts->ordinal, experts->ids, experts->row_count);
+    }
     if (st == STATUS_OK)
         st = demand_all(offload, err);
     offload__expert_guesses_drop(offload); /* what they were right about is demanded now */

@@ -79,6 +79,10 @@ struct offload__experts {
     uint64_t stream_at, stream_head;
 };
 
+/* experts.c. The cache's description for so many layers with experts. */
+struct expert_cache_desc offload__experts_cache_desc(const struct offload *offload,
+                                                     uint32_t layer_count);
+
 /* expert_fetches.c */
 enum status offload__expert_fetches_create(struct offload *offload, struct err *err);
 void offload__expert_fetches_destroy(struct offload *offload);
@@ -98,6 +102,8 @@ void offload__expert_hurry(struct offload *offload, uint32_t place);
 /* Lets fetches go on without waiting: passes on what has come from a disk, notes which guesses have
  * arrived, begins others. */
 enum status offload__expert_fetches_step(struct offload *offload, struct err *err);
+/* The place is free again. */
+void offload__expert_place_give(struct offload *offload, uint32_t place);
 /* Gives up guesses that nobody has demanded. */
 void offload__expert_guesses_drop(struct offload *offload);
 /* Reads the ids of a guess whose ops are queued. */

@@ -203,7 +203,7 @@ static void tune(const struct offload *offload, struct disk_reader_options *opti
              disk_file_size_bytes(disk->files[i]) > disk_file_size_bytes(largest)))
             largest = disk->files[i];
     }
-    if (largest == NULL ||
+    if (largest == NULL || disk_file_size_bytes(largest) < DISK_MEASURE_FILE_BYTES_MIN ||
         device_host_charge(offload->device, DISK_MEASURE_BYTES, NULL) != STATUS_OK)
         return;
     disk_reader_options_tune(options, largest);

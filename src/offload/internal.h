@@ -14,6 +14,8 @@
  *   segments.c  rows of parameters as they lie in files, and how records are laid out for them
  *   auto.c      what stays and what moves under a budget
  *   plan_experts.c  experts as units: their records and slots
+ *   routing.c   what routers choose, remembered in a file (routing_file.h) for the next start
+ *   expert_preload.c  their favourites, brought at the start
  *   host_room.c what a plan takes of host memory, and how much of it homes may have
  *   home_disk.c units that are read from files, past the page cache, each time
  *   cached.c    units that are in a cache file, because the checkpoint has their bytes otherwise
@@ -49,6 +51,8 @@
 #define OFFLOAD_NO_UNIT SIZE_MAX
 #define OFFLOAD_NO_PARAM SIZE_MAX
 #define OFFLOAD_NO_FILE UINT32_MAX
+
+struct cache_hash;
 
 struct offload__param {
     char *name;
@@ -138,6 +142,13 @@ struct offload__counters {
     uint64_t run_copied_bytes;  /* the bytes that belong to run_copy_ns */
 };
 
+/* What a cache of the planned size makes of the tokens that are remembered. */
+struct offload__rehearsal {
+    uint32_t token_count;                   /* 0: there are none */
+    uint64_t asked_count, missed_count;     /* of experts */
+    double missed_bytes[OFFLOAD_HOME_COUNT];
+};
+
 struct offload {
     struct device *device;
     const struct log *log;                  /* borrowed; may be NULL */
@@ -155,6 +166,8 @@ struct offload {
     size_t *expert_units;                   /* [layer_count]: unit of expert 0, or OFFLOAD_NO_UNIT;
                                                NULL: experts are no units */
     uint32_t expert_count;                  /* of each layer that has any */
+    struct offload__routing *routing;       /* NULL: what routers choose is not remembered */
+    struct offload__rehearsal rehearsal;
     struct offload__experts *experts;       /* experts.c's; NULL: experts are no units */
     struct offload_sizes sizes;
     bool in_place;                          /* the device's memory is the host's */
@@ -257,6 +270,30 @@ struct op_moe_expert offload__expert_at(const struct offload *offload, size_t un
 uint64_t offload__experts_near_bytes(const struct offload *offload);
 uint64_t offload__expert_bytes_max(const struct offload *offload);
 
+/* routing.c. All but open and close do nothing, or have nothing, when nothing is remembered. */
+#define OFFLOAD_TOP_K_MAX 64
+/* When experts have their units; reads the file. */
+void offload__routing_open(struct offload *offload);
+/* Writes it, when there is enough that is new. */
+void offload__routing_save(struct offload *offload);
+void offload__routing_close(struct offload *offload);
+/* Other weights serve now. */
+void offload__routing_forget(struct offload *offload);
+void offload__routing_pass(struct offload *offload, bool streams);
+/* ids[row_count][top_k] of the ordinal-th layer with experts. */
+void offload__routing_note(struct offload *offload, uint32_t ordinal, const int32_t *ids,
+                           uint32_t row_count);
+/* Experts by falling count, as ordinal * expert_count + expert; NULL: it is not known. */
+const uint32_t *offload__routing_order(const struct offload *offload);
+/* The share of tokens that choose it. */
+double offload__routing_rate(const struct offload *offload, uint32_t key);
+size_t offload__routing_unit(const struct offload *offload, uint32_t key);
+/* Fills offload->rehearsal. The plan is made. */
+void offload__routing_rehearse(struct offload *offload);
+/* expert_preload.c */
+enum status offload__experts_preload(struct offload *offload, const struct progress *progress,
+                                     struct err *err);
+
 /* segments.c */
 /* Whether it is read from a file each time that it is needed. */
 bool offload__segment_is_read(const struct offload *offload,
@@ -320,6 +357,9 @@ enum status offload__cached_open(struct offload *offload, const struct ckpt *ckp
                                  enum disk_use direct, struct offload__cached **cached_out,
                                  struct err *err);
 void offload__cached_close(struct offload__cached *cached);
+/* A hash of the checkpoint's files and of `layout`. */
+enum status offload__fingerprint(const struct ckpt *ckpt, const struct cache_hash *layout,
+                                 struct cache_hash *out, struct err *err);
 /* Where the unit's record is; sets all but dst. */
 void offload__cached_extent(const struct offload *offload, size_t unit, struct disk_extent *extent);
 /* Checks a record that has been read, the first time; makes it anew when it is bad. */

@@ -445,6 +445,8 @@ enum status offload_load(struct offload *offload, struct stream *compute, const 
     offload->compute = compute;
     st = take_and_fill(offload, ckpt, progress, err);
     if (st == STATUS_OK)
+        st = offload__experts_preload(offload, progress, err);
+    if (st == STATUS_OK)
         st = offload__ring_start(offload, err);
     if (st != STATUS_OK) {
         offload__memory_free(offload);

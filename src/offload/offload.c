@@ -126,6 +126,7 @@ enum status offload_create(struct device *device, const struct offload_param_des
         return st;
     }
     offload__host_sizes(offload);
+    offload__routing_rehearse(offload);
     offload->mode = options->automatic        ? "auto"
                     : offload->unit_count == 0 ? "off"
                                                : offload__home(options->home)->mode;
@@ -138,7 +139,10 @@ void offload_destroy(struct offload *offload)
 {
     if (offload == NULL)
         return;
+    if (offload->loaded)
+        offload__routing_save(offload);
     offload__memory_free(offload);
+    offload__routing_close(offload);
     for (size_t i = 0; i < offload->unit_count; i++)
         free(offload->units[i].params);
     for (size_t i = 0; i < offload->param_count; i++) {
@@ -174,29 +178,41 @@ static void traffic_add(const struct offload *offload, enum offload_home home, d
 }
 
 /* Of each layer's E experts R rows choose E (1 - (1 - k/E)^R), were all alike, and the cache holds
- * its share of those; routers that have favourites are kinder. */
+ * its share of those; routers that have favourites are kinder. What they chose when the model ran
+ * before, and is remembered, tells of one row what the cache lacks. */
 static void expert_traffic(const struct offload *offload, uint32_t row_count,
                            struct offload_traffic *traffic)
 {
+    const struct offload__rehearsal *rehearsal = &offload->rehearsal;
+    const bool is_known = row_count == 1 && rehearsal->token_count > 0;
     const double count = offload->expert_count;
     const double chosen = 1 - pow(1 - offload->options.expert_top_k / count, row_count);
-    double units = 0, missing;
+    const double unit_count = (double)(offload->unit_count - offload->ring_count);
+    const double held = (double)offload->sizes.expert_slot_count / unit_count;
+    const struct offload_traffic before = *traffic;
 
-    for (uint32_t layer = 0; layer < offload->layer_count; layer++)
-        units += offload->expert_units[layer] != OFFLOAD_NO_UNIT ? count : 0;
-    missing = units > 0 ? 1 - (double)offload->sizes.expert_slot_count / units : 0;
-    for (size_t i = offload->ring_count; missing > 0 && i < offload->unit_count; i++) {
+    for (unsigned home = 0; is_known && home < OFFLOAD_HOME_COUNT; home++)
+        traffic_add(offload, (enum offload_home)home,
+                    rehearsal->missed_bytes[home] / rehearsal->token_count, traffic);
+    for (size_t i = offload->ring_count; !is_known && held < 1 && i < offload->unit_count; i++) {
         const struct offload__unit *unit = &offload->units[i];
 
         if (offload__path(offload, unit) == OFFLOAD_PATH_FETCH)
-            traffic_add(offload, unit->home, (double)unit->size_bytes * chosen * missing, traffic);
+            traffic_add(offload, unit->home, (double)unit->size_bytes * chosen * (1 - held),
+                        traffic);
     }
+    traffic->expert_disk_bytes = traffic->disk_bytes - before.disk_bytes;
+    traffic->expert_link_bytes = traffic->link_bytes - before.link_bytes;
+    traffic->expert_tokens_known = is_known ? rehearsal->token_count : 0;
+    traffic->expert_hit_rate =
+        is_known ? 1 - (double)rehearsal->missed_count / (double)rehearsal->asked_count
+                 : offload->sizes.expert_slot_count == 0 ? -1 : held < 1 ? held : 1;
 }
 
 void offload_traffic(const struct offload *offload, uint32_t row_count,
                      struct offload_traffic *traffic_out)
 {
-    *traffic_out = (struct offload_traffic){ 0 };
+    *traffic_out = (struct offload_traffic){ .expert_hit_rate = -1 };
     for (size_t i = 0; i < offload->ring_count; i++) {
         const struct offload__unit *unit = &offload->units[i];
 

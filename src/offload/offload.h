@@ -170,9 +170,13 @@ struct offload_traffic {
                                      twice, once in each */
     double peer_bytes;            /* copied from other ranks' devices */
     double home_bytes[OFFLOAD_HOME_COUNT]; /* the same by home */
+    double expert_disk_bytes, expert_link_bytes; /* of disk_bytes and link_bytes: experts */
+    double expert_hit_rate;       /* of the experts that are asked for; below 0: none are */
+    uint32_t expert_tokens_known; /* from so many tokens' choices; 0: were all chosen alike often */
 };
-/* In a pass of so many rows, when the sequence is under way and caches are full. Of experts: were
- * all chosen alike often. Also before offload_load. */
+/* In a pass of so many rows, when the sequence is under way and caches are full. Of one row's
+ * experts: as they were chosen when the model ran before, where that is remembered. Also before
+ * offload_load. */
 void offload_traffic(const struct offload *offload, uint32_t row_count,
                      struct offload_traffic *traffic_out);
 

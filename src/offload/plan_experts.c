@@ -262,6 +262,32 @@ static uint64_t near_bytes_of(const struct offload *offload, const struct offloa
     return bytes;
 }
 
+/* What routers choose is known: at home on the host are those that come next behind the ones that
+ * the slots hold, and, when there is room for more, these too. */
+static void homes_choose_known(struct offload *offload, uint64_t room_bytes)
+{
+    const uint32_t *order = offload__routing_order(offload);
+    const size_t count = offload->unit_count - offload->ring_count;
+    const uint64_t slot_bytes = offload__expert_bytes_max(offload);
+    const uint64_t used_bytes = offload->sizes.resident_bytes +
+                                offload->sizes.slot_count * offload->sizes.slot_bytes;
+    size_t slot_count = (size_t)offload->options.expert_slot_count;
+
+    if (slot_count == 0 && offload->options.weight_budget_bytes > used_bytes)
+        slot_count =
+            (size_t)((offload->options.weight_budget_bytes - used_bytes) / slot_bytes);
+    for (size_t i = 0; i < count; i++) {
+        const size_t at = (i + slot_count) % count;
+        struct offload__unit *unit = &offload->units[offload__routing_unit(offload, order[at])];
+        const uint64_t bytes = near_bytes_of(offload, unit);
+
+        if (bytes > room_bytes)
+            return;
+        room_bytes -= bytes;
+        unit->home = offload__near_home(offload);
+    }
+}
+
 /* Auto, on a device with a link: tiles come first, since each is needed in every pass; of experts
  * so many, evenly, as the host's budget then has room for. */
 static void homes_choose(struct offload *offload)
@@ -286,6 +312,10 @@ static void homes_choose(struct offload *offload)
     all_bytes = offload__experts_near_bytes(offload);
     room.near_bytes = room.near_bytes > used_bytes ? room.near_bytes - used_bytes : 0;
     share = room.near_bytes >= all_bytes ? 1 : (double)room.near_bytes / (double)all_bytes;
+    if (offload__routing_order(offload) != NULL && offload__share_count(offload) == 1) {
+        homes_choose_known(offload, room.near_bytes);
+        return;
+    }
     for (size_t i = offload->ring_count; i < offload->unit_count; i++) {
         struct offload__unit *unit = &offload->units[i];
         const uint64_t bytes = near_bytes_of(offload, unit);
@@ -307,6 +337,7 @@ enum status offload__plan_experts(struct offload *offload, struct err *err)
     if (st == STATUS_OK)
         st = units_create(offload, count, err);
     if (st == STATUS_OK) {
+        offload__routing_open(offload);
         homes_choose(offload);
         st = records_lay_out(offload, err);
     }

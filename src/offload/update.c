@@ -230,6 +230,7 @@ enum status offload_update_commit(struct offload_update *update,
 
     assert(offload->loaded && offload->active == OFFLOAD_NO_UNIT);
     assert(offload->position == offload->pass_position);
+    offload__routing_save(offload); /* of the weights that have chosen so */
     update->meeting = meeting;
     update->turn = offload__shm_turn(offload);
     st = hold(update, &job, &stopped, err);
@@ -242,6 +243,8 @@ enum status offload_update_commit(struct offload_update *update,
             (void)offload__ring_start(offload, NULL);
     }
     offload__fill_deinit(&job);
+    if (st == STATUS_OK)
+        offload__routing_forget(offload);
     for (size_t i = 0; i < offload->unit_count && st == STATUS_OK; i++)
         offload->units[i].has_come = false;
     offload__homes_changed(offload);

@@ -242,7 +242,8 @@ static void hash_digits(const struct cache_hash *hash, char out[17])
 }
 
 enum status cache_path(const char *folder, const char *checkpoint_path,
-                       const struct cache_hash *layout, char **path_out, struct err *err)
+                       const struct cache_hash *layout, const char *suffix, char **path_out,
+                       struct err *err)
 {
     char *const real = real_path(checkpoint_path);
     char of_path[17], of_layout[17];
@@ -256,8 +257,8 @@ enum status cache_path(const char *folder, const char *checkpoint_path,
     hash_digits(&hash, of_path);
     hash_digits(layout, of_layout);
     name = strrchr(real, '/') != NULL ? strrchr(real, '/') + 1 : real;
-    length = asprintf(path_out, "%s/%.*s-%s/%s.units", folder, NAME_PART_BYTES_MAX, name, of_path,
-                      of_layout);
+    length = asprintf(path_out, "%s/%.*s-%s/%s.%s", folder, NAME_PART_BYTES_MAX, name, of_path,
+                      of_layout, suffix);
     free(real);
     return length >= 0 ? STATUS_OK : no_memory_for_path(err);
 }

@@ -63,11 +63,14 @@ enum status cache_fingerprint(const char *const *paths, size_t path_count,
 enum status cache_folder(const char *option, const char *xdg_cache_home, const char *home,
                          char **folder_out, struct err *err);
 
-/* FOLDER/NAME-HASH/LAYOUT.units: NAME is the last part of the checkpoint's path, HASH is of its
+/* FOLDER/NAME-HASH/LAYOUT.SUFFIX: NAME is the last part of the checkpoint's path, HASH is of its
  * real path, so that two models of one name are kept apart; LAYOUT is of the layout. The caller
  * frees *path_out. Creates nothing. */
 enum status cache_path(const char *folder, const char *checkpoint_path,
-                       const struct cache_hash *layout, char **path_out, struct err *err);
+                       const struct cache_hash *layout, const char *suffix, char **path_out,
+                       struct err *err);
+/* mkdir -p of the folder that the path is in; only the user may look into what is created. */
+enum status cache_folders_create(const char *path, struct err *err);
 
 /* ---- reading ---- */
 

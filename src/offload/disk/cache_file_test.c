@@ -627,7 +627,8 @@ static void the_folder_is_where_users_expect_it(void **state)
     check_folder(NULL, NULL, "/d", "/d/.cache/lighter");
     assert_int_equal(cache_folder(NULL, "", NULL, &got, &err), STATUS_BAD_INPUT);
     assert_non_null(strstr(err.message, "--offload-cache-dir"));
-    assert_int_equal(cache_path("/f", "/no/such/model.gguf", &layout, &got, &err), STATUS_OK);
+    assert_int_equal(cache_path("/f", "/no/such/model.gguf", &layout, "units", &got, &err),
+                     STATUS_OK);
     assert_true(strncmp(got, "/f/model.gguf-", 14) == 0);
     assert_string_equal(got + strlen(got) - 23, "/abcd010203040506.units");
     free(got);

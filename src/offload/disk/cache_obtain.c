@@ -35,8 +35,7 @@ struct request {
     const struct log *log;
 };
 
-/* mkdir -p of the folder that the path is in; only the user may look into what is created. */
-static enum status create_folders(const char *path, struct err *err)
+enum status cache_folders_create(const char *path, struct err *err)
 {
     char *const folder = strdup(path);
     enum status st = STATUS_OK;
@@ -205,7 +204,7 @@ static enum status take_folder(const struct request *request, int *fd_out, bool 
 {
     for (int tries = 0; tries < FOLDER_TRIES_MAX; tries++) {
         struct stat info;
-        enum status st = create_folders(request->path, err);
+        enum status st = cache_folders_create(request->path, err);
         int fd;
 
         if (st != STATUS_OK)

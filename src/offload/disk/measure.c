@@ -23,7 +23,6 @@
 #include "base/size.h"
 #include "offload/disk/internal.h"
 
-#define FILE_BYTES_MIN (16 * MIB)
 #define DEPTH_LIMIT 32 /* 1 << (DISK_MEASURE_DEPTHS - 1) */
 #define TIME_NS_DEFAULT UINT64_C(400000000)
 #define TUNE_NS UINT64_C(200000000)
@@ -137,7 +136,8 @@ static enum status measure_pairs(struct probe *probe, uint64_t share_ns, uint64_
             uint64_t now = 0;
             enum status st;
 
-            if (in_flight_bytes > probe->memory_bytes || out->block_bytes[b] > probe->file->size_bytes ||
+            if (in_flight_bytes > probe->memory_bytes ||
+                out->block_bytes[b] > probe->file->size_bytes ||
                 takes_too_long(in_flight_bytes, *best_rate, share_ns))
                 continue;
             st = measure_rate(probe, out->block_bytes[b], depth, false, share_ns, &now, err);
@@ -254,14 +254,14 @@ enum status disk_measure(const struct disk_file *file, const struct disk_measure
 
     probe.memory_bytes = options->memory_bytes != 0 ? options->memory_bytes : DISK_MEASURE_BYTES;
     assert(probe.memory_bytes >= 1 * MIB);
-    if (file->size_bytes < FILE_BYTES_MIN)
+    if (file->size_bytes < DISK_MEASURE_FILE_BYTES_MIN)
         return err_set(err, STATUS_UNAVAILABLE, "%s is too small to measure its disk by",
                        file->path);
     set_blocks(options, &measured);
     share_ns = time_ns * PAIRS_PERCENT / 100 /
                (measured.block_count * DISK_MEASURE_DEPTHS * ROUNDS);
-    probe.memory = mmap(NULL, probe.memory_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-                        -1, 0);
+    probe.memory = mmap(NULL, probe.memory_bytes, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (probe.memory == MAP_FAILED)
         return err_set(err, STATUS_NO_MEMORY, "no memory to measure the disk of %s with",
                        file->path);

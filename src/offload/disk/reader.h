@@ -211,6 +211,7 @@ struct disk_measure_options {
     enum disk_use uring;
 };
 #define DISK_MEASURE_BYTES (UINT64_C(32) << 20)
+#define DISK_MEASURE_FILE_BYTES_MIN (UINT64_C(16) << 20) /* smaller files say nothing of a disk */
 
 struct disk_measured {
     uint64_t sequential_bytes_per_s; /* one after the other, with `depth` and `piece_bytes` */
