@@ -149,6 +149,10 @@ def test_a_rank_is_killed_in_each_mode():
                 answers = [server.generate(**QUESTION) for _ in range(4)]
                 assert all("Paris" in answer["text"] for answer in answers), answers
                 assert {answer["meta_info"]["dp_rank"] for answer in answers} == {0, 1}
+                if mode == "shm_cpu":  # the successor has no copy of its own
+                    seen = [segments(rank["pid"]) for rank in ranks(server)]
+                    assert seen[0][0] == seen[1][0], seen
+                    assert sum(share for _, share in seen) <= sum(seen[0][0]) + 4, seen
         wait_until("nothing is left", lambda: not left_behind())
 
 

@@ -288,7 +288,7 @@ def test_one_rank_that_fails_or_dies_leaves_the_old_weights_to_all():
         kill_rank(server, 0)
         check_ranks(server, "new", "8")
         status, answer = update(server, lighter.DEMO, weight_version="9")
-        assert status == 200, answer  # each has its own by now
+        assert status == 200, answer  # who came last fills what all of them share
         check_ranks(server, "old", "9")
 
 

@@ -3,8 +3,9 @@
  * The reader opens /proc/PID/fd/FD, which the kernel allows to processes of the same user (proc(5),
  * PTRACE_MODE_READ_FSCREDS). The link's text is the memfd's name, "/memfd:NAME (deleted)", and our
  * NAME holds the cookie: so a number that was given to another process meanwhile is found out
- * before a byte is read. F_SEAL_FUTURE_WRITE (memfd_create(2)) leaves the creator's own mapping
- * writable and refuses every other. */
+ * before a byte is read. A reader's file is open for reading, so that its mapping can't be made
+ * writable by mprotect; to take over, the file is opened once more, and mapped over the old place
+ * in one step (mmap(2), MAP_FIXED). */
 #include "base/segment.h"
 
 #include <assert.h>
@@ -25,7 +26,7 @@
 #include "base/size.h"
 
 #define NAME_BYTES 48
-#define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL)
+#define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
 static void cookie_name(uint64_t cookie, char name[NAME_BYTES])
 {
@@ -75,7 +76,7 @@ static enum status fill(const char *what, void *address, struct segment *segment
     }
     if (fcntl(segment->fd, F_ADD_SEALS, SEALS) != 0)
         return err_set(err, STATUS_UNAVAILABLE,
-                       "%s: shared memory could not be sealed (Linux 5.1 can): %s", what,
+                       "%s: shared memory could not be sealed: %s", what,
                        strerror(errno));
     return STATUS_OK;
 }
@@ -117,6 +118,14 @@ void segment_handle(const struct segment *segment, struct segment_handle *handle
         .pid = getpid(),
         .fd = segment->fd,
     };
+}
+
+static int open_handle(const struct segment_handle *handle)
+{
+    char path[64];
+
+    (void)snprintf(path, sizeof(path), "/proc/%" PRId64 "/fd/%" PRId64, handle->pid, handle->fd);
+    return open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 }
 
 /* Why /proc/PID/fd/FD could not be opened. */
@@ -173,10 +182,8 @@ static enum status check_opened(const char *what, const struct segment_handle *h
 enum status segment_open(const char *what, const struct segment_handle *handle,
                          uint64_t size_bytes, struct segment *segment_out, struct err *err)
 {
-    struct segment segment = { .size_bytes = size_bytes, .cookie = handle->cookie, .fd = -1 };
-    char path[64];
+    struct segment segment = { .size_bytes = size_bytes, .cookie = handle->cookie };
     enum status st;
-    int fd;
 
     assert(size_bytes > 0);
     if (handle->size_bytes != size_bytes)
@@ -184,21 +191,55 @@ enum status segment_open(const char *what, const struct segment_handle *handle,
                        "%s: process %" PRId64 " shares %" PRIu64 " bytes, where %" PRIu64
                        " are expected",
                        what, handle->pid, handle->size_bytes, size_bytes);
-    (void)snprintf(path, sizeof(path), "/proc/%" PRId64 "/fd/%" PRId64, handle->pid, handle->fd);
-    fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0)
+    segment.fd = open_handle(handle);
+    if (segment.fd < 0)
         return refuse_open(what, handle, errno, err);
-    st = check_opened(what, handle, fd, size_bytes, err);
+    st = check_opened(what, handle, segment.fd, size_bytes, err);
     if (st == STATUS_OK) {
-        segment.memory = mmap(NULL, size_bytes, PROT_READ, MAP_SHARED | MAP_POPULATE, fd, 0);
+        segment.memory = mmap(NULL, size_bytes, PROT_READ, MAP_SHARED | MAP_POPULATE, segment.fd,
+                              0);
         if (segment.memory == MAP_FAILED)
             st = err_set(err, STATUS_NO_MEMORY, "%s: shared memory could not be mapped: %s", what,
                          strerror(errno));
     }
+    if (st != STATUS_OK) {
+        (void)close(segment.fd);
+        return st;
+    }
+    *segment_out = segment;
+    return STATUS_OK;
+}
+
+bool segment_is_there(const struct segment_handle *handle)
+{
+    const int fd = open_handle(handle);
+    bool is_there;
+
+    if (fd < 0)
+        return false;
+    is_there = check_opened("memory", handle, fd, handle->size_bytes, NULL) == STATUS_OK;
     (void)close(fd);
-    if (st == STATUS_OK)
-        *segment_out = segment;
-    return st;
+    return is_there;
+}
+
+enum status segment_take_over(const char *what, struct segment *segment, struct err *err)
+{
+    char path[64];
+    void *place = MAP_FAILED;
+    int fd;
+
+    assert(segment->memory != NULL && segment->fd >= 0);
+    (void)snprintf(path, sizeof(path), "/proc/self/fd/%d", segment->fd);
+    fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
+    if (fd >= 0)
+        place = mmap(segment->memory, segment->size_bytes, PROT_READ | PROT_WRITE,
+                     MAP_SHARED | MAP_POPULATE | MAP_FIXED, fd, 0);
+    if (fd >= 0)
+        (void)close(fd);
+    if (place == MAP_FAILED)
+        return err_set(err, STATUS_PEER, "%s: shared memory could not be taken over: %s", what,
+                       strerror(errno));
+    return STATUS_OK;
 }
 
 void segment_close(struct segment *segment)

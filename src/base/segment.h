@@ -3,11 +3,12 @@
  * A memfd: it has no name, so nothing can be left behind, and it is gone with the last process that
  * has it mapped, however that one ends. Who creates it takes all of its pages at once, so that a
  * machine that has not enough says so then, and not by killing somebody later. Others get a handle
- * by any means and map it read-only; a seal keeps it so, and keeps its size.
+ * by any means and map it read-only, so that a stray write of theirs faults; a seal keeps its size.
  *
  *     creator:  segment_create -> segment_handle ~~~~~ any channel ~~~~~> reader: segment_open
  *
- * What a reader has mapped stays valid when the creator is gone.
+ * What a reader has mapped stays valid when the creator is gone, and a reader's own handle serves
+ * others as the creator's does.
  *
  * Threads: a segment belongs to one; when the bytes may be read is for the callers to agree on. */
 #ifndef LIGHTER_BASE_SEGMENT_H
@@ -22,11 +23,12 @@ struct segment {
     void *memory;         /* page-aligned; NULL: none */
     uint64_t size_bytes;
     uint64_t cookie;
-    int fd;               /* the creator's; -1 in a reader */
+    int fd;
     bool placed;          /* at an address that was given */
 };
 
-/* Plain bytes, for another process of this machine. The cookie makes sure that what the reader
+/* Plain bytes, for another process of this machine: where the process that gives it has the memory.
+ * The cookie makes sure that what the reader
  * finds at this place is what the creator meant: process numbers come back. */
 struct segment_handle {
     uint64_t size_bytes, cookie;
@@ -41,11 +43,16 @@ struct segment_handle {
 enum status segment_create(const char *what, uint64_t size_bytes, void *address,
                            struct segment *segment_out, struct err *err);
 void segment_handle(const struct segment *segment, struct segment_handle *handle_out);
+/* Whether the process that has given the handle still has the memory, as far as can be seen. */
+bool segment_is_there(const struct segment_handle *handle);
 /* Maps what the handle names, read-only. size_bytes: what the reader expects; another size is
  * STATUS_PEER, as are a process that is gone, another one in its place, and one that may not be
  * looked into. */
 enum status segment_open(const char *what, const struct segment_handle *handle,
                          uint64_t size_bytes, struct segment *segment_out, struct err *err);
+/* Makes a reader's memory writable, where it is: for whoever takes the creator's place. Who that
+ * is, is for the callers to agree on. */
+enum status segment_take_over(const char *what, struct segment *segment, struct err *err);
 /* Fine on a zeroed segment, in the creator and in a reader. */
 void segment_close(struct segment *segment);
 

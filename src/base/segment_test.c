@@ -73,7 +73,7 @@ static void a_reader_sees_the_bytes_and_cannot_change_them(void **state)
 static void what_is_mapped_outlives_the_creator(void **state)
 {
     struct segment_handle handle;
-    struct segment segment;
+    struct segment segment, other;
     int to_parent[2], ended;
     struct err err;
     pid_t child;
@@ -98,9 +98,22 @@ static void what_is_mapped_outlives_the_creator(void **state)
     assert_int_equal(waitpid(child, &ended, 0), child);
     for (size_t i = 0; i < SIZE_BYTES; i++)
         assert_int_equal(((const uint8_t *)segment.memory)[i], 0x5A);
-    segment_close(&segment);
-    assert_int_equal(segment_open("test", &handle, SIZE_BYTES, &segment, &err), STATUS_PEER);
+    assert_false(segment_is_there(&handle));
+    assert_int_equal(segment_open("test", &handle, SIZE_BYTES, &other, &err), STATUS_PEER);
     assert_non_null(strstr(err.message, "is gone"));
+    segment_handle(&segment, &handle); /* who has it can hand it on */
+    assert_true(segment_is_there(&handle));
+    assert_int_equal(segment_open("test", &handle, SIZE_BYTES, &other, &err), STATUS_OK);
+    segment_close(&segment);
+    assert_false(segment_is_there(&handle));
+    assert_int_equal(((const uint8_t *)other.memory)[SIZE_BYTES - 1], 0x5A);
+    segment_handle(&other, &handle); /* and write when nobody else does */
+    assert_int_equal(segment_open("test", &handle, SIZE_BYTES, &segment, &err), STATUS_OK);
+    assert_int_equal(segment_take_over("test", &other, &err), STATUS_OK);
+    ((uint8_t *)other.memory)[SIZE_BYTES - 1] = 0xA5;
+    assert_int_equal(((const uint8_t *)segment.memory)[SIZE_BYTES - 1], 0xA5);
+    segment_close(&segment);
+    segment_close(&other);
     (void)close(to_parent[0]);
     (void)close(to_parent[1]);
 }

@@ -164,12 +164,16 @@ static enum status serve(struct self *self, bool *finalize_out, struct err *err)
 {
     const struct cli_demand demand = { 0 };
     struct cli_console *console = self->context->console;
+    char text[OFFLOAD_SHARE_TEXT_BYTES];
     enum status st;
+    bool shares;
 
     share_node(self);
     self->session.cluster = self->cluster;
     own_trace(self);
     st = cli_session_open_tokenizer(&self->session, &self->options, self->log, err);
+    if (!self->life->first) /* else all load together */
+        self->session.inherited = fleet_rank_shares(self->rank);
     take_weights(self); /* but not their tokenizer */
     if (st == STATUS_OK)
         st = cli_session_start(&self->session, &self->options, &demand, self->log,
@@ -177,7 +181,9 @@ static enum status serve(struct self *self, bool *finalize_out, struct err *err)
     if (st != STATUS_OK)
         return st;
     cli_life_tell_ready(self->life);
-    return fleet_rank_serve(self->rank, self->session.engine, finalize_out, err);
+    shares = offload_share_text(model_offload(self->session.model), text);
+    return fleet_rank_serve(self->rank, self->session.engine, shares ? text : NULL, finalize_out,
+                            err);
 }
 
 static int live(void *user, const struct cli_life *life)

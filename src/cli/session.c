@@ -337,6 +337,7 @@ enum status cli_session_start(struct cli_session *session, const struct cli_opti
                      &session->cache_dir, NULL) == STATUS_OK)
         model.offload.cache_dir = session->cache_dir;
     model.offload.cluster = session->cluster;
+    model.offload.inherited = session->inherited;
     model.offload.trace = engine.trace = session->trace;
     model.dtype = options->dtype;
     model.context_length = (uint32_t)options->context_length;

@@ -35,6 +35,7 @@ struct cli_session {
     struct trace *trace;         /* NULL: nothing is traced */
     char *cache_dir;             /* NULL: there is none */
     struct cluster *cluster;     /* borrowed, set before the start; NULL: one rank */
+    const char *inherited;       /* likewise; as offload_options has it */
     const struct model_info *served; /* borrowed, set before the start: what others serve already
                                         and this is to be the same as; NULL: nothing */
     struct model_rates rates;    /* measured, when a forecast was made */

@@ -287,7 +287,21 @@ static enum status info_read(const json_t *json, struct model_info *info_out, st
     return STATUS_OK;
 }
 
-json_t *fleet__ready_json(const struct model_info *info, uint32_t running_max)
+/* NULL where there is none; *shares_out is borrowed from the json. */
+static enum status shares_read(const json_t *json, const char **shares_out, struct err *err)
+{
+    const char *shares = NULL;
+    enum status st = json_get_string(json, "shares", WHAT, &shares, err);
+
+    if (st == STATUS_OK && shares != NULL && strlen(shares) >= FLEET__SHARES_BYTES_MAX)
+        st = err_set(err, STATUS_BAD_INPUT, WHAT ": \"shares\" of %zu bytes, at most %d fit",
+                     strlen(shares), FLEET__SHARES_BYTES_MAX - 1);
+    if (st == STATUS_OK)
+        *shares_out = shares;
+    return st;
+}
+
+json_t *fleet__ready_json(const struct model_info *info, uint32_t running_max, const char *shares)
 {
     json_t *json = info_json(info);
 
@@ -295,11 +309,14 @@ json_t *fleet__ready_json(const struct model_info *info, uint32_t running_max)
         return NULL;
     (void)json_object_set_new(json, "op", json_string(op_names[FLEET__READY]));
     (void)json_object_set_new(json, "running_max", json_integer(running_max));
+    if (shares != NULL)
+        (void)json_object_set_new(json, "shares", json_string(shares));
     return json;
 }
 
 enum status fleet__ready_read(const json_t *json, struct model_info *info_out,
-                              uint32_t *running_max_out, struct err *err)
+                              uint32_t *running_max_out, const char **shares_out,
+                              struct err *err)
 {
     int64_t running_max = 0;
     enum status st = json_get_int_required(json, "running_max", WHAT, 1, UINT32_MAX, &running_max,
@@ -308,19 +325,24 @@ enum status fleet__ready_read(const json_t *json, struct model_info *info_out,
     if (st == STATUS_OK)
         st = info_read(json, info_out, err);
     if (st == STATUS_OK)
+        st = shares_read(json, shares_out, err);
+    if (st == STATUS_OK)
         *running_max_out = (uint32_t)running_max;
     return st;
 }
 
 /* -- welcome ----------------------------------------------------------------------------------- */
 
-json_t *fleet__welcome_json(const char *token, const struct fleet_rank_weights *weights)
+json_t *fleet__welcome_json(const char *token, const struct fleet_rank_weights *weights,
+                            const char *shares)
 {
     json_t *json = fleet__message(FLEET__WELCOME), *own;
 
     if (json == NULL)
         return NULL;
     (void)json_object_set_new(json, "token", json_string(token));
+    if (shares != NULL)
+        (void)json_object_set_new(json, "shares", json_string(shares));
     if (weights == NULL)
         return json;
     own = json_pack("{s:o, s:o*, s:o}", "model_path",
@@ -339,7 +361,8 @@ json_t *fleet__welcome_json(const char *token, const struct fleet_rank_weights *
 }
 
 enum status fleet__welcome_read(const json_t *json, const char **token_out, bool *has_weights_out,
-                                struct fleet_rank_weights *weights_out, struct err *err)
+                                struct fleet_rank_weights *weights_out, const char **shares_out,
+                                struct err *err)
 {
     const json_t *own = json_object_get(json, "weights");
     struct fleet_rank_weights weights = { .model_path = NULL };
@@ -348,6 +371,8 @@ enum status fleet__welcome_read(const json_t *json, const char **token_out, bool
 
     if (st == STATUS_OK && (token == NULL || strlen(token) != FLEET__TOKEN_HEX))
         st = err_set(err, STATUS_BAD_INPUT, WHAT ": no token of %d characters", FLEET__TOKEN_HEX);
+    if (st == STATUS_OK)
+        st = shares_read(json, shares_out, err);
     if (st == STATUS_OK && own != NULL)
         st = json_get_string(own, "model_path", WHAT, &weights.model_path, err);
     if (st == STATUS_OK && own != NULL && weights.model_path == NULL)

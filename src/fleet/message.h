@@ -3,8 +3,8 @@
  *     frame:    size, 4 bytes, little endian | that many bytes of JSON, an object
  *
  *     rank -> front end                       front end -> rank
- *     hello    token, rank, pid, host ...     welcome  token, weights
- *     ready    info, running_max
+ *     hello    token, rank, pid, host ...     welcome  token, weights, shares
+ *     ready    info, running_max, shares
  *     failed   status, message, bad_usage
  *     beat                                    beat
  *     output   id, and struct engine_output   submit   id, and struct engine_request
@@ -38,6 +38,7 @@
 #define FLEET__PROTOCOL 2
 #define FLEET__FRAME_BYTES_MAX (64 * MIB)
 #define FLEET__HELLO_BYTES_MAX 4096      /* of a frame from somebody who has not said who he is */
+#define FLEET__SHARES_BYTES_MAX 256      /* with the NUL */
 #define FLEET__TOKEN_HEX 32              /* characters; each side shows the other its own half */
 #define FLEET__HOST_BYTES_MAX 256
 
@@ -80,17 +81,22 @@ enum status fleet__hello_read(const json_t *json, struct fleet__hello *hello_out
 
 /* -- welcome -- */
 
-/* weights: what a rank shall load when that is not what its command line says; NULL. */
-json_t *fleet__welcome_json(const char *token, const struct fleet_rank_weights *weights);
+/* weights: what a rank shall load when that is not what its command line says; NULL. shares: what
+ * another rank of its machine has said when it was ready; NULL. */
+json_t *fleet__welcome_json(const char *token, const struct fleet_rank_weights *weights,
+                            const char *shares);
 /* What it points to is borrowed from the json; *has_weights_out: whether there are any. */
 enum status fleet__welcome_read(const json_t *json, const char **token_out, bool *has_weights_out,
-                                struct fleet_rank_weights *weights_out, struct err *err);
+                                struct fleet_rank_weights *weights_out, const char **shares_out,
+                                struct err *err);
 
 /* -- ready and failed -- */
 
-json_t *fleet__ready_json(const struct model_info *info, uint32_t running_max);
+/* shares: see fleet_rank_serve; NULL. Borrowed from the json where it is read. */
+json_t *fleet__ready_json(const struct model_info *info, uint32_t running_max, const char *shares);
 enum status fleet__ready_read(const json_t *json, struct model_info *info_out,
-                              uint32_t *running_max_out, struct err *err);
+                              uint32_t *running_max_out, const char **shares_out,
+                              struct err *err);
 /* FAILED: a status and its sentence. */
 json_t *fleet__status_json(enum fleet__op op, uint64_t id, enum status status,
                            const char *message);

@@ -79,16 +79,17 @@ static void check_output(const json_t *json)
 static void check_welcome(const json_t *json)
 {
     struct fleet_rank_weights weights;
-    const char *token = NULL;
+    const char *token = NULL, *shares = NULL;
     bool has_weights = false;
     struct err err;
-    enum status st = fleet__welcome_read(json, &token, &has_weights, &weights, &err);
+    enum status st = fleet__welcome_read(json, &token, &has_weights, &weights, &shares, &err);
 
     if (st != STATUS_OK) {
         check_refused(st, &err);
         return;
     }
     check(strlen(token) == FLEET__TOKEN_HEX);
+    check(shares == NULL || strlen(shares) < FLEET__SHARES_BYTES_MAX);
     check(!has_weights || (weights.model_path != NULL && weights.info.context_length > 0));
 }
 
@@ -136,6 +137,7 @@ static void check_message(enum fleet__op op, const json_t *json)
     struct model_info info;
     struct err err, said;
     enum status status = STATUS_OK;
+    const char *shares = NULL;
     uint32_t running_max = 0;
 
     if (op == FLEET__SUBMIT)
@@ -150,7 +152,8 @@ static void check_message(enum fleet__op op, const json_t *json)
         check_step(op, json);
     else if (op == FLEET__HELLO && fleet__hello_read(json, &hello, &err) == STATUS_OK)
         check(strlen(hello.token) == FLEET__TOKEN_HEX && hello.pid > 0);
-    else if (op == FLEET__READY && fleet__ready_read(json, &info, &running_max, &err) == STATUS_OK)
+    else if (op == FLEET__READY &&
+             fleet__ready_read(json, &info, &running_max, &shares, &err) == STATUS_OK)
         check(running_max > 0 && info.kv_page_size > 0 && info.eos_count <= MODEL_EOS_MAX);
     else if (op == FLEET__FAILED && fleet__status_read(json, &status, &said, &err) == STATUS_OK)
         check(status == STATUS_OK || said.status == status);

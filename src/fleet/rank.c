@@ -297,8 +297,8 @@ static enum status greet(struct fleet_rank *rank, const struct fleet__tokens *to
         if (json == NULL)
             continue;
         if (op == FLEET__WELCOME &&
-            fleet__welcome_read(json, &token, &rank->has_weights, &rank->weights, err) ==
-                STATUS_OK &&
+            fleet__welcome_read(json, &token, &rank->has_weights, &rank->weights,
+                                &rank->shares, err) == STATUS_OK &&
             fleet__token_equal(token, tokens->of_front)) {
             rank->welcome = json;
             return STATUS_OK;
@@ -349,6 +349,11 @@ static void rank_free(struct fleet_rank *rank)
 const struct fleet_rank_weights *fleet_rank_weights(const struct fleet_rank *rank)
 {
     return rank->has_weights ? &rank->weights : NULL;
+}
+
+const char *fleet_rank_shares(const struct fleet_rank *rank)
+{
+    return rank->shares;
 }
 
 enum status fleet_rank_connect(const struct fleet_rank_options *options,
@@ -407,8 +412,8 @@ void fleet_rank_fail(struct fleet_rank *rank, enum status status, const char *me
     thread_stop(rank);
 }
 
-enum status fleet_rank_serve(struct fleet_rank *rank, struct engine *engine, bool *finalize_out,
-                             struct err *err)
+enum status fleet_rank_serve(struct fleet_rank *rank, struct engine *engine, const char *shares,
+                             bool *finalize_out, struct err *err)
 {
     json_t *report = engine_report_json(engine);
     const json_int_t running_max = json_integer_value(json_object_get(report, "running_max"));
@@ -420,7 +425,7 @@ enum status fleet_rank_serve(struct fleet_rank *rank, struct engine *engine, boo
     assert(rank->engine == NULL);
     rank->engine = engine;
     pthread_mutex_unlock(&rank->lock);
-    fleet__say(rank, fleet__ready_json(engine_model_info(engine), (uint32_t)running_max));
+    fleet__say(rank, fleet__ready_json(engine_model_info(engine), (uint32_t)running_max, shares));
     pthread_mutex_lock(&rank->lock);
     while (!rank->leaving)
         pthread_cond_wait(&rank->changed, &rank->lock);

@@ -39,13 +39,17 @@ struct fleet_rank_weights {
 };
 /* What to load; NULL: what the command line says. Valid as long as the rank. */
 const struct fleet_rank_weights *fleet_rank_weights(const struct fleet_rank *rank);
+/* What another rank of this machine has given fleet_rank_serve as what it shares; NULL: there is
+ * none, or it might change meanwhile. Valid as long as the rank. */
+const char *fleet_rank_shares(const struct fleet_rank *rank);
 /* Tells the front end why this rank won't serve. */
 void fleet_rank_fail(struct fleet_rank *rank, enum status status, const char *message,
                      bool bad_usage);
-/* Says ready and answers, until the front end says leave. *finalize_out: all ranks are told so,
+/* Says ready and answers, until the front end says leave. shares: a line for ranks of this machine
+ * that start later, of which the fleet knows no more; NULL. *finalize_out: all ranks are told so,
  * and none has died: they may leave MPI together. The engine may be destroyed afterwards. */
-enum status fleet_rank_serve(struct fleet_rank *rank, struct engine *engine, bool *finalize_out,
-                             struct err *err);
+enum status fleet_rank_serve(struct fleet_rank *rank, struct engine *engine, const char *shares,
+                             bool *finalize_out, struct err *err);
 /* After the engine. NULL is fine. */
 void fleet_rank_destroy(struct fleet_rank *rank);
 

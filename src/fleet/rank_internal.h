@@ -29,12 +29,13 @@ struct fleet__rank_update {
 struct fleet__job;
 
 struct fleet_rank {
-    struct fleet_rank_options options; /* set once, as are those to `weights` */
+    struct fleet_rank_options options; /* set once, as are those to `shares` */
     struct fleet__link link;
     int wake_fd;
     json_t *welcome;
     bool has_weights;
-    struct fleet_rank_weights weights; /* point into it */
+    struct fleet_rank_weights weights; /* point into it, as does the next */
+    const char *shares;
     pthread_t thread;
     bool has_thread;
     uint64_t heard_ns;           /* rank's thread */

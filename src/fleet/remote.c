@@ -404,6 +404,12 @@ void fleet_remote_leave(struct fleet *fleet)
 
 /* -- create and destroy ------------------------------------------------------------------------ */
 
+static void peer_deinit(struct fleet__peer *peer)
+{
+    json_decref(peer->report);
+    free(peer->shares);
+}
+
 static void remote_destroy(struct fleet *fleet)
 {
     struct fleet__remote *remote = remote_of(fleet);
@@ -421,7 +427,7 @@ static void remote_destroy(struct fleet *fleet)
     if (remote->wake_fd >= 0)
         (void)close(remote->wake_fd);
     for (uint32_t i = 0; remote->peers != NULL && i < remote->options.rank_count; i++)
-        json_decref(remote->peers[i].report);
+        peer_deinit(&remote->peers[i]);
     free(remote->peers);
     free(remote->model_path);
     free(remote->weight_version);

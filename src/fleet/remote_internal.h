@@ -61,6 +61,8 @@ struct fleet__peer {
     uint32_t page_count_max, running_max;
     uint64_t sent_count, restart_count;
     uint64_t weights_serial;             /* of the weights that it was told to load */
+    char *shares;                        /* what it said when it was ready; NULL */
+    bool was_given_shares;               /* another's, of the same weights */
     bool is_ready;                       /* LOADING: as soon as that fits, it is UP */
     bool is_member, has_come;            /* of an update, to its step */
     json_t *report;                      /* the last one; NULL: none yet */

@@ -125,6 +125,38 @@ static void ranks_that_need_all_wait_for_all(void **state)
     play_end(&ranks[1]);
 }
 
+/* A successor hears what a rank of its machine shares, which is up and is not itself. */
+static void what_ranks_share_is_handed_on(void **state)
+{
+    struct played ranks[3];
+    struct fleet *fleet = create(3, 16, false);
+    bool bad_usage = false;
+    struct err err;
+
+    (void)state;
+    for (uint32_t i = 0; i < 3; i++) {
+        play_hello(&ranks[i], fleet, i);
+        while (!ranks[i].is_welcome)
+            play(&ranks[i]);
+        assert_string_equal(ranks[i].given, ""); /* nobody is up */
+    }
+    for (uint32_t i = 0; i < 3; i++) {
+        ranks[i].shares = i == 0 ? NULL : i == 1 ? "one" : "two";
+        play_ready(&ranks[i], 1);
+    }
+    assert_int_equal(fleet_remote_wait(fleet, &bad_usage, &err), STATUS_OK);
+    for (uint32_t i = 0; i < 3; i++) {
+        play_end(&ranks[i]);
+        play_hello(&ranks[i], fleet, i);
+        while (!ranks[i].is_welcome)
+            play(&ranks[i]);
+        assert_string_equal(ranks[i].given, i == 0 ? "one" : i == 1 ? "two" : "");
+    }
+    fleet_destroy(fleet);
+    for (uint32_t i = 0; i < 3; i++)
+        play_end(&ranks[i]);
+}
+
 static void silence_is_death(void **state)
 {
     struct played ranks[2];
@@ -351,6 +383,7 @@ int main(void)
         cmocka_unit_test(a_long_request_keeps_others_away),
         cmocka_unit_test(a_death_ends_what_ran_and_nothing_else),
         cmocka_unit_test(ranks_that_need_all_wait_for_all),
+        cmocka_unit_test(what_ranks_share_is_handed_on),
         cmocka_unit_test(silence_is_death),
         cmocka_unit_test(what_is_canceled_ends),
         cmocka_unit_test(bad_and_too_many_requests_are_refused),

@@ -74,6 +74,8 @@ static void peer_lost(struct fleet__remote *remote, struct fleet__peer *peer, co
     }
     peer->state = FLEET__DOWN;
     peer->is_ready = false;
+    free(peer->shares);
+    peer->shares = NULL;
     fleet__update_lost(remote, peer);
     pthread_cond_broadcast(&remote->changed);
     pthread_mutex_unlock(&remote->lock);
@@ -99,9 +101,10 @@ static enum status on_ready(struct fleet__remote *remote, struct fleet__peer *pe
                             const json_t *json, struct err *err)
 {
     struct model_info info;
+    const char *shares = NULL;
     uint32_t running_max = 0;
     bool differs;
-    enum status st = fleet__ready_read(json, &info, &running_max, err);
+    enum status st = fleet__ready_read(json, &info, &running_max, &shares, err);
 
     if (st != STATUS_OK)
         return st;
@@ -115,6 +118,7 @@ static enum status on_ready(struct fleet__remote *remote, struct fleet__peer *pe
               remote->info.kv_page_size != info.kv_page_size;
     if (!differs) {
         peer->is_ready = true;
+        peer->shares = shares == NULL ? NULL : strdup(shares);
         peer->running_max = running_max;
         peer->page_count_max = info.kv_page_count;
     }
@@ -339,28 +343,46 @@ static void accept_one(struct fleet__remote *remote)
     place->deadline_ns = clock_now_ns() + FLEET__HELLO_NS;
 }
 
+/* What somebody who starts now can have of a rank of his machine. While an update runs it may be in
+ * between two weights. */
+static const char *shares_for(const struct fleet__remote *remote,
+                              const struct fleet__hello *hello)
+{
+    for (uint32_t i = 0; i < remote->options.rank_count && !remote->update.is_running; i++) {
+        const struct fleet__peer *peer = &remote->peers[i];
+
+        if (peer->state == FLEET__UP && peer->shares != NULL && i != hello->rank &&
+            strcmp(peer->hello.machine, hello->machine) == 0)
+            return peer->shares;
+    }
+    return NULL;
+}
+
 static void welcome(struct fleet__remote *remote, struct fleet__pending *pending,
                     const struct fleet__hello *hello)
 {
     struct fleet__peer *peer = &remote->peers[hello->rank];
     struct fleet_rank_weights weights;
+    const char *shares;
     bool has_weights;
 
     if (peer->link != NULL)
         peer_lost(remote, peer, "another process has taken its place");
-    has_weights = fleet__update_weights(remote, &weights); /* only this thread changes them */
+    pthread_mutex_lock(&remote->lock);
+    has_weights = fleet__update_weights(remote, &weights);
+    shares = shares_for(remote, hello);
     (void)fleet__link_send(pending->link,
                            fleet__welcome_json(remote->tokens.of_front,
-                                               has_weights ? &weights : NULL), NULL);
+                                               has_weights ? &weights : NULL, shares), NULL);
     pending->link->frame_bytes_max = FLEET__FRAME_BYTES_MAX;
     peer->heard_ns = clock_now_ns();
-    pthread_mutex_lock(&remote->lock);
     peer->restart_count += peer->hello.pid != 0;
     peer->hello = *hello;
     peer->link = pending->link;
     peer->is_cut = false;
     peer->state = FLEET__LOADING;
     peer->weights_serial = remote->weights_serial;
+    peer->was_given_shares = shares != NULL;
     json_decref(peer->report);
     peer->report = NULL;
     pthread_mutex_unlock(&remote->lock);

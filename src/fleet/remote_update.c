@@ -24,6 +24,8 @@
 
 #include "fleet/remote_internal.h"
 
+#define STALE UINT64_MAX /* the serial of no weights */
+
 bool fleet__update_holds(const struct fleet__remote *remote)
 {
     return remote->update.is_running && remote->update.step != OFFLOAD_UPDATE_PREPARED;
@@ -126,8 +128,13 @@ static void tell_members(struct fleet__remote *remote, const struct fleet__step 
 
 static void end(struct fleet__remote *remote)
 {
-    for (uint32_t i = 0; i < remote->options.rank_count; i++)
-        remote->peers[i].is_member = false;
+    for (uint32_t i = 0; i < remote->options.rank_count; i++) {
+        struct fleet__peer *peer = &remote->peers[i];
+
+        peer->is_member = false;
+        if (remote->update.is_spoilt && peer->state == FLEET__LOADING && peer->was_given_shares)
+            peer->weights_serial = STALE; /* what it was given may be neither old nor new */
+    }
     remote->update.is_running = false;
     pthread_cond_broadcast(&remote->changed);
 }

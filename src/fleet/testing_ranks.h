@@ -109,7 +109,9 @@ struct played {
     uint32_t count;        /* requests that have come */
     uint32_t canceled;
     bool left, closed;
+    const char *shares;    /* what it says with ready; NULL */
     bool is_welcome;
+    char given[64];        /* what the welcome says that others share; "" */
     char model[64], version[64]; /* that the welcome names; "": none */
     struct engine_update update; /* the last order; no strings */
     uint64_t update_id;    /* 0: none has come */
@@ -154,19 +156,21 @@ static inline void play_hello(struct played *rank, struct fleet *fleet, uint32_t
 static inline void play_ready(struct played *rank, uint32_t running_max)
 {
     const struct model_info info = small_model();
+    json_t *json = fleet__ready_json(&info, running_max, rank->shares);
 
-    assert_int_equal(fleet__link_send(&rank->link, fleet__ready_json(&info, running_max), NULL),
-                     STATUS_OK);
+    assert_int_equal(fleet__link_send(&rank->link, json, NULL), STATUS_OK);
 }
 
 static inline void play_welcome(struct played *rank, const json_t *json)
 {
     struct fleet_rank_weights weights;
-    const char *token = NULL;
+    const char *token = NULL, *shares = NULL;
     bool has_weights = false;
 
-    assert_int_equal(fleet__welcome_read(json, &token, &has_weights, &weights, NULL), STATUS_OK);
+    assert_int_equal(fleet__welcome_read(json, &token, &has_weights, &weights, &shares, NULL),
+                     STATUS_OK);
     rank->is_welcome = true;
+    (void)snprintf(rank->given, sizeof(rank->given), "%s", shares == NULL ? "" : shares);
     if (!has_weights)
         return;
     assert_int_equal(weights.info.context_length, small_model().context_length);
@@ -283,7 +287,7 @@ static inline void *serve(void *user)
     bool finalize = false;
     struct err err;
 
-    assert_int_equal(fleet_rank_serve(own[0], own[1], &finalize, &err), STATUS_OK);
+    assert_int_equal(fleet_rank_serve(own[0], own[1], NULL, &finalize, &err), STATUS_OK);
     assert_true(finalize);
     testing_engine_destroy(own[1]);
     fleet_rank_destroy(own[0]);

@@ -109,6 +109,9 @@ struct offload_options {
                                      */
     struct cluster *cluster;      /* borrowed; the ranks of its node share homes shm and sharded.
                                      NULL: this process alone */
+    const char *inherited;        /* offload_share_text of a rank of this machine that is ready: if
+                                     its plan is the same, what is at home in shm is there already.
+                                     Borrowed until offload_load has returned; NULL */
     const struct ckpt *ckpt;      /* borrowed; homes on the disk read its files. NULL: none will do
                                      */
     const char *disk;             /* --offload-disk: see disk_reader_options_parse. Borrowed until
@@ -328,6 +331,12 @@ struct offload_meeting {
                         struct err *err);
     void *user;
 };
+
+/* Where another process of this machine, which starts later and alone, finds what this one has at
+ * home in shm: a line for offload_options.inherited, valid as long as the offload is. False:
+ * nothing is at home there. After offload_load. */
+#define OFFLOAD_SHARE_TEXT_BYTES 192
+bool offload_share_text(const struct offload *offload, char text[OFFLOAD_SHARE_TEXT_BYTES]);
 
 struct offload_update;
 /* STATUS_UNAVAILABLE: the server would have to be started with it. `ckpt` is borrowed by the

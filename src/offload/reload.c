@@ -194,6 +194,11 @@ enum status offload_reload(struct offload *offload, size_t index, const struct c
         return err_set(err, STATUS_UNAVAILABLE,
                        "%s is at home on the disk, or in pieces of which some are: it cannot be "
                        "loaded again by itself, only with all others", param->name);
+    if (param->unit != OFFLOAD_NO_UNIT && offload__shm_is_inherited(offload) &&
+        offload->units[param->unit].home == OFFLOAD_HOME_SHM)
+        return err_set(err, STATUS_UNAVAILABLE,
+                       "%s is in memory that another rank fills: it can only be loaded again with "
+                       "all others", param->name);
     st = load_fresh(offload, param, ckpt, &fresh, err);
     if (is_shared(offload, param))
         st = put_shared(offload, param, fresh, st, err);

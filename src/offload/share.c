@@ -132,8 +132,7 @@ static uint64_t hash_bytes(uint64_t hash, const void *bytes, size_t size)
     return hash;
 }
 
-/* Where each byte of each shared record lies. */
-static uint64_t plan_hash(const struct offload *offload)
+uint64_t offload__share_hash(const struct offload *offload)
 {
     uint64_t hash = FNV_OFFSET;
 
@@ -204,7 +203,7 @@ enum status offload__share_plan(struct offload *offload, enum status own, struct
     if (all == NULL)
         return STATUS_NO_MEMORY;
     words.plan = (struct plan){
-        .hash = plan_hash(offload),
+        .hash = offload__share_hash(offload),
         .unit_count = offload->unit_count,
         .moving_bytes = offload->sizes.moving_bytes,
         .is_shared = offload__has_shared_home(offload),

@@ -56,8 +56,12 @@ enum status offload__share_meet(struct offload *offload, enum offload__share_ste
  * where there are none. */
 uint64_t offload__shm_turn(const struct offload *offload);
 void offload__shm_set_turn(struct offload *offload, uint64_t turn); /* the others': nothing */
+/* Whether it has mapped the records of ranks that had started before it. */
+bool offload__shm_is_inherited(const struct offload *offload);
 /* STATUS_UNAVAILABLE: nobody is left who could fill them. */
 enum status offload__shm_check_owner(const struct offload *offload, struct err *err);
+/* Of where each byte of each record lies, and in which home. */
+uint64_t offload__share_hash(const struct offload *offload);
 /* PLANNED: STATUS_PEER when some share and not all plan the same. */
 enum status offload__share_plan(struct offload *offload, enum status own, struct err *err);
 /* OPENED and CONNECTED: collects what each home offers and connects each to the others'. */

@@ -152,7 +152,7 @@ static bool others_are_back(const struct offload_update *update, bool all)
     const struct offload *offload = update->offload;
     const uint64_t turn = offload__shm_turn(offload) - update->turn;
 
-    if (!offload__is_shared(offload))
+    if (!offload__is_shared(offload) && !offload__shm_is_inherited(offload))
         return true;
     return offload->shm != NULL ? turn == TURN_OLD || turn == TURN_OLD_AGAIN : all;
 }
