@@ -56,6 +56,23 @@ aclError aclrtSynchronizeEventWithTimeout(aclrtEvent event, int32_t timeout_ms);
 aclError aclrtDeviceCanAccessPeer(int32_t *can, int32_t device_id, int32_t peer_id);
 aclError aclrtDeviceEnablePeerAccess(int32_t peer_id, uint32_t flags);
 aclError aclrtDeviceDisablePeerAccess(int32_t peer_id);
+/* The backend lists these too, as long as it likes. */
+aclError aclrtMemcpy(void *dst, size_t dst_size, const void *src, size_t count,
+                     aclrtMemcpyKind kind);
+aclIntArray *aclCreateIntArray(const int64_t *values, uint64_t count);
+aclnnStatus aclDestroyIntArray(const aclIntArray *array);
+aclTensorList *aclCreateTensorList(const aclTensor *const *tensors, uint64_t count);
+aclnnStatus aclDestroyTensorList(const aclTensorList *list);
+aclnnStatus aclSetAclOpExecutorRepeatable(aclOpExecutor *executor);
+aclnnStatus aclSetTensorAddr(aclOpExecutor *executor, const size_t index, aclTensor *tensor,
+                             void *address);
+aclnnStatus aclSetInputTensorAddr(aclOpExecutor *executor, const size_t index, aclTensor *tensor,
+                                  void *address);
+aclnnStatus aclSetOutputTensorAddr(aclOpExecutor *executor, const size_t index, aclTensor *tensor,
+                                   void *address);
+aclnnStatus aclnnNpuFormatCastCalculateSizeAndFormat(const aclTensor *src, const int format,
+                                                     int extra_dtype, int64_t **shape,
+                                                     uint64_t *rank, int *actual_format);
 aclError aclrtIpcMemSetImportPid(const char *key, int32_t *pid, size_t count);
 #pragma GCC visibility pop
 
