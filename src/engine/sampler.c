@@ -403,7 +403,7 @@ void engine__logprobs(const float *logits, uint32_t count, int32_t id, uint32_t 
             total += exp((double)logits[i] - (double)best);
         keep_top(out, top_count, (int32_t)i, logits[i]);
     }
-    log_total = (double)best + log(total);
+    log_total = (double)best + (total > 0 ? log(total) : 0); /* 0: nothing but garbage */
     out->logprob = (float)((double)logits[id] - log_total);
     for (uint32_t i = 0; i < out->top_count; i++)
         out->top[i].logprob = (float)((double)out->top[i].logprob - log_total);

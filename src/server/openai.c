@@ -211,7 +211,6 @@ static enum status read_sampling(const json_t *json, bool is_chat, struct sampli
             (void)json_object_set(sampling, fields[i].other != NULL ? fields[i].other
                                                                     : fields[i].name, value);
     }
-    sampling_params_init(params);
     st = read_max_tokens(json, is_chat, sampling, err);
     if (st == STATUS_OK)
         st = sampling_params_read(params, sampling, err);
@@ -539,6 +538,7 @@ static enum status read_request(const struct generate_limits *limits,
     struct sampling_params params;
     enum status st = STATUS_OK;
 
+    sampling_params_init(&params);
     if (!json_is_object(json))
         st = err_set(err, STATUS_BAD_INPUT, WHAT ": the body is %s, an object is wanted",
                      json_kind(json));

@@ -45,7 +45,7 @@ static struct value filter_title(struct run *run, struct value self, struct valu
     (void)args;
     tpl__builder_init(&out, &run->job);
     while (at < str->size) {
-        size_t from = at;
+        size_t from;
         size_t first;
         uint32_t c;
 

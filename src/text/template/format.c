@@ -332,19 +332,24 @@ struct str *tpl__percent(struct job *job, const struct str *format, struct value
 
 /* --- "{}" ------------------------------------------------------------------------------------- */
 
+static bool is_one_of(const char *letters, char c)
+{
+    return c != '\0' && strchr(letters, c) != NULL;
+}
+
 static void read_spec(struct job *job, const struct str *text, struct spec *spec)
 {
     size_t at = 0;
     uint32_t c = 0;
     size_t size = text->size > 0 ? tpl__character(text, 0, &c) : 0;
 
-    if (size > 0 && size < text->size && memchr("<>=^", text->bytes[size], 4) != NULL) {
+    if (size > 0 && size < text->size && is_one_of("<>=^", text->bytes[size])) {
         spec->fill = c;
         at = size;
     }
-    if (at < text->size && memchr("<>=^", text->bytes[at], 4) != NULL)
+    if (at < text->size && is_one_of("<>=^", text->bytes[at]))
         spec->align = text->bytes[at++];
-    if (at < text->size && memchr("+- ", text->bytes[at], 3) != NULL)
+    if (at < text->size && is_one_of("+- ", text->bytes[at]))
         spec->sign = text->bytes[at++];
     if (at < text->size && text->bytes[at] == '#') {
         spec->alternate = true;
@@ -390,7 +395,7 @@ static void put_formatted(struct builder *out, struct value value, const struct 
         text = value.str;
         if (spec.precision >= 0)
             text = tpl__sub(job, text, 0, tpl__str_offset(job, text, (size_t)spec.precision));
-        align = spec.zero ? '<' : '<';
+        align = '<';
     } else if (tpl__is_int(value, &integer) &&
                (spec.type == '\0' || strchr("dbxXo", spec.type) != NULL)) {
         if (spec.precision >= 0)

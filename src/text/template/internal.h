@@ -46,8 +46,8 @@ void tpl__charge(struct job *job, uint64_t steps);
 void tpl__charge_bytes(struct job *job, size_t size);
 void tpl__enter(struct job *job);
 void tpl__leave(struct job *job);
-_Noreturn void tpl__fail(struct job *job, const char *format, ...)
-    __attribute__((format(printf, 2, 3)));
+void tpl__fail(struct job *job, const char *format, ...)
+    __attribute__((noreturn, format(printf, 2, 3)));
 
 /* --- values ----------------------------------------------------------------------------------- */
 

@@ -753,11 +753,11 @@ static struct node *parse_if(struct parser *parser)
     do {
         struct node *branch = node_new(parser, N_IF);
 
-        if (first == NULL)
+        if (node == NULL)
             next(parser);
         branch->a = parse_tuple(parser, TUPLE_NO_COND, NULL);
         branch->body = parse_statements(parser, ends, &end);
-        if (first == NULL)
+        if (node == NULL)
             first = branch;
         else
             node->b = branch; /* the next elif */
