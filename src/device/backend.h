@@ -39,6 +39,10 @@ struct device_ops {
     enum layout (*weight_layout)(const struct device *device, enum device_weight weight,
                                  enum dtype dtype);
     enum status (*weights_check)(const struct device *device, enum dtype dtype, struct err *err);
+    /* Queues the device's own conversion of a matrix [k][n] of whole blocks from ND to FRACTAL_NZ,
+     * for selftest alone. STATUS_UNAVAILABLE: it has none. */
+    enum status (*cast_nz)(struct stream *stream, enum dtype dtype, uint64_t k, uint64_t n,
+                           void *dst, const void *src, struct err *err);
     enum status (*stream_create)(struct device *device, enum stream_kind kind,
                                  struct stream **stream_out, struct err *err);
     void (*stream_destroy)(struct stream *stream);
@@ -77,6 +81,9 @@ struct event {
 enum status device__find(const char *spec, const struct device_ops **ops_out, struct err *err);
 /* inspect.c: of a device that has nothing more to say than device_info. */
 json_t *device__inspect_nothing(const struct device_options *options);
+/* selftest.c: of a device that converts nothing itself. */
+enum status device__cast_nothing(struct stream *stream, enum dtype dtype, uint64_t k, uint64_t n,
+                                 void *dst, const void *src, struct err *err);
 
 /* One line each for --help: the spec, its settings, what it is. */
 #define DEVICE_CPU_HELP "cpu: this machine's processors; host memory is its memory"

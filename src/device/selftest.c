@@ -1,5 +1,5 @@
-/* device/selftest.c - see selftest.h: the beds, the comparison, the checks of copies and of order,
- * the report.
+/* device/selftest.c - see selftest.h: the beds, the comparison, the checks of copies, of order and
+ * of layouts, the report.
  *
  * A bound says how far a device may be off, relative to the largest element that is wanted: with
  * weights of 16 bits it may round activations to 16 bits too (op.h), so that the bound is a few
@@ -15,6 +15,7 @@
 
 #include "base/clock.h"
 #include "base/size.h"
+#include "device/backend.h"
 #include "device/measure.h"
 #include "device/selftest_internal.h"
 
@@ -404,6 +405,77 @@ static void check_shared(struct selftest *test)
     device_shared_free(test->device, DEVICE_USE_SCRATCH, memory, 5 * MIB);
 }
 
+/* ---- layouts ---- */
+
+enum status device__cast_nothing(struct stream *stream, enum dtype dtype, uint64_t k, uint64_t n,
+                                 void *dst, const void *src, struct err *err)
+{
+    (void)dtype;
+    (void)k;
+    (void)n;
+    (void)dst;
+    (void)src;
+    return err_set(err, STATUS_UNAVAILABLE, "%s: it converts no layouts itself",
+                   stream->device->info.name);
+}
+
+/* Our FRACTAL_NZ of a matrix [k][n] of 16-bit elements, byte by byte against the device's own. */
+static void check_layout(struct selftest *test, enum dtype dtype, uint64_t k, uint64_t n)
+{
+    const uint64_t size_bytes = dtype_row_bytes(dtype, k * n);
+    const struct layout_matrix matrix = { .rows = k, .cols = n, .row_stride = n, .col_stride = 1 };
+    uint8_t *bytes = malloc(size_bytes), *wanted = malloc(size_bytes), *got = malloc(size_bytes);
+    char check[64];
+    uint64_t wrong = 0;
+    struct bed bed;
+
+    (void)snprintf(check, sizeof(check), "FRACTAL_NZ of %s, %" PRIu64 " x %" PRIu64,
+                   dtype_info(dtype)->name, k, n);
+    bed_open(&bed, test->device);
+    if (bytes != NULL && wanted != NULL && got != NULL) {
+        void *src, *dst;
+
+        for (uint64_t i = 0; i < k * n; i++) { /* finite in both dtypes, and all different */
+            const uint16_t element = (uint16_t)(0x2000 + i);
+
+            memcpy(bytes + 2 * i, &element, sizeof(element));
+        }
+        layout_nz_pack(wanted, bytes, dtype, &matrix);
+        src = device__bed_put(&bed, bytes, size_bytes);
+        dst = device__bed_put(&bed, NULL, size_bytes);
+        if (bed.err.status == STATUS_OK)
+            (void)test->device->ops->cast_nz(bed.stream, dtype, k, n, dst, src, &bed.err);
+        device__bed_get(&bed, got, dst, size_bytes);
+        for (uint64_t i = 0; bed.err.status == STATUS_OK && i < size_bytes; i++)
+            wrong += got[i] != wanted[i];
+    } else if (bed.err.status == STATUS_OK) {
+        (void)err_set(&bed.err, STATUS_NO_MEMORY, "no memory for a matrix");
+    }
+    if (bed.err.status != STATUS_OK)
+        note_failure(test, check, &bed.err);
+    else
+        note(test, check, wrong == 0 ? RESULT_PASSED : RESULT_FAILED,
+             (double)wrong / (double)size_bytes, 0, NULL);
+    bed_close(&bed);
+    free(bytes);
+    free(wanted);
+    free(got);
+}
+
+static void check_layouts(struct selftest *test)
+{
+    static const enum dtype dtypes[] = { DTYPE_BF16, DTYPE_F16 };
+
+    if (test->device->ops->cast_nz == device__cast_nothing)
+        return; /* there is nothing to compare with */
+    for (size_t i = 0; i < sizeof(dtypes) / sizeof(dtypes[0]); i++) {
+        if (!test->broken)
+            check_layout(test, dtypes[i], 48, 32);
+        if (!test->broken)
+            check_layout(test, dtypes[i], 16, 272);
+    }
+}
+
 /* ---- all of it ---- */
 
 static json_t *report_of(struct selftest *test, double seconds)
@@ -441,6 +513,8 @@ json_t *device_selftest(struct device *device, struct device *reference, const s
             check_order(&test);
         if (!test.broken)
             check_shared(&test);
+        if (!test.broken)
+            check_layouts(&test);
         for (size_t i = 0; i < device__selftest_op_count && !test.broken; i++)
             check_op(&test, &device__selftest_ops[i]);
         report = report_of(&test, (double)(clock_now_ns() - began_ns) * 1e-9);

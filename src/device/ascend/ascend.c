@@ -238,6 +238,7 @@ const struct device_ops device_ascend_ops = {
     .shared_free = ascend__shared_free,
     .peer_open = ascend__peer_open,
     .peer_close = ascend__peer_close,
+    .cast_nz = ascend__cast_nz,
     .stream_create = ascend__stream_create,
     .stream_destroy = ascend__stream_destroy,
     .stream_sync = ascend__stream_sync,

@@ -214,6 +214,8 @@ void ascend__ops_destroy(struct ascend_device *device);
 enum layout ascend__weight_layout(const struct device *device, enum device_weight weight,
                                   enum dtype dtype);
 enum status ascend__weights_check(const struct device *device, enum dtype dtype, struct err *err);
+enum status ascend__cast_nz(struct stream *stream, enum dtype dtype, uint64_t k, uint64_t n,
+                            void *dst, const void *src, struct err *err);
 /* The thread has entered the device, and the stream has no error. */
 enum status ascend__launch(struct stream *stream, const struct op *op, struct err *err);
 

@@ -245,6 +245,7 @@ const struct device_ops device_cpu_ops = {
     .open = cpu_open,
     .close = cpu_close,
     .inspect = device__inspect_nothing,
+    .cast_nz = device__cast_nothing,
     .alloc = cpu_alloc,
     .free = cpu_free,
     .host_alloc = cpu_alloc,

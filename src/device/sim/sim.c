@@ -222,6 +222,7 @@ const struct device_ops device_sim_ops = {
     .open = sim_open,
     .close = sim_close,
     .inspect = device__inspect_nothing,
+    .cast_nz = device__cast_nothing,
     .alloc = sim_alloc,
     .free = sim_free,
     .host_alloc = sim_host_alloc,
