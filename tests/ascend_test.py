@@ -152,8 +152,9 @@ def test_each_failure_is_one_sentence_and_leaves_nothing():
         what = f"call {n} of {function}: exit {status}: {err}"
         no_trace(after, what)
         tried += 1
-        if status == 0:  # nothing depended on it: a time, or the end
-            assert function in ("aclrtSynchronizeEvent", "aclrtSynchronizeStream"), what
+        if status == 0:  # nothing depended on it: a time, or the end; or this run had fewer calls
+            assert (function in ("aclrtSynchronizeEvent", "aclrtSynchronizeStream")
+                    or after[f"calls:{function}"] < n), what
             continue
         lines = err.splitlines()
         # While it serves, the engine says which step it was, and then the program says why it ends.
