@@ -188,11 +188,9 @@ static struct str *map_case(struct job *job, const struct str *str, enum case_ru
 
         if (rule == RULE_UPPER || (rule == RULE_SWAP && tpl__is_lower(c)))
             put_case(&out, CASE_UPPER, c, tpl__origin_at(str, at));
-        else if (rule == RULE_LOWER || (rule == RULE_SWAP && tpl__is_upper(c)))
-            put_lower(&out, str, at, size, c);
-        else if (rule == RULE_SWAP)
+        else if (rule == RULE_SWAP && !tpl__is_upper(c))
             tpl__put_part(&out, str, at, at + size);
-        else if (first)
+        else if (first && (rule == RULE_TITLE || rule == RULE_CAPITALIZE))
             put_case(&out, CASE_TITLE, c, tpl__origin_at(str, at));
         else
             put_lower(&out, str, at, size, c);
