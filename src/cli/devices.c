@@ -115,7 +115,7 @@ static void print_value(const char *key, const json_t *value, int indent)
     if (json_is_object(value)) {
         if (key != NULL)
             printf("%*s%s:\n", indent, "", key);
-        json_object_foreach((json_t *)(uintptr_t)value, name, item)
+        json_object_foreach((json_t *)value, name, item)
             print_value(name, item, indent + (key != NULL ? 2 : 0));
     } else if (json_is_array(value)) {
         printf("%*s%s:%s\n", indent, "", key, json_array_size(value) == 0 ? " none" : "");

@@ -505,8 +505,8 @@ json_t *device_selftest(struct device *device, struct device *reference, const s
 
     test.checks = json_array();
     test.same_bits = json_array();
-    test.got = malloc(SELFTEST_OUT_MAX * sizeof(*test.got));
-    test.wanted = malloc(SELFTEST_OUT_MAX * sizeof(*test.wanted));
+    test.got = calloc(SELFTEST_OUT_MAX, sizeof(*test.got));
+    test.wanted = calloc(SELFTEST_OUT_MAX, sizeof(*test.wanted));
     if (test.got != NULL && test.wanted != NULL) {
         check_copies(&test);
         if (!test.broken)

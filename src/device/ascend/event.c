@@ -252,7 +252,7 @@ enum status ascend__event_sync(struct event *base, struct err *err)
 
 bool ascend__event_is_done(const struct event *base)
 {
-    struct ascend_event *event = (struct ascend_event *)(uintptr_t)base; /* it only notes here */
+    struct ascend_event *event = (struct ascend_event *)base; /* it only notes here */
     const struct ascend_device *device = device_of(event);
     const uint64_t number = atomic_load_explicit(&event->recorded, memory_order_relaxed);
     aclrtEventRecordedStatus status = ACL_EVENT_RECORDED_STATUS_COMPLETE;

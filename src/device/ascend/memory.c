@@ -305,7 +305,7 @@ enum status ascend__host_register(struct device *base, const void *memory, uint6
     struct ascend_device *device = (struct ascend_device *)base;
     const uintptr_t begin = (uintptr_t)memory & ~(uintptr_t)(PAGE_BYTES - 1);
     const uintptr_t end = size_align_up((uintptr_t)memory + size_bytes, PAGE_BYTES);
-    struct range range = { .memory = (char *)(uintptr_t)memory, .size_bytes = size_bytes,
+    struct range range = { .memory = (char *)memory, .size_bytes = size_bytes,
                            .way = HOST_REGISTERED };
     enum status st = ascend__enter(device, err);
 
