@@ -32,6 +32,10 @@
 #define UNPOISON(memory, size) ((void)(memory), (void)(size))
 #endif
 
+/* Of what was never handed out, this much is poisoned, at the front, where first fit begins: for all
+ * of 4 GiB the sanitizer would write 512 MiB for each device that is opened, and again to close it. */
+#define POISONED_AT_START_MAX (64 * MIB)
+
 struct piece { /* of free memory */
     struct piece *next;
     uint64_t offset, size;
@@ -40,6 +44,7 @@ struct piece { /* of free memory */
 struct sim_arena {
     char *base;
     uint64_t size;
+    uint64_t poisoned_end; /* nothing behind is poisoned */
     struct piece *pieces;
     struct piece *spares; /* one for each allocation, for when it is freed */
 };
@@ -67,7 +72,8 @@ enum status sim__arena_create(uint64_t size_bytes, struct sim_arena **arena_out,
     (void)madvise(arena->base, arena->size, MADV_HUGEPAGE);
     whole->size = arena->size;
     arena->pieces = whole;
-    POISON(arena->base, arena->size);
+    arena->poisoned_end = arena->size < POISONED_AT_START_MAX ? arena->size : POISONED_AT_START_MAX;
+    POISON(arena->base, arena->poisoned_end);
     *arena_out = arena;
     return STATUS_OK;
 }
@@ -78,7 +84,7 @@ void sim__arena_destroy(struct sim_arena *arena)
         return;
     assert(arena->pieces != NULL && arena->pieces->size == arena->size);
     assert(arena->spares == NULL);
-    UNPOISON(arena->base, arena->size);
+    UNPOISON(arena->base, arena->poisoned_end);
     (void)munmap(arena->base, arena->size);
     free(arena->pieces);
     free(arena);
@@ -154,6 +160,8 @@ enum status sim__arena_alloc(struct sim_arena *arena, uint64_t size_bytes, uint6
     UNPOISON(*memory_out, size_bytes);
     piece->offset += size;
     piece->size -= size;
+    if (piece->offset > arena->poisoned_end) /* it will be, when it is free again */
+        arena->poisoned_end = piece->offset;
     if (piece->size == 0) {
         *link = piece->next;
         free(piece);
