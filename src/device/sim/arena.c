@@ -32,8 +32,9 @@
 #define UNPOISON(memory, size) ((void)(memory), (void)(size))
 #endif
 
-/* Of what was never handed out, this much is poisoned, at the front, where first fit begins: for all
- * of 4 GiB the sanitizer would write 512 MiB for each device that is opened, and again to close it. */
+/* Of what was never handed out, this much is poisoned, at the front, where first fit begins: for
+ * all of 4 GiB the sanitizer would write 512 MiB for each device that is opened, and again to close
+ * it. */
 #define POISONED_AT_START_MAX (64 * MIB)
 
 struct piece { /* of free memory */
