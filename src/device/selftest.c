@@ -286,7 +286,7 @@ static void check_copy(struct selftest *test, const char *name, uint8_t *host, u
     other = bed_alloc(&bed, size_bytes + offset_bytes);
     if (wanted == NULL && bed.err.status == STATUS_OK)
         (void)err_set(&bed.err, STATUS_NO_MEMORY, "no memory for a copy");
-    if (bed.err.status == STATUS_OK) {
+    if (bed.err.status == STATUS_OK && wanted != NULL) {
         pattern(wanted, size_bytes, (uint32_t)size_bytes);
         memcpy(host, wanted, size_bytes);
         if (device_copy_in(bed.stream, memory + offset_bytes, host, size_bytes, &bed.err) ==
@@ -297,7 +297,7 @@ static void check_copy(struct selftest *test, const char *name, uint8_t *host, u
             memset(host, 0xEE, size_bytes);
         device__bed_get(&bed, host, other == NULL ? NULL : other + offset_bytes, size_bytes);
     }
-    for (uint64_t i = 0; bed.err.status == STATUS_OK && i < size_bytes; i++)
+    for (uint64_t i = 0; bed.err.status == STATUS_OK && wanted != NULL && i < size_bytes; i++)
         wrong += host[i] != wanted[i];
     if (bed.err.status != STATUS_OK)
         note_failure(test, check, &bed.err);

@@ -29,6 +29,7 @@
 typedef aclnnStatus (*ascend_phase2)(void *workspace, uint64_t workspace_size,
                                      aclOpExecutor *executor, aclrtStream stream);
 
+/* NOLINTNEXTLINE(bugprone-macro-parentheses): neither a name nor parameters have any. */
 #define ASCEND_FUNCTION_FIELD(need, since, type, name, parameters) type(*name) parameters;
 #define ASCEND_OPERATOR_FIELDS(need, since, name, ...)                                             \
     aclnnStatus (*aclnn##name##GetWorkspaceSize)(__VA_ARGS__, uint64_t *workspace_size,            \
