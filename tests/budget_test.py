@@ -2,6 +2,7 @@
 """The budget is a bound and not an estimate: a model several times as large runs inside a memory cgroup of the
 budget plus 128 MiB, page cache included, and is never killed. Needs root and a cgroup to make one in; says that
 it is skipped elsewhere."""
+import json
 import os
 import subprocess
 import sys
@@ -79,6 +80,23 @@ def test_a_dense_model_runs_inside_its_budget():
         if done is None:
             raise lighter.Skipped("no memory cgroup can be made here")
         assert done.returncode == 0, (done.returncode, done.stderr.decode())
+
+
+def test_host_memory_is_bounded_too():
+    """On a device with a link and memory of its own, which for sim is the machine's: both budgets together."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = make(folder, "llama-1b", "--layers", "5")
+        device, host = 200 * MIB, 100 * MIB
+        done = in_cgroup(device + host, "generate", "--model", model, "--input-ids", "1,2,3,4,5", "--max-new-tokens",
+                         "3", "--ignore-eos", "--temperature", "0", "--device", "sim:memory=300MiB", "--offload-mode",
+                         "auto", "--memory-budget", device, "--host-memory-budget", host, "--json", "--quiet",
+                         "--skip-tokenizer-init")
+        if done is None:
+            raise lighter.Skipped("no memory cgroup can be made here")
+        assert done.returncode == 0, (done.returncode, done.stderr.decode())
+        report = json.loads(done.stdout)["report"]["offload"]
+        assert set(report["homes"]) == {"host", "disk"}, report["homes"]
+        assert report["memory"]["host_peak_bytes"] <= host, report["memory"]
 
 
 if __name__ == "__main__":

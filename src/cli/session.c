@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "base/file.h"
+#include "base/heap.h"
 #include "base/memory_left.h"
 #include "base/size.h"
 #include "checkpoint/gguf_tokenizer.h"
@@ -17,6 +18,7 @@
 
 #define PROMPT_BYTES_MAX (64 * MIB)
 #define READ_BYTES 65536
+#define HEAP_GRANULE_BYTES MIB       /* that two runs' heaps differ by, at most */
 #define HOST_MARGIN_SHARE 8          /* of free host memory, one part in so many stays free */
 #define HOST_RANK_BYTES (128 * MIB)  /* that each further rank of a node takes for itself */
 #define GGUF_TOKENIZER_BYTES_MAX (64 * MIB)
@@ -262,6 +264,18 @@ enum status cli_session_trace_write(struct cli_session *session, const struct cl
     return err_set(err, st_own, "--trace: %s", own.message);
 }
 
+/* What is taken already, for tokenizer, checkpoint and all else, and what the engine will take: the
+ * logits of all that runs, and a sampler's, a step's and the requests' arrays. */
+static uint64_t engine_bytes(const struct engine_options *engine, const struct model_info *info)
+{
+    const uint64_t running = engine->running_count_max, context = info->context_length;
+
+    return size_align_up(heap_used_bytes(), HEAP_GRANULE_BYTES) +
+           (running + 4) * info->vocab_size * sizeof(float) +
+           (uint64_t)engine->step_row_count_max * 8 * sizeof(int32_t) +
+           running * context * 2 * sizeof(int32_t) + HEAP_GRANULE_BYTES;
+}
+
 /* The least that any rank of this node has found. */
 static enum status agree_on(struct cluster *cluster, uint64_t *bytes, struct err *err)
 {
@@ -324,6 +338,7 @@ enum status cli_session_start(struct cli_session *session, const struct cli_opti
     st = ckpt_open(options->model, &session->ckpt, err);
     if (st != STATUS_OK)
         return st;
+    heap_trim(); /* what reading tokenizer and checkpoint took */
     runs = model_inspect(session->ckpt, &info, NULL) == STATUS_OK;
     if (info.context_length == 0 ||
         (options->context_length > 0 && options->context_length < info.context_length))
@@ -359,8 +374,14 @@ enum status cli_session_start(struct cli_session *session, const struct cli_opti
         set_sizes(&model, &engine, options, demand, device_info(session->device),
                   info.context_length);
         keep_ends(&engine, session->served);
+        model.host_reserve_bytes = engine_bytes(&engine, &info);
+        session->host_reserve_bytes = model.host_reserve_bytes;
         st = model_create(session->device, session->ckpt, &model, log, progress, &session->model,
                           err);
+    }
+    if (st == STATUS_OK && !demand->plan_only) {
+        st = device_host_charge(session->device, model.host_reserve_bytes, err);
+        session->charged_bytes = st == STATUS_OK ? model.host_reserve_bytes : 0;
     }
     if (st == STATUS_OK && !demand->plan_only)
         st = engine_create(session->model, session->tokenizer, &engine, log, &session->engine,
@@ -382,6 +403,8 @@ void cli_session_close(struct cli_session *session)
     engine_destroy(session->engine);
     model_destroy(session->model);
     ckpt_close(session->ckpt);
+    if (session->charged_bytes > 0)
+        device_host_discharge(session->device, session->charged_bytes);
     device_close(session->device);
     chat_close(session->chat);
     tokenizer_close(session->tokenizer);

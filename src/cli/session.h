@@ -38,6 +38,9 @@ struct cli_session {
     const char *inherited;       /* likewise; as offload_options has it */
     const struct model_info *served; /* borrowed, set before the start: what others serve already
                                         and this is to be the same as; NULL: nothing */
+    uint64_t charged_bytes;      /* of host memory, for the engine, and what was open
+                                  before the model */
+    uint64_t host_reserve_bytes; /* of host memory, for the same */
     struct model_rates rates;    /* measured, when a forecast was made */
     bool bad_usage;              /* what failed was an option's fault, not the checkpoint's */
 };

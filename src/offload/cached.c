@@ -26,6 +26,7 @@ struct offload__cached {
     size_t *unit_of;               /* [unit_count]: the offload's unit */
     size_t unit_count;
     struct loader_staging *staging;
+    uint64_t charged_bytes;        /* of host memory, for what follows and the staging */
     uint8_t *record;               /* where units are made, one after the other */
     uint64_t record_bytes;
     uint8_t *param;                /* one whole parameter, of which a tile is a part; NULL: no
@@ -65,8 +66,14 @@ static enum status units_list(struct offload *offload, struct offload__cached *c
 static enum status memory_take(struct offload__cached *cached, struct err *err)
 {
     const uint64_t finish_bytes = cached->offload->finish_bytes;
+    const uint64_t bytes =
+        cached->record_bytes + cached->param_bytes + finish_bytes + loader_staging_bytes();
+    const enum status st = device_host_charge(cached->offload->device, bytes, err);
 
     assert(cached->record_bytes > 0);
+    if (st != STATUS_OK)
+        return err_prefix(err, st, "memory to make a cache file with");
+    cached->charged_bytes = bytes;
     cached->record = malloc(cached->record_bytes);
     cached->param = cached->param_bytes > 0 ? malloc(cached->param_bytes) : NULL;
     cached->param_there = OFFLOAD_NO_PARAM;
@@ -83,6 +90,8 @@ static void memory_give(struct offload__cached *cached)
     free(cached->finish);
     free(cached->param);
     free(cached->record);
+    device_host_discharge(cached->offload->device, cached->charged_bytes);
+    cached->charged_bytes = 0;
     cached->staging = NULL;
     cached->param = cached->record = NULL;
     cached->finish = NULL;

@@ -48,6 +48,18 @@ uint64_t offload__experts_staging_max(uint64_t slot_bytes, uint64_t slot_count)
     return (count < FETCHES_MIN ? FETCHES_MIN : count) * slot_bytes;
 }
 
+uint64_t offload__experts_copied_bytes(const struct offload *offload)
+{
+    const struct offload_options *options = &offload->options;
+    const uint64_t unit_count = offload->unit_count - offload->ring_count;
+
+    if (!offload_has_experts(offload))
+        return 0;
+    return unit_count * sizeof(struct op_moe_expert) +
+           (options->row_count_max + OFFLOAD_GUESS_ROWS_MAX) * (uint64_t)options->expert_top_k *
+               sizeof(int32_t);
+}
+
 uint64_t offload__experts_host_bytes(const struct offload *offload)
 {
     const struct offload_options *options = &offload->options;
@@ -56,9 +68,7 @@ uint64_t offload__experts_host_bytes(const struct offload *offload)
 
     if (!offload_has_experts(offload))
         return 0;
-    return unit_count * sizeof(struct op_moe_expert) +
-           options->row_count_max * (uint64_t)options->expert_top_k * sizeof(int32_t) +
-           OFFLOAD_GUESS_ROWS_MAX * (uint64_t)options->expert_top_k * (sizeof(int32_t) + 1) +
+    return OFFLOAD_GUESS_ROWS_MAX * (uint64_t)options->expert_top_k +
            expert_count * (3 * sizeof(struct expert_wait) + 3 * sizeof(uint32_t)) +
            expert_cache_bytes((uint32_t)unit_count, (uint32_t)offload->sizes.expert_slot_count) +
            offload->sizes.expert_slot_count * (sizeof(uint32_t) + OFFLOAD_EVENT_BYTES) +

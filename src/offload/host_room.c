@@ -161,6 +161,7 @@ void offload__host_sizes(struct offload *offload)
     if (offload->lookup_param != OFFLOAD_NO_PARAM)
         sizes->host_staging_bytes +=
             offload__lookup_host_bytes(offload, &offload->params[offload->lookup_param]);
+    sizes->host_staging_bytes += offload__experts_copied_bytes(offload);
     sizes->host_table_bytes = offload__experts_host_bytes(offload);
     if (sizes->slot_count > 0)
         sizes->host_table_bytes += ring_table_bytes(offload->ring_count, sizes->slot_count);

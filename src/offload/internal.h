@@ -178,6 +178,7 @@ struct offload {
     struct stream *compute;                 /* borrowed */
     struct stream *copy;
     uint8_t *resident;                      /* device memory of what stays */
+    uint64_t charged_bytes;                 /* of host memory, for tables */
     uint8_t *slots;                         /* device memory, slot_count * slot_bytes */
     struct event **ended;                   /* [slot_count]: the slot's last reader, on compute */
     struct offload__fetch *onloads;         /* [2 * ring_count]; the k-th is at k mod that */
@@ -498,7 +499,8 @@ void offload__experts_harvest(struct offload *offload);
 uint32_t offload__experts_fetch_count(const struct offload *offload);
 /* The most of it that reading into staging memory needs, when experts are slot_bytes large. */
 uint64_t offload__experts_staging_max(uint64_t slot_bytes, uint64_t slot_count);
-/* Device memory apart from slots and lists, and tables in host memory. */
+/* Host memory that the device copies lists of experts from and to; and for tables. */
+uint64_t offload__experts_copied_bytes(const struct offload *offload);
 uint64_t offload__experts_host_bytes(const struct offload *offload);
 
 /* home_disk.c. Host memory for staging records, and for what describes reads. */

@@ -80,7 +80,13 @@ static enum status memory_take(struct offload *offload, struct err *err)
         if (offload__home((enum offload_home)home)->open != NULL)
             st = offload__home((enum offload_home)home)->open(offload, err);
     }
-    return st;
+    if (st != STATUS_OK)
+        return st;
+    st = device_host_charge(offload->device, sizes->host_table_bytes, err);
+    if (st != STATUS_OK)
+        return err_prefix(err, st, "lists of onloads and experts");
+    offload->charged_bytes = sizes->host_table_bytes;
+    return STATUS_OK;
 }
 
 void offload__memory_free(struct offload *offload)
@@ -106,6 +112,8 @@ void offload__memory_free(struct offload *offload)
         offload->params[i].tensor.data = NULL;
         offload->params[i].filled = false;
     }
+    device_host_discharge(offload->device, offload->charged_bytes);
+    offload->charged_bytes = 0;
     offload->compute = NULL;
     offload->loaded = false;
 }

@@ -150,7 +150,8 @@ static void check_memory(const struct model *model, const struct scene *scene, u
     assert_int_equal(memory.used_by[DEVICE_USE_WEIGHTS], sizes.resident_bytes + sizes.shard_bytes);
     assert_int_equal(memory.used_by[DEVICE_USE_SLOTS], sizes.slot_count * sizes.slot_bytes);
     assert_int_equal(memory.host_used_bytes,
-                     scene->home == OFFLOAD_HOME_SHM && rank == 0 ? sizes.moving_bytes : 0);
+                     sizes.host_table_bytes +
+                         (scene->home == OFFLOAD_HOME_SHM && rank == 0 ? sizes.moving_bytes : 0));
     if (scene->home == OFFLOAD_HOME_SHARDED)
         assert_true(sizes.shard_bytes <=
                     sizes.moving_bytes / count + sizes.unit_count * OFFLOAD_SHARD_GRAIN);
