@@ -58,6 +58,7 @@ static void heirs_take_nothing_and_answer_the_same(void **state)
         struct offload_sizes sizes;
         struct offload_update *update = NULL;
         float wanted[MODEL_OUT_COUNT];
+        uint64_t filler_bytes;
         struct err problem;
         int place;
 
@@ -74,7 +75,8 @@ static void heirs_take_nothing_and_answer_the_same(void **state)
         check_pass(&second, wanted);
         offload_sizes(second.offload, &sizes);
         assert_true(sizes.moving_bytes > 0);
-        assert_int_equal(host_bytes(&second), host_bytes(&first) - sizes.moving_bytes);
+        filler_bytes = host_bytes(&first);
+        assert_int_equal(host_bytes(&second), filler_bytes - sizes.moving_bytes);
         assert_true(offload_share_text(second.offload, again));
         assert_string_not_equal(again, text);
         CHECK_OK(offload_update_prepare(second.offload, other, &update, err));
@@ -89,7 +91,7 @@ static void heirs_take_nothing_and_answer_the_same(void **state)
         model_open(&third, devices[i]);
         options = options_for(again);
         model_load(&third, &options, ckpt);
-        assert_int_equal(host_bytes(&third), sizes.moving_bytes); /* counted where it is filled */
+        assert_int_equal(host_bytes(&third), filler_bytes); /* counted where it is filled */
         check_pass(&third, wanted);
         check_pass(&second, wanted);
         model_close(&second);
