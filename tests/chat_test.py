@@ -94,10 +94,14 @@ class Terminal:
     def type(self, text):
         os.write(self.main, text.encode())
 
-    def wait_for(self, pattern):
-        """What was shown up to the pattern, which is forgotten."""
+    def wait_for(self, pattern, again=None):
+        """What was shown up to the pattern, which is forgotten. again: a key to be pressed every second meanwhile."""
         deadline = time.monotonic() + WAIT_SECONDS
+        pressed = time.monotonic()
         while not (found := re.search(pattern, self.text, re.S)):
+            if again and time.monotonic() > pressed + 1:
+                self.type(again)
+                pressed = time.monotonic()
             assert time.monotonic() < deadline, f"{pattern} is not in {self.text!r}"
             if select.select([self.main], [], [], 0.1)[0]:
                 try:
@@ -127,8 +131,8 @@ def test_a_terminal():
     terminal.wait_for(r"Paris\.\n.*>>> ")
     terminal.type('"""\n')
     terminal.wait_for(r"\.\.\. ")
-    terminal.type("\x03")  # drops what was begun
-    terminal.wait_for("Ctrl-D or /exit.*>>> ")
+    terminal.type("\x03")  # drops what was begun; one that comes just before the program reads has no effect
+    terminal.wait_for("Ctrl-D or /exit.*>>> ", again="\x03")
     terminal.type("/history\n")
     assert '"""' not in terminal.wait_for(r"assistant:  Paris\..*>>> ")
     assert terminal.end() == 0
