@@ -92,7 +92,7 @@ static json_t *read_back(const struct fixture *fixture, size_t counts[TRACE_LANE
 
 static void spans_that_overlap_get_rows_of_their_own(void **state)
 {
-    struct fixture fixture;
+    struct fixture fixture = { .trace = NULL };
     size_t counts[TRACE_LANE_COUNT];
 
     (void)state;
@@ -109,7 +109,7 @@ static void spans_that_overlap_get_rows_of_their_own(void **state)
 
 static void computing_is_told_without_its_stalls(void **state)
 {
-    struct fixture fixture;
+    struct fixture fixture = { .trace = NULL };
     size_t counts[TRACE_LANE_COUNT], i;
     int64_t computing_ns = 0;
     const json_t *event;
@@ -137,7 +137,7 @@ static void computing_is_told_without_its_stalls(void **state)
 
 static void a_full_ring_drops_the_oldest_and_says_so(void **state)
 {
-    struct fixture fixture;
+    struct fixture fixture = { .trace = NULL };
     size_t counts[TRACE_LANE_COUNT];
     json_t *root;
 
@@ -158,7 +158,7 @@ static void a_full_ring_drops_the_oldest_and_says_so(void **state)
 
 static void a_trace_without_spans_is_a_trace(void **state)
 {
-    struct fixture fixture;
+    struct fixture fixture = { .trace = NULL };
     size_t counts[TRACE_LANE_COUNT];
 
     (void)state;
@@ -170,7 +170,7 @@ static void a_trace_without_spans_is_a_trace(void **state)
 
 static void a_path_that_cannot_be_is_refused_before_the_run(void **state)
 {
-    struct fixture fixture;
+    struct fixture fixture = { .trace = NULL };
     struct err err;
 
     (void)state;

@@ -52,8 +52,8 @@ static json_t *plan_json(const struct cli_session *session, const struct cli_opt
         "host", "budget_bytes",
         memory.host_budget_bytes > 0 ? json_integer((json_int_t)memory.host_budget_bytes)
                                      : json_null(),
-        "needed_bytes", (json_int_t)(memory.host_used_bytes + sizes.host_bytes +
-                                    session->host_reserve_bytes), "home_bytes",
+        "needed_bytes", (json_int_t)memory.host_used_bytes + (json_int_t)sizes.host_bytes +
+                            (json_int_t)session->host_reserve_bytes, "home_bytes",
         (json_int_t)sizes.host_home_bytes, "staging_bytes", (json_int_t)sizes.host_staging_bytes,
         "table_bytes", (json_int_t)sizes.host_table_bytes, "load_bytes",
         (json_int_t)sizes.host_load_bytes,

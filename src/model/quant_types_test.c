@@ -178,7 +178,7 @@ static void check_placements(const char *name, const struct model_file *file, co
             setting.disk = false;
         }
         logits = run(file, &setting, i == 0 ? 5 : 24);
-        if (memcmp(logits, wanted, sizeof(float) * PROMPT * VOCAB) != 0)
+        if (memcmp((const void *)logits, (const void *)wanted, sizeof(float) * PROMPT * VOCAB) != 0)
             fail_msg("%s: setting %zu gives other bits", name, i);
         free(logits);
     }

@@ -217,7 +217,7 @@ static inline void harness_run(struct model *model, const int32_t *ids, uint32_t
     const struct model_info *info = model_info(model);
     int32_t positions[GOLDEN_IDS_MAX], slots[GOLDEN_IDS_MAX], rows[GOLDEN_IDS_MAX];
     int32_t sequences[GOLDEN_IDS_MAX] = { 0 };
-    int32_t pages[HARNESS_PAGES_MAX];
+    int32_t pages[HARNESS_PAGES_MAX] = { 0 };
     struct err err;
 
     assert_true(info->kv_page_count <= HARNESS_PAGES_MAX);

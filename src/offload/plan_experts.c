@@ -273,6 +273,7 @@ static void homes_choose_known(struct offload *offload, uint64_t room_bytes)
                                 offload->sizes.slot_count * offload->sizes.slot_bytes;
     size_t slot_count = (size_t)offload->options.expert_slot_count;
 
+    assert(slot_bytes > 0);
     if (slot_count == 0 && offload->options.weight_budget_bytes > used_bytes)
         slot_count =
             (size_t)((offload->options.weight_budget_bytes - used_bytes) / slot_bytes);

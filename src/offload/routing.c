@@ -279,7 +279,7 @@ static void rehearse_layer(const struct offload *offload, struct expert_cache *c
                            struct offload__rehearsal *counted)
 {
     const uint32_t top_k = offload->routing->data.top_k, expert_count = offload->expert_count;
-    uint32_t slots[OFFLOAD_TOP_K_MAX];
+    uint32_t slots[OFFLOAD_TOP_K_MAX] = { 0 };
 
     expert_cache_layer_begin(cache, ordinal);
     for (int missing = 0; missing < 2; missing++) {

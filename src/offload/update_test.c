@@ -142,7 +142,8 @@ static void find_mixture(struct fixture *fixture)
         fixture->options.host_budget_bytes += 1000;
         assert_true(fixture->options.host_budget_bytes < 16 << 20);
         CHECK_OK(model_create(&fixture->model, &fixture->options, err));
-        for (size_t i = 0; i < fixture->model.offload->unit_count; i++)
+        for (size_t i = 0; fixture->model.offload != NULL &&
+                           i < fixture->model.offload->unit_count; i++)
             count[fixture->model.offload->units[i].home]++;
         model_unload(&fixture->model);
     }

@@ -82,10 +82,11 @@ void layout_nz_pack(void *dst, const void *src, enum dtype dtype,
     const uint32_t columns = layout_nz_columns(dtype), size_bytes = element_bytes(dtype);
     uint64_t dims[4];
     const bool exists = layout_nz_dims(dtype, matrix->rows, matrix->cols, dims);
-    const uint64_t height = dims[1] * LAYOUT_NZ_ROWS;
+    uint64_t height;
 
-    assert(exists);
+    assert(exists && columns > 0);
     (void)exists;
+    height = dims[1] * LAYOUT_NZ_ROWS;
     memset(dst, 0, dims[0] * height * LAYOUT_NZ_BYTES);
     for (uint64_t i = 0; i < matrix->rows; i++)
         for (uint64_t j = 0; j < matrix->cols; j++)
@@ -135,7 +136,7 @@ void layout_nz_finish(void *bytes, enum dtype dtype, uint64_t matrix_count, uint
                                               .row_stride = 1, .col_stride = k };
     uint8_t *at = bytes;
 
-    assert(k % LAYOUT_NZ_ROWS == 0 && n % columns == 0);
+    assert(columns > 0 && k % LAYOUT_NZ_ROWS == 0 && n % columns == 0);
     for (uint64_t i = 0; i < matrix_count * (n / columns); i++) {
         if (columns == 16)
             transpose_16(strip, (const uint16_t *)(const void *)at, k);
@@ -149,9 +150,12 @@ void layout_nz_finish(void *bytes, enum dtype dtype, uint64_t matrix_count, uint
 void layout_nz_finish_as_contiguous(void *bytes, enum dtype dtype, uint64_t matrix_count,
                                     uint64_t n, uint64_t k, void *matrix)
 {
-    const uint64_t matrix_bytes = n / layout_nz_columns(dtype) * layout_strip_bytes(dtype, k);
     const struct layout_matrix wrong = { .rows = k, .cols = n, .row_stride = n, .col_stride = 1 };
+    const uint32_t columns = layout_nz_columns(dtype);
+    uint64_t matrix_bytes;
 
+    assert(columns > 0);
+    matrix_bytes = n / columns * layout_strip_bytes(dtype, k);
     for (uint64_t i = 0; i < matrix_count; i++) {
         uint8_t *at = (uint8_t *)bytes + i * matrix_bytes;
 

@@ -109,7 +109,8 @@ static void finishing_in_place_is_packing_the_transposed_matrix(void **state)
         uint16_t *wrong = malloc(count * size * 2), *strip;
         uint64_t bytes;
 
-        assert_true(weights != NULL && wanted != NULL && wrong != NULL);
+        if (weights == NULL || wanted == NULL || wrong == NULL)
+            abort();
         assert_true(layout_bytes(LAYOUT_FRACTAL_NZ, DTYPE_BF16, 3, shapes[s], &bytes));
         assert_int_equal(bytes, count * size * 2); /* nothing is padded */
         for (uint64_t i = 0; i < count * size; i++)

@@ -170,15 +170,15 @@ static void read_q3_k(struct quant_run *run, const uint8_t *block, uint32_t inde
     run->scales[1] = d * (float)scales[2 * index + 1];
 }
 
-/* fifth_bits: NULL for Q4_K. */
-static void read_q45_k(struct quant_run *run, const uint8_t *block, uint32_t index,
-                       const uint8_t *fifth_bits, const uint8_t *halves)
+/* Q5_K is Q4_K with the fifth bits before the others. */
+static void read_q45_k(struct quant_run *run, const uint8_t *block, uint32_t index, bool has_fifth)
 {
+    const uint8_t *fifth_bits = block + 16, *halves = has_fifth ? block + 48 : block + 16;
     uint8_t scales[8], mins[8];
 
     memset(run->q, 0, sizeof(run->q));
     add_fields(run, halves + index / 2 * 32, index % 2 * 4, 15, 0);
-    if (fifth_bits != NULL)
+    if (has_fifth)
         add_fields(run, fifth_bits, index, 1, 4);
     quant_k4_scales(block + 4, scales, mins);
     set_scale(run, read_f16(block) * (float)scales[index],
@@ -244,8 +244,8 @@ void quant_run_read(struct quant_run *run, enum dtype dtype, const void *block,
     switch (dtype) {
     case DTYPE_Q2_K: read_q2_k(run, bytes, run_index); break;
     case DTYPE_Q3_K: read_q3_k(run, bytes, run_index); break;
-    case DTYPE_Q4_K: read_q45_k(run, bytes, run_index, NULL, bytes + 16); break;
-    case DTYPE_Q5_K: read_q45_k(run, bytes, run_index, bytes + 16, bytes + 48); break;
+    case DTYPE_Q4_K: read_q45_k(run, bytes, run_index, false); break;
+    case DTYPE_Q5_K: read_q45_k(run, bytes, run_index, true); break;
     case DTYPE_Q6_K: read_q6_k(run, bytes, run_index); break;
     case DTYPE_IQ4_XS: read_iq4_xs(run, bytes, run_index); break;
     default: read_small(run, dtype, bytes);

@@ -75,7 +75,7 @@ static void random_blocks_are_widened_as_gguf_does(void **state)
         read_golden(name, "f32", wanted, sizeof(wanted));
         dtype_convert(got, DTYPE_F32, blocks, dtype, COUNT);
         for (size_t i = 0; i < COUNT; i++)
-            if (memcmp(&got[i], &wanted[i], sizeof(float)) != 0)
+            if (memcmp((const void *)&got[i], (const void *)&wanted[i], sizeof(float)) != 0)
                 fail_msg("%s: element %zu is %a, gguf has %a", name, i, got[i], wanted[i]);
         for (size_t r = 0; r < COUNT / 32; r++) {
             const uint32_t runs = quant_runs_per_block(dtype);

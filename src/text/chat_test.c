@@ -149,8 +149,10 @@ static void gives(const char *config, const char *fields, const char *wanted)
 static void refuses(const char *config, const char *fields, const char *sentence)
 {
     struct err err;
+    char *text = rendered(config, fields, &err);
 
-    assert_null(rendered(config, fields, &err));
+    assert_null(text);
+    free(text);
     if (strstr(err.message, sentence) == NULL)
         print_error("%s\n", err.message);
     assert_non_null(strstr(err.message, sentence));

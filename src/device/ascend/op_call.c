@@ -54,9 +54,10 @@ aclTensor *ascend__in(struct ascend_call *call, const struct ascend_view *view)
 aclScalar *ascend__number(struct ascend_call *call, float value)
 {
     assert(call->scalar == NULL);
-    call->scalar = call->cann->aclCreateScalar(&value, ACL_FLOAT);
+    call->scalar = call->cann->aclCreateScalar(&value, ACL_FLOAT); /* copies it */
     if (call->scalar == NULL)
         fail_memory(call);
+    /* cppcheck-suppress returnDanglingLifetime */
     return call->scalar;
 }
 
