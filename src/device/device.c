@@ -282,6 +282,14 @@ enum status device_weights_check(const struct device *device, enum dtype dtype, 
     return device->ops->weights_check(device, dtype, err);
 }
 
+enum status device_op_check(const struct device *device, enum op_kind kind, struct err *err)
+{
+    if ((device->ops->missing_ops >> kind & 1) != 0)
+        return err_set(err, STATUS_UNAVAILABLE, "%s: there is no operator \"%s\" for this device",
+                       device->info.name, op_kind_name(kind));
+    return STATUS_OK;
+}
+
 enum status stream_create(struct device *device, enum stream_kind kind, struct stream **stream_out,
                           struct err *err)
 {

@@ -141,6 +141,9 @@ enum layout device_weight_layout(const struct device *device, enum device_weight
  * dtype. */
 enum status device_weights_check(const struct device *device, enum dtype dtype, struct err *err);
 
+/* STATUS_UNAVAILABLE when the device has no operator of this kind. */
+enum status device_op_check(const struct device *device, enum op_kind kind, struct err *err);
+
 /* Streams and events. A stream runs its queue in order; two streams run beside each other. */
 enum stream_kind { STREAM_COMPUTE, STREAM_COPY };
 enum status stream_create(struct device *device, enum stream_kind kind, struct stream **stream_out,

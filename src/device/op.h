@@ -40,6 +40,7 @@ enum op_kind {
     OP_KV_WRITE,
     OP_ATTENTION,
     OP_SILU_MUL,
+    OP_SCALE,
     OP_ROUTE,
     OP_MOE,
     OP_GATHER_ROWS,
@@ -153,6 +154,19 @@ struct op_silu_mul {
     uint64_t out_row_stride, x_row_stride;
 };
 
+/* out[row][i] = factor * f(row) * x[row][i]   (+ out[row][i]), where f(row) is row_factors[row], or
+ * its sigmoid, or 1 where there are none. out may be x, else it must not overlap it. */
+struct op_scale {
+    float *out;
+    const float *x;
+    const float *row_factors;  /* [row_count] or NULL */
+    uint32_t row_count, width;
+    uint64_t out_row_stride, x_row_stride;
+    float factor;
+    bool sigmoid;              /* of the rows' factors */
+    bool accumulate;           /* add to what out holds */
+};
+
 #define OP_ROUTE_EXPERTS_MAX 1024 /* of one layer */
 
 enum route_scoring { ROUTE_SOFTMAX, ROUTE_SIGMOID };
@@ -251,6 +265,7 @@ struct op {
         struct op_kv_write kv_write;
         struct op_attention attention;
         struct op_silu_mul silu_mul;
+        struct op_scale scale;
         struct op_route route;
         struct op_moe moe;
         struct op_gather_rows gather_rows;

@@ -415,6 +415,66 @@ static void silu_mul_is_right(void **state)
     with_every_device(silu_mul_on);
 }
 
+/* One combination of what the op can do; in place: out is x. */
+static void scale_case(struct harness *h, bool rows_differ, bool sigmoid, bool accumulate,
+                       bool in_place)
+{
+    enum { ROWS = 5, WIDTH = 37, STRIDE = WIDTH + 3, OUT_STRIDE = WIDTH + 2 };
+    const size_t out_stride = in_place ? STRIDE : OUT_STRIDE;
+    float *x = random_floats(h, ROWS * STRIDE), *factors = random_floats(h, ROWS);
+    float *out = guarded(ROWS * STRIDE);
+    static double wanted[ROWS * WIDTH], tolerance[ROWS * WIDTH];
+    struct op op = { .kind = OP_SCALE };
+
+    for (size_t i = 0; i < ROWS * WIDTH; i++) {
+        const size_t row = i / WIDTH;
+        const double value = (double)x[row * STRIDE + i % WIDTH];
+        const double own = !rows_differ ? 1 : sigmoid ? 1 / (1 + exp(-(double)factors[row]))
+                                                      : (double)factors[row];
+        const double there = !accumulate ? 0 : in_place ? value : (double)GUARD;
+
+        wanted[i] = there + 0.375 * own * value;
+        /* exp to 2 ulp, two sums, two quotients and products, and the last sum */
+        tolerance[i] = U * (9 * fabs(0.375 * own * value) + fabs(wanted[i]));
+    }
+    op.scale = (struct op_scale){
+        .x = harness_put(h, x, ROWS * STRIDE * 4),
+        .row_factors = rows_differ ? harness_put(h, factors, sizeof(float) * ROWS) : NULL,
+        .row_count = ROWS, .width = WIDTH, .out_row_stride = out_stride, .x_row_stride = STRIDE,
+        .factor = 0.375f, .sigmoid = sigmoid, .accumulate = accumulate,
+    };
+    op.scale.out = in_place ? (float *)op.scale.x : harness_put(h, out, ROWS * OUT_STRIDE * 4);
+    harness_run(h, &op);
+    harness_get(h, out, op.scale.out, ROWS * out_stride * 4);
+    for (size_t row = 0; row < ROWS; row++)
+        check_near("scale", out + row * out_stride, wanted + row * WIDTH, tolerance + row * WIDTH,
+                   WIDTH);
+    if (!in_place)
+        check_rows("scale", out, wanted, tolerance, ROWS, WIDTH, OUT_STRIDE);
+    harness_clear(h);
+    free(x);
+    free(factors);
+    free(out);
+}
+
+static void scale_on(struct harness *h)
+{
+    struct err err;
+
+    if (device_op_check(h->device, OP_SCALE, &err) != STATUS_OK) {
+        assert_non_null(strstr(err.message, "\"scale\""));
+        return;
+    }
+    for (unsigned i = 0; i < 16; i++)
+        scale_case(h, i & 1, i & 2, i & 4, i & 8);
+}
+
+static void scale_is_right(void **state)
+{
+    (void)state;
+    with_every_device(scale_on);
+}
+
 struct attention_case {
     uint32_t heads, kv_heads, k_width, v_width, page_size;
     bool latent; /* v_cache = k_cache */
@@ -755,6 +815,7 @@ int main(void)
         cmocka_unit_test(rms_norm_is_right),
         cmocka_unit_test(rope_is_right),
         cmocka_unit_test(silu_mul_is_right),
+        cmocka_unit_test(scale_is_right),
         cmocka_unit_test(attention_is_right),
         cmocka_unit_test(kv_write_writes_its_slots_only),
         cmocka_unit_test(moe_is_right),

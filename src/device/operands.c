@@ -134,6 +134,14 @@ static void list_small(struct list *list, const struct op *op)
         add_rows(list, "x", op->silu_mul.x, op->silu_mul.row_count, op->silu_mul.x_row_stride,
                  2 * (uint64_t)op->silu_mul.width);
         break;
+    case OP_SCALE:
+        add_rows(list, "out", op->scale.out, op->scale.row_count, op->scale.out_row_stride,
+                 op->scale.width);
+        add_rows(list, "x", op->scale.x, op->scale.row_count, op->scale.x_row_stride,
+                 op->scale.width);
+        if (op->scale.row_factors != NULL)
+            add(list, "row_factors", op->scale.row_factors, (uint64_t)op->scale.row_count * 4);
+        break;
     case OP_GATHER_ROWS:
         add_rows(list, "out", op->gather_rows.out, op->gather_rows.row_count,
                  op->gather_rows.out_row_stride, op->gather_rows.width);
@@ -238,7 +246,7 @@ const char *op_kind_name(enum op_kind kind)
         [OP_EMBED] = "embed",           [OP_RMS_NORM] = "rms_norm", [OP_MATMUL] = "matmul",
         [OP_ROPE_TABLE] = "rope_table", [OP_ROPE] = "rope",         [OP_KV_WRITE] = "kv_write",
         [OP_ATTENTION] = "attention",   [OP_SILU_MUL] = "silu_mul", [OP_ROUTE] = "route",
-        [OP_MOE] = "moe",               [OP_GATHER_ROWS] = "gather_rows",
+        [OP_MOE] = "moe",               [OP_GATHER_ROWS] = "gather_rows", [OP_SCALE] = "scale",
     };
 
     assert((unsigned)kind < OP_KIND_COUNT);
@@ -256,6 +264,7 @@ uint32_t op_row_count(const struct op *op)
     case OP_KV_WRITE: return op->kv_write.row_count;
     case OP_ATTENTION: return op->attention.row_count;
     case OP_SILU_MUL: return op->silu_mul.row_count;
+    case OP_SCALE: return op->scale.row_count;
     case OP_ROUTE: return op->route.row_count;
     case OP_MOE: return op->moe.row_count;
     case OP_GATHER_ROWS: return op->gather_rows.row_count;

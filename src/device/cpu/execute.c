@@ -188,6 +188,25 @@ static void silu_mul_row(const struct cpu_executor *executor, const struct op *o
                                 silu->width);
 }
 
+static void scale_row(const struct cpu_executor *executor, const struct op *op, uint32_t row)
+{
+    const struct op_scale *scale = &op->scale;
+    const float *x = scale->x + row * scale->x_row_stride;
+    float *out = scale->out + row * scale->out_row_stride;
+    float factor = scale->row_factors != NULL ? scale->row_factors[row] : 1.0f;
+
+    (void)executor;
+    if (scale->row_factors != NULL && scale->sigmoid)
+        factor = 1.0f / (1.0f + expf(-factor));
+    factor *= scale->factor;
+    if (scale->accumulate)
+        for (uint32_t i = 0; i < scale->width; i++)
+            out[i] += factor * x[i];
+    else
+        for (uint32_t i = 0; i < scale->width; i++)
+            out[i] = factor * x[i];
+}
+
 static void gather_row(const struct cpu_executor *executor, const struct op *op, uint32_t row)
 {
     const struct op_gather_rows *gather = &op->gather_rows;
@@ -245,6 +264,7 @@ void cpu_execute(struct cpu_executor *executor, const struct op *op)
     case OP_SILU_MUL:
         run_rows(executor, op, 8 * (uint64_t)op->silu_mul.width, silu_mul_row);
         break;
+    case OP_SCALE: run_rows(executor, op, op->scale.width, scale_row); break;
     case OP_ROUTE:
         run_rows(executor, op, 32 * (uint64_t)op->route.expert_count, route_row);
         break;
