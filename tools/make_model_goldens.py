@@ -63,6 +63,26 @@ def qwen3_moe(scale, **more):
                  num_experts_per_tok=3, norm_topk_prob=True, **more)
 
 
+def qwen2_moe(scale, **more):
+    return dense(scale, num_key_value_heads=4, moe_intermediate_size=12 * scale,
+                 shared_expert_intermediate_size=20 * scale, num_experts=8, num_experts_per_tok=3,
+                 rms_norm_eps=1e-6, **more)
+
+
+def olmoe(scale, **more):
+    return dense(scale, intermediate_size=12 * scale, num_experts=8, num_experts_per_tok=3,
+                 pad_token_id=0, **more)
+
+
+def glm4(scale, **more):
+    return dense(scale, head_dim=16 * scale, pad_token_id=0, **more)
+
+
+def glm4_moe(scale, **more):
+    return dense(scale, head_dim=16 * scale, moe_intermediate_size=12 * scale, n_routed_experts=8,
+                 num_experts_per_tok=3, n_shared_experts=1, first_k_dense_replace=1, **more)
+
+
 def mixtral(scale, **more):
     return dense(scale, intermediate_size=12 * scale, num_local_experts=8, **more)
 
@@ -114,6 +134,22 @@ CASES = [
     ("qwen3_moe_step", "Qwen3Moe", lambda s: qwen3_moe(
         s, decoder_sparse_step=2, mlp_only_layers=[3]), None, ()),
     ("qwen3_moe_fused", "Qwen3Moe", qwen3_moe, None, ("fused",)),
+    ("qwen2_moe", "Qwen2Moe", qwen2_moe, "bfloat16", ("old", "shards")),
+    ("qwen2_moe_mixed", "Qwen2Moe", lambda s: qwen2_moe(
+        s, mlp_only_layers=[0], norm_topk_prob=True, tie_word_embeddings=True), "float16", ()),
+    ("qwen2_moe_fused", "Qwen2Moe", qwen2_moe, None, ("fused",)),
+    ("olmoe", "Olmoe", lambda s: olmoe(s, num_key_value_heads=4), "bfloat16", ("old",)),
+    ("olmoe_grouped", "Olmoe", lambda s: olmoe(s, attention_bias=True, norm_topk_prob=True), None,
+     ()),
+    ("glm4", "Glm4", glm4, "bfloat16", ("old",)),
+    ("glm4_plain", "Glm4", lambda s: glm4(s, attention_bias=False, rope_parameters=rope(
+        "default", partial_rotary_factor=0.25)), None, ()),
+    ("glm4_moe", "Glm4Moe", lambda s: glm4_moe(s, use_qk_norm=True, attention_bias=True,
+                                               routed_scaling_factor=1.5), "bfloat16",
+     ("old", "mtp")),
+    ("glm4_moe_plain", "Glm4Moe", lambda s: glm4_moe(
+        s, norm_topk_prob=False, n_group=2, topk_group=1) | {
+            "n_shared_experts": 2, "num_experts_per_tok": 2}, None, ("fused",)),
     ("mixtral", "Mixtral", mixtral, "bfloat16", ("old",)),
     ("mixtral_fused", "Mixtral", lambda s: mixtral(s, num_experts_per_tok=3, head_dim=12 * s),
      "float16", ("fused",)),
@@ -171,7 +207,7 @@ def to_old_style(path):
     config["rope_theta"] = parameters.pop("rope_theta")
     kind = parameters.pop("rope_type")
     config["rope_scaling"] = dict(type=kind, **parameters) if kind != "default" else None
-    if config["model_type"] == "qwen3_moe":
+    if "num_local_experts" in config and config["model_type"] in ("qwen2_moe", "qwen3_moe", "olmoe"):
         config["num_experts"] = config.pop("num_local_experts")
     with open(path, "w") as file:
         json.dump(config, file, indent=2)
@@ -214,6 +250,9 @@ def make_checkpoint(case, scale, dtype, folder, seed=SEED):
     return model
 
 
+SOFTMAX_ROUTERS = ("Qwen2MoeTopKRouter", "Qwen3MoeTopKRouter", "MixtralTopKRouter", "OlmoeTopKRouter")
+
+
 def watch_routers(model):
     """A list of one number: the smallest distance so far, in any router that chooses by its logits
     alone, between the last expert that was taken and the first that was not."""
@@ -223,7 +262,7 @@ def watch_routers(model):
         top = torch.topk(outputs[0], router.top_k + 1).values
         gaps[0] = min(gaps[0], float((top[..., -2] - top[..., -1]).min()))
     for module in model.modules():
-        if type(module).__name__ in ("Qwen3MoeTopKRouter", "MixtralTopKRouter"):
+        if type(module).__name__ in SOFTMAX_ROUTERS:
             module.register_forward_hook(note)
     return gaps
 

@@ -9,7 +9,11 @@ static const struct model_arch *const arches[] = {
     &model_arch_mixtral,
     &model_arch_qwen2,
     &model_arch_qwen3,
+    &model_arch_qwen2_moe,
     &model_arch_qwen3_moe,
+    &model_arch_olmoe,
+    &model_arch_glm4,
+    &model_arch_glm4_moe,
     &model_arch_deepseek_v2,
     &model_arch_deepseek_v3,
 };
@@ -32,7 +36,8 @@ const char *const *model_architectures(void)
     /* Spelled out, as the table above holds addresses, not constants; a test compares the two. */
     static const char *const names[] = {
         "LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM", "Qwen2ForCausalLM",
-        "Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "DeepseekV2ForCausalLM",
+        "Qwen3ForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM", "OlmoeForCausalLM",
+        "Glm4ForCausalLM", "Glm4MoeForCausalLM", "DeepseekV2ForCausalLM",
         "DeepseekV3ForCausalLM", NULL,
     };
 

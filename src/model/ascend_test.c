@@ -149,6 +149,25 @@ static void check_rows(const char *name, const float *got, const float *wanted, 
                  far, rows, all_dtypes[dtype].bound);
 }
 
+/* What needs operators that the device lacks is refused at start, by name. */
+static bool is_refused(const char *name, const char *path)
+{
+    static const char *const names[] = { "qwen2_moe", "qwen2_moe_mixed", "glm4" };
+    const struct setting setting = { .device = NPU };
+    struct loaded loaded;
+    struct err err;
+    size_t i = 0;
+
+    while (i < sizeof(names) / sizeof(names[0]) && strcmp(names[i], name) != 0)
+        i++;
+    if (i == sizeof(names) / sizeof(names[0]))
+        return false;
+    assert_int_equal(try_open(path, &setting, NULL, &loaded, &err), STATUS_UNAVAILABLE);
+    assert_non_null(strstr(err.message, "there is no operator \"scale\" for this device"));
+    harness_close(&loaded);
+    return true;
+}
+
 static void every_architecture_agrees_with_the_processor(void **state)
 {
     static const char *const npus[] = { NPU, NPU_ND };
@@ -163,6 +182,10 @@ static void every_architecture_agrees_with_the_processor(void **state)
         char path[256];
 
         (void)golden_path(name, path, sizeof(path));
+        if (is_refused(name, path)) {
+            free(golden.logits);
+            continue;
+        }
         wanted = run(path, &setting, NULL, golden.prompt, golden.prompt_count, 7, &vocab);
         for (size_t n = 0; n < 2; n++) {
             setting.device = npus[n];

@@ -220,6 +220,7 @@ enum status model__config_read(const json_t *json, const char *what,
     config.norm_epsilon = (float)model__read_double(&reader, "rms_norm_eps", 0.0, 1.0, 1e-6);
     config.tied_embeddings = model__read_bool(&reader, "tie_word_embeddings", false);
     config.rope_scale = 1.0f;
+    config.embedding_scale = config.residual_scale = config.logits_scale = 1.0f;
     if (reader.status == STATUS_OK) {
         assert(config.arch != NULL);
         config.arch->read_config(&reader, &config);

@@ -41,7 +41,13 @@ struct model_config {
     uint32_t ffn_width;              /* of a dense layer */
     float norm_epsilon;
     bool tied_embeddings;            /* lm_head is embed_tokens */
-    bool qkv_bias, o_bias, mlp_bias, qk_norm;
+    bool qkv_bias, o_bias, mlp_bias;
+    bool qk_norm;                    /* queries and keys are normalised, each head by itself ... */
+    bool qk_norm_whole;              /* ... or all heads as one vector */
+    bool out_norms;                  /* what attention and FFN give is normalised before it is
+                                        added to the residual stream */
+    float embedding_scale, residual_scale, logits_scale; /* on embeddings, on what layers add, on
+                                                            logits */
     uint32_t sliding_window;         /* of those layers that have one; 0: none has */
     float attention_scale;           /* on q . k, YaRN's factor included */
 
@@ -57,7 +63,9 @@ struct model_config {
     bool latent_bias;                /* q_a_proj and kv_a_proj_with_mqa have biases */
 
     /* Mixture of experts; expert_count 0: none. */
-    uint32_t expert_count, expert_top_k, expert_ffn_width, shared_expert_count;
+    uint32_t expert_count, expert_top_k, expert_ffn_width;
+    uint32_t shared_ffn_width; /* of all shared experts together; 0: none */
+    bool shared_gate;          /* each row weighs what they give by a sigmoid of its own */
     bool expert_units; /* each expert is a parameter of its own, not a part of two stacks */
     bool has_experts[CONFIG_LAYERS_MAX]; /* which layers; the others are dense */
     uint32_t group_count, kept_group_count;
@@ -107,10 +115,16 @@ bool model__read_is_null(const struct config_reader *reader, const char *key);
 void model__read_refuse(struct config_reader *reader, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
-/* rope.c: fills the rope_ fields for heads of 2 * pair_count rotated elements. theta_missing stands
- * for a missing "rope_theta". *scaling_out: what DeepSeek's YaRN multiplies the softmax's scale
- * with; 1 for everything else. May be NULL. */
-void model__read_rope(struct config_reader *reader, uint32_t pair_count, double theta_missing,
-                      struct model_config *config, double *scaling_out);
+/* What stands for missing keys. */
+struct rope_missing {
+    double theta;
+    double partial; /* "partial_rotary_factor"; 0: 1 is meant, and the family has no other */
+};
+/* rope.c: fills the rope_ fields for heads of 2 * pair_count elements, of which the first are
+ * rotated, all but in some families. *scaling_out: what DeepSeek's YaRN multiplies the softmax's
+ * scale with; 1 for everything else. May be NULL. */
+void model__read_rope(struct config_reader *reader, uint32_t pair_count,
+                      const struct rope_missing *missing, struct model_config *config,
+                      double *scaling_out);
 
 #endif

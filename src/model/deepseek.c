@@ -36,6 +36,7 @@
 static void read_attention(struct config_reader *reader, struct model_config *config)
 {
     const uint32_t q_missing = model__read_is_null(reader, "q_lora_rank") ? 0 : 1536;
+    const struct rope_missing rope = { ROPE_THETA, 0.0 };
     double scaling = 1.0;
 
     config->q_lora_rank = model__read_count_or(reader, "q_lora_rank", 1, CONFIG_LORA_RANK_MAX,
@@ -60,87 +61,18 @@ static void read_attention(struct config_reader *reader, struct model_config *co
     config->latent_norm_epsilon = LATENT_NORM_EPSILON;
     config->latent_bias = config->o_bias = model__read_bool(reader, "attention_bias", false);
     if (reader->status == STATUS_OK)
-        model__read_rope(reader, config->qk_rope_dim / 2, ROPE_THETA, config, &scaling);
+        model__read_rope(reader, config->qk_rope_dim / 2, &rope, config, &scaling);
     config->attention_scale = (float)(pow(config->head_dim, -0.5) * scaling);
-}
-
-/* Classes' own numbers for missing keys. */
-struct expert_defaults {
-    uint32_t expert_count, shared_count, ffn_width, top_k, dense_layers;
-    double scale;
-};
-
-static void read_experts(struct config_reader *reader, struct model_config *config,
-                         const struct expert_defaults *missing)
-{
-    const uint32_t experts_missing =
-        model__read_is_null(reader, "n_routed_experts") ? 0 : missing->expert_count;
-    const uint32_t shared_missing =
-        model__read_is_null(reader, "n_shared_experts") ? 0 : missing->shared_count;
-    uint32_t dense_layers, period;
-
-    config->expert_count = model__read_count_or(reader, "n_routed_experts", 0, CONFIG_EXPERTS_MAX,
-                                                experts_missing);
-    config->shared_expert_count = model__read_count_or(reader, "n_shared_experts", 0, 64,
-                                                       shared_missing);
-    config->expert_ffn_width = model__read_count_or(reader, "moe_intermediate_size", 1,
-                                                    CONFIG_FFN_MAX / 64, missing->ffn_width);
-    dense_layers = model__read_count_or(reader, "first_k_dense_replace", 0, UINT32_MAX,
-                                        missing->dense_layers);
-    period = model__read_count_or(reader, "moe_layer_freq", 1, CONFIG_LAYERS_MAX, 1);
-    for (uint32_t i = dense_layers; i < config->layer_count && reader->status == STATUS_OK; i++)
-        config->has_experts[i] = config->expert_count > 0 && i % period == 0;
-    config->route_scale = (float)model__read_double(reader, "routed_scaling_factor", -1e6, 1e6,
-                                                    missing->scale);
-    if (config->expert_count > 0 && missing->top_k == 0)
-        config->expert_top_k = model__read_count(reader, "num_experts_per_tok", CONFIG_TOP_K_MAX);
-    else
-        config->expert_top_k = model__read_count_or(reader, "num_experts_per_tok", 1,
-                                                    CONFIG_TOP_K_MAX, missing->top_k);
-    config->group_count = config->kept_group_count = 1;
-}
-
-/* Both methods need as many eligible experts as are to be chosen; rating a group by its best two
- * needs two in it. */
-static void check_groups(struct config_reader *reader, const struct model_config *config,
-                         uint32_t group_size_min)
-{
-    const uint32_t group_size = config->expert_count / config->group_count;
-
-    if (config->expert_count == 0)
-        return;
-    if (config->expert_count % config->group_count != 0 || group_size < group_size_min)
-        model__read_refuse(reader, "%u experts don't fall into %u equal groups of %u or more",
-                           config->expert_count, config->group_count, group_size_min);
-    if (config->kept_group_count > config->group_count)
-        model__read_refuse(reader, "\"topk_group\" %u is more than \"n_group\" %u",
-                           config->kept_group_count, config->group_count);
-    if (config->expert_top_k > (uint64_t)config->kept_group_count * group_size)
-        model__read_refuse(reader, "\"num_experts_per_tok\" is %u, but only %u groups of %u "
-                           "experts are eligible", config->expert_top_k, config->kept_group_count,
-                           group_size);
-}
-
-static void read_groups(struct config_reader *reader, struct model_config *config,
-                        uint32_t group_missing, uint32_t kept_missing)
-{
-    config->group_count = model__read_count_or(reader, "n_group", 1, CONFIG_EXPERTS_MAX,
-                                               group_missing);
-    config->kept_group_count = model__read_count_or(reader, "topk_group", 1, CONFIG_EXPERTS_MAX,
-                                                    kept_missing);
-    if (config->group_count == 0 || config->kept_group_count == 0)
-        model__read_refuse(reader, "choosing experts by groups needs \"n_group\" and "
-                           "\"topk_group\"");
 }
 
 static void read_v2(struct config_reader *reader, struct model_config *config)
 {
-    static const struct expert_defaults missing = { 64, 2, 1407, 0, 0, 1.0 };
+    static const struct routed_missing missing = { 64, 2, 1407, 0, 0, 1.0 };
     const char *method = model__read_string(reader, "topk_method", "greedy");
     const char *scoring = model__read_string(reader, "scoring_func", "softmax");
 
     read_attention(reader, config);
-    read_experts(reader, config, &missing);
+    model__read_routed_experts(reader, config, &missing);
     config->rope_interleaved = true;
     config->mlp_bias = model__read_bool(reader, "mlp_bias", false);
     config->scoring = ROUTE_SOFTMAX;
@@ -151,12 +83,12 @@ static void read_v2(struct config_reader *reader, struct model_config *config)
         model__read_refuse(reader, "\"scoring_func\" is \"%.32s\", DeepSeek-V2 has \"softmax\"",
                            scoring);
     if (strcmp(method, "group_limited_greedy") == 0)
-        read_groups(reader, config, 0, 0);
+        model__read_groups(reader, config, 0, 0);
     else if (strcmp(method, "greedy") != 0)
         model__read_refuse(reader, "\"topk_method\" is \"%.32s\", DeepSeek-V2 has \"greedy\" and "
                            "\"group_limited_greedy\"", method);
     if (reader->status == STATUS_OK)
-        check_groups(reader, config, 1);
+        model__check_groups(reader, config, 1);
     if (model__read_bool(reader, "norm_topk_prob", false))
         (void)snprintf(config->warning, sizeof(config->warning),
                        "\"norm_topk_prob\" is true, but experts' weights are not normalised: "
@@ -165,13 +97,13 @@ static void read_v2(struct config_reader *reader, struct model_config *config)
 
 static void read_v3(struct config_reader *reader, struct model_config *config)
 {
-    static const struct expert_defaults missing = { 256, 1, 2048, 8, 3, 2.5 };
+    static const struct routed_missing missing = { 256, 1, 2048, 8, 3, 2.5 };
     const char *method = model__read_string(reader, "topk_method", "noaux_tc");
     const char *scoring = model__read_string(reader, "scoring_func", "sigmoid");
 
     read_attention(reader, config);
-    read_experts(reader, config, &missing);
-    read_groups(reader, config, 8, 4);
+    model__read_routed_experts(reader, config, &missing);
+    model__read_groups(reader, config, 8, 4);
     config->rope_interleaved = model__read_bool(reader, "rope_interleave", true);
     config->scoring = ROUTE_SIGMOID;
     config->groups = ROUTE_GROUP_TOP2_SUM;
@@ -184,7 +116,7 @@ static void read_v3(struct config_reader *reader, struct model_config *config)
     if (strcmp(scoring, "sigmoid") != 0 || strcmp(method, "noaux_tc") != 0)
         model__read_refuse(reader, "\"scoring_func\" \"%.32s\" and \"topk_method\" \"%.32s\": "
                            "DeepSeek-V3 has \"sigmoid\" and \"noaux_tc\"", scoring, method);
-    check_groups(reader, config, 2);
+    model__check_groups(reader, config, 2);
 }
 
 static uint64_t latent_width(const struct model_config *config)

@@ -1,7 +1,7 @@
 /* model/experts.c - a mixture of experts in the place of a layer's FFN, as all families have it.
  *
  *     r = h Wrouter;  ids, weights = choose top_k of r          (OP_ROUTE)
- *     x += shared(h)                                            where there are shared experts
+ *     x += [sigmoid(h g)] shared(h)                             where there are shared experts
  *     x += sum over j of weights[j] * expert[ids[j]](h)         (OP_MOE)
  *
  * Each expert is a gated MLP, and so are all shared ones together. On the device a layer's experts
@@ -53,6 +53,67 @@ void model__read_softmax_experts(struct config_reader *reader, struct model_conf
     config->scoring = ROUTE_SOFTMAX;
     config->group_count = config->kept_group_count = 1;
     config->route_scale = 1.0f;
+}
+
+void model__read_routed_experts(struct config_reader *reader, struct model_config *config,
+                                const struct routed_missing *missing)
+{
+    const uint32_t experts_missing =
+        model__read_is_null(reader, "n_routed_experts") ? 0 : missing->expert_count;
+    const uint32_t shared_missing =
+        model__read_is_null(reader, "n_shared_experts") ? 0 : missing->shared_count;
+    uint32_t dense_layers, period;
+
+    config->expert_count = model__read_count_or(reader, "n_routed_experts", 0, CONFIG_EXPERTS_MAX,
+                                                experts_missing);
+    config->expert_ffn_width = model__read_count_or(reader, "moe_intermediate_size", 1,
+                                                    CONFIG_FFN_MAX / 64, missing->ffn_width);
+    config->shared_ffn_width = config->expert_ffn_width *
+        model__read_count_or(reader, "n_shared_experts", 0, 64, shared_missing);
+    dense_layers = model__read_count_or(reader, "first_k_dense_replace", 0, UINT32_MAX,
+                                        missing->dense_layers);
+    period = model__read_count_or(reader, "moe_layer_freq", 1, CONFIG_LAYERS_MAX, 1);
+    for (uint32_t i = dense_layers; i < config->layer_count && reader->status == STATUS_OK; i++)
+        config->has_experts[i] = config->expert_count > 0 && i % period == 0;
+    config->route_scale = (float)model__read_double(reader, "routed_scaling_factor", -1e6, 1e6,
+                                                    missing->scale);
+    if (config->expert_count > 0 && missing->top_k == 0)
+        config->expert_top_k = model__read_count(reader, "num_experts_per_tok", CONFIG_TOP_K_MAX);
+    else
+        config->expert_top_k = model__read_count_or(reader, "num_experts_per_tok", 1,
+                                                    CONFIG_TOP_K_MAX, missing->top_k);
+    config->group_count = config->kept_group_count = 1;
+}
+
+void model__check_groups(struct config_reader *reader, const struct model_config *config,
+                         uint32_t group_size_min)
+{
+    const uint32_t group_size = config->expert_count / config->group_count;
+
+    if (config->expert_count == 0)
+        return;
+    if (config->expert_count % config->group_count != 0 || group_size < group_size_min)
+        model__read_refuse(reader, "%u experts don't fall into %u equal groups of %u or more",
+                           config->expert_count, config->group_count, group_size_min);
+    if (config->kept_group_count > config->group_count)
+        model__read_refuse(reader, "\"topk_group\" %u is more than \"n_group\" %u",
+                           config->kept_group_count, config->group_count);
+    if (config->expert_top_k > (uint64_t)config->kept_group_count * group_size)
+        model__read_refuse(reader, "\"num_experts_per_tok\" is %u, but only %u groups of %u "
+                           "experts are eligible", config->expert_top_k, config->kept_group_count,
+                           group_size);
+}
+
+void model__read_groups(struct config_reader *reader, struct model_config *config,
+                        uint32_t group_missing, uint32_t kept_missing)
+{
+    config->group_count = model__read_count_or(reader, "n_group", 1, CONFIG_EXPERTS_MAX,
+                                               group_missing);
+    config->kept_group_count = model__read_count_or(reader, "topk_group", 1, CONFIG_EXPERTS_MAX,
+                                                    kept_missing);
+    if (config->group_count == 0 || config->kept_group_count == 0)
+        model__read_refuse(reader, "choosing experts by groups needs \"n_group\" and "
+                           "\"topk_group\"");
 }
 
 enum arrangement { EXPERTS_APART, EXPERTS_STACKED, EXPERTS_FUSED };
@@ -252,9 +313,21 @@ static void describe_units(struct params *params, const struct model_config *con
     }
 }
 
-static uint64_t shared_width(const struct model_config *config)
+/* One row, which GGUF files have as a vector. */
+static void describe_shared_gate(struct params *params, const struct model_config *config,
+                                 uint32_t layer, const char *name)
 {
-    return (uint64_t)config->shared_expert_count * config->expert_ffn_width;
+    const struct param_spec spec = { .name = name, .layer = (int32_t)layer,
+                                     .role = ROLE_SHARED_GATE, .part = OFFLOAD_PART_FFN,
+                                     .rank = 1, .shape = { config->hidden_size } };
+    const uint64_t shape[2] = { 1, config->hidden_size };
+
+    model__param_begin(params, &spec);
+    if (model__param_source_rank(params, (int32_t)layer, name) == 1)
+        model__param_add(params, 1, spec.shape, "%s", name);
+    else
+        model__param_add(params, 2, shape, "%s", name);
+    model__param_end(params);
 }
 
 void model__describe_experts(struct params *params, const struct model_config *config,
@@ -267,14 +340,16 @@ void model__describe_experts(struct params *params, const struct model_config *c
         describe_w13(params, config, layer, names);
         describe_w2(params, config, layer, names);
     }
-    if (config->shared_expert_count > 0)
-        model__describe_mlp(params, config, layer, names->shared, shared_width(config));
+    if (config->shared_ffn_width > 0)
+        model__describe_mlp(params, config, layer, names->shared, config->shared_ffn_width);
+    if (config->shared_gate)
+        describe_shared_gate(params, config, layer, names->shared_gate);
 }
 
 /* The widest gated MLP that every row goes through: 0 where all layers have experts only. */
 static uint64_t mlp_width(const struct model_config *config)
 {
-    uint64_t width = shared_width(config);
+    uint64_t width = config->shared_ffn_width;
 
     for (uint32_t i = 0; i < config->layer_count; i++)
         if (!config->has_experts[i] && config->ffn_width > width)
@@ -293,6 +368,7 @@ void model__slice_ffn(struct slicer *slicer, const struct model_config *config,
     buffers->route_logits = model__slice(slicer, row_count * experts * sizeof(float));
     buffers->route_weights = model__slice(slicer, row_count * top_k * sizeof(float));
     buffers->route_ids = model__slice(slicer, row_count * top_k * sizeof(int32_t));
+    buffers->shared_weights = model__slice(slicer, row_count * sizeof(float));
     buffers->moe = model__slice(slicer, op_moe_scratch_bytes(row_count, top_k, experts,
                                                              config->hidden_size,
                                                              config->expert_ffn_width));
@@ -327,7 +403,7 @@ static void route(struct model_pass *pass, uint32_t layer, const struct routing 
         .top_k = config->expert_top_k, .group_count = config->group_count,
         .kept_group_count = config->kept_group_count, .scoring = config->scoring,
         .groups = config->groups, .normalise = config->route_normalise,
-        .scale = config->route_scale,
+        .scale = config->route_scale * config->residual_scale,
     } };
 
     model__pass_linear(pass, &logits);
@@ -415,6 +491,26 @@ static void guess(struct model_pass *pass, uint32_t layer)
         pass->status = offload_experts_guess(offload, layer, buffers->guess_ids, pass->err);
 }
 
+/* The experts that every row goes through. */
+static void pass_shared(struct model_pass *pass, uint32_t layer)
+{
+    const struct model_config *config = pass->config;
+    const struct model_buffers *buffers = pass->buffers;
+    const struct tensor *gate = model__pass_param(pass, (int32_t)layer, ROLE_SHARED_GATE);
+    struct op weights = { .kind = OP_MATMUL, .matmul = {
+        .out = buffers->shared_weights, .x = buffers->normed, .weight_dtype = DTYPE_F32,
+        .row_count = pass->row_count, .n_count = 1, .k_count = config->hidden_size,
+        .batch_count = 1, .out_row_stride = 1, .x_row_stride = config->hidden_size,
+        .exact = true,
+    } };
+
+    if (gate != NULL) {
+        weights.matmul.weight = gate->data;
+        model__pass_launch(pass, &weights);
+    }
+    model__pass_mlp(pass, layer, gate != NULL ? buffers->shared_weights : NULL);
+}
+
 void model__pass_ffn(struct model_pass *pass, uint32_t layer)
 {
     const struct model_buffers *buffers = pass->buffers;
@@ -423,15 +519,15 @@ void model__pass_ffn(struct model_pass *pass, uint32_t layer)
     const bool units = pass->config->expert_units;
 
     if (!model__config_layer_has_experts(pass->config, layer)) {
-        model__pass_mlp(pass, layer);
+        model__pass_mlp(pass, layer, NULL);
         return;
     }
     route(pass, layer, &routing);
     if (units && pass->status == STATUS_OK)
         pass->status = offload_experts_begin(pass->model->offload, layer, buffers->route_ids,
                                              pass->err);
-    if (pass->config->shared_expert_count > 0)
-        model__pass_mlp(pass, layer);
+    if (pass->config->shared_ffn_width > 0)
+        pass_shared(pass, layer);
     if (!units) {
         mix_stacks(pass, layer);
         return;

@@ -1,7 +1,8 @@
 /* model/gqa.c - grouped-query attention, as the Llama-like families have it, dense or not.
  *
- *     h = rms_norm(x);  q, k, v = h Wqkv (+ b);  [Qwen3: q, k = rms_norm per head]
- *     q, k = rope(q, k);  x += attention(q, cache) Wo (+ b)
+ *     h = rms_norm(x);  q, k, v = h Wqkv (+ b);  [Qwen3: q, k = rms_norm per head; OLMoE: of all]
+ *     q, k = rope(q, k), all or the first part of each head
+ *     x += attention(q, cache) Wo (+ b)              [GLM-4: rms_norm of that; Granite: scaled]
  *
  * Several query heads share a key and value head (Ainslie et al. 2023, arXiv 2305.13245). */
 #include <math.h>
@@ -37,7 +38,7 @@ void model__gqa_read_heads(struct config_reader *reader, struct model_config *co
                            "even, from 2 to %u", config->head_dim, CONFIG_HEAD_DIM_MAX);
     config->attention_scale = (float)pow(config->head_dim, -0.5);
     if (reader->status == STATUS_OK)
-        model__read_rope(reader, config->head_dim / 2, missing->rope_theta, config, NULL);
+        model__read_rope(reader, config->head_dim / 2, &missing->rope, config, NULL);
 }
 
 struct kv_widths model__gqa_kv_widths(const struct model_config *config)
@@ -55,6 +56,7 @@ void model__gqa_describe(struct params *params, const struct model_config *confi
     const struct param_rows weights[3] = { { "self_attn.q_proj.weight", q_rows },
                                            { "self_attn.k_proj.weight", kv_rows },
                                            { "self_attn.v_proj.weight", kv_rows } };
+    const struct param_rows fused = { "self_attn.qkv_proj.weight", q_rows + 2 * kv_rows };
     const struct param_rows biases[3] = { { "self_attn.q_proj.bias", q_rows },
                                           { "self_attn.k_proj.bias", kv_rows },
                                           { "self_attn.v_proj.bias", kv_rows } };
@@ -63,16 +65,21 @@ void model__gqa_describe(struct params *params, const struct model_config *confi
 
     model__describe_norm(params, layer, ROLE_INPUT_NORM, OFFLOAD_PART_ATTENTION,
                          "input_layernorm.weight", config->hidden_size);
-    model__param_stack(params, &spec, config->hidden_size, weights, 3);
+    if (model__param_source_exists(params, (int32_t)layer, spec.name))
+        model__param_stack(params, &spec, config->hidden_size, &fused, 1);
+    else
+        model__param_stack(params, &spec, config->hidden_size, weights, 3);
     spec.name = "self_attn.qkv_proj.bias";
     spec.role = ROLE_QKV_BIAS;
     if (config->qkv_bias)
         model__param_stack(params, &spec, 0, biases, 3);
-    if (config->qk_norm) {
+    if (config->qk_norm || config->qk_norm_whole) {
         model__describe_norm(params, layer, ROLE_Q_NORM, OFFLOAD_PART_ATTENTION,
-                             "self_attn.q_norm.weight", config->head_dim);
+                             "self_attn.q_norm.weight",
+                             config->qk_norm_whole ? q_rows : config->head_dim);
         model__describe_norm(params, layer, ROLE_K_NORM, OFFLOAD_PART_ATTENTION,
-                             "self_attn.k_norm.weight", config->head_dim);
+                             "self_attn.k_norm.weight",
+                             config->qk_norm_whole ? kv_rows : config->head_dim);
     }
     spec = (struct param_spec){ .name = "self_attn.o_proj.weight", .layer = (int32_t)layer,
                                 .role = ROLE_O, .part = OFFLOAD_PART_ATTENTION, .rank = 2,
@@ -126,6 +133,24 @@ static void attend(struct model_pass *pass, uint32_t layer)
     model__pass_launch(pass, &attention);
 }
 
+/* Queries, and the keys behind them. */
+static void normalise(struct model_pass *pass, uint32_t layer, float *q, float *k)
+{
+    const struct model_config *config = pass->config;
+    struct pass_norm norm = {
+        .out = q, .x = q, .row_stride = qkv_width(config),
+        .group_count = config->qk_norm_whole ? 1 : config->head_count,
+        .epsilon = config->norm_epsilon, .layer = (int32_t)layer, .weight = ROLE_Q_NORM,
+    };
+
+    model__pass_norm(pass, &norm);
+    norm.out = k;
+    norm.x = k;
+    norm.group_count = config->qk_norm_whole ? 1 : config->kv_head_count;
+    norm.weight = ROLE_K_NORM;
+    model__pass_norm(pass, &norm);
+}
+
 void model__gqa_pass(struct model_pass *pass, uint32_t layer)
 {
     const struct model_config *config = pass->config;
@@ -138,24 +163,14 @@ void model__gqa_pass(struct model_pass *pass, uint32_t layer)
         .out = q, .x = buffers->normed, .layer = (int32_t)layer,
         .weight = ROLE_QKV, .bias = ROLE_QKV_BIAS,
     };
-    struct pass_norm norm = {
-        .out = q, .x = q, .row_stride = stride, .group_count = config->head_count,
-        .epsilon = config->norm_epsilon, .layer = (int32_t)layer, .weight = ROLE_Q_NORM,
-    };
-    const struct pass_linear back = {
-        .out = buffers->x, .x = buffers->attended, .layer = (int32_t)layer,
-        .weight = ROLE_O, .bias = ROLE_O_BIAS, .accumulate = true,
+    const struct pass_addition back = {
+        .x = buffers->attended, .layer = (int32_t)layer, .weight = ROLE_O, .bias = ROLE_O_BIAS,
+        .norm = ROLE_ATTENTION_OUT_NORM,
     };
 
     model__pass_linear(pass, &in);
-    if (config->qk_norm) {
-        model__pass_norm(pass, &norm);
-        norm.out = k;
-        norm.x = k;
-        norm.group_count = config->kv_head_count;
-        norm.weight = ROLE_K_NORM;
-        model__pass_norm(pass, &norm);
-    }
+    if (config->qk_norm || config->qk_norm_whole)
+        normalise(pass, layer, q, k);
     /* queries and keys are adjacent heads: one rotation turns both */
     model__pass_rope(pass, q, config->head_count + config->kv_head_count, stride,
                      config->head_dim);
@@ -163,5 +178,5 @@ void model__gqa_pass(struct model_pass *pass, uint32_t layer)
     model__pass_kv_write(pass, model__kv_values(pass->model, layer), k + kv_width, kv_width,
                          stride);
     attend(pass, layer);
-    model__pass_linear(pass, &back);
+    model__pass_add(pass, &back);
 }

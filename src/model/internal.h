@@ -12,8 +12,9 @@ enum model_role {
     ROLE_INPUT_NORM, ROLE_QKV, ROLE_QKV_BIAS, ROLE_Q_NORM, ROLE_K_NORM, ROLE_O, ROLE_O_BIAS,
     ROLE_Q, ROLE_Q_A, ROLE_Q_A_BIAS, ROLE_Q_A_NORM, ROLE_Q_B,
     ROLE_KV_A, ROLE_KV_A_BIAS, ROLE_KV_A_NORM, ROLE_W_KC, ROLE_W_VC,
+    ROLE_ATTENTION_OUT_NORM, ROLE_FFN_OUT_NORM, /* of what is added to the residual stream */
     ROLE_POST_NORM, ROLE_GATE_UP, ROLE_GATE_UP_BIAS, ROLE_DOWN, ROLE_DOWN_BIAS,
-    ROLE_ROUTER, ROLE_ROUTER_BIAS, ROLE_W13, ROLE_W2,
+    ROLE_ROUTER, ROLE_ROUTER_BIAS, ROLE_W13, ROLE_W2, ROLE_SHARED_GATE,
     ROLE_COUNT,
     /* Outside the layers. */
     ROLE_EMBED = 0, ROLE_NORM, ROLE_LM_HEAD
@@ -51,6 +52,8 @@ void model__param_add_view(struct params *params, const struct loader_part *part
 void model__param_end(struct params *params);
 /* Whether the checkpoint has this tensor, of the layer or, as above, outside the layers. */
 bool model__param_source_exists(const struct params *params, int32_t layer, const char *name);
+/* Its rank, or 0 where it is not there. */
+uint32_t model__param_source_rank(const struct params *params, int32_t layer, const char *name);
 /* The commonest: begin, one source of the parameter's own name and shape, end. */
 void model__param_same(struct params *params, const struct param_spec *spec);
 /* Rows of several matrices (or vectors, cols 0) on top of each other. Matrices of different types
@@ -100,6 +103,7 @@ struct model_buffers {
     float *rope_table;      /* [rows][rope_pair_count][2] */
     float *x;               /* [rows][hidden]: the residual stream */
     float *normed;          /* [rows][hidden] */
+    float *addition;        /* [rows][hidden]: what is not added to x as it is computed */
     float *gathered;        /* [logits rows][hidden] */
     float *logits;          /* [logits rows][vocab] */
     /* attention */
@@ -117,6 +121,7 @@ struct model_buffers {
     float *route_weights;   /* [rows][top_k] */
     int32_t *route_ids;     /* [rows][top_k] */
     void *moe;              /* op_moe's */
+    float *shared_weights;  /* [rows]: what the shared experts count, before the sigmoid */
     float *guess_normed;    /* [MODEL_GUESS_ROWS_MAX][hidden]: as the next layer's router may see */
     float *guess_logits;    /* [MODEL_GUESS_ROWS_MAX][experts] */
     float *guess_weights;   /* [MODEL_GUESS_ROWS_MAX][top_k] */
@@ -150,7 +155,8 @@ struct model_arch {
     void (*ffn)(struct model_pass *pass, uint32_t layer);
 };
 extern const struct model_arch model_arch_llama, model_arch_mistral, model_arch_mixtral,
-    model_arch_qwen2, model_arch_qwen3, model_arch_qwen3_moe, model_arch_deepseek_v2,
+    model_arch_qwen2, model_arch_qwen3, model_arch_qwen2_moe, model_arch_qwen3_moe,
+    model_arch_olmoe, model_arch_glm4, model_arch_glm4_moe, model_arch_deepseek_v2,
     model_arch_deepseek_v3;
 /* By architecture, or by model_type when that is NULL; NULL: not known. */
 const struct model_arch *model__arch_find(const char *architecture, const char *model_type);
@@ -245,6 +251,18 @@ struct pass_linear {
     bool accumulate;
 };
 void model__pass_linear(struct model_pass *pass, const struct pass_linear *linear);
+/* x += r * norm(in[rows][k] . W^T (+ bias)) as config says: r is residual_scale, and without
+ * out_norms there is no norm. */
+struct pass_addition {
+    const float *x;
+    int32_t layer;
+    enum model_role weight, bias, norm;
+    const float *row_weights;              /* [rows], of whose sigmoids there is a factor too; NULL:
+                                              none */
+};
+void model__pass_add(struct model_pass *pass, const struct pass_addition *addition);
+/* Whether additions need the buffer of that name. */
+bool model__adds_apart(const struct model_config *config);
 struct pass_norm {
     float *out;
     const float *x;
@@ -255,6 +273,8 @@ struct pass_norm {
     enum model_role weight;
 };
 void model__pass_norm(struct model_pass *pass, const struct pass_norm *norm);
+/* x[rows][width] *= factor. */
+void model__pass_scale(struct model_pass *pass, float *x, uint32_t width, float factor);
 void model__pass_rope(struct model_pass *pass, float *x, uint32_t head_count, uint64_t row_stride,
                       uint64_t head_stride);
 void model__pass_kv_write(struct model_pass *pass, float *cache, const float *x, uint32_t width,
@@ -269,13 +289,14 @@ void model__describe_mlp(struct params *params, const struct model_config *confi
                          const char *prefix, uint64_t width);
 void model__slice_mlp(struct slicer *slicer, uint64_t row_count, uint64_t width,
                       struct model_buffers *buffers);
-void model__pass_mlp(struct model_pass *pass, uint32_t layer);
+/* row_weights: of pass_addition. */
+void model__pass_mlp(struct model_pass *pass, uint32_t layer, const float *row_weights);
 /* gqa.c: grouped-query attention. */
 /* What stands for missing keys. */
 struct gqa_missing {
     uint32_t kv_heads; /* 0: as many as query heads */
     uint32_t head_dim; /* 0: hidden_size / heads */
-    double rope_theta;
+    struct rope_missing rope;
 };
 /* Heads, head_dim and rope. */
 void model__gqa_read_heads(struct config_reader *reader, struct model_config *config,
@@ -297,11 +318,29 @@ struct expert_names {
     const char *block;             /* "mlp": BLOCK.gate.weight is the router */
     const char *gate, *up, *down;  /* "gate_proj": BLOCK.experts.E.gate_proj.weight */
     const char *router_bias, *shared; /* whole; may be NULL where no config has them */
+    const char *shared_gate;
 };
 /* Reads what says how many experts there are and how many are chosen, by the softmax of the
  * router's logits and without groups. The caller says which layers have them. */
 void model__read_softmax_experts(struct config_reader *reader, struct model_config *config,
                                  uint32_t experts_missing, uint32_t top_k_missing);
+/* The same, under DeepSeek's names, and which layers have them; shared ones too. What stands for
+ * missing keys: */
+struct routed_missing {
+    uint32_t expert_count, shared_count, ffn_width;
+    uint32_t top_k; /* 0: it must be there */
+    uint32_t dense_layers;
+    double scale;
+};
+void model__read_routed_experts(struct config_reader *reader, struct model_config *config,
+                                const struct routed_missing *missing);
+/* "n_group" and "topk_group"; 0 for a missing one: it must be there. */
+void model__read_groups(struct config_reader *reader, struct model_config *config,
+                        uint32_t group_missing, uint32_t kept_missing);
+/* As many experts must be eligible as are to be chosen, in equal groups; rating a group by its best
+ * two needs two in it. */
+void model__check_groups(struct config_reader *reader, const struct model_config *config,
+                         uint32_t group_size_min);
 /* Checkpoints with all of a layer's experts in one tensor are read too. */
 void model__describe_experts(struct params *params, const struct model_config *config,
                              uint32_t layer, const struct expert_names *names);

@@ -43,6 +43,7 @@ void model__describe_mlp(struct params *params, const struct model_config *confi
                                          .role = all[i].role, .part = OFFLOAD_PART_FFN,
                                          .moves = !all[i].is_bias };
         const struct param_rows gate_up[2] = { { first, width }, { second, width } };
+        const struct param_rows fused[1] = { { name, 2 * width } };
         const struct param_rows down[1] = { { name, config->hidden_size } };
 
         if (all[i].is_bias && !config->mlp_bias)
@@ -52,6 +53,8 @@ void model__describe_mlp(struct params *params, const struct model_config *confi
         (void)snprintf(second, sizeof(second), "%s.up_proj.%s", prefix, kind);
         if (all[i].is_down)
             model__param_stack(params, &spec, cols, down, 1);
+        else if (model__param_source_exists(params, (int32_t)layer, name))
+            model__param_stack(params, &spec, cols, fused, 1);
         else
             model__param_stack(params, &spec, cols, gate_up, 2);
     }
@@ -64,7 +67,7 @@ void model__slice_mlp(struct slicer *slicer, uint64_t row_count, uint64_t width,
     buffers->product = model__slice(slicer, row_count * width * sizeof(float));
 }
 
-void model__pass_mlp(struct model_pass *pass, uint32_t layer)
+void model__pass_mlp(struct model_pass *pass, uint32_t layer, const float *row_weights)
 {
     const struct model_buffers *buffers = pass->buffers;
     const struct tensor *down = model__pass_param(pass, (int32_t)layer, ROLE_DOWN);
@@ -77,12 +80,12 @@ void model__pass_mlp(struct model_pass *pass, uint32_t layer)
         .out = buffers->product, .x = buffers->gate_up, .row_count = pass->row_count,
         .width = width, .out_row_stride = width, .x_row_stride = 2 * (uint64_t)width,
     } };
-    const struct pass_linear back = {
-        .out = buffers->x, .x = buffers->product, .layer = (int32_t)layer,
-        .weight = ROLE_DOWN, .bias = ROLE_DOWN_BIAS, .accumulate = true,
+    const struct pass_addition back = {
+        .x = buffers->product, .layer = (int32_t)layer, .weight = ROLE_DOWN,
+        .bias = ROLE_DOWN_BIAS, .norm = ROLE_FFN_OUT_NORM, .row_weights = row_weights,
     };
 
     model__pass_linear(pass, &gate_up);
     model__pass_launch(pass, &silu_mul);
-    model__pass_linear(pass, &back);
+    model__pass_add(pass, &back);
 }

@@ -64,7 +64,7 @@ static void read_qwen_window(struct config_reader *reader, struct model_config *
 
 static void read_llama(struct config_reader *reader, struct model_config *config)
 {
-    static const struct gqa_missing missing = { 0, 0, ROPE_THETA };
+    static const struct gqa_missing missing = { 0, 0, { ROPE_THETA, 0 } };
     bool any_sliding;
 
     model__gqa_read_heads(reader, config, &missing);
@@ -77,7 +77,7 @@ static void read_llama(struct config_reader *reader, struct model_config *config
 
 static void read_mistral(struct config_reader *reader, struct model_config *config)
 {
-    static const struct gqa_missing missing = { 8, 0, ROPE_THETA };
+    static const struct gqa_missing missing = { 8, 0, { ROPE_THETA, 0 } };
     const uint32_t window_missing = model__read_is_null(reader, "sliding_window") ? 0 : 4096;
     bool any_sliding;
 
@@ -89,7 +89,7 @@ static void read_mistral(struct config_reader *reader, struct model_config *conf
 
 static void read_qwen2(struct config_reader *reader, struct model_config *config)
 {
-    static const struct gqa_missing missing = { 32, 0, ROPE_THETA };
+    static const struct gqa_missing missing = { 32, 0, { ROPE_THETA, 0 } };
 
     model__gqa_read_heads(reader, config, &missing);
     config->qkv_bias = true;
@@ -99,7 +99,7 @@ static void read_qwen2(struct config_reader *reader, struct model_config *config
 static void read_qwen3(struct config_reader *reader, struct model_config *config)
 {
     const struct gqa_missing missing = {
-        32, model__read_is_null(reader, "head_dim") ? 0 : 128, ROPE_THETA,
+        32, model__read_is_null(reader, "head_dim") ? 0 : 128, { ROPE_THETA, 0 },
     };
 
     model__gqa_read_heads(reader, config, &missing);

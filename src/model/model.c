@@ -187,6 +187,18 @@ static enum status choose_expert_units(struct model *model, const struct ckpt *c
                            : st;
 }
 
+/* Whether the device has the operators that some models need. */
+static enum status check_ops(const struct model *model, struct err *err)
+{
+    const struct model_config *config = &model->config;
+    enum status st = STATUS_OK;
+
+    if (model__adds_apart(config) || config->embedding_scale != 1.0f ||
+        config->logits_scale != 1.0f)
+        st = device_op_check(model->device, OP_SCALE, err);
+    return st == STATUS_OK ? st : err_prefix(err, st, "%s", config->architecture);
+}
+
 /* Whether the device has operators for all of the matrices. */
 static enum status check_weights(const struct model *model, struct err *err)
 {
@@ -215,7 +227,9 @@ static enum status plan_and_load(struct model *model, const struct ckpt *ckpt,
     own.offload.lookup_row_max = options->step_row_count_max;
     own.offload.expert_top_k = model->config.expert_top_k;
     own.offload.row_count_max = own.step_row_count_max;
-    st = check_weights(model, err);
+    st = check_ops(model, err);
+    if (st == STATUS_OK)
+        st = check_weights(model, err);
     if (st == STATUS_OK &&
         (own.offload.automatic || (own.offload.experts && own.offload.expert_slot_count == 0)))
         st = model__sizes_leave(&model->config, &own, model->device,

@@ -111,6 +111,16 @@ bool model__param_source_exists(const struct params *params, int32_t layer, cons
     return ckpt_find(params->ckpt, full) != NULL;
 }
 
+uint32_t model__param_source_rank(const struct params *params, int32_t layer, const char *name)
+{
+    const struct ckpt_tensor *tensor;
+    char full[NAME_BYTES_MAX];
+
+    format_name(layer, full, sizeof(full), name);
+    tensor = ckpt_find(params->ckpt, full);
+    return tensor != NULL ? tensor->rank : 0;
+}
+
 void model__param_add_view(struct params *params, const struct loader_part *part,
                            const char *name)
 {

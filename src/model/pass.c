@@ -84,6 +84,53 @@ void model__pass_linear(struct model_pass *pass, const struct pass_linear *linea
     }
 }
 
+bool model__adds_apart(const struct model_config *config)
+{
+    return config->out_norms || config->residual_scale != 1.0f || config->shared_gate;
+}
+
+void model__pass_add(struct model_pass *pass, const struct pass_addition *addition)
+{
+    const struct model_config *config = pass->config;
+    const struct model_buffers *buffers = pass->buffers;
+    const bool at_once = !config->out_norms && config->residual_scale == 1.0f &&
+                         addition->row_weights == NULL;
+    const struct pass_linear linear = {
+        .out = at_once ? buffers->x : buffers->addition, .x = addition->x,
+        .layer = addition->layer, .weight = addition->weight, .bias = addition->bias,
+        .accumulate = at_once,
+    };
+    const struct pass_norm norm = {
+        .out = buffers->addition, .x = buffers->addition, .row_stride = config->hidden_size,
+        .group_count = 1, .epsilon = config->norm_epsilon, .layer = addition->layer,
+        .weight = addition->norm,
+    };
+    const struct op add = { .kind = OP_SCALE, .scale = {
+        .out = buffers->x, .x = buffers->addition, .row_factors = addition->row_weights,
+        .row_count = pass->row_count, .width = config->hidden_size,
+        .out_row_stride = config->hidden_size, .x_row_stride = config->hidden_size,
+        .factor = config->residual_scale, .sigmoid = true, .accumulate = true,
+    } };
+
+    model__pass_linear(pass, &linear);
+    if (at_once)
+        return;
+    if (config->out_norms)
+        model__pass_norm(pass, &norm);
+    model__pass_launch(pass, &add);
+}
+
+void model__pass_scale(struct model_pass *pass, float *x, uint32_t width, float factor)
+{
+    const struct op op = { .kind = OP_SCALE, .scale = {
+        .out = x, .x = x, .row_count = pass->row_count, .width = width, .out_row_stride = width,
+        .x_row_stride = width, .factor = factor,
+    } };
+
+    if (factor != 1.0f)
+        model__pass_launch(pass, &op);
+}
+
 void model__pass_norm(struct model_pass *pass, const struct pass_norm *norm)
 {
     const struct tensor *weight = model__pass_param(pass, norm->layer, norm->weight);

@@ -1,11 +1,14 @@
-/* model/qwen3_moe.c - Qwen3 with a mixture of experts (Qwen3-30B-A3B and its like).
+/* model/qwen_moe.c - Qwen2 and Qwen3 with mixtures of experts (Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B,
+ * Qwen3-30B-A3B and their like).
  *
- *     x += grouped-query attention of rms_norm(x), q and k normalised per head     (gqa.c)
+ *     x += grouped-query attention of rms_norm(x)                                  (gqa.c)
  *     h = rms_norm(x);  x += experts(h), or in some layers a dense FFN             (experts.c)
  *
  * Scores are the softmax over all experts; the best top_k are taken, and their scores divided by
- * their sum where "norm_topk_prob" says so. There are no shared experts. Where implementations
- * differ, this is transformers 5.23 (models/qwen3_moe):
+ * their sum where "norm_topk_prob" says so. Qwen2's q, k and v have biases, and beside its experts
+ * is one that all rows go through, weighed by the sigmoid of a product with the row. Qwen3
+ * normalises q and k per head and has no shared expert. Where implementations differ, this is
+ * transformers 5.23 (models/qwen2_moe, qwen3_moe):
  * - A layer is dense when "mlp_only_layers" lists it, or its number, counted from one, is no
  *   multiple of "decoder_sparse_step".
  * - A sliding window that is switched on is every layer's; "max_window_layers" is not looked at. */
@@ -38,7 +41,7 @@ static void read_dense_layers(struct config_reader *reader, struct model_config 
 
 static void read_qwen3_moe(struct config_reader *reader, struct model_config *config)
 {
-    static const struct gqa_missing missing = { 4, 0, 10000.0 };
+    static const struct gqa_missing missing = { 4, 0, { 10000.0, 0 } };
     const uint32_t window_missing = model__read_is_null(reader, "sliding_window") ? 0 : 4096;
     const uint32_t window = model__read_count_or(reader, "sliding_window", 1, CONFIG_CONTEXT_MAX,
                                                  window_missing);
@@ -54,11 +57,32 @@ static void read_qwen3_moe(struct config_reader *reader, struct model_config *co
     read_dense_layers(reader, config);
 }
 
-static void qwen3_moe_describe_layer(struct params *params, const struct model_config *config,
-                                     uint32_t layer)
+static void read_qwen2_moe(struct config_reader *reader, struct model_config *config)
+{
+    static const struct gqa_missing missing = { 16, 0, { 10000.0, 0 } };
+    const uint32_t window_missing = model__read_is_null(reader, "sliding_window") ? 0 : 4096;
+    const uint32_t window = model__read_count_or(reader, "sliding_window", 0, CONFIG_CONTEXT_MAX,
+                                                 window_missing);
+
+    model__gqa_read_heads(reader, config, &missing);
+    config->qkv_bias = model__read_bool(reader, "qkv_bias", true);
+    config->sliding_window = model__read_bool(reader, "use_sliding_window", false) ? window : 0;
+    config->expert_ffn_width = model__read_count_or(reader, "moe_intermediate_size", 1,
+                                                    CONFIG_FFN_MAX, 1408);
+    config->shared_ffn_width = model__read_count_or(reader, "shared_expert_intermediate_size", 1,
+                                                    CONFIG_FFN_MAX, 5632);
+    config->shared_gate = true;
+    model__read_softmax_experts(reader, config, 60, 4);
+    config->route_normalise = model__read_bool(reader, "norm_topk_prob", false);
+    read_dense_layers(reader, config);
+}
+
+static void qwen_moe_describe_layer(struct params *params, const struct model_config *config,
+                                    uint32_t layer)
 {
     static const struct expert_names names = {
         .block = "mlp", .gate = "gate_proj", .up = "up_proj", .down = "down_proj",
+        .shared = "mlp.shared_expert", .shared_gate = "mlp.shared_expert_gate.weight",
     };
 
     model__gqa_describe(params, config, layer);
@@ -70,8 +94,15 @@ static void qwen3_moe_describe_layer(struct params *params, const struct model_c
         model__describe_mlp(params, config, layer, "mlp", config->ffn_width);
 }
 
+#define QWEN_MOE_FAMILY                                                                            \
+    MODEL_ARCH_GQA, .describe_layer = qwen_moe_describe_layer, .slice_ffn = model__slice_ffn,      \
+    .ffn = model__pass_ffn
+
+const struct model_arch model_arch_qwen2_moe = {
+    .architecture = "Qwen2MoeForCausalLM", .model_type = "qwen2_moe",
+    .read_config = read_qwen2_moe, QWEN_MOE_FAMILY,
+};
 const struct model_arch model_arch_qwen3_moe = {
     .architecture = "Qwen3MoeForCausalLM", .model_type = "qwen3_moe",
-    .read_config = read_qwen3_moe, .describe_layer = qwen3_moe_describe_layer,
-    .slice_ffn = model__slice_ffn, .ffn = model__pass_ffn, MODEL_ARCH_GQA,
+    .read_config = read_qwen3_moe, QWEN_MOE_FAMILY,
 };

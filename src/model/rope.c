@@ -30,6 +30,7 @@
 struct rope_kind {
     const char *name;
     double theta, factor;
+    double partial; /* the share of a head's elements that is rotated */
     bool has_factor;
     double context; /* positions that the model was trained on, before scaling */
 };
@@ -168,7 +169,6 @@ static void fill_kind(struct config_reader *rope, const struct rope_kind *kind,
 static void read_kind(struct config_reader *reader, struct config_reader *rope,
                       const struct model_config *config, struct rope_kind *kind)
 {
-    double partial;
     uint32_t context;
 
     /* Old files call the kind "type"; transformers prefers "rope_type" when both are there. */
@@ -186,10 +186,8 @@ static void read_kind(struct config_reader *reader, struct config_reader *rope,
     kind->context = context;
     if (!kind->has_factor && strcmp(kind->name, "yarn") == 0)
         kind->factor = config->context_length / kind->context;
-    partial = model__read_double(reader, "partial_rotary_factor", 0.0, 1.0, 1.0);
-    partial = model__read_double(rope, "partial_rotary_factor", 0.0, 1.0, partial);
-    if (partial != 1.0)
-        model__read_refuse(rope, "\"partial_rotary_factor\" is %g, only 1 is built", partial);
+    kind->partial = model__read_double(reader, "partial_rotary_factor", 0.0, 1.0, kind->partial);
+    kind->partial = model__read_double(rope, "partial_rotary_factor", 0.0, 1.0, kind->partial);
     if (json_is_object(json_object_get(rope->json, "full_attention")) ||
         json_is_object(json_object_get(rope->json, "sliding_attention")))
         model__read_refuse(rope, "rope parameters that differ by layer are not built");
@@ -238,19 +236,37 @@ static void check_frequencies(struct config_reader *rope, const struct model_con
             model__read_refuse(rope, "frequency %u of the rope is not finite", (unsigned)i);
 }
 
-void model__read_rope(struct config_reader *reader, uint32_t pair_count, double theta_missing,
-                      struct model_config *config, double *scaling_out)
+/* How many pairs of a head's pair_count are rotated. */
+static uint32_t rotated_pairs(struct config_reader *rope, const struct rope_kind *kind,
+                              bool may_be_partial, uint32_t pair_count)
+{
+    const double wanted = 2.0 * pair_count * kind->partial;
+    const uint32_t count = (uint32_t)(wanted + 1e-6); /* a GGUF file's is a quotient */
+
+    if (kind->partial != 1.0 && !may_be_partial)
+        model__read_refuse(rope, "\"partial_rotary_factor\" is %g, this architecture has 1",
+                           kind->partial);
+    else if (count < 2 || count % 2 != 0)
+        model__read_refuse(rope, "\"partial_rotary_factor\" %g has %u elements of a head rotated, "
+                           "which must be even and 2 or more", kind->partial, count);
+    return count / 2;
+}
+
+void model__read_rope(struct config_reader *reader, uint32_t pair_count,
+                      const struct rope_missing *missing, struct model_config *config,
+                      double *scaling_out)
 {
     const json_t *object = rope_object(reader);
     json_t *empty = object == NULL ? json_object() : NULL;
     struct config_reader rope = { object != NULL ? object : empty, reader->what, reader->err,
                                   reader->status };
-    struct rope_kind kind = { .name = "default", .theta = theta_missing };
+    struct rope_kind kind = { .name = "default", .theta = missing->theta,
+                              .partial = missing->partial == 0.0 ? 1.0 : missing->partial };
     double mscale;
 
-    config->rope_pair_count = pair_count;
     config->rope_scale = 1.0f;
     read_kind(reader, &rope, config, &kind);
+    config->rope_pair_count = rotated_pairs(&rope, &kind, missing->partial != 0.0, pair_count);
     if (rope.status == STATUS_OK)
         fill_kind(&rope, &kind, config);
     read_layout(reader, &rope, config);

@@ -30,6 +30,9 @@ uint64_t model__slice_scratch(const struct model_config *config, const struct mo
                                        rows * config->rope_pair_count * 2 * sizeof(float));
     buffers->x = model__slice(&common, rows * config->hidden_size * sizeof(float));
     buffers->normed = model__slice(&common, rows * config->hidden_size * sizeof(float));
+    buffers->addition = model__slice(&common, model__adds_apart(config)
+                                                  ? rows * config->hidden_size * sizeof(float)
+                                                  : 0);
     buffers->gathered = model__slice(&common, logits_rows * config->hidden_size * sizeof(float));
     buffers->logits = model__slice(&common, logits_rows * config->vocab_size * sizeof(float));
     attention = (struct slicer){ base == NULL ? NULL : base + common.used_bytes, 0 };

@@ -115,6 +115,7 @@ static void embed(struct model_pass *pass, const struct model_step *step)
     if (offload_is_looked_up(pass->model->offload, index))
         look_up(pass, index, step, &rows.embed);
     model__pass_launch(pass, &rows);
+    model__pass_scale(pass, pass->buffers->x, config->hidden_size, config->embedding_scale);
     model__pass_launch(pass, &rope);
 }
 
@@ -166,6 +167,7 @@ static void some_logits(struct model_pass *pass, uint32_t first, uint32_t count,
     pass->row_count = count;
     model__pass_norm(pass, &norm);
     model__pass_linear(pass, &head);
+    model__pass_scale(pass, buffers->logits, config->vocab_size, config->logits_scale);
     pass->row_count = row_count;
     if (pass->status == STATUS_OK)
         pass->status = device_copy_out(pass->model->stream, out, buffers->logits,

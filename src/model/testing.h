@@ -28,6 +28,8 @@ static const char *const golden_names[] = {
     "qwen3",              "qwen3_biases",       "deepseek_v2_lite",    "deepseek_v2_groups",
     "deepseek_v2_biases", "deepseek_v3",        "deepseek_v3_one_group", "deepseek_v3_plain",
     "qwen3_moe",          "qwen3_moe_mixed",    "mixtral",             "mixtral_fused",
+    "qwen2_moe",          "qwen2_moe_mixed",    "olmoe",               "glm4",
+    "glm4_moe",
 };
 #define GOLDEN_COUNT (sizeof(golden_names) / sizeof(golden_names[0]))
 
