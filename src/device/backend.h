@@ -14,7 +14,6 @@
 struct device_ops {
     const char *name;       /* what stands before the ':' of --device */
     const char *other_name; /* what may stand there too, or NULL */
-    uint32_t missing_ops;   /* 1 << kind of each that it has no operator for */
     enum status (*open)(const char *settings, const struct device_options *options,
                         struct device **device_out, struct err *err);
     void (*close)(struct device *device);

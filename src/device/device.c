@@ -282,12 +282,15 @@ enum status device_weights_check(const struct device *device, enum dtype dtype, 
     return device->ops->weights_check(device, dtype, err);
 }
 
-enum status device_op_check(const struct device *device, enum op_kind kind, struct err *err)
+enum status device_features_check(const struct device *device, uint32_t op_features,
+                                  struct err *err)
 {
-    if ((device->ops->missing_ops >> kind & 1) != 0)
-        return err_set(err, STATUS_UNAVAILABLE, "%s: there is no operator \"%s\" for this device",
-                       device->info.name, op_kind_name(kind));
-    return STATUS_OK;
+    const uint32_t missing = op_features & ~device->info.op_features;
+
+    if (missing == 0)
+        return STATUS_OK;
+    return err_set(err, STATUS_UNAVAILABLE, "%s: it has no operator for %s; the cpu has",
+                   device->info.name, op_feature_name(missing & -missing));
 }
 
 enum status stream_create(struct device *device, enum stream_kind kind, struct stream **stream_out,
@@ -384,8 +387,13 @@ enum status device_fill(struct stream *stream, void *dst, uint8_t value, uint64_
 
 enum status device_launch(struct stream *stream, const struct op *op, struct err *err)
 {
+    enum status st;
+
     device__op_assert(op);
     if (op_row_count(op) == 0)
         return STATUS_OK;
+    st = device_features_check(stream->device, op_features(op), err);
+    if (st != STATUS_OK)
+        return err_prefix(err, st, "%s", op_kind_name(op->kind));
     return stream->device->ops->launch(stream, op, err);
 }

@@ -60,6 +60,7 @@ struct device_info {
     bool gathers_cache;          /* attention also takes room for the keys and values of a layer, of
                                     the longest sequence */
     uint32_t step_row_count, step_sequence_count; /* in a step, as suits it; 0: no opinion */
+    uint32_t op_features;        /* OP_FEATURE_*: what it has of what not every device has */
 };
 
 /* Opens "cpu", "sim", "sim:memory=2GiB,link=16GB/s,latency=10us", ... The caller owns *device_out.
@@ -140,9 +141,10 @@ enum layout device_weight_layout(const struct device *device, enum device_weight
 /* STATUS_UNAVAILABLE, with what would do, when the device's ops do not know weights of this
  * dtype. */
 enum status device_weights_check(const struct device *device, enum dtype dtype, struct err *err);
-
-/* STATUS_UNAVAILABLE when the device has no operator of this kind. */
-enum status device_op_check(const struct device *device, enum op_kind kind, struct err *err);
+/* STATUS_UNAVAILABLE, naming the first that is missing, when the device has not all of these
+ * OP_FEATURE_*. */
+enum status device_features_check(const struct device *device, uint32_t op_features,
+                                  struct err *err);
 
 /* Streams and events. A stream runs its queue in order; two streams run beside each other. */
 enum stream_kind { STREAM_COMPUTE, STREAM_COPY };

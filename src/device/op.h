@@ -44,7 +44,22 @@ enum op_kind {
     OP_ROUTE,
     OP_MOE,
     OP_GATHER_ROWS,
+    OP_SOFT_CAP,
     OP_KIND_COUNT
+};
+
+/* What some families need and not every device has (device_info.op_features). A field that asks for
+ * one is 0 or NULL where nothing is asked for. */
+enum op_feature {
+    OP_FEATURE_NORM_OFFSET = 1 << 0,    /* op_rms_norm.weight_offset */
+    OP_FEATURE_WINDOW = 1 << 1,         /* op_attention.window */
+    OP_FEATURE_SINKS = 1 << 2,          /* op_attention.sinks */
+    OP_FEATURE_SOFT_CAP = 1 << 3,       /* op_attention.score_cap, op_soft_cap */
+    OP_FEATURE_GATE_GELU = 1 << 4,      /* GATE_GELU_TANH */
+    OP_FEATURE_GATE_CLAMPED = 1 << 5,   /* GATE_CLAMPED_SWISH */
+    OP_FEATURE_EXPERT_BIAS = 1 << 6,    /* op_moe.w13_bias, w2_bias */
+    OP_FEATURE_SCALE = 1 << 7,          /* op_scale */
+    OP_FEATURES_ALL = (1 << 8) - 1
 };
 
 /* out[row_count][width] = table[ids[row]][width]; ids in [0, table_row_count). */
@@ -59,7 +74,8 @@ struct op_embed {
 };
 
 /* For each row and each of group_count groups of `width` adjacent elements:
- * out = x / sqrt(mean(x^2) + epsilon) * weight[width]. out may be x.
+ * out = x / sqrt(mean(x^2) + epsilon) * (weight[width] + weight_offset). out may be x. The offset
+ * is 1 where a family trains what is to be added to 1, else 0.
  * Zhang and Sennrich 2019, "Root Mean Square Layer Normalization", equation 4. */
 struct op_rms_norm {
     float *out;
@@ -67,7 +83,7 @@ struct op_rms_norm {
     const float *weight;
     uint32_t row_count, group_count, width;
     uint64_t out_row_stride, x_row_stride; /* groups are adjacent: group g starts at g * width */
-    float epsilon;
+    float epsilon, weight_offset;
 };
 
 /* For each batch b (heads, usually 1) and row t:
@@ -125,6 +141,10 @@ struct op_kv_write {
  * token slot pages[s * page_count_max + j / page_size] * page_size + j % page_size.
  * Query head h uses kv head h / (head_count / kv_head_count):
  * out[t][h][v_width] = sum_j softmax_j(scale * q[t][h] . k[j][kv]) v[j][kv].
+ * With a window it sees the keys at positions p - window + 1 .. p only; entries of the page table
+ * that lie wholly before are not looked at, and nothing of what their pages hold matters. With a
+ * score_cap a score s becomes score_cap * tanh(s / score_cap). With sinks the softmax's sum has one
+ * more term, exp(sinks[h]), to which no value belongs (gpt-oss, arXiv 2508.10925, section 2.2).
  * Multi-head latent attention in its absorbed form (DeepSeek-V2, arXiv 2405.04434, section 2.1) is
  * this with one kv head, k_width = latent + rope width and v_cache = k_cache, v_width = latent. */
 struct op_attention {
@@ -144,14 +164,28 @@ struct op_attention {
     uint64_t out_row_stride, q_row_stride;             /* heads are adjacent: h * width */
     uint64_t k_cache_row_stride, v_cache_row_stride;   /* one token slot, all kv heads */
     float scale;
+    float score_cap;            /* 0: none */
+    const float *sinks;         /* [head_count] or NULL */
+    uint32_t window;            /* 0: none */
 };
 
-/* out[row][i] = silu(x[row][i]) * x[row][width + i]; silu(a) = a / (1 + exp(-a)). */
+/* How an FFN's gate g and up u become one. */
+enum op_gate {
+    GATE_SILU,          /* g / (1 + exp(-g)) * u: SwiGLU, Shazeer 2020, arXiv 2002.05202 */
+    GATE_GELU_TANH,     /* 0.5 g (1 + tanh(sqrt(2 / pi) (g + 0.044715 g^3))) * u: GeGLU, with the
+                           approximation of Hendrycks and Gimpel 2016, arXiv 1606.08415 */
+    GATE_CLAMPED_SWISH, /* g' / (1 + exp(-1.702 g')) * (u' + 1), g' = min(g, 7), u' = u within
+                           -7 .. 7; NaN stays: gpt-oss */
+    GATE_COUNT
+};
+
+/* out[row][i] = gate(x[row][i], x[row][width + i]). */
 struct op_silu_mul {
     float *out;
     const float *x;
     uint32_t row_count, width;
     uint64_t out_row_stride, x_row_stride;
+    enum op_gate gate;
 };
 
 /* out[row][i] = factor * f(row) * x[row][i]   (+ out[row][i]), where f(row) is row_factors[row], or
@@ -199,8 +233,9 @@ struct op_moe_expert {
     int32_t id;
 };
 
-/* out[t] += sum over j, in order, of weights[t][j] * down[e] . (silu(g) * u), where e = ids[t][j],
- * g = gate[e] . x[t] and u = up[e] . x[t]. Each expert that is hit is read once for all its rows.
+/* out[t] += sum over j, in order, of weights[t][j] * (down[e] . act(g, u) (+ w2_bias[e])), where
+ * e = ids[t][j], g and u are gate[e] . x[t] and up[e] . x[t] (+ w13_bias[e]), and act is `gate`'s
+ * formula, silu(g) * u in most families. Each expert that is hit is read once for all its rows.
  *
  * gate and up are of weight_dtype, down of down_dtype: files that mix types often give down more
  * bits. The experts are either stacked: w13 [expert_count][2 * ffn_width][width] (gate over up), w2
@@ -230,6 +265,9 @@ struct op_moe {
     bool continued;          /* a launch before this one has sorted the rows */
     bool unfinished;         /* a launch after this one adds to out */
     uint64_t out_row_stride, x_row_stride;
+    enum op_gate gate;
+    const float *w13_bias;   /* [expert_count][2 * ffn_width], gate before up, or NULL; of all */
+    const float *w2_bias;    /* [expert_count][width] or NULL; experts, listed or not */
 };
 
 /* What op_moe needs, the same on every device. */
@@ -254,6 +292,14 @@ struct op_gather_rows {
     uint64_t out_row_stride, x_row_stride;
 };
 
+/* x[row][i] = cap * tanh(x[row][i] / cap), in place. Gemma 2, arXiv 2408.00118, section 2. */
+struct op_soft_cap {
+    float *x;
+    uint32_t row_count, width;
+    uint64_t row_stride;
+    float cap;
+};
+
 struct op {
     enum op_kind kind;
     union {
@@ -269,6 +315,7 @@ struct op {
         struct op_route route;
         struct op_moe moe;
         struct op_gather_rows gather_rows;
+        struct op_soft_cap soft_cap;
     };
 };
 
@@ -276,5 +323,9 @@ struct op {
 const char *op_kind_name(enum op_kind kind);
 /* The op's row_count. An op without rows is legal and does nothing. */
 uint32_t op_row_count(const struct op *op);
+/* Of OP_FEATURE_*, those that the op asks for. */
+uint32_t op_features(const struct op *op);
+/* Of one: "attention with a sliding window": for messages. */
+const char *op_feature_name(enum op_feature feature);
 
 #endif

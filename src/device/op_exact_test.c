@@ -126,7 +126,9 @@ struct attention_data {
     uint32_t heads, kv_heads, k_width, v_width;
     const float *q, *k, *v; /* k and v by [sequence][position] */
     const int32_t *sequences, *positions;
-    uint32_t page_size;     /* where they lie in the cache; 0: changes from call to call */
+    const float *sinks;     /* NULL: none */
+    float score_cap;
+    uint32_t window;
 };
 
 enum { CONTEXT = 140, SEQUENCES = 2 };
@@ -168,7 +170,8 @@ static void attention_run(struct harness *h, const void *data, uint32_t first, u
         .out_row_stride = (uint64_t)d->heads * d->v_width,
         .q_row_stride = (uint64_t)d->heads * d->k_width,
         .k_cache_row_stride = k_width, .v_cache_row_stride = v_width,
-        .scale = 0.25f,
+        .scale = 0.25f, .score_cap = d->score_cap, .window = d->window,
+        .sinks = d->sinks == NULL ? NULL : harness_put(h, d->sinks, d->heads * 4),
     };
     harness_run(h, &op);
     harness_get(h, out, op.attention.out, (uint64_t)count * d->heads * d->v_width * 4);
@@ -177,7 +180,8 @@ static void attention_run(struct harness *h, const void *data, uint32_t first, u
     free(pages);
 }
 
-static void attention_case(uint32_t heads, uint32_t kv_heads, uint32_t k_width, uint32_t v_width)
+static void attention_case(uint32_t heads, uint32_t kv_heads, uint32_t k_width, uint32_t v_width,
+                           uint32_t window)
 {
     enum { ROWS = 38 };
     struct harness random = { .random = 99 };
@@ -185,8 +189,10 @@ static void attention_case(uint32_t heads, uint32_t kv_heads, uint32_t k_width, 
     float *q = random_floats(&random, (size_t)ROWS * heads * k_width);
     float *k = random_floats(&random, (size_t)SEQUENCES * CONTEXT * kv_heads * k_width);
     float *v = random_floats(&random, (size_t)SEQUENCES * CONTEXT * kv_heads * v_width);
-    const struct attention_data data = { heads, kv_heads, k_width, v_width, q, k, v, sequences,
-                                         positions, 0 };
+    const struct attention_data data = {
+        heads, kv_heads, k_width, v_width, q, k, v, sequences, positions,
+        window > 0 ? q : NULL, window > 0 ? 3 : 0, window, /* capped, and with sinks */
+    };
     const struct problem problem = { ROWS, heads * v_width, attention_run, &data };
 
     for (int32_t t = 0; t < ROWS; t++) { /* a prompt that crosses two tiles, a short one, decodes */
@@ -203,9 +209,11 @@ static void attention_case(uint32_t heads, uint32_t kv_heads, uint32_t k_width, 
 static void attention_is_exact(void **state)
 {
     (void)state;
-    attention_case(6, 2, 20, 29);
-    attention_case(5, 5, 16, 16);
-    attention_case(36, 1, 40, 33);
+    attention_case(6, 2, 20, 29, 0);
+    attention_case(5, 5, 16, 16, 0);
+    attention_case(36, 1, 40, 33, 0);
+    attention_case(6, 2, 20, 29, 50);
+    attention_case(36, 1, 40, 33, 7);
 }
 
 struct moe_data {

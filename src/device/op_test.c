@@ -259,8 +259,13 @@ static void embed_and_gather_copy_the_right_rows(void **state)
     with_every_device(embed_and_gather_on);
 }
 
+static bool has_feature(const struct harness *h, enum op_feature feature)
+{
+    return (device_info(h->device)->op_features & feature) != 0;
+}
+
 static void rms_norm_case(struct harness *h, uint32_t rows, uint32_t groups, uint32_t width,
-                          bool in_place)
+                          bool in_place, float offset)
 {
     const size_t all = (size_t)groups * width, stride = all + 3;
     float *x = random_floats(h, rows * stride);
@@ -279,9 +284,13 @@ static void rms_norm_case(struct harness *h, uint32_t rows, uint32_t groups, uin
         for (size_t j = 0; j < width; j++)
             sum += (double)from[j] * from[j];
         for (size_t j = 0; j < width; j++) {
-            wanted[i * width + j] = from[j] / sqrt(sum / width + 1e-6) * weight[j];
-            /* The sum's error is halved by the root; five more roundings. */
-            tolerance[i * width + j] = (width / 16.0 + 8) * U * fabs(wanted[i * width + j]) + 1e-30;
+            const double normed = from[j] / sqrt(sum / width + 1e-6);
+            wanted[i * width + j] = normed * (weight[j] + (double)offset);
+            /* The sum's error is halved by the root; five more roundings, one of them of the weight
+             * and its offset, whose sum may be much smaller than they. */
+            tolerance[i * width + j] =
+                (width / 16.0 + 8) * U * fabs(wanted[i * width + j]) +
+                (offset != 0 ? 2 * U * fabs(normed) : 0) + 1e-30;
         }
     }
     place = harness_put(h, x, rows * stride * 4);
@@ -290,6 +299,7 @@ static void rms_norm_case(struct harness *h, uint32_t rows, uint32_t groups, uin
         .weight = harness_put(h, weight, width * 4),
         .row_count = rows, .group_count = groups, .width = width,
         .out_row_stride = stride, .x_row_stride = stride, .epsilon = 1e-6f,
+        .weight_offset = offset,
     };
     op.rms_norm.out = in_place ? place : harness_put(h, out, rows * stride * 4);
     harness_run(h, &op);
@@ -305,10 +315,14 @@ static void rms_norm_case(struct harness *h, uint32_t rows, uint32_t groups, uin
 
 static void rms_norm_on(struct harness *h)
 {
-    rms_norm_case(h, 1, 1, 1, false);
-    rms_norm_case(h, 3, 1, 77, false);
-    rms_norm_case(h, 9, 4, 24, true);
-    rms_norm_case(h, 40, 3, 131, true);
+    rms_norm_case(h, 1, 1, 1, false, 0);
+    rms_norm_case(h, 3, 1, 77, false, 0);
+    rms_norm_case(h, 9, 4, 24, true, 0);
+    rms_norm_case(h, 40, 3, 131, true, 0);
+    if (!has_feature(h, OP_FEATURE_NORM_OFFSET))
+        return;
+    rms_norm_case(h, 3, 1, 77, false, 1);
+    rms_norm_case(h, 9, 4, 24, true, 1);
 }
 
 static void rms_norm_is_right(void **state)
@@ -381,7 +395,27 @@ static void rope_is_right(void **state)
     with_every_device(rope_both_on);
 }
 
-static void silu_mul_on(struct harness *h)
+/* What a gate makes of g and u, and how far an F32 result may be off when g and u are exact: exp
+ * to 2 ulp, addition, division, product, and the few roundings of its argument, which exp turns
+ * into that many times the argument; where exp overflows F32, past 88.7, the result becomes 0. */
+static double gated(enum op_gate gate, double g, double u, double *tolerance_out)
+{
+    double a = g, wanted;
+
+    if (gate == GATE_GELU_TANH)
+        a = 2 * sqrt(2 / M_PI) * (g + 0.044715 * g * g * g);
+    if (gate == GATE_CLAMPED_SWISH) {
+        g = fmin(g, 7);
+        u = fmin(fmax(u, -7), 7) + 1;
+        a = 1.702 * g;
+    }
+    wanted = g / (1 + exp(-a)) * u;
+    *tolerance_out = (9 + (gate != GATE_SILU ? 6 * fmin(fabs(a), 100) : 0)) * U * fabs(wanted) +
+                     (gate == GATE_CLAMPED_SWISH ? 4 * U * fabs(g) : 0) + 1e-34;
+    return wanted;
+}
+
+static void gate_case(struct harness *h, enum op_gate gate)
 {
     enum { ROWS = 3, WIDTH = 171, STRIDE = 2 * WIDTH + 1, OUT_STRIDE = WIDTH + 2 };
     float *x = random_floats(h, ROWS * STRIDE), *out = guarded(ROWS * OUT_STRIDE);
@@ -389,17 +423,16 @@ static void silu_mul_on(struct harness *h)
     struct op op = { .kind = OP_SILU_MUL };
 
     for (size_t i = 0; i < ROWS * WIDTH; i++) {
-        float *gate = &x[i / WIDTH * STRIDE + i % WIDTH];
-        *gate *= 110; /* far enough for exp to overflow and to vanish */
-        wanted[i] = *gate / (1 + exp(-(double)*gate)) * gate[WIDTH];
-        /* exp to 2 ulp, addition, division, product. Where exp(-x) overflows F32, at -88.7, the
-         * result becomes 0; it is below 1e-36 there. */
-        tolerance[i] = 9 * U * fabs(wanted[i]) + 1e-36;
+        float *g = &x[i / WIDTH * STRIDE + i % WIDTH];
+        *g *= gate == GATE_SILU || i % 2 == 0 ? 110 : 8; /* exp overflows and vanishes at 110 */
+        g[WIDTH] *= gate == GATE_CLAMPED_SWISH ? 10 : 1;
+        wanted[i] = gated(gate, (double)*g, (double)g[WIDTH], &tolerance[i]);
     }
     op.silu_mul = (struct op_silu_mul){
         .out = harness_put(h, out, ROWS * OUT_STRIDE * 4),
         .x = harness_put(h, x, ROWS * STRIDE * 4),
         .row_count = ROWS, .width = WIDTH, .out_row_stride = OUT_STRIDE, .x_row_stride = STRIDE,
+        .gate = gate,
     };
     harness_run(h, &op);
     harness_get(h, out, op.silu_mul.out, ROWS * OUT_STRIDE * 4);
@@ -409,10 +442,84 @@ static void silu_mul_on(struct harness *h)
     free(out);
 }
 
-static void silu_mul_is_right(void **state)
+static void gates_on(struct harness *h)
+{
+    gate_case(h, GATE_SILU);
+    if (has_feature(h, OP_FEATURE_GATE_GELU))
+        gate_case(h, GATE_GELU_TANH);
+    if (has_feature(h, OP_FEATURE_GATE_CLAMPED))
+        gate_case(h, GATE_CLAMPED_SWISH);
+}
+
+static void gates_are_right(void **state)
 {
     (void)state;
-    with_every_device(silu_mul_on);
+    with_every_device(gates_on);
+}
+
+static void soft_cap_on(struct harness *h)
+{
+    enum { ROWS = 3, WIDTH = 171, STRIDE = WIDTH + 1 };
+    float *x = random_floats(h, ROWS * STRIDE);
+    static double wanted[ROWS * WIDTH], tolerance[ROWS * WIDTH];
+    struct op op = { .kind = OP_SOFT_CAP };
+
+    for (size_t row = 0; row + 1 < ROWS; row++)
+        x[row * STRIDE + WIDTH] = GUARD;
+    for (size_t i = 0; i < ROWS * WIDTH; i++) {
+        float *value = &x[i / WIDTH * STRIDE + i % WIDTH];
+        *value *= i % 3 == 0 ? 200 : i % 3 == 1 ? 10 : 0.01f;
+        wanted[i] = 30 * tanh((double)*value / 30);
+        /* relative where tanh is nearly its argument, else 2 ulp of the cap */
+        tolerance[i] = fmin(30 * 4 * U, 60 * U * fabs(wanted[i]));
+    }
+    op.soft_cap = (struct op_soft_cap){
+        .x = harness_put(h, x, ROWS * STRIDE * 4), .row_count = ROWS, .width = WIDTH,
+        .row_stride = STRIDE, .cap = 30,
+    };
+    if (has_feature(h, OP_FEATURE_SOFT_CAP)) {
+        harness_run(h, &op);
+        harness_get(h, x, op.soft_cap.x, ROWS * STRIDE * 4);
+        check_rows("soft_cap", x, wanted, tolerance, ROWS, WIDTH, STRIDE);
+    }
+    harness_clear(h);
+    free(x);
+}
+
+static void soft_cap_is_right(void **state)
+{
+    (void)state;
+    with_every_device(soft_cap_on);
+}
+
+/* What a device has no operator for it refuses, whoever asks. */
+static void missing_features_on(struct harness *h)
+{
+    float x[4] = { 1, 2, 3, 4 };
+    struct op op = { .kind = OP_SOFT_CAP, .soft_cap = {
+        .x = harness_put(h, x, sizeof(x)), .row_count = 2, .width = 2, .row_stride = 2, .cap = 1,
+    } };
+    struct err err;
+
+    assert_int_equal(op_features(&op), OP_FEATURE_SOFT_CAP);
+    if (!has_feature(h, OP_FEATURE_SOFT_CAP)) {
+        assert_int_equal(device_launch(h->stream, &op, &err), STATUS_UNAVAILABLE);
+        assert_non_null(strstr(err.message, "soft caps"));
+    }
+    for (uint32_t feature = 1; feature < OP_FEATURES_ALL; feature <<= 1) {
+        const enum status st = device_features_check(h->device, feature, &err);
+        assert_int_equal(st, has_feature(h, (enum op_feature)feature) ? STATUS_OK
+                                                                      : STATUS_UNAVAILABLE);
+        if (st != STATUS_OK)
+            assert_non_null(strstr(err.message, op_feature_name((enum op_feature)feature)));
+    }
+    assert_int_equal(device_info(h->device)->op_features == OP_FEATURES_ALL, !h->is_npu);
+}
+
+static void missing_features_are_refused(void **state)
+{
+    (void)state;
+    with_every_device(missing_features_on);
 }
 
 /* One combination of what the op can do; in place: out is x. */
@@ -459,12 +566,8 @@ static void scale_case(struct harness *h, bool rows_differ, bool sigmoid, bool a
 
 static void scale_on(struct harness *h)
 {
-    struct err err;
-
-    if (device_op_check(h->device, OP_SCALE, &err) != STATUS_OK) {
-        assert_non_null(strstr(err.message, "\"scale\""));
+    if (!has_feature(h, OP_FEATURE_SCALE))
         return;
-    }
     for (unsigned i = 0; i < 16; i++)
         scale_case(h, i & 1, i & 2, i & 4, i & 8);
 }
@@ -478,6 +581,9 @@ static void scale_is_right(void **state)
 struct attention_case {
     uint32_t heads, kv_heads, k_width, v_width, page_size;
     bool latent; /* v_cache = k_cache */
+    uint32_t window;
+    bool sinks;
+    float score_cap;
 };
 
 enum { ATTENTION_ROWS = 23, ATTENTION_SEQUENCES = 3, ATTENTION_CONTEXT = 150 };
@@ -487,7 +593,7 @@ struct attention {
     const struct attention_case *c;
     uint32_t pages_each;
     size_t slot_count, k_stride, v_stride, q_stride, out_width, out_stride;
-    float *k, *v, *q;
+    float *k, *v, *q, *sinks;
     int32_t *pages;
     int32_t sequences[ATTENTION_ROWS], positions[ATTENTION_ROWS];
 };
@@ -505,6 +611,7 @@ static void attention_make(struct harness *h, struct attention *a, const struct 
     a->k = random_floats(h, a->slot_count * a->k_stride);
     a->v = c->latent ? a->k : random_floats(h, a->slot_count * a->v_stride);
     a->q = random_floats(h, ATTENTION_ROWS * a->q_stride);
+    a->sinks = random_floats(h, c->heads);
     a->pages = scattered_pages(ATTENTION_SEQUENCES * a->pages_each, 1);
     for (int32_t t = 0; t < ATTENTION_ROWS; t++) {
         a->sequences[t] = t < 11 ? 0 : t < 15 ? 2 : t < 22 ? 1 : 2;
@@ -519,23 +626,28 @@ static void attention_wanted(const struct attention *a, size_t t, size_t head, f
     const struct attention_case *c = a->c;
     const size_t kv = head / (c->heads / c->kv_heads);
     const float *q = a->q + t * a->q_stride + head * c->k_width;
-    double weights[ATTENTION_CONTEXT], max = -1e30, sum = 0;
+    const int32_t end = a->positions[t] + 1;
+    const int32_t first = c->window == 0 || (int32_t)c->window > end ? 0 : end - (int32_t)c->window;
+    double weights[ATTENTION_CONTEXT], max = c->sinks ? (double)a->sinks[head] : -1e30, sum = 0;
     size_t slot[ATTENTION_CONTEXT];
 
-    for (int32_t j = 0; j <= a->positions[t]; j++) {
+    for (int32_t j = first; j < end; j++) {
         const uint32_t page = (uint32_t)a->sequences[t] * a->pages_each + j / c->page_size;
         slot[j] = (size_t)a->pages[page] * c->page_size + (size_t)j % c->page_size;
         weights[j] = 0;
         for (size_t e = 0; e < c->k_width; e++)
             weights[j] += (double)q[e] * a->k[slot[j] * a->k_stride + kv * c->k_width + e];
-        weights[j] *= scale;
+        weights[j] *= (double)scale;
+        if (c->score_cap > 0)
+            weights[j] = (double)c->score_cap * tanh(weights[j] / (double)c->score_cap);
         max = weights[j] > max ? weights[j] : max;
     }
-    for (int32_t j = 0; j <= a->positions[t]; j++)
+    sum = c->sinks ? exp((double)a->sinks[head] - max) : 0;
+    for (int32_t j = first; j < end; j++)
         sum += weights[j] = exp(weights[j] - max);
     for (size_t e = 0; e < c->v_width; e++) {
         wanted[e] = 0;
-        for (int32_t j = 0; j <= a->positions[t]; j++)
+        for (int32_t j = first; j < end; j++)
             wanted[e] += weights[j] / sum * a->v[slot[j] * a->v_stride + kv * c->v_width + e];
     }
 }
@@ -570,7 +682,8 @@ static void attention_case_run(struct harness *h, const struct attention_case *c
         .cache_row_count = (uint32_t)a.slot_count,
         .out_row_stride = a.out_stride, .q_row_stride = a.q_stride,
         .k_cache_row_stride = a.k_stride, .v_cache_row_stride = a.v_stride,
-        .scale = 0.3f,
+        .scale = 0.3f, .window = c->window, .score_cap = c->score_cap,
+        .sinks = c->sinks ? harness_put(h, a.sinks, c->heads * 4) : NULL,
     };
     op.attention.v_cache =
         c->latent ? op.attention.k_cache : harness_put(h, a.v, a.slot_count * a.v_stride * 4);
@@ -582,6 +695,7 @@ static void attention_case_run(struct harness *h, const struct attention_case *c
     if (!c->latent)
         free(a.v);
     free(a.q);
+    free(a.sinks);
     free(a.pages);
     free(out);
     free(wanted);
@@ -591,12 +705,26 @@ static void attention_case_run(struct harness *h, const struct attention_case *c
 static void attention_on(struct harness *h)
 {
     static const struct attention_case cases[] = {
-        { 4, 4, 16, 16, 16, false }, { 6, 2, 20, 13, 8, false }, { 7, 1, 33, 30, 64, true },
-        { 40, 1, 18, 16, 1, true },  { 8, 2, 64, 64, 7, false },
+        { .heads = 4, .kv_heads = 4, .k_width = 16, .v_width = 16, .page_size = 16 },
+        { .heads = 6, .kv_heads = 2, .k_width = 20, .v_width = 13, .page_size = 8 },
+        { .heads = 7, .kv_heads = 1, .k_width = 33, .v_width = 30, .page_size = 64,
+          .latent = true },
+        { .heads = 40, .kv_heads = 1, .k_width = 18, .v_width = 16, .page_size = 1,
+          .latent = true },
+        { .heads = 8, .kv_heads = 2, .k_width = 64, .v_width = 64, .page_size = 7 },
+        { .heads = 6, .kv_heads = 2, .k_width = 20, .v_width = 13, .page_size = 8, .window = 1 },
+        { .heads = 8, .kv_heads = 2, .k_width = 64, .v_width = 64, .page_size = 7, .window = 70 },
+        { .heads = 4, .kv_heads = 4, .k_width = 16, .v_width = 16, .page_size = 16,
+          .sinks = true },
+        { .heads = 4, .kv_heads = 2, .k_width = 16, .v_width = 16, .page_size = 16,
+          .score_cap = 1.5f },
+        { .heads = 40, .kv_heads = 1, .k_width = 18, .v_width = 16, .page_size = 1, .window = 20,
+          .sinks = true, .score_cap = 2 },
     };
 
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
-        attention_case_run(h, &cases[i]);
+        if (!h->is_npu || (cases[i].window == 0 && !cases[i].sinks && cases[i].score_cap == 0))
+            attention_case_run(h, &cases[i]);
 }
 
 static void attention_is_right(void **state)
@@ -807,6 +935,120 @@ static void moe_is_right(void **state)
     with_every_device(moe_on);
 }
 
+/* out[rows][n] = x . w^T + bias. */
+static float *product_with_bias(struct harness *h, const float *x, const void *w, const float *bias,
+                                uint32_t rows, uint32_t n, uint32_t k, enum dtype dtype)
+{
+    float *out = guarded((size_t)rows * n);
+    const struct op op = { .kind = OP_MATMUL, .matmul = {
+        .out = harness_put(h, out, (uint64_t)rows * n * 4), .x = x, .weight = w, .bias = bias,
+        .weight_dtype = dtype, .row_count = rows, .n_count = n, .k_count = k, .batch_count = 1,
+        .out_row_stride = n, .x_row_stride = k,
+    } };
+
+    harness_run(h, &op);
+    free(out);
+    return op.matmul.out;
+}
+
+enum { PARTS_ROWS = 5, PARTS_EXPERTS = 4, PARTS_TOP_K = 2, PARTS_WIDTH = 64, PARTS_FFN = 32 };
+
+/* wanted += weights[.][e] * what expert e gives by the other ops. */
+static void add_expert_by_parts(struct harness *h, const struct op_moe *moe, uint32_t e,
+                                const int32_t *ids, const float *weights, double *wanted)
+{
+    const uint64_t matrix_bytes = dtype_row_bytes(moe->weight_dtype, PARTS_WIDTH * PARTS_FFN);
+    float result[PARTS_ROWS * PARTS_WIDTH];
+    float *hidden = product_with_bias(h, moe->x, (const char *)moe->w13 + 2 * e * matrix_bytes,
+                                      moe->w13_bias + e * 2 * PARTS_FFN, PARTS_ROWS,
+                                      2 * PARTS_FFN, PARTS_WIDTH, moe->weight_dtype);
+    const struct op gate = { .kind = OP_SILU_MUL, .silu_mul = {
+        .out = harness_put(h, result, PARTS_ROWS * PARTS_FFN * 4), .x = hidden,
+        .row_count = PARTS_ROWS, .width = PARTS_FFN, .out_row_stride = PARTS_FFN,
+        .x_row_stride = 2 * PARTS_FFN, .gate = moe->gate,
+    } };
+    float *down;
+
+    harness_run(h, &gate);
+    down = product_with_bias(h, gate.silu_mul.out, (const char *)moe->w2 + e * matrix_bytes,
+                             moe->w2_bias + e * PARTS_WIDTH, PARTS_ROWS, PARTS_WIDTH, PARTS_FFN,
+                             moe->weight_dtype);
+    harness_get(h, result, down, sizeof(result));
+    for (size_t i = 0; i < PARTS_ROWS * PARTS_TOP_K; i++)
+        for (size_t j = 0; ids[i] == (int32_t)e && j < PARTS_WIDTH; j++)
+            wanted[i / PARTS_TOP_K * PARTS_WIDTH + j] +=
+                (double)weights[i] * (double)result[i / PARTS_TOP_K * PARTS_WIDTH + j];
+}
+
+/* With biases and another gate a mixture is what the other ops, tested above, make of its parts. */
+static void moe_by_parts(struct harness *h, enum dtype dtype, enum op_gate gate)
+{
+    enum { OUT = PARTS_ROWS * PARTS_WIDTH, MATRIX = PARTS_EXPERTS * PARTS_WIDTH * PARTS_FFN };
+    const uint64_t scratch_bytes = op_moe_scratch_bytes(PARTS_ROWS, PARTS_TOP_K, PARTS_EXPERTS,
+                                                        PARTS_WIDTH, PARTS_FFN);
+    float *x = random_floats(h, OUT), *weights = random_floats(h, PARTS_ROWS * PARTS_TOP_K);
+    float *w13 = random_floats(h, 2 * MATRIX), *w2 = random_floats(h, MATRIX);
+    float *bias = random_floats(h, 2 * PARTS_EXPERTS * PARTS_WIDTH);
+    void *w13_bytes = rounded_to(w13, dtype, 2 * MATRIX), *w2_bytes = rounded_to(w2, dtype, MATRIX);
+    void *scratch = calloc(1, scratch_bytes);
+    int32_t ids[PARTS_ROWS * PARTS_TOP_K];
+    double wanted[OUT], tolerance[OUT];
+    struct op op = { .kind = OP_MOE };
+
+    for (int32_t i = 0; i < PARTS_ROWS * PARTS_TOP_K; i++)
+        ids[i] = (i / PARTS_TOP_K + i % PARTS_TOP_K) % PARTS_EXPERTS;
+    for (size_t i = 0; i < OUT; i++) {
+        wanted[i] = x[i];
+        tolerance[i] = 1e-3; /* sums of some hundred terms, far below any of the biases */
+    }
+    op.moe = (struct op_moe){
+        .out = harness_put(h, x, OUT * 4), .x = harness_put(h, x, OUT * 4),
+        .ids = harness_put(h, ids, sizeof(ids)),
+        .weights = harness_put(h, weights, PARTS_ROWS * PARTS_TOP_K * 4),
+        .w13 = harness_put(h, w13_bytes, dtype_row_bytes(dtype, 2 * MATRIX)),
+        .w2 = harness_put(h, w2_bytes, dtype_row_bytes(dtype, MATRIX)),
+        .weight_dtype = dtype, .down_dtype = dtype, .gate = gate,
+        .w13_bias = harness_put(h, bias, PARTS_EXPERTS * 2 * PARTS_FFN * 4),
+        .w2_bias = harness_put(h, bias, PARTS_EXPERTS * PARTS_WIDTH * 4),
+        .scratch = harness_put(h, scratch, scratch_bytes),
+        .row_count = PARTS_ROWS, .top_k = PARTS_TOP_K, .expert_count = PARTS_EXPERTS,
+        .width = PARTS_WIDTH, .ffn_width = PARTS_FFN,
+        .out_row_stride = PARTS_WIDTH, .x_row_stride = PARTS_WIDTH,
+    };
+    for (uint32_t e = 0; e < PARTS_EXPERTS; e++)
+        add_expert_by_parts(h, &op.moe, e, ids, weights, wanted);
+    harness_run(h, &op);
+    harness_get(h, x, op.moe.out, OUT * 4);
+    check_rows("moe", x, wanted, tolerance, PARTS_ROWS, PARTS_WIDTH, PARTS_WIDTH);
+    harness_clear(h);
+    free(x);
+    free(weights);
+    free(w13);
+    free(w2);
+    free(bias);
+    free(w13_bytes);
+    free(w2_bytes);
+    free(scratch);
+}
+
+static void moe_by_parts_on(struct harness *h)
+{
+    const uint32_t needed =
+        OP_FEATURE_EXPERT_BIAS | OP_FEATURE_GATE_CLAMPED | OP_FEATURE_GATE_GELU;
+
+    if ((device_info(h->device)->op_features & needed) != needed)
+        return;
+    moe_by_parts(h, DTYPE_F32, GATE_CLAMPED_SWISH);
+    moe_by_parts(h, DTYPE_BF16, GATE_GELU_TANH);
+    moe_by_parts(h, DTYPE_MXFP4, GATE_CLAMPED_SWISH);
+}
+
+static void moe_is_the_sum_of_its_parts(void **state)
+{
+    (void)state;
+    with_every_device(moe_by_parts_on);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -814,11 +1056,14 @@ int main(void)
         cmocka_unit_test(embed_and_gather_copy_the_right_rows),
         cmocka_unit_test(rms_norm_is_right),
         cmocka_unit_test(rope_is_right),
-        cmocka_unit_test(silu_mul_is_right),
+        cmocka_unit_test(gates_are_right),
         cmocka_unit_test(scale_is_right),
+        cmocka_unit_test(soft_cap_is_right),
+        cmocka_unit_test(missing_features_are_refused),
         cmocka_unit_test(attention_is_right),
         cmocka_unit_test(kv_write_writes_its_slots_only),
         cmocka_unit_test(moe_is_right),
+        cmocka_unit_test(moe_is_the_sum_of_its_parts),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

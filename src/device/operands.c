@@ -61,6 +61,8 @@ static void list_attention(struct list *list, const struct op_attention *op)
     add(list, "pages", op->pages, (uint64_t)op->page_count_max * 4);
     add(list, "sequences", op->sequences, (uint64_t)op->row_count * 4);
     add(list, "positions", op->positions, (uint64_t)op->row_count * 4);
+    if (op->sinks != NULL)
+        add(list, "sinks", op->sinks, (uint64_t)op->head_count * 4);
 }
 
 static void list_route(struct list *list, const struct op_route *op)
@@ -86,6 +88,10 @@ static void list_moe(struct list *list, const struct op_moe *op)
     } else {
         add(list, "experts", op->experts, op->expert_list_count * sizeof(*op->experts));
     }
+    if (op->w13_bias != NULL)
+        add(list, "w13_bias", op->w13_bias, (uint64_t)op->expert_count * 2 * op->ffn_width * 4);
+    if (op->w2_bias != NULL)
+        add(list, "w2_bias", op->w2_bias, (uint64_t)op->expert_count * op->width * 4);
     add(list, "scratch", op->scratch,
         op_moe_scratch_bytes(op->row_count, op->top_k, op->expert_count, op->width,
                              op->ffn_width));
@@ -148,6 +154,10 @@ static void list_small(struct list *list, const struct op *op)
         add(list, "x", op->gather_rows.x, (uint64_t)op->gather_rows.width * 4);
         add(list, "rows", op->gather_rows.rows, (uint64_t)op->gather_rows.row_count * 4);
         break;
+    case OP_SOFT_CAP:
+        add_rows(list, "x", op->soft_cap.x, op->soft_cap.row_count, op->soft_cap.row_stride,
+                 op->soft_cap.width);
+        break;
     default:
         assert(!"an op without a list of operands");
     }
@@ -177,6 +187,7 @@ static void assert_attention(const struct op_attention *op)
     assert(op->page_size > 0 && op->page_count_max > 0);
     assert(op->k_cache_row_stride >= (uint64_t)op->kv_head_count * op->k_width);
     assert(op->v_cache_row_stride >= (uint64_t)op->kv_head_count * op->v_width);
+    assert(op->score_cap >= 0);
 }
 
 static void assert_route(const struct op_route *op)
@@ -217,7 +228,10 @@ void device__op_assert(const struct op *op)
         break;
     case OP_ATTENTION: assert_attention(&op->attention); break;
     case OP_ROUTE: assert_route(&op->route); break;
+    case OP_SILU_MUL: assert((unsigned)op->silu_mul.gate < GATE_COUNT); break;
+    case OP_SOFT_CAP: assert(op->soft_cap.cap > 0); break;
     case OP_MOE:
+        assert((unsigned)op->moe.gate < GATE_COUNT);
         assert(op->moe.top_k > 0 && op->moe.top_k <= op->moe.expert_count);
         assert(op->moe.width > 0 && op->moe.ffn_width > 0);
         assert(is_whole_blocks(op->moe.weight_dtype, op->moe.width));
@@ -246,7 +260,8 @@ const char *op_kind_name(enum op_kind kind)
         [OP_EMBED] = "embed",           [OP_RMS_NORM] = "rms_norm", [OP_MATMUL] = "matmul",
         [OP_ROPE_TABLE] = "rope_table", [OP_ROPE] = "rope",         [OP_KV_WRITE] = "kv_write",
         [OP_ATTENTION] = "attention",   [OP_SILU_MUL] = "silu_mul", [OP_ROUTE] = "route",
-        [OP_MOE] = "moe",               [OP_GATHER_ROWS] = "gather_rows", [OP_SCALE] = "scale",
+        [OP_MOE] = "moe",               [OP_GATHER_ROWS] = "gather_rows",
+        [OP_SCALE] = "scale",           [OP_SOFT_CAP] = "soft_cap",
     };
 
     assert((unsigned)kind < OP_KIND_COUNT);
@@ -268,8 +283,55 @@ uint32_t op_row_count(const struct op *op)
     case OP_ROUTE: return op->route.row_count;
     case OP_MOE: return op->moe.row_count;
     case OP_GATHER_ROWS: return op->gather_rows.row_count;
+    case OP_SOFT_CAP: return op->soft_cap.row_count;
     case OP_KIND_COUNT: break;
     }
     assert(!"an op of no kind");
     return 0;
+}
+
+static uint32_t gate_features(enum op_gate gate)
+{
+    return gate == GATE_GELU_TANH       ? OP_FEATURE_GATE_GELU
+           : gate == GATE_CLAMPED_SWISH ? OP_FEATURE_GATE_CLAMPED
+                                        : 0;
+}
+
+static uint32_t attention_features(const struct op_attention *op)
+{
+    return (op->window > 0 ? OP_FEATURE_WINDOW : 0u) |
+           (op->sinks != NULL ? OP_FEATURE_SINKS : 0u) |
+           (op->score_cap > 0 ? OP_FEATURE_SOFT_CAP : 0u);
+}
+
+uint32_t op_features(const struct op *op)
+{
+    switch (op->kind) {
+    case OP_RMS_NORM: return op->rms_norm.weight_offset != 0 ? OP_FEATURE_NORM_OFFSET : 0;
+    case OP_SCALE: return OP_FEATURE_SCALE;
+    case OP_ATTENTION: return attention_features(&op->attention);
+    case OP_SILU_MUL: return gate_features(op->silu_mul.gate);
+    case OP_MOE:
+        return gate_features(op->moe.gate) |
+               (op->moe.w13_bias != NULL || op->moe.w2_bias != NULL ? OP_FEATURE_EXPERT_BIAS : 0u);
+    case OP_SOFT_CAP: return OP_FEATURE_SOFT_CAP;
+    default: return 0;
+    }
+}
+
+const char *op_feature_name(enum op_feature feature)
+{
+    switch (feature) {
+    case OP_FEATURE_SCALE: return "scaled rows that are added";
+    case OP_FEATURE_NORM_OFFSET: return "norms whose weights are added to 1";
+    case OP_FEATURE_WINDOW: return "attention with a sliding window";
+    case OP_FEATURE_SINKS: return "attention with sinks";
+    case OP_FEATURE_SOFT_CAP: return "soft caps on scores and logits";
+    case OP_FEATURE_GATE_GELU: return "a GELU gate";
+    case OP_FEATURE_GATE_CLAMPED: return "a clamped gate";
+    case OP_FEATURE_EXPERT_BIAS: return "biases of experts";
+    case OP_FEATURES_ALL: break;
+    }
+    assert(!"no feature, or several");
+    return "";
 }

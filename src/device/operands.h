@@ -10,7 +10,7 @@
 
 #include "device/op.h"
 
-#define OP_OPERANDS_MAX 8
+#define OP_OPERANDS_MAX 10
 
 struct op_operand {
     const char *name;

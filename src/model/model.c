@@ -191,11 +191,11 @@ static enum status choose_expert_units(struct model *model, const struct ckpt *c
 static enum status check_ops(const struct model *model, struct err *err)
 {
     const struct model_config *config = &model->config;
-    enum status st = STATUS_OK;
+    const bool scales = model__adds_apart(config) || config->embedding_scale != 1.0f ||
+                        config->logits_scale != 1.0f;
+    const enum status st =
+        device_features_check(model->device, scales ? OP_FEATURE_SCALE : 0, err);
 
-    if (model__adds_apart(config) || config->embedding_scale != 1.0f ||
-        config->logits_scale != 1.0f)
-        st = device_op_check(model->device, OP_SCALE, err);
     return st == STATUS_OK ? st : err_prefix(err, st, "%s", config->architecture);
 }
 

@@ -223,7 +223,6 @@ static enum status ascend_open(const char *settings, const struct device_options
 const struct device_ops device_ascend_ops = {
     .name = "ascend",
     .other_name = "npu",
-    .missing_ops = 1u << OP_SCALE,
     .open = ascend_open,
     .close = ascend_close,
     .inspect = ascend__inspect,

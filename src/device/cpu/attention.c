@@ -7,10 +7,13 @@
  *     m' = max(m, the tile's scores)      p_j = exp(score_j - m')      f = exp(m - m')
  *     l' = l * f + sum p_j                o' = o * f + sum p_j v_j, j ascending
  *
+ * A sink is where m and l begin: at its logit and at 1. A window makes a row's first tile begin
+ * later, or within; tiles that lie before every row's window are left out.
+ *
  * A task is a few rows of one kv head, so that a key is used for several queries while it is in the
  * cache. Keys and values are found through pointers, one per position, so where they lie changes
- * nothing. A row's sum over j stops at its own position: what later keys hold, NaN perhaps, must
- * not touch it. */
+ * nothing. A row's sum over j stops at its own position, and begins where its window does: what
+ * other keys hold, NaN perhaps, must not touch it. */
 #include <assert.h>
 #include <math.h>
 #include <string.h>
@@ -56,12 +59,38 @@ static uint32_t position_max(const struct block *block)
     return (uint32_t)max;
 }
 
-/* How many keys of the tile the row sees. */
-static uint32_t keys_seen(const struct block *block, uint32_t row, uint32_t tile)
+/* Where the row's window begins. */
+static uint32_t first_seen(const struct block *block, uint32_t row)
 {
-    const int64_t count = (int64_t)block->positions[row] + 1 - tile;
+    const uint32_t window = block->job->op->window;
+    const uint32_t end = (uint32_t)block->positions[row] + 1;
 
+    return window == 0 || window >= end ? 0 : end - window;
+}
+
+static uint32_t first_seen_min(const struct block *block)
+{
+    uint32_t min = first_seen(block, 0);
+
+    for (uint32_t r = 1; r < block->row_count; r++)
+        min = first_seen(block, r) < min ? first_seen(block, r) : min;
+    return min;
+}
+
+/* The keys of a tile that a row sees: [first, end), counted from the tile's first. */
+struct span {
+    uint32_t first, end;
+};
+
+static uint32_t within_tile(int64_t count)
+{
     return count < 0 ? 0 : count > CPU_ATTENTION_TILE ? CPU_ATTENTION_TILE : (uint32_t)count;
+}
+
+static struct span keys_seen(const struct block *block, uint32_t row, uint32_t tile)
+{
+    return (struct span){ within_tile((int64_t)first_seen(block, row) - tile),
+                          within_tile((int64_t)block->positions[row] + 1 - tile) };
 }
 
 /* Follows the pages to the keys and values of positions [tile, end). */
@@ -102,14 +131,28 @@ static void score_tile(struct block *block, uint32_t key_count)
     block->job->executor->kernels->matmul(&strip, block->scratch);
 }
 
-/* Turns one query's scores of `count` keys into weights and makes room for them in its sums. */
-static void soften(struct block *block, uint32_t query, uint32_t count)
+/* Scales one query's scores, caps them where the op says so, and returns the largest so far. */
+static float scale_scores(struct block *block, uint32_t query, float *scores, uint32_t count)
 {
     const struct op_attention *op = block->job->op;
     const struct cpu_kernels *kernels = block->job->executor->kernels;
-    float *scores = block->scores[query];
+
+    if (op->score_cap == 0)
+        return kernels->scale_max(scores, count, op->scale, block->max[query]);
+    (void)kernels->scale_max(scores, count, op->scale, 0);
+    kernels->soft_cap(scores, count, op->score_cap);
+    return kernels->scale_max(scores, count, 1, block->max[query]);
+}
+
+/* Turns one query's scores of some keys into weights and makes room for them in its sums. */
+static void soften(struct block *block, uint32_t query, struct span keys)
+{
+    const struct op_attention *op = block->job->op;
+    const struct cpu_kernels *kernels = block->job->executor->kernels;
+    const uint32_t count = keys.end - keys.first;
+    float *scores = block->scores[query] + keys.first;
     float *out = block->out[query];
-    const float max = kernels->scale_max(scores, count, op->scale, block->max[query]);
+    const float max = scale_scores(block, query, scores, count);
 
     if (max != block->max[query]) { /* else f is 1 */
         float keep;
@@ -122,34 +165,35 @@ static void soften(struct block *block, uint32_t query, uint32_t count)
     block->max[query] = max;
 }
 
-/* out[query] += the weights of its first `count` keys times their values. */
-static void add_values(struct block *block, uint32_t query, uint32_t query_count, uint32_t count)
+/* out[query] += the weights of these keys times their values. */
+static void add_values(struct block *block, uint32_t query, uint32_t query_count, struct span keys)
 {
     block->job->executor->kernels->add_weighted_rows(
-        &block->out[query], query_count, block->scores[query], CPU_ATTENTION_TILE, block->values,
-        count, block->job->op->v_width);
+        &block->out[query], query_count, block->scores[query] + keys.first, CPU_ATTENTION_TILE,
+        block->values + keys.first, keys.end - keys.first, block->job->op->v_width);
 }
 
 static void attend_tile(struct block *block, uint32_t tile, uint32_t end)
 {
+    const struct span all = { 0, end - tile };
     bool all_see_all = true;
 
     find_tile(block, tile, end);
     score_tile(block, end - tile);
     for (uint32_t row = 0; row < block->row_count; row++) {
-        const uint32_t count = keys_seen(block, row, tile);
-        all_see_all = all_see_all && count == end - tile;
-        for (uint32_t h = 0; count > 0 && h < block->head_count; h++)
-            soften(block, row * block->head_count + h, count);
+        const struct span keys = keys_seen(block, row, tile);
+        all_see_all = all_see_all && keys.first == 0 && keys.end == all.end;
+        for (uint32_t h = 0; keys.first < keys.end && h < block->head_count; h++)
+            soften(block, row * block->head_count + h, keys);
     }
     if (all_see_all) {
-        add_values(block, 0, block->query_count, end - tile);
+        add_values(block, 0, block->query_count, all);
         return;
     }
     for (uint32_t row = 0; row < block->row_count; row++) {
-        const uint32_t count = keys_seen(block, row, tile);
-        if (count > 0)
-            add_values(block, row * block->head_count, block->head_count, count);
+        const struct span keys = keys_seen(block, row, tile);
+        if (keys.first < keys.end)
+            add_values(block, row * block->head_count, block->head_count, keys);
     }
 }
 
@@ -157,7 +201,7 @@ static void attend_tile(struct block *block, uint32_t tile, uint32_t end)
 static void attend(struct block *block, uint32_t head, uint32_t first, uint32_t count)
 {
     const struct op_attention *op = block->job->op;
-    uint32_t end;
+    uint32_t end, tile;
 
     block->pages = op->pages + (uint64_t)op->sequences[first] * op->page_count_max;
     block->positions = op->positions + first;
@@ -168,12 +212,13 @@ static void attend(struct block *block, uint32_t head, uint32_t first, uint32_t 
         const uint64_t h = head + i % block->head_count;
         block->q[i] = op->q + row * op->q_row_stride + h * op->k_width;
         block->out[i] = op->out + row * op->out_row_stride + h * op->v_width;
-        block->max[i] = -INFINITY;
-        block->sum[i] = 0;
+        block->max[i] = op->sinks != NULL ? op->sinks[h] : -INFINITY;
+        block->sum[i] = op->sinks != NULL ? 1 : 0;
         memset(block->out[i], 0, op->v_width * sizeof(float));
     }
     end = position_max(block) + 1;
-    for (uint32_t tile = 0; tile < end; tile += CPU_ATTENTION_TILE)
+    tile = first_seen_min(block) / CPU_ATTENTION_TILE * CPU_ATTENTION_TILE;
+    for (; tile < end; tile += CPU_ATTENTION_TILE)
         attend_tile(block, tile, end - tile < CPU_ATTENTION_TILE ? end : tile + CPU_ATTENTION_TILE);
     for (uint32_t i = 0; i < block->query_count; i++) {
         for (uint32_t v = 0; v < op->v_width; v++)

@@ -133,8 +133,7 @@ static void rms_norm_row(const struct cpu_executor *executor, const struct op *o
     for (uint32_t group = 0; group < norm->group_count; group++) {
         const uint64_t at = (uint64_t)group * norm->width;
         executor->kernels->rms_norm(norm->out + row * norm->out_row_stride + at,
-                                    norm->x + row * norm->x_row_stride + at, norm->weight,
-                                    norm->width, norm->epsilon);
+                                    norm->x + row * norm->x_row_stride + at, norm);
     }
 }
 
@@ -184,8 +183,8 @@ static void silu_mul_row(const struct cpu_executor *executor, const struct op *o
     const struct op_silu_mul *silu = &op->silu_mul;
     const float *x = silu->x + row * silu->x_row_stride;
 
-    executor->kernels->silu_mul(silu->out + row * silu->out_row_stride, x, x + silu->width,
-                                silu->width);
+    executor->kernels->gate_mul[silu->gate](silu->out + row * silu->out_row_stride, x,
+                                            x + silu->width, silu->width);
 }
 
 static void scale_row(const struct cpu_executor *executor, const struct op *op, uint32_t row)
@@ -215,6 +214,14 @@ static void gather_row(const struct cpu_executor *executor, const struct op *op,
     memcpy(gather->out + row * gather->out_row_stride,
            gather->x + (uint64_t)gather->rows[row] * gather->x_row_stride,
            gather->width * sizeof(float));
+}
+
+static void soft_cap_row(const struct cpu_executor *executor, const struct op *op, uint32_t row)
+{
+    const struct op_soft_cap *soft_cap = &op->soft_cap;
+
+    executor->kernels->soft_cap(soft_cap->x + row * soft_cap->row_stride, soft_cap->width,
+                                soft_cap->cap);
 }
 
 static void route_row(const struct cpu_executor *executor, const struct op *op, uint32_t row)
@@ -270,6 +277,9 @@ void cpu_execute(struct cpu_executor *executor, const struct op *op)
         break;
     case OP_MOE: cpu__moe(executor, &op->moe); break;
     case OP_GATHER_ROWS: run_rows(executor, op, op->gather_rows.width, gather_row); break;
+    case OP_SOFT_CAP:
+        run_rows(executor, op, 8 * (uint64_t)op->soft_cap.width, soft_cap_row);
+        break;
     case OP_KIND_COUNT: assert(!"an op of no kind");
     }
 }

@@ -30,6 +30,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "device/op.h"
 #include "tensor/dtype.h"
 #include "tensor/quant.h"
 
@@ -60,6 +61,12 @@ struct cpu_strip {
     bool accumulate;            /* add to what out holds */
 };
 
+/* op.h's constants of the gates. */
+#define CPU_GELU_SCALE 0.7978845608028654f /* sqrt(2 / pi) */
+#define CPU_GELU_CUBE 0.044715f
+#define CPU_CLAMP 7.0f
+#define CPU_CLAMPED_ALPHA 1.702f
+
 struct cpu_kernels {
     const char *name; /* "scalar", "AVX2": for people */
     /* For F32, F16 and BF16 weights. scratch: CPU_STRIP_SCRATCH_BYTES, 64-byte aligned, the
@@ -69,11 +76,12 @@ struct cpu_kernels {
     void (*matmul_quant)(const struct cpu_strip *strip, void *scratch);
     /* x as blocks, whole ones. Blocks below 2^-100 everywhere become 0. */
     void (*quantise)(struct cpu_quant_block *blocks, const float *x, uint32_t count);
-    /* out may be x. */
-    void (*rms_norm)(float *out, const float *x, const float *weight, uint32_t width,
-                     float epsilon);
-    /* out[i] = silu(gate[i]) * up[i]; out may be gate. */
-    void (*silu_mul)(float *out, const float *gate, const float *up, uint32_t width);
+    /* One group of a row, as the op says but for where it lies. */
+    void (*rms_norm)(float *out, const float *x, const struct op_rms_norm *op);
+    /* out[i] = what op.h says of gate[i] and up[i]; out may be gate. */
+    void (*gate_mul[GATE_COUNT])(float *out, const float *gate, const float *up, uint32_t width);
+    /* x[i] = cap * tanh(x[i] / cap), to 2 ulp of cap. */
+    void (*soft_cap)(float *x, uint32_t count, float cap);
     /* x[i] *= scale; returns the largest of them and `max`, leaving NaN out. */
     float (*scale_max)(float *x, uint32_t count, float scale, float max);
     /* out[i] = exp(x[i] - shift), to 2 ulp; out may be x. Returns the sum of what it wrote. */

@@ -43,11 +43,14 @@ static inline __m256 exp_lanes(__m256 x)
         p, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23)));
 }
 
-static void avx2_rms_norm(float *out, const float *x, const float *weight, uint32_t width,
-                          float epsilon)
+static void avx2_rms_norm(float *out, const float *x, const struct op_rms_norm *op)
 {
-    const uint32_t whole = width / CPU_LANES * CPU_LANES;
+    const float *weight = op->weight;
+    const uint32_t width = op->width, whole = width / CPU_LANES * CPU_LANES;
     const __m256i mask = lane_mask(width - whole);
+    /* -0 adds nothing */
+    const __m256 offset = _mm256_set1_ps(op->weight_offset == 0 ? -0.0f : op->weight_offset);
+    const __m256i all = _mm256_set1_epi32(-1);
     __m256 squares = _mm256_setzero_ps();
     __m256 scale;
 
@@ -59,14 +62,13 @@ static void avx2_rms_norm(float *out, const float *x, const float *weight, uint3
         const __m256 v = _mm256_maskload_ps(x + whole, mask);
         squares = _mm256_fmadd_ps(v, v, squares);
     }
-    scale = _mm256_set1_ps(1.0f / sqrtf(sum_lanes(squares) / (float)width + epsilon));
-    for (uint32_t i = 0; i < whole; i += CPU_LANES)
-        _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_mul_ps(_mm256_loadu_ps(x + i), scale),
-                                                _mm256_loadu_ps(weight + i)));
-    if (whole < width)
-        _mm256_maskstore_ps(out + whole, mask,
-                            _mm256_mul_ps(_mm256_mul_ps(_mm256_maskload_ps(x + whole, mask), scale),
-                                          _mm256_maskload_ps(weight + whole, mask)));
+    scale = _mm256_set1_ps(1.0f / sqrtf(sum_lanes(squares) / (float)width + op->epsilon));
+    for (uint32_t i = 0; i < width; i += CPU_LANES) {
+        const __m256i lanes = i < whole ? all : mask;
+        const __m256 factor = _mm256_add_ps(_mm256_maskload_ps(weight + i, lanes), offset);
+        const __m256 scaled = _mm256_mul_ps(_mm256_maskload_ps(x + i, lanes), scale);
+        _mm256_maskstore_ps(out + i, lanes, _mm256_mul_ps(scaled, factor));
+    }
 }
 
 static inline __m256 silu_mul_lanes(__m256 gate, __m256 up)
@@ -77,18 +79,86 @@ static inline __m256 silu_mul_lanes(__m256 gate, __m256 up)
     return _mm256_mul_ps(_mm256_div_ps(gate, _mm256_add_ps(one, e)), up);
 }
 
-static void avx2_silu_mul(float *out, const float *gate, const float *up, uint32_t width)
+/* 0.5 (1 + tanh(a)) is 1 / (1 + exp(-2 a)). */
+static inline __m256 gelu_mul_lanes(__m256 gate, __m256 up)
+{
+    const __m256 one = _mm256_set1_ps(1);
+    const __m256 cube = _mm256_mul_ps(_mm256_mul_ps(gate, gate), gate);
+    const __m256 a = _mm256_mul_ps(_mm256_set1_ps(CPU_GELU_SCALE),
+                                   _mm256_fmadd_ps(_mm256_set1_ps(CPU_GELU_CUBE), cube, gate));
+    const __m256 e = exp_lanes(_mm256_mul_ps(_mm256_set1_ps(-2), a));
+
+    return _mm256_mul_ps(_mm256_div_ps(gate, _mm256_add_ps(one, e)), up);
+}
+
+/* min and max keep a NaN as their second operand. */
+static inline __m256 clamped_mul_lanes(__m256 gate, __m256 up)
+{
+    const __m256 one = _mm256_set1_ps(1), most = _mm256_set1_ps(CPU_CLAMP);
+    const __m256 g = _mm256_min_ps(most, gate);
+    const __m256 u = _mm256_max_ps(_mm256_set1_ps(-CPU_CLAMP), _mm256_min_ps(most, up));
+    const __m256 e = exp_lanes(_mm256_mul_ps(_mm256_set1_ps(-CPU_CLAMPED_ALPHA), g));
+
+    return _mm256_mul_ps(_mm256_div_ps(g, _mm256_add_ps(one, e)), _mm256_add_ps(u, one));
+}
+
+static inline __attribute__((always_inline)) void
+gate_mul(__m256 (*lanes)(__m256, __m256), float *out, const float *gate, const float *up,
+         uint32_t width)
 {
     const uint32_t whole = width / CPU_LANES * CPU_LANES;
     const __m256i mask = lane_mask(width - whole);
 
     for (uint32_t i = 0; i < whole; i += CPU_LANES)
-        _mm256_storeu_ps(out + i,
-                         silu_mul_lanes(_mm256_loadu_ps(gate + i), _mm256_loadu_ps(up + i)));
+        _mm256_storeu_ps(out + i, lanes(_mm256_loadu_ps(gate + i), _mm256_loadu_ps(up + i)));
     if (whole < width)
-        _mm256_maskstore_ps(out + whole, mask,
-                            silu_mul_lanes(_mm256_maskload_ps(gate + whole, mask),
-                                           _mm256_maskload_ps(up + whole, mask)));
+        _mm256_maskstore_ps(out + whole, mask, lanes(_mm256_maskload_ps(gate + whole, mask),
+                                                     _mm256_maskload_ps(up + whole, mask)));
+}
+
+static void avx2_silu_mul(float *out, const float *gate, const float *up, uint32_t width)
+{
+    gate_mul(silu_mul_lanes, out, gate, up, width);
+}
+
+static void avx2_gelu_mul(float *out, const float *gate, const float *up, uint32_t width)
+{
+    gate_mul(gelu_mul_lanes, out, gate, up, width);
+}
+
+static void avx2_clamped_mul(float *out, const float *gate, const float *up, uint32_t width)
+{
+    gate_mul(clamped_mul_lanes, out, gate, up, width);
+}
+
+/* (1 - t) / (1 + t) with t = exp(-2 |a|), and the sign of a; near 0, where 1 - t has few digits
+ * left, Taylor's a - a^3 / 3 + 2 a^5 / 15 - 17 a^7 / 315, whose next term is below an ulp there. */
+static inline __m256 tanh_lanes(__m256 a)
+{
+    const __m256 sign = _mm256_set1_ps(-0.0f), one = _mm256_set1_ps(1);
+    const __m256 size = _mm256_andnot_ps(sign, a), square = _mm256_mul_ps(a, a);
+    const __m256 t = exp_lanes(_mm256_mul_ps(_mm256_set1_ps(-2), size));
+    const __m256 far = _mm256_or_ps(_mm256_div_ps(_mm256_sub_ps(one, t), _mm256_add_ps(one, t)),
+                                    _mm256_and_ps(sign, a));
+    __m256 p = _mm256_set1_ps(-17.0f / 315);
+
+    p = _mm256_fmadd_ps(p, square, _mm256_set1_ps(2.0f / 15));
+    p = _mm256_fmadd_ps(p, square, _mm256_set1_ps(-1.0f / 3));
+    p = _mm256_fmadd_ps(_mm256_mul_ps(p, square), a, a);
+    return _mm256_blendv_ps(far, p, _mm256_cmp_ps(size, _mm256_set1_ps(0.15f), _CMP_LT_OQ));
+}
+
+static void avx2_soft_cap(float *x, uint32_t count, float cap)
+{
+    const __m256 caps = _mm256_set1_ps(cap), all = _mm256_castsi256_ps(_mm256_set1_epi32(-1));
+    const uint32_t whole = count / CPU_LANES * CPU_LANES;
+    const __m256i mask = lane_mask(count - whole);
+
+    for (uint32_t i = 0; i < count; i += CPU_LANES) {
+        const __m256i lanes = i < whole ? _mm256_castps_si256(all) : mask;
+        const __m256 a = _mm256_div_ps(_mm256_maskload_ps(x + i, lanes), caps);
+        _mm256_maskstore_ps(x + i, lanes, _mm256_mul_ps(caps, tanh_lanes(a)));
+    }
 }
 
 /* Where a lane is NaN, max_ps returns its second operand: the largest so far. */
@@ -223,7 +293,8 @@ static void avx2_add_weighted_rows(float *const *out, uint32_t out_count, const 
         .matmul_quant = (quant_kernel),                                                            \
         .quantise = cpu__quantise_avx2,                                                            \
         .rms_norm = avx2_rms_norm,                                                                 \
-        .silu_mul = avx2_silu_mul,                                                                 \
+        .gate_mul = { avx2_silu_mul, avx2_gelu_mul, avx2_clamped_mul },                            \
+        .soft_cap = avx2_soft_cap,                                                                 \
         .scale_max = avx2_scale_max,                                                               \
         .exp_minus = avx2_exp_minus,                                                               \
         .add_weighted_rows = avx2_add_weighted_rows,                                               \

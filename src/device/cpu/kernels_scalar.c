@@ -67,20 +67,45 @@ static void scalar_matmul(const struct cpu_strip *strip, void *scratch)
     }
 }
 
-static void scalar_rms_norm(float *out, const float *x, const float *weight, uint32_t width,
-                            float epsilon)
+static void scalar_rms_norm(float *out, const float *x, const struct op_rms_norm *op)
 {
-    const float mean = dot(x, x, width) / (float)width;
-    const float scale = 1.0f / sqrtf(mean + epsilon);
+    const float mean = dot(x, x, op->width) / (float)op->width;
+    const float scale = 1.0f / sqrtf(mean + op->epsilon);
+    const float offset = op->weight_offset == 0 ? -0.0f : op->weight_offset; /* -0 adds nothing */
 
-    for (uint32_t i = 0; i < width; i++)
-        out[i] = x[i] * scale * weight[i];
+    for (uint32_t i = 0; i < op->width; i++)
+        out[i] = x[i] * scale * (op->weight[i] + offset);
 }
 
 static void scalar_silu_mul(float *out, const float *gate, const float *up, uint32_t width)
 {
     for (uint32_t i = 0; i < width; i++)
         out[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+}
+
+/* 0.5 (1 + tanh(a)) is 1 / (1 + exp(-2 a)). */
+static void scalar_gelu_mul(float *out, const float *gate, const float *up, uint32_t width)
+{
+    for (uint32_t i = 0; i < width; i++) {
+        const float g = gate[i];
+        const float a = CPU_GELU_SCALE * (g + CPU_GELU_CUBE * g * g * g);
+        out[i] = g / (1.0f + expf(-2.0f * a)) * up[i];
+    }
+}
+
+static void scalar_clamped_mul(float *out, const float *gate, const float *up, uint32_t width)
+{
+    for (uint32_t i = 0; i < width; i++) {
+        const float g = gate[i] > CPU_CLAMP ? CPU_CLAMP : gate[i];
+        const float u = up[i] > CPU_CLAMP ? CPU_CLAMP : up[i] < -CPU_CLAMP ? -CPU_CLAMP : up[i];
+        out[i] = g / (1.0f + expf(-CPU_CLAMPED_ALPHA * g)) * (u + 1.0f);
+    }
+}
+
+static void scalar_soft_cap(float *x, uint32_t count, float cap)
+{
+    for (uint32_t i = 0; i < count; i++)
+        x[i] = cap * tanhf(x[i] / cap);
 }
 
 static float scalar_scale_max(float *x, uint32_t count, float scale, float max)
@@ -122,7 +147,8 @@ const struct cpu_kernels cpu_kernels_scalar = {
     .matmul_quant = cpu__matmul_quant_scalar,
     .quantise = cpu__quantise_scalar,
     .rms_norm = scalar_rms_norm,
-    .silu_mul = scalar_silu_mul,
+    .gate_mul = { scalar_silu_mul, scalar_gelu_mul, scalar_clamped_mul },
+    .soft_cap = scalar_soft_cap,
     .scale_max = scalar_scale_max,
     .exp_minus = scalar_exp_minus,
     .add_weighted_rows = scalar_add_weighted_rows,

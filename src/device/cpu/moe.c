@@ -2,8 +2,9 @@
  *
  *     sort      (row t, choice j) -> routed row r; those of an expert are adjacent, in the
  *               order of t
- *     up        per expert and run of gate/up rows: hidden[r] = w13 . x[t], product = silu(g) * u
- *     down      per expert and run of w2's rows: result[r] = w2 . product[r]
+ *     up        per expert and run of gate/up rows: hidden[r] = w13 . x[t] (+ its bias), product =
+ *               what `gate` makes of g and u
+ *     down      per expert and run of w2's rows: result[r] = w2 . product[r] (+ its bias)
  *     add       per row t: out[t] += weights[t][j] * result[r(t, j)], j ascending
  *
  * The first launch sorts, each computes the experts it has, the last one adds; what they share lies
@@ -182,10 +183,12 @@ static void up_task(void *context, size_t index, uint32_t thread_index)
     const uint64_t hidden_width = 2 * (uint64_t)op->ffn_width;
 
     for (uint32_t half = 0; half < 2; half++) {
+        const uint64_t at = (2 * (uint64_t)id + half) * op->ffn_width + first;
         const struct cpu_strip strip = {
             .out = job->hidden + (uint64_t)half * op->ffn_width + first,
             .weight = weight_rows(op->weight_dtype, half == 0 ? expert.gate : expert.up, first,
                                   op->width),
+            .bias = op->w13_bias != NULL ? op->w13_bias + at : NULL,
             .weight_dtype = op->weight_dtype,
             .n_count = count,
             .k_count = op->width,
@@ -196,8 +199,8 @@ static void up_task(void *context, size_t index, uint32_t thread_index)
     }
     for (uint32_t r = rows_begin(job, id); r < job->end[id]; r++) {
         const float *gate = job->hidden + r * hidden_width + first;
-        job->executor->kernels->silu_mul(job->product + (uint64_t)r * op->ffn_width + first, gate,
-                                         gate + op->ffn_width, count);
+        job->executor->kernels->gate_mul[op->gate](
+            job->product + (uint64_t)r * op->ffn_width + first, gate, gate + op->ffn_width, count);
     }
 }
 
@@ -241,6 +244,7 @@ static void down_task(void *context, size_t index, uint32_t thread_index)
     const struct cpu_strip strip = {
         .out = job->result + first,
         .weight = weight_rows(op->down_dtype, expert.down, first, op->ffn_width),
+        .bias = op->w2_bias != NULL ? op->w2_bias + (uint64_t)expert.id * op->width + first : NULL,
         .weight_dtype = op->down_dtype,
         .n_count = left < job->run_length ? left : job->run_length,
         .k_count = op->ffn_width,
