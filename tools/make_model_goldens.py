@@ -83,6 +83,26 @@ def glm4_moe(scale, **more):
                  num_experts_per_tok=3, n_shared_experts=1, first_k_dense_replace=1, **more)
 
 
+def phi3(scale, **more):
+    return dense(scale, pad_token_id=0, **more)
+
+
+def longrope(pairs, original, **more):
+    return rope("longrope", short_factor=[1.0 + 0.05 * i for i in range(pairs)],
+                long_factor=[1.5 + 0.4 * i for i in range(pairs)],
+                original_max_position_embeddings=original, **more)
+
+
+def granite(scale, **more):
+    return dense(scale, embedding_multiplier=6.0, residual_multiplier=0.4,
+                 attention_multiplier=0.3 / scale, logits_scaling=3.0, **more)
+
+
+def granite_moe(scale, **more):
+    return granite(scale, intermediate_size=12 * scale, num_local_experts=8, num_experts_per_tok=3,
+                   **more)
+
+
 def mixtral(scale, **more):
     return dense(scale, intermediate_size=12 * scale, num_local_experts=8, **more)
 
@@ -150,6 +170,16 @@ CASES = [
     ("glm4_moe_plain", "Glm4Moe", lambda s: glm4_moe(
         s, norm_topk_prob=False, n_group=2, topk_group=1) | {
             "n_shared_experts": 2, "num_experts_per_tok": 2}, None, ("fused",)),
+    ("phi3", "Phi3", phi3, "bfloat16", ("shards",)),
+    ("phi3_long", "Phi3", lambda s: phi3(s, original_max_position_embeddings=16, rope_parameters=longrope(
+        3 * s, 16, partial_rotary_factor=0.75)), "bfloat16", ("old",)),
+    ("phi3_short", "Phi3", lambda s: phi3(s, original_max_position_embeddings=512, rope_parameters=longrope(
+        4 * s, 512, attention_factor=1.2)), None, ()),
+    ("granite", "Granite", lambda s: granite(s, attention_bias=True, mlp_bias=True), "bfloat16", ("old",)),
+    ("granite_tied", "Granite", lambda s: granite(s, tie_word_embeddings=True), None, ()),
+    ("granite_moe", "GraniteMoe", granite_moe, "float16", ("old",)),
+    ("granite_moe_shared", "GraniteMoeShared", lambda s: granite_moe(
+        s, shared_intermediate_size=20 * s), "bfloat16", ("shards",)),
     ("mixtral", "Mixtral", mixtral, "bfloat16", ("old",)),
     ("mixtral_fused", "Mixtral", lambda s: mixtral(s, num_experts_per_tok=3, head_dim=12 * s),
      "float16", ("fused",)),

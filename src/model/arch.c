@@ -14,6 +14,10 @@ static const struct model_arch *const arches[] = {
     &model_arch_olmoe,
     &model_arch_glm4,
     &model_arch_glm4_moe,
+    &model_arch_phi3,
+    &model_arch_granite,
+    &model_arch_granite_moe,
+    &model_arch_granite_moe_shared,
     &model_arch_deepseek_v2,
     &model_arch_deepseek_v3,
 };
@@ -37,7 +41,8 @@ const char *const *model_architectures(void)
     static const char *const names[] = {
         "LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM", "Qwen2ForCausalLM",
         "Qwen3ForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM", "OlmoeForCausalLM",
-        "Glm4ForCausalLM", "Glm4MoeForCausalLM", "DeepseekV2ForCausalLM",
+        "Glm4ForCausalLM", "Glm4MoeForCausalLM", "Phi3ForCausalLM", "GraniteForCausalLM",
+        "GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM", "DeepseekV2ForCausalLM",
         "DeepseekV3ForCausalLM", NULL,
     };
 

@@ -152,7 +152,8 @@ static void check_rows(const char *name, const float *got, const float *wanted, 
 /* What needs operators that the device lacks is refused at start, by name. */
 static bool is_refused(const char *name, const char *path)
 {
-    static const char *const names[] = { "qwen2_moe", "qwen2_moe_mixed", "glm4" };
+    static const char *const names[] = { "qwen2_moe", "qwen2_moe_mixed", "glm4", "granite",
+                                         "granite_moe", "granite_moe_shared" };
     const struct setting setting = { .device = NPU };
     struct loaded loaded;
     struct err err;

@@ -55,6 +55,9 @@ struct model_config {
     float rope_frequencies[CONFIG_ROPE_PAIRS_MAX];
     float rope_scale;                /* on cos and sin */
     bool rope_interleaved;
+    /* LongRoPE: contexts of more positions than that have these; 0: there are no others. */
+    uint32_t rope_long_past;
+    float rope_long_frequencies[CONFIG_ROPE_PAIRS_MAX];
 
     /* Multi-head latent attention; kv_lora_rank 0: none. */
     uint32_t q_lora_rank;            /* 0: q_proj is one matrix */
@@ -126,5 +129,7 @@ struct rope_missing {
 void model__read_rope(struct config_reader *reader, uint32_t pair_count,
                       const struct rope_missing *missing, struct model_config *config,
                       double *scaling_out);
+/* Takes the frequencies that are meant for config's context_length, once that is settled. */
+void model__choose_rope(struct model_config *config);
 
 #endif

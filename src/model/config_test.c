@@ -224,7 +224,11 @@ static const struct change changes[] = {
     { "llama-2-7b.json", "{\"rope_theta\": 1e400}", "not valid" },
     { "llama-2-7b.json", "{\"partial_rotary_factor\": 0.5}", "\"partial_rotary_factor\" is 0.5" },
     { "llama-2-7b.json", "{\"rope_scaling\": 3}", "\"rope_scaling\" is an integer" },
-    { "llama-2-7b.json", "{\"rope_scaling\": {\"type\": \"longrope\"}}", "\"longrope\"" },
+    { "llama-2-7b.json", "{\"rope_scaling\": {\"type\": \"longrope\"}}", "\"short_factor\"" },
+    { "llama-2-7b.json",
+      "{\"rope_scaling\": {\"type\": \"su\", \"short_factor\": [1, 2], \"long_factor\": []}}",
+      "\"short_factor\" has 2 factors" },
+    { "llama-2-7b.json", "{\"rope_scaling\": {\"type\": \"ntk\"}}", "\"ntk\" is not built" },
     { "llama-2-7b.json", "{\"rope_scaling\": {\"type\": \"linear\"}}", "needs a \"factor\"" },
     { "llama-2-7b.json", "{\"rope_scaling\": {\"type\": \"linear\", \"factor\": 0}}",
       "\"factor\" is 0" },
@@ -367,7 +371,7 @@ static void the_names_are_those_of_the_table(void **state)
         assert_string_equal(arch->architecture, names[count]);
         assert_ptr_equal(model__arch_find(NULL, arch->model_type), arch);
     }
-    assert_int_equal(count, 12);
+    assert_int_equal(count, 16);
     assert_null(model__arch_find("llama", NULL));
     assert_null(model__arch_find(NULL, NULL));
 }

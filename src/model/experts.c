@@ -24,8 +24,9 @@
  *
  * Stacked is how GGUF files have them, fused what transformers 5 holds in memory, and writes when
  * it is told not to go back to the published format. BLOCK, GATE, UP and DOWN are the family's, but
- * fused comes with the router in mlp.gate.weight, whatever the family calls it. The parameters
- * here are called mlp. in any case. */
+ * fused comes with the router in mlp.gate.weight, whatever the family calls it, unless the family
+ * publishes fused tensors, under names of its own. The parameters here are called mlp. in any
+ * case. */
 #include <stdio.h>
 
 #include "model/internal.h"
@@ -116,6 +117,22 @@ void model__read_groups(struct config_reader *reader, struct model_config *confi
                            "\"topk_group\"");
 }
 
+/* Names of fused checkpoints. */
+static const char *fused_router(const struct expert_names *names)
+{
+    return names->fused_router != NULL ? names->fused_router : "mlp.gate.weight";
+}
+
+static const char *fused_in(const struct expert_names *names)
+{
+    return names->fused_in != NULL ? names->fused_in : "mlp.experts.gate_up_proj";
+}
+
+static const char *fused_out(const struct expert_names *names)
+{
+    return names->fused_out != NULL ? names->fused_out : "mlp.experts.down_proj";
+}
+
 enum arrangement { EXPERTS_APART, EXPERTS_STACKED, EXPERTS_FUSED };
 
 static const char *stacked_name(const struct expert_names *names, const char *matrix,
@@ -135,7 +152,7 @@ static enum arrangement find_arrangement(const struct params *params, uint32_t l
     if (model__param_source_exists(params, (int32_t)layer,
                                    stacked_name(names, names->gate, name)))
         return EXPERTS_STACKED;
-    if (model__param_source_exists(params, (int32_t)layer, "mlp.experts.gate_up_proj"))
+    if (model__param_source_exists(params, (int32_t)layer, fused_in(names)))
         return EXPERTS_FUSED;
     return EXPERTS_APART;
 }
@@ -148,9 +165,10 @@ static void describe_router(struct params *params, const struct model_config *co
                                      .shape = { config->expert_count, config->hidden_size } };
 
     model__param_begin(params, &spec);
-    model__param_add(params, 2, spec.shape, "%s.gate.weight",
-                     find_arrangement(params, layer, names) == EXPERTS_FUSED ? "mlp"
-                                                                             : names->block);
+    if (find_arrangement(params, layer, names) == EXPERTS_FUSED)
+        model__param_add(params, 2, spec.shape, "%s", fused_router(names));
+    else
+        model__param_add(params, 2, spec.shape, "%s.gate.weight", names->block);
     model__param_end(params);
     if (config->route_bias)
         model__describe_norm(params, layer, ROLE_ROUTER_BIAS, OFFLOAD_PART_FFN,
@@ -204,7 +222,7 @@ static void describe_w13(struct params *params, const struct model_config *confi
         add_stack(params, config->expert_count, &up, stacked_name(names, names->up, name));
     }
     if (arrangement == EXPERTS_FUSED)
-        add_stack(params, config->expert_count, &both, "mlp.experts.gate_up_proj");
+        add_stack(params, config->expert_count, &both, fused_in(names));
     for (uint32_t i = 0; arrangement == EXPERTS_APART && i < config->expert_count; i++) {
         add_apart(params, i, names, names->gate, shape);
         add_apart(params, i, names, names->up, shape);
@@ -229,7 +247,7 @@ static void describe_w2(struct params *params, const struct model_config *config
     if (arrangement == EXPERTS_STACKED)
         add_stack(params, config->expert_count, &down, stacked_name(names, names->down, name));
     if (arrangement == EXPERTS_FUSED)
-        add_stack(params, config->expert_count, &down, "mlp.experts.down_proj");
+        add_stack(params, config->expert_count, &down, fused_out(names));
     for (uint32_t i = 0; arrangement == EXPERTS_APART && i < config->expert_count; i++)
         add_apart(params, i, names, names->down, shape);
     model__param_end(params);
@@ -264,7 +282,7 @@ static void describe_unit_w13(struct params *params, const struct model_config *
         add_slice(params, config, spec->expert, &gate, stacked_name(names, names->gate, name));
         add_slice(params, config, spec->expert, &up, stacked_name(names, names->up, name));
     } else if (arrangement == EXPERTS_FUSED) {
-        add_slice(params, config, spec->expert, &both, "mlp.experts.gate_up_proj");
+        add_slice(params, config, spec->expert, &both, fused_in(names));
     } else {
         add_apart(params, spec->expert, names, names->gate, shape);
         add_apart(params, spec->expert, names, names->up, shape);
@@ -284,7 +302,7 @@ static void describe_unit_w2(struct params *params, const struct model_config *c
     if (arrangement == EXPERTS_STACKED)
         add_slice(params, config, spec->expert, &down, stacked_name(names, names->down, name));
     else if (arrangement == EXPERTS_FUSED)
-        add_slice(params, config, spec->expert, &down, "mlp.experts.down_proj");
+        add_slice(params, config, spec->expert, &down, fused_out(names));
     else
         add_apart(params, spec->expert, names, names->down, shape);
     model__param_end(params);
@@ -340,7 +358,7 @@ void model__describe_experts(struct params *params, const struct model_config *c
         describe_w13(params, config, layer, names);
         describe_w2(params, config, layer, names);
     }
-    if (config->shared_ffn_width > 0)
+    if (config->shared_ffn_width > 0 && names->shared != NULL)
         model__describe_mlp(params, config, layer, names->shared, config->shared_ffn_width);
     if (config->shared_gate)
         describe_shared_gate(params, config, layer, names->shared_gate);

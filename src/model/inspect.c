@@ -70,6 +70,7 @@ static enum status choose_context(const struct ckpt *ckpt, uint32_t wanted,
                        "%s: a context of %u positions was asked for, the model's own "
                        "(\"max_position_embeddings\") is %u", ckpt_path(ckpt), wanted, own);
     config->context_length = wanted == 0 ? own : wanted;
+    model__choose_rope(config);
     if (config->sliding_window != 0 && config->context_length > config->sliding_window)
         return err_set(err, STATUS_BAD_INPUT,
                        "%s: a context of %u positions needs a sliding attention window of %u, "
@@ -84,6 +85,11 @@ static void log_what_is_odd(const struct model_config *config,
 {
     if (config->warning[0] != '\0')
         log_line(log, LOG_WARN, "config.json: %s", config->warning);
+    if (config->rope_long_past != 0 && config->context_length > config->rope_long_past)
+        log_line(log, LOG_INFO,
+                 "the context of %u positions has LongRoPE's factors for long ones; one of at most "
+                 "%u has the short ones, for every text", config->context_length,
+                 config->rope_long_past);
     if (skipped->predict_count > 0)
         log_line(log, LOG_INFO,
                  "%zu tensors of layers %u and above are skipped: multi-token prediction is not "

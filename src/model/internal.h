@@ -156,7 +156,8 @@ struct model_arch {
 };
 extern const struct model_arch model_arch_llama, model_arch_mistral, model_arch_mixtral,
     model_arch_qwen2, model_arch_qwen3, model_arch_qwen2_moe, model_arch_qwen3_moe,
-    model_arch_olmoe, model_arch_glm4, model_arch_glm4_moe, model_arch_deepseek_v2,
+    model_arch_olmoe, model_arch_glm4, model_arch_glm4_moe, model_arch_phi3, model_arch_granite,
+    model_arch_granite_moe, model_arch_granite_moe_shared, model_arch_deepseek_v2,
     model_arch_deepseek_v3;
 /* By architecture, or by model_type when that is NULL; NULL: not known. */
 const struct model_arch *model__arch_find(const char *architecture, const char *model_type);
@@ -317,8 +318,10 @@ void model__gqa_pass(struct model_pass *pass, uint32_t layer);
 struct expert_names {
     const char *block;             /* "mlp": BLOCK.gate.weight is the router */
     const char *gate, *up, *down;  /* "gate_proj": BLOCK.experts.E.gate_proj.weight */
-    const char *router_bias, *shared; /* whole; may be NULL where no config has them */
+    const char *router_bias;       /* whole; may be NULL where no config has it */
+    const char *shared;            /* whole; NULL: the caller describes it */
     const char *shared_gate;
+    const char *fused_router, *fused_in, *fused_out; /* whole; NULL: transformers' own */
 };
 /* Reads what says how many experts there are and how many are chosen, by the softmax of the
  * router's logits and without groups. The caller says which layers have them. */

@@ -12,12 +12,15 @@
  *   yarn     Peng et al. 2023, arXiv 2309.00071, section 3: low frequencies are divided by
  *            `factor`, high ones kept, a ramp between
  *   llama3   Llama 3.1: the same idea with bounds given as wavelengths
+ *   longrope Ding et al. 2024, arXiv 2402.13753: each frequency divided by a factor of its own, of
+ *            one list for contexts as long as the model was trained with, of another for longer
  *
  * A GGUF file says more, as "gguf_rope": whether the rotated pairs are adjacent, and "factors", by
  * which the frequencies are divided.
  *
- * "longrope" switches its frequencies with the length of each request and is refused, as is
- * anything that is not in this list. */
+ * LongRoPE's list follows from the context that is served, as in llama.cpp and vLLM. (transformers
+ * looks at each request's length, and computes the whole text anew when it grows past the border.)
+ * What is not in this list is refused. */
 #include <math.h>
 #include <string.h>
 
@@ -128,6 +131,54 @@ static void fill_yarn(struct config_reader *rope, const struct rope_kind *kind,
     config->rope_scale = (float)scale;
 }
 
+/* A list with a divisor above 0 for each frequency. */
+static void read_divisors(struct config_reader *rope, const char *key, float *divisors,
+                          uint32_t count)
+{
+    const json_t *list = NULL;
+
+    if (rope->status == STATUS_OK)
+        rope->status = json_get_array(rope->json, key, rope->what, &list, rope->err);
+    if (rope->status != STATUS_OK)
+        return;
+    if (json_array_size(list) != count) {
+        model__read_refuse(rope, "\"%s\" has %zu factors of the rope's frequencies, %u are wanted",
+                           key, json_array_size(list), count);
+        return;
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        divisors[i] = (float)json_number_value(json_array_get(list, i));
+        if (!(divisors[i] > 0.0f) || !isfinite(divisors[i]))
+            model__read_refuse(rope, "entry %u of \"%s\" is not a number above 0", i, key);
+    }
+}
+
+static void fill_longrope(struct config_reader *rope, const struct rope_kind *kind,
+                          struct model_config *config)
+{
+    const double factor = kind->has_factor ? kind->factor : config->context_length / kind->context;
+    const double scale = factor > 1.0 && kind->context > 1.0
+                             ? sqrt(1.0 + log(factor) / log(kind->context)) : 1.0;
+
+    config->rope_scale = (float)model__read_double(rope, "attention_factor", 0.0, 1e3, scale);
+    config->rope_long_past = (uint32_t)kind->context;
+    read_divisors(rope, "short_factor", config->rope_frequencies, config->rope_pair_count);
+    read_divisors(rope, "long_factor", config->rope_long_frequencies, config->rope_pair_count);
+    for (uint32_t i = 0; rope->status == STATUS_OK && i < config->rope_pair_count; i++) {
+        const float step = angular_step(kind->theta, i, config->rope_pair_count);
+
+        config->rope_frequencies[i] = 1.0f / (config->rope_frequencies[i] * step);
+        config->rope_long_frequencies[i] = 1.0f / (config->rope_long_frequencies[i] * step);
+    }
+}
+
+void model__choose_rope(struct model_config *config)
+{
+    if (config->rope_long_past != 0 && config->context_length > config->rope_long_past)
+        memcpy(config->rope_frequencies, config->rope_long_frequencies,
+               config->rope_pair_count * sizeof(config->rope_frequencies[0]));
+}
+
 /* "rope_parameters" or "rope_scaling", or an empty reader when there is neither. */
 static const json_t *rope_object(struct config_reader *reader)
 {
@@ -153,9 +204,11 @@ static void fill_kind(struct config_reader *rope, const struct rope_kind *kind,
         fill_default(kind->theta, 1.0, config);
     else if (strcmp(kind->name, "yarn") == 0)
         fill_yarn(rope, kind, config);
+    else if (strcmp(kind->name, "longrope") == 0)
+        fill_longrope(rope, kind, config);
     else if (!is_linear && !is_llama3)
         model__read_refuse(rope, "rope kind \"%.32s\" is not built; default, linear, dynamic, "
-                           "yarn and llama3 are", kind->name);
+                           "yarn, llama3 and longrope are", kind->name);
     else if (!kind->has_factor)
         model__read_refuse(rope, "rope kind \"%s\" needs a \"factor\"", kind->name);
     else if (is_linear)
@@ -174,6 +227,8 @@ static void read_kind(struct config_reader *reader, struct config_reader *rope,
     /* Old files call the kind "type"; transformers prefers "rope_type" when both are there. */
     kind->name = model__read_string(rope, "type", "default");
     kind->name = model__read_string(rope, "rope_type", kind->name);
+    if (strcmp(kind->name, "su") == 0) /* as the first Phi-3 files have it */
+        kind->name = "longrope";
     kind->theta = model__read_double(reader, "rope_theta", 1e-3, 1e15, kind->theta);
     kind->theta = model__read_double(rope, "rope_theta", 1e-3, 1e15, kind->theta);
     kind->has_factor = model__read_has(rope, "factor");
@@ -232,7 +287,7 @@ static void read_layout(struct config_reader *reader, struct config_reader *rope
 static void check_frequencies(struct config_reader *rope, const struct model_config *config)
 {
     for (uint32_t i = 0; i < config->rope_pair_count; i++)
-        if (!isfinite(config->rope_frequencies[i]))
+        if (!isfinite(config->rope_frequencies[i]) || !isfinite(config->rope_long_frequencies[i]))
             model__read_refuse(rope, "frequency %u of the rope is not finite", (unsigned)i);
 }
 

@@ -29,7 +29,8 @@ static const char *const golden_names[] = {
     "deepseek_v2_biases", "deepseek_v3",        "deepseek_v3_one_group", "deepseek_v3_plain",
     "qwen3_moe",          "qwen3_moe_mixed",    "mixtral",             "mixtral_fused",
     "qwen2_moe",          "qwen2_moe_mixed",    "olmoe",               "glm4",
-    "glm4_moe",
+    "glm4_moe",           "phi3",               "phi3_long",           "granite",
+    "granite_moe",        "granite_moe_shared",
 };
 #define GOLDEN_COUNT (sizeof(golden_names) / sizeof(golden_names[0]))
 
