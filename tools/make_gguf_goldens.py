@@ -26,7 +26,15 @@ GOLDENS = {
     "mixtral": ("llama", 0),
     "mixtral_apart": ("llama", 0),
     "qwen2_tied_yarn": ("qwen2", 0),
+    "qwen2_moe": ("qwen2moe", 0),
     "qwen3_moe": ("qwen3moe", 15),
+    "olmoe": ("olmoe", 0),
+    "glm4": ("glm4", 0),
+    "glm4_moe": ("glm4moe", 0),
+    "phi3_long": ("phi3", 0),
+    "granite": ("granite", 0),
+    "granite_moe": ("granitemoe", 0),
+    "granite_moe_shared": ("granitemoe", 0),
     "deepseek_v2_lite": ("deepseek2", 0),
     "deepseek_v3": ("deepseek2", 20),
 }
@@ -41,8 +49,18 @@ NAMES = {
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
     "mlp.shared_experts.gate_proj": "ffn_gate_shexp", "mlp.shared_experts.up_proj": "ffn_up_shexp",
     "mlp.shared_experts.down_proj": "ffn_down_shexp", "mlp.gate": "ffn_gate_inp",
-    "block_sparse_moe.gate": "ffn_gate_inp",
+    "block_sparse_moe.gate": "ffn_gate_inp", "block_sparse_moe.router.layer": "ffn_gate_inp",
+    "block_sparse_moe.output_linear": "ffn_down_exps", "shared_mlp.output_linear": "ffn_down_shexp",
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp", "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp", "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    "self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up",
+    "post_self_attn_layernorm": "post_attention_norm", "post_mlp_layernorm": "post_ffw_norm",
 }
+# Norms whose names mean something else in some architectures.
+NAMES_OF = {"glm4moe": {"post_attention_layernorm": "post_attention_norm"}}
+# Tensors that hold gate above up.
+HALVES = {"block_sparse_moe.input_linear": ("ffn_gate_exps", "ffn_up_exps"),
+          "shared_mlp.input_linear": ("ffn_gate_shexp", "ffn_up_shexp")}
 EXPERT = re.compile(r"(?:mlp|block_sparse_moe)\.experts\.(\d+)\.(\w+)\.weight")
 KINDS = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down", "w1": "gate", "w3": "up", "w2": "down"}
 
@@ -86,7 +104,7 @@ def llama3_divisors(config, rope):
 
 
 def add_rope(writer, config):
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope = rope_of(config)
     writer.add_rope_freq_base(rope.get("rope_theta", config.get("rope_theta")))
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "yarn":
@@ -100,6 +118,13 @@ def add_rope(writer, config):
                             ("beta_slow", writer.add_rope_scaling_yarn_beta_slow)):
             if key in rope:
                 method(rope[key])
+    if kind == "longrope":
+        original = rope["original_max_position_embeddings"]
+        factor = config["max_position_embeddings"] / original
+        writer.add_rope_scaling_orig_ctx_len(original)
+        writer.add_rope_scaling_attn_factors(math.sqrt(1 + math.log(factor) / math.log(original)))
+        for length in ("long", "short"):
+            add(writer, f"rope_factors_{length}.weight", np.array(rope[f"{length}_factor"], np.float32))
     if kind == "llama3":
         add(writer, "rope_freqs.weight", llama3_divisors(config, {"rope_theta": config.get("rope_theta"), **rope}))
 
@@ -125,9 +150,38 @@ def add_metadata(writer, arch, config):
         add_deepseek(writer, config, heads)
         return
     writer.add_head_count_kv(config["num_key_value_heads"])
+    add_own(writer, arch, config, rope_of(config))
     if config.get("head_dim"):
         writer.add_key_length(config["head_dim"])
         writer.add_value_length(config["head_dim"])
+
+
+def rope_of(config):
+    return config.get("rope_parameters") or config.get("rope_scaling") or {}
+
+
+def add_own(writer, arch, config, rope):
+    """What only some architectures have."""
+    head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    if arch in ("glm4", "glm4moe", "phi3"):
+        partial = rope.get("partial_rotary_factor", 1.0 if arch == "phi3" else 0.5)
+        writer.add_rope_dimension_count(int(head * partial))
+    if arch == "qwen2moe":
+        writer.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
+    if arch == "glm4moe":
+        writer.add_expert_shared_count(config["n_shared_experts"])
+        writer.add_leading_dense_block_count(config["first_k_dense_replace"])
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+        writer.add_expert_weights_scale(config["routed_scaling_factor"])
+        writer.add_expert_weights_norm(config["norm_topk_prob"])
+        writer.add_nextn_predict_layers(config["num_nextn_predict_layers"])
+    if arch.startswith("granite"):
+        writer.add_attention_scale(config["attention_multiplier"])
+        writer.add_embedding_scale(config["embedding_multiplier"])
+        writer.add_residual_scale(config["residual_multiplier"])
+        writer.add_logit_scale(config["logits_scaling"])
+        if config.get("shared_intermediate_size"):
+            writer.add_expert_shared_feed_forward_length(config["shared_intermediate_size"])
 
 
 def add_deepseek(writer, config, heads):
@@ -185,10 +239,17 @@ def add_layers(writer, arch, config, tensors, apart):
             add_kv_b(writer, block, config, array)
         else:
             base, suffix = rest.rsplit(".", 1)
-            if arch == "llama" and base in ("self_attn.q_proj", "self_attn.k_proj"):
+            if base in HALVES:
+                for half, part in zip(HALVES[base], np.split(array, 2, axis=-2)):
+                    add(writer, f"{block}{half}.weight", part)
+                continue
+            if base == "mlp.shared_expert_gate":
+                array = array[0]
+            if arch in ("llama", "granite", "granitemoe") and base in ("self_attn.q_proj", "self_attn.k_proj"):
                 array = permute(array, config["num_attention_heads" if base.endswith("q_proj")
                                               else "num_key_value_heads"])
-            add(writer, f"{block}{NAMES[base]}.{suffix}", array)
+            name = NAMES_OF.get(arch, {}).get(base, NAMES.get(base))
+            add(writer, f"{block}{name}.{suffix}", array)
     for name, stack in stacks.items():
         add(writer, name, np.stack([stack[i] for i in range(len(stack))]))
 

@@ -32,6 +32,7 @@ static const struct renaming inside[] = {
     { "attn_k", "self_attn.k_proj" },
     { "attn_v", "self_attn.v_proj" },
     { "attn_output", "self_attn.o_proj" },
+    { "attn_qkv", "self_attn.qkv_proj" },
     { "attn_q_norm", "self_attn.q_norm" },
     { "attn_k_norm", "self_attn.k_norm" },
     { "attn_q_a", "self_attn.q_a_proj" },
@@ -62,6 +63,25 @@ static const struct renaming inside_mixtral[] = {
     { "ffn_down_exps", "block_sparse_moe.experts.w2" },
 };
 
+/* Others have a few. */
+static const struct renaming inside_qwen2moe[] = {
+    { "ffn_gate_inp_shexp", "mlp.shared_expert_gate" },
+    { "ffn_gate_shexp", "mlp.shared_expert.gate_proj" },
+    { "ffn_up_shexp", "mlp.shared_expert.up_proj" },
+    { "ffn_down_shexp", "mlp.shared_expert.down_proj" },
+};
+static const struct renaming inside_glm4[] = {
+    { "post_attention_norm", "post_self_attn_layernorm" },
+    { "post_ffw_norm", "post_mlp_layernorm" },
+    { "ffn_up", "mlp.gate_up_proj" },
+};
+static const struct renaming inside_glm4moe[] = {
+    { "post_attention_norm", "post_attention_layernorm" },
+};
+static const struct renaming inside_phi3[] = {
+    { "ffn_up", "mlp.gate_up_proj" },
+};
+
 /* One tensor for each expert, as files before 2024-04 have it: ffn_gate.5. */
 static const struct renaming one_expert[] = {
     { "ffn_gate.", "gate_proj" }, { "ffn_up.", "up_proj" }, { "ffn_down.", "down_proj" },
@@ -71,6 +91,16 @@ static const struct renaming one_expert_mixtral[] = {
 };
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
+#define OWN(arch, array) { arch, array, COUNT(array) }
+
+static const struct {
+    const char *arch;
+    const struct renaming *names;
+    size_t count;
+} own_names[] = {
+    OWN("llama", inside_mixtral), OWN("qwen2moe", inside_qwen2moe), OWN("glm4", inside_glm4),
+    OWN("glm4moe", inside_glm4moe), OWN("phi3", inside_phi3),
+};
 
 static const char *find(const struct renaming *table, size_t count, const char *from,
                         size_t from_size)
@@ -79,6 +109,17 @@ static const char *find(const struct renaming *table, size_t count, const char *
         if (strlen(table[i].from) == from_size && memcmp(table[i].from, from, from_size) == 0)
             return table[i].to;
     return NULL;
+}
+
+/* The architecture's own name for it, else everybody's. */
+static const char *find_inside(const char *arch, const char *from, size_t from_size)
+{
+    const char *to = NULL;
+
+    for (size_t i = 0; to == NULL && i < COUNT(own_names); i++)
+        if (strcmp(own_names[i].arch, arch) == 0)
+            to = find(own_names[i].names, own_names[i].count, from, from_size);
+    return to != NULL ? to : find(inside, COUNT(inside), from, from_size);
 }
 
 /* A decimal number at *text, which is moved behind it; no leading zeros, so that two names never
@@ -121,12 +162,12 @@ static bool rename_one_expert(bool is_mixtral, uint64_t layer, const char *base,
 }
 
 /* `base` is what follows "blk.N."; false when it is not known. */
-static bool rename_inside(bool is_mixtral, uint64_t layer, const char *base, char *out,
+static bool rename_inside(const char *arch, uint64_t layer, const char *base, char *out,
                           size_t out_size)
 {
     const char *const suffix = strrchr(base, '.');
     const size_t size = suffix != NULL ? (size_t)(suffix - base) : 0;
-    const char *to = NULL;
+    const char *to;
 
     if (suffix == NULL)
         return false;
@@ -138,12 +179,9 @@ static bool rename_inside(bool is_mixtral, uint64_t layer, const char *base, cha
     }
     if (strcmp(suffix, ".weight") != 0 && strcmp(suffix, ".bias") != 0)
         return false;
-    if (is_mixtral)
-        to = find(inside_mixtral, COUNT(inside_mixtral), base, size);
+    to = find_inside(arch, base, size);
     if (to == NULL)
-        to = find(inside, COUNT(inside), base, size);
-    if (to == NULL)
-        return rename_one_expert(is_mixtral, layer, base, out, out_size);
+        return rename_one_expert(strcmp(arch, "llama") == 0, layer, base, out, out_size);
     (void)snprintf(out, out_size, "model.layers.%" PRIu64 ".%s%s", layer, to, suffix);
     return true;
 }
@@ -151,14 +189,13 @@ static bool rename_inside(bool is_mixtral, uint64_t layer, const char *base, cha
 void gguf__tensor_name(const char *arch, uint64_t layer_count, const char *name, char *out,
                        size_t out_size)
 {
-    const bool is_mixtral = strcmp(arch, "llama") == 0;
     const char *const suffix = strrchr(name, '.');
     const char *at = name + 4;
     const char *to = NULL;
     uint64_t layer;
 
     if (strncmp(name, "blk.", 4) == 0 && take_index(&at, &layer) && *at == '.') {
-        if (rename_inside(is_mixtral, layer, at + 1, out, out_size))
+        if (rename_inside(arch, layer, at + 1, out, out_size))
             return;
         /* Those of multi-token prediction are recognised by their layer. */
         if (layer >= layer_count) {

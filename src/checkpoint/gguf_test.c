@@ -211,7 +211,7 @@ static void metadata_that_makes_no_model_is_refused(void **state)
         { { "general.alignment", 8, "x", 0 }, "general.alignment is of type string" },
         { { "llama.rope.freq_base", 8, "x", 0 }, "llama.rope.freq_base is of type string" },
         { { "llama.rope.scaling.type", 4, NULL, 1 }, "llama.rope.scaling.type is of type uint32" },
-        { { "llama.rope.dimension_count", 4, NULL, 4 }, "partial rotation is not built" },
+        { { "llama.rope.dimension_count", 4, NULL, 40 }, "but a head has only" },
         { { "llama.attention.value_length", 4, NULL, 4 }, "heads of two widths are not built" },
         { { "llama.expert_count", 4, NULL, 4 }, "llama.expert_used_count is missing" },
         { { "split.count", 4, NULL, 2 }, "split.no is missing" },

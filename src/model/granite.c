@@ -1,4 +1,4 @@
-/* model/granite.c - Granite 3 and 4: dense, with a mixture of experts, with a shared expert besides.
+/* model/granite.c - Granite 3 and 4: dense, or with a mixture of experts and perhaps a shared one.
  *
  *     x = e embed(ids)
  *     x += r grouped-query attention of rms_norm(x)              (gqa.c), the softmax's scale given

@@ -483,7 +483,8 @@ static bool is_of_no_use(const struct params *params, const char *name,
         return true;
     }
     /* Of a GGUF file: they have come with its metadata. */
-    if (strcmp(name, "rope_freqs.weight") == 0)
+    if (strcmp(name, "rope_freqs.weight") == 0 || strcmp(name, "rope_factors_long.weight") == 0 ||
+        strcmp(name, "rope_factors_short.weight") == 0)
         return true;
     if (config->tied_embeddings && strcmp(name, "lm_head.weight") == 0) {
         skipped->tied_count++;

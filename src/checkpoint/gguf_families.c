@@ -1,0 +1,275 @@
+/* checkpoint/gguf_families.c - what each of GGUF's architectures says, as its config.json says it.
+ *
+ * The keys are those of gguf-py 0.19 (constants.py), what they mean is what llama.cpp makes of them
+ * (src/models, conversion/). Where that is not plain:
+ *
+ * - llama is Mixtral where it has experts, Mistral where it has a window.
+ * - deepseek2 is V2 or V3 by its gating function; the newer files' sizes of the latent attention
+ *   (key_length_mla) stand beside those of the older ones.
+ * - Whether the chosen experts' weights are normalised is llama.cpp's knowledge about the
+ *   architecture mostly, and not the file's.
+ * - Old files of qwen2moe lack the experts' widths. */
+#include <inttypes.h>
+#include <math.h>
+
+#include "checkpoint/gguf_maker.h"
+
+#define LAYER_0 "model.layers.0."
+
+/* A count that must be there, under its other name. */
+static void put_count_of(struct maker *maker, const char *key, const char *gguf_key)
+{
+    gguf__put_count(maker, key, gguf__count_of(maker, gguf_key));
+}
+
+static void put_attention_bias(struct maker *maker)
+{
+    gguf__put_bool(maker, "attention_bias",
+                   gguf__has_tensor(maker, LAYER_0 "self_attn.q_proj.bias"));
+}
+
+static void make_llama(struct maker *maker)
+{
+    const uint64_t experts = gguf__count_or(maker, "expert_count", 0);
+    const uint64_t window = gguf__count_or(maker, "attention.sliding_window", 0);
+
+    if (experts > 0) {
+        gguf__put_names(maker, "MixtralForCausalLM", "mixtral");
+        gguf__put_count(maker, "num_local_experts", experts);
+        put_count_of(maker, "num_experts_per_tok", "expert_used_count");
+    } else if (window > 0) {
+        gguf__put_names(maker, "MistralForCausalLM", "mistral");
+    } else {
+        gguf__put_names(maker, "LlamaForCausalLM", "llama");
+    }
+    if (window > 0)
+        gguf__put_count(maker, "sliding_window", window);
+    else
+        gguf__put(maker, maker->config, "sliding_window", json_null());
+    put_attention_bias(maker);
+    gguf__put_bool(maker, "mlp_bias", gguf__has_tensor(maker, LAYER_0 "mlp.gate_proj.bias"));
+    gguf__put_heads(maker, true);
+}
+
+static void make_qwen2(struct maker *maker)
+{
+    gguf__put_names(maker, "Qwen2ForCausalLM", "qwen2");
+    gguf__put_heads(maker, false);
+}
+
+static void make_qwen3(struct maker *maker)
+{
+    gguf__put_names(maker, "Qwen3ForCausalLM", "qwen3");
+    put_attention_bias(maker);
+    gguf__put_heads(maker, false);
+}
+
+/* llama.cpp always normalises the chosen experts' weights, and every layer has experts. */
+static void make_qwen3moe(struct maker *maker)
+{
+    gguf__put_names(maker, "Qwen3MoeForCausalLM", "qwen3_moe");
+    put_attention_bias(maker);
+    put_count_of(maker, "num_experts", "expert_count");
+    put_count_of(maker, "num_experts_per_tok", "expert_used_count");
+    put_count_of(maker, "moe_intermediate_size", "expert_feed_forward_length");
+    gguf__put_bool(maker, "norm_topk_prob", true);
+    gguf__put_count(maker, "decoder_sparse_step", 1);
+    gguf__put_heads(maker, false);
+}
+
+static void put_latent_attention(struct maker *maker)
+{
+    const uint64_t rotated = gguf__count_of(maker, "rope.dimension_count");
+    const uint64_t key = gguf__count_or(maker, "attention.key_length_mla",
+                                        gguf__count_or(maker, "attention.key_length", 0));
+    const uint64_t value = gguf__count_or(maker, "attention.value_length_mla",
+                                          gguf__count_or(maker, "attention.value_length", 0));
+    const uint64_t query_rank = gguf__count_or(maker, "attention.q_lora_rank", 0);
+
+    if (key <= rotated || value == 0)
+        gguf__refuse(maker, "keys of %" PRIu64 " and values of %" PRIu64 " elements, of which %"
+                     PRIu64 " are rotated, don't make a latent attention", key, value, rotated);
+    put_count_of(maker, "kv_lora_rank", "attention.kv_lora_rank");
+    if (query_rank > 0)
+        gguf__put_count(maker, "q_lora_rank", query_rank);
+    else
+        gguf__put(maker, maker->config, "q_lora_rank", json_null());
+    gguf__put_count(maker, "qk_rope_head_dim", rotated);
+    gguf__put_count(maker, "qk_nope_head_dim", key - rotated);
+    gguf__put_count(maker, "v_head_dim", value);
+    put_count_of(maker, "num_key_value_heads", "attention.head_count");
+    gguf__put_rope(maker, rotated, true);
+}
+
+/* Files before 2025-10 do not tell the groups of experts. V3 and R1 are the only ones with 256
+ * experts, chosen by sigmoid, in 61 layers, and have 8, of which 4 count. */
+static void put_groups(struct maker *maker, bool is_v3, uint64_t experts)
+{
+    const uint64_t layers = gguf__count_of(maker, "block_count");
+    const bool is_published = is_v3 && experts == 256 && layers >= 61 && layers <= 62;
+    const uint64_t groups = gguf__count_or(maker, "expert_group_count", is_published ? 8 : 1);
+    const uint64_t kept = gguf__count_or(maker, "expert_group_used_count", is_published ? 4 : 1);
+
+    gguf__put_count(maker, "n_group", groups > 0 ? groups : 1);
+    gguf__put_count(maker, "topk_group", kept > 0 ? kept : 1);
+    if (!is_v3)
+        gguf__put(maker, maker->config, "topk_method",
+                  json_string(groups > 1 ? "group_limited_greedy" : "greedy"));
+}
+
+static void make_deepseek2(struct maker *maker)
+{
+    /* 1: softmax, which also is meant where nothing is said; 2: sigmoid */
+    const uint64_t gating = gguf__count_or(maker, "expert_gating_func", 0);
+    const uint64_t experts = gguf__count_or(maker, "expert_count", 0);
+    const bool is_v3 = gating == 2;
+
+    if (gating > 2)
+        gguf__refuse(maker, "%s.expert_gating_func is %" PRIu64 ", 1 (softmax) and 2 (sigmoid) are "
+                     "built", maker->arch, gating);
+    gguf__put_names(maker, is_v3 ? "DeepseekV3ForCausalLM" : "DeepseekV2ForCausalLM",
+                    is_v3 ? "deepseek_v3" : "deepseek_v2");
+    put_latent_attention(maker);
+    gguf__put_count(maker, "n_routed_experts", experts);
+    gguf__put_count(maker, "n_shared_experts", gguf__count_or(maker, "expert_shared_count", 0));
+    gguf__put_count(maker, "first_k_dense_replace",
+                    experts > 0 ? gguf__count_or(maker, "leading_dense_block_count", 0)
+                          : gguf__count_of(maker, "block_count"));
+    if (experts > 0) {
+        put_count_of(maker, "num_experts_per_tok", "expert_used_count");
+        put_count_of(maker, "moe_intermediate_size", "expert_feed_forward_length");
+    }
+    /* 0 is how some files write that there is none */
+    gguf__put(maker, maker->config, "routed_scaling_factor",
+              json_real(gguf__number_or(maker, "expert_weights_scale", 0.0) == 0.0
+                      ? 1.0 : gguf__number_or(maker, "expert_weights_scale", 1.0)));
+    gguf__put_bool(maker, "norm_topk_prob", gguf__bool_or(maker, "expert_weights_norm", false));
+    put_groups(maker, is_v3, experts);
+}
+
+static void make_qwen2moe(struct maker *maker)
+{
+    const uint64_t width = gguf__count_of(maker, "feed_forward_length");
+    const uint64_t top_k = gguf__count_of(maker, "expert_used_count");
+
+    gguf__put_names(maker, "Qwen2MoeForCausalLM", "qwen2_moe");
+    gguf__put_bool(maker, "qkv_bias", gguf__has_tensor(maker, LAYER_0 "self_attn.q_proj.bias"));
+    put_count_of(maker, "num_experts", "expert_count");
+    gguf__put_count(maker, "num_experts_per_tok", top_k);
+    gguf__put_count(maker, "moe_intermediate_size",
+                    gguf__count_or(maker, "expert_feed_forward_length",
+                                   top_k > 0 ? width / top_k : 0));
+    gguf__put_count(maker, "shared_expert_intermediate_size",
+                    gguf__count_or(maker, "expert_shared_feed_forward_length", width));
+    gguf__put_bool(maker, "norm_topk_prob", gguf__bool_or(maker, "expert_weights_norm", false));
+    gguf__put_heads(maker, false);
+}
+
+static void make_olmoe(struct maker *maker)
+{
+    gguf__put_names(maker, "OlmoeForCausalLM", "olmoe");
+    put_count_of(maker, "num_experts", "expert_count");
+    put_count_of(maker, "num_experts_per_tok", "expert_used_count");
+    gguf__put_bool(maker, "norm_topk_prob", gguf__bool_or(maker, "expert_weights_norm", false));
+    gguf__put_heads(maker, false);
+}
+
+static void make_glm4(struct maker *maker)
+{
+    gguf__put_names(maker, "Glm4ForCausalLM", "glm4");
+    put_attention_bias(maker);
+    gguf__put_heads(maker, true);
+}
+
+static void make_glm4moe(struct maker *maker)
+{
+    /* 2: sigmoid, which also is meant where nothing is said */
+    const uint64_t gating = gguf__count_or(maker, "expert_gating_func", 0);
+
+    if (gating != 0 && gating != 2)
+        gguf__refuse(maker, "%s.expert_gating_func is %" PRIu64 ", 2 (sigmoid) is built",
+                     maker->arch, gating);
+    gguf__put_names(maker, "Glm4MoeForCausalLM", "glm4_moe");
+    put_attention_bias(maker);
+    gguf__put_bool(maker, "use_qk_norm",
+                   gguf__has_tensor(maker, LAYER_0 "self_attn.q_norm.weight"));
+    put_count_of(maker, "n_routed_experts", "expert_count");
+    put_count_of(maker, "num_experts_per_tok", "expert_used_count");
+    put_count_of(maker, "n_shared_experts", "expert_shared_count");
+    put_count_of(maker, "moe_intermediate_size", "expert_feed_forward_length");
+    gguf__put_count(maker, "first_k_dense_replace",
+                    gguf__count_or(maker, "leading_dense_block_count", 0));
+    gguf__put_number(maker, "routed_scaling_factor",
+                     gguf__number_or(maker, "expert_weights_scale", 1.0));
+    gguf__put_bool(maker, "norm_topk_prob", gguf__bool_or(maker, "expert_weights_norm", false));
+    gguf__put_count(maker, "n_group", gguf__count_or(maker, "expert_group_count", 1));
+    gguf__put_count(maker, "topk_group", gguf__count_or(maker, "expert_group_used_count", 1));
+    gguf__put_heads(maker, false);
+}
+
+/* Files before 2024-08 do not tell the window of Phi-3-mini-4k and medium-4k. */
+static void make_phi3(struct maker *maker)
+{
+    const uint64_t layers = gguf__count_of(maker, "block_count");
+    const bool is_4k = gguf__count_of(maker, "context_length") == 4096 &&
+                       (layers == 32 || layers == 40);
+    const uint64_t window = gguf__count_or(maker, "attention.sliding_window", is_4k ? 2047 : 0);
+
+    gguf__put_names(maker, "Phi3ForCausalLM", "phi3");
+    if (window > 0)
+        gguf__put_count(maker, "sliding_window", window);
+    gguf__put_heads(maker, false);
+}
+
+static void put_multipliers(struct maker *maker)
+{
+    static const char *const names[][2] = { { "embedding_scale", "embedding_multiplier" },
+                                            { "residual_scale", "residual_multiplier" },
+                                            { "logit_scale", "logits_scaling" } };
+    const uint64_t heads = gguf__count_of(maker, "attention.head_count");
+    const uint64_t hidden = gguf__count_of(maker, "embedding_length");
+    double scale = gguf__number_or(maker, "attention.scale", 0.0);
+
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        const double multiplier = gguf__number_or(maker, names[i][0], 0.0);
+        gguf__put_number(maker, names[i][1], multiplier == 0.0 ? 1.0 : multiplier);
+    }
+    if (scale == 0.0 && heads > 0 && hidden >= heads)
+        scale = 1.0 / sqrt((double)hidden / (double)heads);
+    gguf__put_number(maker, "attention_multiplier", scale);
+}
+
+static void make_granite(struct maker *maker)
+{
+    gguf__put_names(maker, "GraniteForCausalLM", "granite");
+    put_attention_bias(maker);
+    gguf__put_bool(maker, "mlp_bias", gguf__has_tensor(maker, LAYER_0 "mlp.gate_proj.bias"));
+    put_multipliers(maker);
+    gguf__put_heads(maker, true);
+}
+
+static void make_granitemoe(struct maker *maker)
+{
+    const uint64_t shared = gguf__count_or(maker, "expert_shared_feed_forward_length", 0);
+
+    if (shared > 0)
+        gguf__put_names(maker, "GraniteMoeSharedForCausalLM", "granitemoeshared");
+    else
+        gguf__put_names(maker, "GraniteMoeForCausalLM", "granitemoe");
+    gguf__put_count(maker, "shared_intermediate_size", shared);
+    put_attention_bias(maker);
+    put_count_of(maker, "num_local_experts", "expert_count");
+    put_count_of(maker, "num_experts_per_tok", "expert_used_count");
+    put_multipliers(maker);
+    gguf__put_heads(maker, true);
+}
+
+const struct gguf_family gguf__families[] = {
+    { "llama", make_llama },         { "qwen2", make_qwen2 },
+    { "qwen2moe", make_qwen2moe },   { "qwen3", make_qwen3 },
+    { "qwen3moe", make_qwen3moe },   { "olmoe", make_olmoe },
+    { "glm4", make_glm4 },           { "glm4moe", make_glm4moe },
+    { "phi3", make_phi3 },           { "granite", make_granite },
+    { "granitemoe", make_granitemoe }, { "deepseek2", make_deepseek2 },
+    { NULL, NULL },
+};
