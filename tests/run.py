@@ -26,6 +26,7 @@ import sys
 import threading
 import time
 
+STEP = re.compile(r"(CC|CXX|LD|AR|TIDY|CPPCHECK) ?\S*$")  # what make says it is about to do
 CPUS = len(os.sched_getaffinity(0))
 JOB_SECONDS_MAX = 1200
 PYTHON = os.environ.get("PYTHON", sys.executable)
@@ -113,7 +114,8 @@ class Queue:
             print(f"{'ok  ' if not failed else 'FAIL'} {name}: {passed} passed, {failed} failed"
                   + (f", {skipped} skipped" if skipped else "") + f" ({time.time() - started:.1f} s)", flush=True)
             if failed:
-                print("\n".join("    " + line for line in output.splitlines()[-60:]), flush=True)
+                told = [line for line in output.splitlines() if not STEP.match(line)]
+                print("\n".join("    " + line for line in told[-60:]), flush=True)
             self.unfinished -= 1
             self.changed.notify()
 

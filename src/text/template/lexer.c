@@ -74,24 +74,30 @@ static size_t skip_space(const struct lexer *lexer, size_t at)
     return at;
 }
 
+/* The size of data without the white space at its end. */
+static size_t size_before_space(const struct str *data)
+{
+    size_t end = data->size;
+
+    while (end > 0) {
+        uint32_t c;
+        size_t size = tpl__character_before(data, end, &c);
+
+        if (!tpl__is_space(c))
+            break;
+        end -= size;
+    }
+    return end;
+}
+
 /* Where the data before a tag ends. */
 static size_t data_end(const struct lexer *lexer, size_t tag, char sign, bool is_variable)
 {
     struct str data = { .bytes = lexer->text + lexer->at, .size = tag - lexer->at };
-    size_t end = data.size;
     size_t line_start = data.size;
 
-    if (sign == '-') {
-        while (end > 0) {
-            uint32_t c;
-            size_t size = tpl__character_before(&data, end, &c);
-
-            if (!tpl__is_space(c))
-                break;
-            end -= size;
-        }
-        return lexer->at + end;
-    }
+    if (sign == '-')
+        return lexer->at + size_before_space(&data);
     if (sign == '+' || is_variable)
         return tag;
     while (line_start > 0 && data.bytes[line_start - 1] != '\n')
