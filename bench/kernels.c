@@ -240,13 +240,13 @@ static void advance_matmul(struct bench *bench, struct op *op, uint32_t sample)
 static void bench_matmul(struct bench *bench)
 {
     static const enum dtype dtypes[] = { DTYPE_F32, DTYPE_F16, DTYPE_BF16, DTYPE_Q8_0,
-                                         DTYPE_Q4_0 };
+                                         DTYPE_Q4_0, DTYPE_Q4_K, DTYPE_Q6_K };
     static const uint32_t rows[] = { 1, 2, 4, 8, 16, 32, 64, 256 };
     static const struct {
         uint32_t n, k;
     } shapes[] = { { 2048, 2048 }, { 8192, 2048 }, { 2048, 8192 } }; /* llama-1b's */
 
-    for (size_t i = 0; i < 5 * 8 * 3; i++) {
+    for (size_t i = 0; i < 7 * 8 * 3; i++) {
         const enum dtype dtype = dtypes[i / 24];
         const uint32_t row_count = rows[i % 8], n = shapes[i / 8 % 3].n, k = shapes[i / 8 % 3].k;
         struct op op = { .kind = OP_MATMUL };

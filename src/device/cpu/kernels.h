@@ -36,7 +36,7 @@
 
 #define CPU_LANES 8
 #define CPU_STRIP_ROWS_MAX 128 /* of x in one strip */
-#define CPU_STRIP_SCRATCH_BYTES (512 << 10)
+#define CPU_STRIP_SCRATCH_BYTES (1536 << 10)
 
 /* 32 elements of x, quantised: element i is near scale * q[i]. */
 struct cpu_quant_block {

@@ -5,10 +5,5 @@
 
 void cpu__matmul_quant_avx512(const struct cpu_strip *strip, void *scratch)
 {
-    if (strip->weight_dtype == DTYPE_Q8_0)
-        multiply_q8_0(strip, scratch);
-    else if (strip->weight_dtype == DTYPE_Q4_0)
-        multiply_q4_0(strip, scratch);
-    else
-        cpu__matmul_quant_scalar(strip, scratch);
+    multiply_any(strip, scratch);
 }

@@ -1,72 +1,92 @@
 /* device/cpu/quant_tiles.h - products with quantised weights in vector registers; included once by
- * each of the files that compile it for an instruction set: quant_avx2.c, quant_vnni.c, and
- * quant_avx512.c, where the tiles of a panel have vectors of two groups of eight.
+ * each of the files that compile it for an instruction set: quant_avx2.c, quant_vnni.c,
+ * quant_avx512.c and quant_amx.c. In the latter two the tiles of a panel have vectors of two groups
+ * of eight.
  *
- * The lanes of a vector are eight weight rows, n to n + 7, so that a chain of FMAs over the blocks
+ * The lanes of a vector are eight weight rows, n to n + 7, so that a chain of FMAs over the runs
  * is one output's sum (kernels.h):
  *
- *     few rows of x    the eight rows' blocks are read where they lie. A vector holds half a block
+ *     few rows of x    the eight rows' blocks are read where they lie. A vector holds half a run
  *                      of rows i and i + 4; products leave four partial sums of each, and three
  *                      horizontal additions make eight rows' dot products of four such vectors.
  *     many             eight rows are cut into a panel in scratch: a vector holds four elements of
  *                      each of the eight rows. Then the rows of x take turns, ROWS_MAX at a time:
  *                      four elements of x, broadcast, go with a vector of the panel.
  *
- * Integer products: VNNI multiplies unsigned with signed bytes and adds four of them to a lane. As
- * unsigned numbers serve Q4_0's halves, and Q8_0's q + 128; what that adds too much follows from
- * the sums of x. Without VNNI, pairs of products are made in 16 bits. For Q4_0 eight pairs fit
- * into 16 bits (8 * 2 * 15 * 127 = 30480), so they are widened once a block. Q8_0's would not: the
- * weight's sign moves to x, and each pair of at most 2 * 128 * 127 = 32512 is widened at once. */
+ * A panel knows no types any more, only whether runs have minimums, two scales, and what must be
+ * taken off their numbers; so tiles are made for these traits.
+ *
+ * Integer products: VNNI multiplies unsigned with signed bytes and adds four of them to a lane.
+ * What the numbers' offset adds too much follows from the sums of x. Without VNNI, pairs of
+ * products are made in 16 bits. Eight pairs of numbers up to 16 fit there (8 * 2 * 15 * 127 =
+ * 30480), and are widened once a run; two pairs of those up to 63 (2 * 2 * 63 * 127 = 32004). Of 8
+ * bits it is one: the weight's sign moves to x, and each pair of at most 2 * 128 * 127 = 32512 is
+ * widened at once.
+ *
+ * Arithmetic, for a run of 32 by 16 weight rows by a row of x, with AVX-512: 8 products, 1
+ * conversion, 1 multiplication and 1 FMA, 1 more for minimums: 12 of which two start in a cycle,
+ * so at most 85 products in a cycle, of 128 that the units can make. */
 #ifndef LIGHTER_DEVICE_CPU_QUANT_TILES_H
 #define LIGHTER_DEVICE_CPU_QUANT_TILES_H
 
 #include <string.h>
 
-#include "device/cpu/avx2.h"
-#include "tensor/quant.h"
+#include "device/cpu/quant_types.h"
 
 #if defined(__AVX512VNNI__)
-#define HAS_VNNI 1
 #define DOT_BYTES _mm256_dpbusd_epi32
 #define GROUPS 2        /* in a panel: what fills a vector of a tile */
 #define ROWS_MAX 8      /* rows of x in a tile */
 #elif defined(__AVXVNNI__)
-#define HAS_VNNI 1
 #define DOT_BYTES _mm256_dpbusd_avx_epi32
 #define GROUPS 1
 #define ROWS_MAX 6
 #else
-#define HAS_VNNI 0
 #define GROUPS 1
 #define ROWS_MAX 6
 #endif
-#define WIDTH 8         /* weight rows of a group */
-#define STEPS 8         /* vectors of a block in a panel, four elements of each weight row */
+#define STEPS 8         /* vectors of a run in a panel, four elements of each weight row */
 #define DIRECT_ROWS_MAX 3 /* more are worth a panel */
 #define SPREAD_ROWS_MAX 24
 
-struct panel_block {
+struct panel_run {
     __m256i q[STEPS][GROUPS];
-    float scales[GROUPS][WIDTH];
+    float scales[2][GROUPS][WIDTH]; /* [1], and mins: only in types that have them */
+    float mins[2][GROUPS][WIDTH];
 };
 
-/* Eight weight rows: n, n + step, ... The last of a strip may be fewer; then the last one is there
- * several times. */
-struct group {
-    const uint8_t *rows[WIDTH];
-    uint32_t n, step, count;
+/* How many bits a type's numbers have, where that matters; see above. */
+enum number_size { NUMBERS_SMALL, NUMBERS_MEDIUM, NUMBERS_WIDE };
+
+struct traits {
+    enum number_size size;
+    bool mins, two_scales;
 };
 
-INLINE uint32_t block_bytes(const enum dtype dtype)
+INLINE uint32_t runs_per_block(const enum dtype dtype)
 {
-    return dtype == DTYPE_Q8_0 ? QUANT_Q8_0_BYTES : QUANT_Q4_0_BYTES;
+    return has_large_blocks(dtype) ? 2 * QUARTERS : 1;
+}
+
+/* By how much the numbers that load_pair gives are too large. */
+INLINE int16_t offset_of(const enum dtype dtype)
+{
+    switch (dtype) {
+    case DTYPE_Q8_0: case DTYPE_IQ4_NL: case DTYPE_IQ4_XS: return HAS_VNNI ? 128 : 0;
+    case DTYPE_Q4_0: return 8;
+    case DTYPE_Q5_0: return 16;
+    case DTYPE_Q3_K: return 4;
+    case DTYPE_Q6_K: return 32;
+    case DTYPE_MXFP4: return 12;
+    default: return 0;
+    }
 }
 
 INLINE struct group group_at(const struct cpu_strip *strip, const enum dtype dtype, uint32_t n,
                              uint32_t step)
 {
-    const uint64_t row_bytes =
-        strip->weight_row_stride / QUANT_RUN_ELEMENTS * block_bytes(dtype);
+    const uint64_t row_bytes = strip->weight_row_stride /
+                               (QUANT_RUN_ELEMENTS * runs_per_block(dtype)) * block_bytes(dtype);
     const uint32_t left = strip->n_count - n;
     struct group group = { .n = n, .step = step, .count = left < WIDTH ? left : WIDTH };
 
@@ -77,109 +97,69 @@ INLINE struct group group_at(const struct cpu_strip *strip, const enum dtype dty
     return group;
 }
 
-INLINE __m256i load_halves(const uint8_t *low, const uint8_t *high)
-{
-    const __m128i first = _mm_loadu_si128((const __m128i *)(const void *)low);
-    const __m128i second = _mm_loadu_si128((const __m128i *)(const void *)high);
-
-    return _mm256_inserti128_si256(_mm256_castsi128_si256(first), second, 1);
-}
-
-/* Weights as `products` takes them: elements 0..15 and 16..31 of rows i (low) and i + 4 (high). */
-INLINE void load_pair(const enum dtype dtype, const struct group *group, uint64_t at, uint32_t i,
-                      __m256i *first, __m256i *second)
-{
-    const uint8_t *low = group->rows[i] + at + 2;
-    const uint8_t *high = group->rows[i + 4] + at + 2;
-
-    if (dtype == DTYPE_Q4_0) {
-        const __m256i both = load_halves(low, high);
-        const __m256i mask = _mm256_set1_epi8(15);
-        *first = _mm256_and_si256(both, mask);
-        *second = _mm256_and_si256(_mm256_srli_epi16(both, 4), mask);
-        return;
-    }
-    *first = load_halves(low, high);
-    *second = load_halves(low + 16, high + 16);
-#if HAS_VNNI
-    *first = _mm256_xor_si256(*first, _mm256_set1_epi8(-128));
-    *second = _mm256_xor_si256(*second, _mm256_set1_epi8(-128));
-#endif
-}
-
-INLINE __m256 load_scales(const struct group *group, uint64_t at)
-{
-    __m128i halves = _mm_setzero_si128();
-    uint16_t bits[WIDTH];
-
-    for (uint32_t i = 0; i < WIDTH; i++)
-        memcpy(&bits[i], group->rows[i] + at, sizeof(bits[i]));
-    halves = _mm_insert_epi16(halves, bits[0], 0);
-    halves = _mm_insert_epi16(halves, bits[1], 1);
-    halves = _mm_insert_epi16(halves, bits[2], 2);
-    halves = _mm_insert_epi16(halves, bits[3], 3);
-    halves = _mm_insert_epi16(halves, bits[4], 4);
-    halves = _mm_insert_epi16(halves, bits[5], 5);
-    halves = _mm_insert_epi16(halves, bits[6], 6);
-    halves = _mm_insert_epi16(halves, bits[7], 7);
-    return _mm256_cvtph_ps(halves);
-}
-
-/* Adds to the sums of a block, which are of 16 bits for Q4_0 without VNNI. */
-INLINE __m256i products(const enum dtype dtype, __m256i sums, __m256i weights, __m256i x)
+/* The dot products of two vectors of numbers with two of x, in lanes of 32 bits. */
+INLINE __m256i dot_pair(const enum dtype dtype, __m256i first, __m256i second, __m256i x_first,
+                        __m256i x_second)
 {
 #if HAS_VNNI
     (void)dtype;
-    return DOT_BYTES(sums, weights, x);
+    return DOT_BYTES(DOT_BYTES(_mm256_setzero_si256(), first, x_first), second, x_second);
 #else
     const __m256i ones = _mm256_set1_epi16(1);
 
-    if (dtype == DTYPE_Q4_0)
-        return _mm256_add_epi16(sums, _mm256_maddubs_epi16(weights, x));
-    return _mm256_add_epi32(
-        sums, _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_sign_epi8(weights, weights),
-                                                     _mm256_sign_epi8(x, weights)),
-                                ones));
+    if (is_wide(dtype))
+        return _mm256_add_epi32(
+            _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_sign_epi8(first, first),
+                                                   _mm256_sign_epi8(x_first, first)), ones),
+            _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_sign_epi8(second, second),
+                                                   _mm256_sign_epi8(x_second, second)), ones));
+    return _mm256_madd_epi16(_mm256_add_epi16(_mm256_maddubs_epi16(first, x_first),
+                                              _mm256_maddubs_epi16(second, x_second)), ones);
 #endif
 }
 
-/* The sums as 32-bit lanes. */
-INLINE __m256i widened(const enum dtype dtype, __m256i sums)
+/* Of one vector of numbers; there is no wide type with two scales. */
+INLINE __m256i dot_half(__m256i numbers, __m256i x)
 {
-#if !HAS_VNNI
-    if (dtype == DTYPE_Q4_0)
-        return _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
+#if HAS_VNNI
+    return DOT_BYTES(_mm256_setzero_si256(), numbers, x);
+#else
+    return _mm256_madd_epi16(_mm256_maddubs_epi16(numbers, x), _mm256_set1_epi16(1));
 #endif
-    (void)dtype;
-    return sums;
 }
 
-/* What the offset of weights that were made unsigned adds to a dot product, negative. */
-INLINE __m256i correction_of(const enum dtype dtype, const struct cpu_quant_block *x)
+/* What is to be added for the numbers' offset: minus the offset times the sums of the halves of x
+ * that are multiplied, both or one. */
+INLINE int32_t correction_factors(int16_t offset, bool first, bool second)
 {
-    const int16_t offset = dtype == DTYPE_Q4_0 ? 8 : 128;
+    const uint32_t less = (uint16_t)-offset;
+
+    return (int32_t)((first ? less : 0) | (second ? less << 16 : 0));
+}
+
+INLINE int32_t both_sums(const struct cpu_quant_block *x)
+{
     int32_t sums;
 
     memcpy(&sums, x->sums, sizeof(sums));
-    return _mm256_madd_epi16(_mm256_set1_epi32(sums), _mm256_set1_epi16((int16_t)-offset));
+    return sums;
 }
 
-/* The block's dot products, from lanes that began with `start`, or with zeros. */
-INLINE __m256i corrected(const enum dtype dtype, __m256i dots, const struct cpu_quant_block *x,
-                         bool started)
+INLINE __m256i corrected(__m256i dots, const struct cpu_quant_block *x, int32_t factors)
 {
-#if HAS_VNNI
-    if (started)
+    if (factors == 0)
         return dots;
-#else
-    (void)started;
-    if (dtype == DTYPE_Q8_0)
-        return dots;
-#endif
-    return _mm256_add_epi32(dots, correction_of(dtype, x));
+    return _mm256_add_epi32(dots, _mm256_madd_epi16(_mm256_set1_epi32(both_sums(x)),
+                                                    _mm256_set1_epi32(factors)));
 }
 
-INLINE __m256 add_block(__m256 sums, __m256i dots, float x_scale, __m256 scales)
+/* Eight rows' dot products, from four vectors that have four partial sums of each of two rows. */
+INLINE __m256i join(const __m256i p[4])
+{
+    return _mm256_hadd_epi32(_mm256_hadd_epi32(p[0], p[1]), _mm256_hadd_epi32(p[2], p[3]));
+}
+
+INLINE __m256 add_run(__m256 sums, __m256i dots, float x_scale, __m256 scales)
 {
     return _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots),
                            _mm256_mul_ps(_mm256_set1_ps(x_scale), scales), sums);
@@ -210,78 +190,142 @@ static __attribute__((noinline)) void put(const struct cpu_strip *strip, uint32_
     }
 }
 
+/* A row of x by a run of a group: first and second are the four pairs' numbers. */
+INLINE __m256 direct_products(const enum dtype dtype, __m256 sums, const struct cpu_quant_block *x,
+                              const __m256i first[4], const __m256i second[4],
+                              const __m256 *scales, const __m256 *mins)
+{
+    const __m256i x_first = _mm256_broadcastsi128_si256(load_16((const uint8_t *)x->q));
+    const __m256i x_second = _mm256_broadcastsi128_si256(load_16((const uint8_t *)x->q + 16));
+    const int16_t offset = offset_of(dtype);
+    __m256i p[4], q[4];
+
+    if (!has_two_scales(dtype)) {
+#pragma GCC unroll 4
+        for (uint32_t i = 0; i < 4; i++)
+            p[i] = dot_pair(dtype, first[i], second[i], x_first, x_second);
+        sums = add_run(sums, corrected(join(p), x, correction_factors(offset, true, true)),
+                       x->scale, scales[0]);
+        return has_mins(dtype) ? _mm256_fmadd_ps(_mm256_set1_ps(x->scaled_sum), mins[0], sums)
+                               : sums;
+    }
+#pragma GCC unroll 4
+    for (uint32_t i = 0; i < 4; i++) {
+        p[i] = dot_half(first[i], x_first);
+        q[i] = dot_half(second[i], x_second);
+    }
+    sums = add_run(sums, corrected(join(p), x, correction_factors(offset, true, false)), x->scale,
+                   scales[0]);
+    if (has_mins(dtype))
+        sums = _mm256_fmadd_ps(_mm256_set1_ps(x->scale * (float)x->sums[0]), mins[0], sums);
+    sums = add_run(sums, corrected(join(q), x, correction_factors(offset, false, true)), x->scale,
+                   scales[1]);
+    if (has_mins(dtype))
+        sums = _mm256_fmadd_ps(_mm256_set1_ps(x->scale * (float)x->sums[1]), mins[1], sums);
+    return sums;
+}
+
+/* R rows of x by a run, the quarter-th of the half of the block at `at`. */
+INLINE void direct_run(const enum dtype dtype, const uint32_t R,
+                       const struct cpu_quant_block *const *x, const struct group *group,
+                       uint64_t at, uint32_t half, const uint32_t quarter,
+                       const struct block_scales *scales, __m256 *sums)
+{
+    const uint32_t run = half * QUARTERS + quarter;
+    __m256i first[4], second[4];
+
+#pragma GCC unroll 4
+    for (uint32_t i = 0; i < 4; i++)
+        load_pair(dtype, group, at, i, half, quarter, &first[i], &second[i]);
+#pragma GCC unroll 3
+    for (uint32_t r = 0; r < R; r++)
+        sums[r] = direct_products(dtype, sums[r], x[r] + run, first, second,
+                                  &scales->scales[2 * run], &scales->mins[2 * run]);
+}
+
 /* R rows of x against a group, straight from where its blocks lie. */
 INLINE void direct_group(const struct cpu_strip *strip, const enum dtype dtype, const uint32_t R,
                          uint32_t row, const struct group *group)
 {
-    const uint32_t block_count = strip->k_count / QUANT_RUN_ELEMENTS;
+    const uint32_t runs = runs_per_block(dtype);
+    const uint32_t block_count = strip->k_count / QUANT_RUN_ELEMENTS / runs;
+    const struct cpu_quant_block *x[DIRECT_ROWS_MAX];
     __m256 sums[DIRECT_ROWS_MAX];
 
 #pragma GCC unroll 3
-    for (uint32_t r = 0; r < R; r++)
+    for (uint32_t r = 0; r < R; r++) {
+        x[r] = strip->x_blocks[row + r];
         sums[r] = _mm256_setzero_ps();
+    }
     for (uint32_t b = 0; b < block_count; b++) {
         const uint64_t at = (uint64_t)b * block_bytes(dtype);
-        __m256i first[4], second[4];
-        const __m256 scales = load_scales(group, at);
-#pragma GCC unroll 4
-        for (uint32_t i = 0; i < 4; i++)
-            load_pair(dtype, group, at, i, &first[i], &second[i]);
-#pragma GCC unroll 3
-        for (uint32_t r = 0; r < R; r++) {
-            const struct cpu_quant_block *x = strip->x_blocks[row + r] + b;
-            const __m256i x_first = _mm256_broadcastsi128_si256(
-                _mm_loadu_si128((const __m128i *)(const void *)x->q));
-            const __m256i x_second = _mm256_broadcastsi128_si256(
-                _mm_loadu_si128((const __m128i *)(const void *)(x->q + 16)));
-            __m256i p[4];
-#pragma GCC unroll 4
-            for (uint32_t i = 0; i < 4; i++) {
-                p[i] = products(dtype, _mm256_setzero_si256(), first[i], x_first);
-                p[i] = widened(dtype, products(dtype, p[i], second[i], x_second));
+        struct block_scales scales;
+        load_scales(dtype, group, at, &scales);
+        if (!has_large_blocks(dtype)) {
+            direct_run(dtype, R, x, group, at, 0, 0, &scales, sums);
+        } else {
+            for (uint32_t half = 0; half < 2; half++) {
+                direct_run(dtype, R, x, group, at, half, 0, &scales, sums);
+                direct_run(dtype, R, x, group, at, half, 1, &scales, sums);
+                direct_run(dtype, R, x, group, at, half, 2, &scales, sums);
+                direct_run(dtype, R, x, group, at, half, 3, &scales, sums);
             }
-            p[0] = _mm256_hadd_epi32(_mm256_hadd_epi32(p[0], p[1]), _mm256_hadd_epi32(p[2], p[3]));
-            sums[r] = add_block(sums[r], corrected(dtype, p[0], x, false), x->scale,
-                                scales);
         }
+#pragma GCC unroll 3
+        for (uint32_t r = 0; r < R; r++)
+            x[r] += runs;
     }
 #pragma GCC unroll 3
     for (uint32_t r = 0; r < R; r++)
         put(strip, row + r, group, sums[r]);
 }
 
-/* Four vectors, four elements of a row in each 32 bits, to one vector per four elements. */
-INLINE void transpose(const __m256i rows[4], __m256i out[4])
+/* A run of a group, the place-th of the panel; each number less `less`. */
+INLINE void fill_run(const enum dtype dtype, const struct group *group, uint64_t at, uint32_t half,
+                     const uint32_t quarter, const struct block_scales *scales, uint32_t place,
+                     int8_t less, struct panel_run *panel)
 {
-    const __m256i a = _mm256_unpacklo_epi32(rows[0], rows[1]);
-    const __m256i b = _mm256_unpacklo_epi32(rows[2], rows[3]);
-    const __m256i c = _mm256_unpackhi_epi32(rows[0], rows[1]);
-    const __m256i d = _mm256_unpackhi_epi32(rows[2], rows[3]);
+    const uint32_t run = half * QUARTERS + quarter;
+    __m256i first[4], second[4], steps[STEPS];
 
-    out[0] = _mm256_unpacklo_epi64(a, b);
-    out[1] = _mm256_unpackhi_epi64(a, b);
-    out[2] = _mm256_unpacklo_epi64(c, d);
-    out[3] = _mm256_unpackhi_epi64(c, d);
+#pragma GCC unroll 4
+    for (uint32_t i = 0; i < 4; i++)
+        load_pair(dtype, group, at, i, half, quarter, &first[i], &second[i]);
+    transpose(first, steps);
+    transpose(second, steps + 4);
+#pragma GCC unroll 8
+    for (uint32_t step = 0; step < STEPS; step++)
+        panel[run].q[step][place] = _mm256_sub_epi8(steps[step], _mm256_set1_epi8(less));
+    _mm256_store_ps(panel[run].scales[0][place], scales->scales[2 * run]);
+    if (has_two_scales(dtype))
+        _mm256_store_ps(panel[run].scales[1][place], scales->scales[2 * run + 1]);
+    if (has_mins(dtype))
+        _mm256_store_ps(panel[run].mins[0][place], scales->mins[2 * run]);
+    if (has_mins(dtype) && has_two_scales(dtype))
+        _mm256_store_ps(panel[run].mins[1][place], scales->mins[2 * run + 1]);
 }
 
-/* A group's rows, the place-th of the panel. */
 INLINE void fill_panel(const struct cpu_strip *strip, const enum dtype dtype,
-                       const struct group *group, uint32_t place, struct panel_block *panel)
+                       const struct group *group, uint32_t place, int8_t less,
+                       struct panel_run *panel)
 {
-    const uint32_t block_count = strip->k_count / QUANT_RUN_ELEMENTS;
+    const uint32_t runs = runs_per_block(dtype);
+    const uint32_t block_count = strip->k_count / QUANT_RUN_ELEMENTS / runs;
 
-    for (uint32_t b = 0; b < block_count; b++) {
+    for (uint32_t b = 0; b < block_count; b++, panel += runs) {
         const uint64_t at = (uint64_t)b * block_bytes(dtype);
-        __m256i first[4], second[4], steps[STEPS];
-#pragma GCC unroll 4
-        for (uint32_t i = 0; i < 4; i++)
-            load_pair(dtype, group, at, i, &first[i], &second[i]);
-        transpose(first, steps);
-        transpose(second, steps + 4);
-#pragma GCC unroll 8
-        for (uint32_t step = 0; step < STEPS; step++)
-            panel[b].q[step][place] = steps[step];
-        _mm256_store_ps(panel[b].scales[place], load_scales(group, at));
+        struct block_scales scales;
+        load_scales(dtype, group, at, &scales);
+        if (!has_large_blocks(dtype)) {
+            fill_run(dtype, group, at, 0, 0, &scales, place, less, panel);
+            continue;
+        }
+        for (uint32_t half = 0; half < 2; half++) {
+            fill_run(dtype, group, at, half, 0, &scales, place, less, panel);
+            fill_run(dtype, group, at, half, 1, &scales, place, less, panel);
+            fill_run(dtype, group, at, half, 2, &scales, place, less, panel);
+            fill_run(dtype, group, at, half, 3, &scales, place, less, panel);
+        }
     }
 }
 
@@ -296,24 +340,34 @@ INLINE VECTOR load_vector(const float *values)
     return _mm512_loadu_ps(values);
 }
 
-INLINE VECTOR_INTEGERS start(const enum dtype dtype, const struct cpu_quant_block *x)
+/* x by the four numbers of each lane of steps [from, to). */
+INLINE VECTOR_INTEGERS tile_products(const struct traits traits, const struct panel_run *panel,
+                                     const struct cpu_quant_block *x, const uint32_t from,
+                                     const uint32_t to, int32_t factors)
 {
-    return _mm512_broadcast_i64x4(correction_of(dtype, x));
+    VECTOR_INTEGERS dots =
+        _mm512_madd_epi16(_mm512_set1_epi32(both_sums(x)), _mm512_set1_epi32(factors));
+
+    (void)traits;
+#pragma GCC unroll 8
+    for (uint32_t step = from; step < to; step++) {
+        int32_t four;
+        memcpy(&four, x->q + 4 * step, sizeof(four));
+        dots = _mm512_dpbusd_epi32(dots, _mm512_loadu_si512(panel->q[step]),
+                                   _mm512_set1_epi32(four));
+    }
+    return dots;
 }
 
-INLINE VECTOR_INTEGERS step_products(const enum dtype dtype, VECTOR_INTEGERS sums,
-                                     const __m256i *weights, int32_t x)
+INLINE VECTOR end_run(VECTOR sums, VECTOR_INTEGERS dots, float x_scale, VECTOR scales)
 {
-    (void)dtype;
-    return _mm512_dpbusd_epi32(sums, _mm512_loadu_si512(weights), _mm512_set1_epi32(x));
-}
-
-INLINE VECTOR end_block(const enum dtype dtype, VECTOR sums, VECTOR_INTEGERS dots,
-                        const struct cpu_quant_block *x, VECTOR scales)
-{
-    (void)dtype;
     return _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots),
-                           _mm512_mul_ps(_mm512_set1_ps(x->scale), scales), sums);
+                           _mm512_mul_ps(_mm512_set1_ps(x_scale), scales), sums);
+}
+
+INLINE VECTOR add_mins(VECTOR sums, float x_sum, VECTOR mins)
+{
+    return _mm512_fmadd_ps(_mm512_set1_ps(x_sum), mins, sums);
 }
 
 INLINE __m256 group_sums(VECTOR sums, uint32_t place)
@@ -333,22 +387,62 @@ INLINE VECTOR load_vector(const float *values)
     return _mm256_load_ps(values);
 }
 
-INLINE VECTOR_INTEGERS start(const enum dtype dtype, const struct cpu_quant_block *x)
+INLINE __m256i four_of_x(const struct cpu_quant_block *x, uint32_t step)
 {
-    return HAS_VNNI ? correction_of(dtype, x) : _mm256_setzero_si256();
+    int32_t four;
+
+    memcpy(&four, x->q + 4 * step, sizeof(four));
+    return _mm256_set1_epi32(four);
 }
 
-INLINE VECTOR_INTEGERS step_products(const enum dtype dtype, VECTOR_INTEGERS sums,
-                                     const __m256i *weights, int32_t x)
+INLINE VECTOR_INTEGERS tile_products(const struct traits traits, const struct panel_run *panel,
+                                     const struct cpu_quant_block *x, const uint32_t from,
+                                     const uint32_t to, int32_t factors)
 {
-    return products(dtype, sums, *weights, _mm256_set1_epi32(x));
+    VECTOR_INTEGERS dots = _mm256_setzero_si256();
+
+#if HAS_VNNI
+    (void)traits;
+    dots = corrected(dots, x, factors);
+#pragma GCC unroll 8
+    for (uint32_t step = from; step < to; step++)
+        dots = DOT_BYTES(dots, panel->q[step][0], four_of_x(x, step));
+    return dots;
+#else
+    const __m256i ones = _mm256_set1_epi16(1);
+#pragma GCC unroll 8
+    for (uint32_t step = from; step < to; step += 2) {
+        const __m256i a = panel->q[step][0], b = panel->q[step + 1][0];
+        const __m256i x_a = four_of_x(x, step), x_b = four_of_x(x, step + 1);
+        __m256i pairs = _mm256_maddubs_epi16(a, x_a);
+        if (traits.size == NUMBERS_SMALL) { /* dots are of 16 bits until the end */
+            dots = _mm256_add_epi16(dots, _mm256_add_epi16(pairs, _mm256_maddubs_epi16(b, x_b)));
+            continue;
+        }
+        if (traits.size == NUMBERS_MEDIUM) {
+            pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(b, x_b));
+            dots = _mm256_add_epi32(dots, _mm256_madd_epi16(pairs, ones));
+            continue;
+        }
+        pairs = _mm256_maddubs_epi16(_mm256_sign_epi8(a, a), _mm256_sign_epi8(x_a, a));
+        dots = _mm256_add_epi32(dots, _mm256_madd_epi16(pairs, ones));
+        pairs = _mm256_maddubs_epi16(_mm256_sign_epi8(b, b), _mm256_sign_epi8(x_b, b));
+        dots = _mm256_add_epi32(dots, _mm256_madd_epi16(pairs, ones));
+    }
+    if (traits.size == NUMBERS_SMALL)
+        dots = _mm256_madd_epi16(dots, ones);
+    return corrected(dots, x, factors);
+#endif
 }
 
-INLINE VECTOR end_block(const enum dtype dtype, VECTOR sums, VECTOR_INTEGERS dots,
-                        const struct cpu_quant_block *x, VECTOR scales)
+INLINE VECTOR end_run(VECTOR sums, VECTOR_INTEGERS dots, float x_scale, VECTOR scales)
 {
-    return add_block(sums, corrected(dtype, widened(dtype, dots), x, true), x->scale,
-                     scales);
+    return add_run(sums, dots, x_scale, scales);
+}
+
+INLINE VECTOR add_mins(VECTOR sums, float x_sum, VECTOR mins)
+{
+    return _mm256_fmadd_ps(_mm256_set1_ps(x_sum), mins, sums);
 }
 
 INLINE __m256 group_sums(VECTOR sums, uint32_t place)
@@ -359,11 +453,42 @@ INLINE __m256 group_sums(VECTOR sums, uint32_t place)
 
 #endif
 
-INLINE void panel_tile(const struct cpu_strip *strip, const enum dtype dtype, const uint32_t R,
-                       uint32_t row, const struct group *groups, uint32_t group_count,
-                       const struct panel_block *panel)
+/* Columns of a panel: one or two groups. */
+struct panel {
+    const struct group *groups;
+    uint32_t group_count;
+    int16_t offset;              /* of its numbers */
+    const struct panel_run *runs;
+};
+
+INLINE VECTOR tile_run(const struct traits traits, VECTOR sums, const struct panel_run *run,
+                       const struct cpu_quant_block *x, int16_t offset)
 {
-    const uint32_t block_count = strip->k_count / QUANT_RUN_ELEMENTS;
+    const VECTOR scales = load_vector(run->scales[0][0]);
+
+    if (!traits.two_scales) {
+        sums = end_run(sums, tile_products(traits, run, x, 0, STEPS,
+                                           correction_factors(offset, true, true)),
+                       x->scale, scales);
+        return traits.mins ? add_mins(sums, x->scaled_sum, load_vector(run->mins[0][0])) : sums;
+    }
+    sums = end_run(sums, tile_products(traits, run, x, 0, STEPS / 2,
+                                       correction_factors(offset, true, false)),
+                   x->scale, scales);
+    if (traits.mins)
+        sums = add_mins(sums, x->scale * (float)x->sums[0], load_vector(run->mins[0][0]));
+    sums = end_run(sums, tile_products(traits, run, x, STEPS / 2, STEPS,
+                                       correction_factors(offset, false, true)),
+                   x->scale, load_vector(run->scales[1][0]));
+    if (traits.mins)
+        sums = add_mins(sums, x->scale * (float)x->sums[1], load_vector(run->mins[1][0]));
+    return sums;
+}
+
+INLINE void panel_tile(const struct cpu_strip *strip, const struct traits traits, const uint32_t R,
+                       uint32_t row, const struct panel *panel)
+{
+    const uint32_t run_count = strip->k_count / QUANT_RUN_ELEMENTS;
     const struct cpu_quant_block *x[ROWS_MAX];
     VECTOR sums[ROWS_MAX];
 
@@ -372,35 +497,21 @@ INLINE void panel_tile(const struct cpu_strip *strip, const enum dtype dtype, co
         x[r] = strip->x_blocks[row + r];
         sums[r] = VECTOR_ZERO;
     }
-    for (uint32_t b = 0; b < block_count; b++) {
-        const VECTOR scales = load_vector(panel[b].scales[0]);
-        VECTOR_INTEGERS dots[ROWS_MAX];
+    for (uint32_t b = 0; b < run_count; b++) {
 #pragma GCC unroll 8
         for (uint32_t r = 0; r < R; r++)
-            dots[r] = start(dtype, &x[r][b]);
-#pragma GCC unroll 8
-        for (uint32_t step = 0; step < STEPS; step++) {
-#pragma GCC unroll 8
-            for (uint32_t r = 0; r < R; r++) {
-                int32_t four;
-                memcpy(&four, x[r][b].q + 4 * step, sizeof(four));
-                dots[r] = step_products(dtype, dots[r], panel[b].q[step], four);
-            }
-        }
-#pragma GCC unroll 8
-        for (uint32_t r = 0; r < R; r++)
-            sums[r] = end_block(dtype, sums[r], dots[r], &x[r][b], scales);
+            sums[r] = tile_run(traits, sums[r], &panel->runs[b], &x[r][b], panel->offset);
     }
 #pragma GCC unroll 8
     for (uint32_t r = 0; r < R; r++) {
-        for (uint32_t place = 0; place < group_count; place++)
-            put(strip, row + r, &groups[place], group_sums(sums[r], place));
+        for (uint32_t place = 0; place < panel->group_count; place++)
+            put(strip, row + r, &panel->groups[place], group_sums(sums[r], place));
     }
 }
 
 /* Tiles of ROWS_MAX, but the last two of equal height. */
-INLINE void panel_rows(const struct cpu_strip *strip, const enum dtype dtype,
-                       const struct group *groups, uint32_t count, const struct panel_block *panel)
+INLINE void panel_rows(const struct cpu_strip *strip, const struct traits traits,
+                       const struct panel *panel)
 {
     uint32_t take;
 
@@ -408,30 +519,79 @@ INLINE void panel_rows(const struct cpu_strip *strip, const enum dtype dtype,
         const uint32_t left = strip->row_count - row;
         take = left <= ROWS_MAX ? left : left < 2 * ROWS_MAX ? (left + 1) / 2 : ROWS_MAX;
         switch (take) {
-        case 1: panel_tile(strip, dtype, 1, row, groups, count, panel); break;
-        case 2: panel_tile(strip, dtype, 2, row, groups, count, panel); break;
-        case 3: panel_tile(strip, dtype, 3, row, groups, count, panel); break;
-        case 4: panel_tile(strip, dtype, 4, row, groups, count, panel); break;
-        case 5: panel_tile(strip, dtype, 5, row, groups, count, panel); break;
+        case 1: panel_tile(strip, traits, 1, row, panel); break;
+        case 2: panel_tile(strip, traits, 2, row, panel); break;
+        case 3: panel_tile(strip, traits, 3, row, panel); break;
+        case 4: panel_tile(strip, traits, 4, row, panel); break;
+        case 5: panel_tile(strip, traits, 5, row, panel); break;
 #if ROWS_MAX > 6
-        case 6: panel_tile(strip, dtype, 6, row, groups, count, panel); break;
-        case 7: panel_tile(strip, dtype, 7, row, groups, count, panel); break;
+        case 6: panel_tile(strip, traits, 6, row, panel); break;
+        case 7: panel_tile(strip, traits, 7, row, panel); break;
 #endif
-        default: panel_tile(strip, dtype, ROWS_MAX, row, groups, count, panel); break;
+        default: panel_tile(strip, traits, ROWS_MAX, row, panel); break;
         }
     }
+}
+
+#define PANEL_ROWS(name, ...)                                                                      \
+    static __attribute__((noinline)) void name(const struct cpu_strip *strip,                      \
+                                               const struct panel *panel)                          \
+    {                                                                                              \
+        panel_rows(strip, (struct traits){ __VA_ARGS__ }, panel);                                  \
+    }
+
+PANEL_ROWS(rows_plain, NUMBERS_SMALL, false, false)
+PANEL_ROWS(rows_mins, NUMBERS_SMALL, true, false)
+PANEL_ROWS(rows_two, NUMBERS_SMALL, false, true)
+PANEL_ROWS(rows_two_mins, NUMBERS_SMALL, true, true)
+#if !HAS_VNNI /* to which all sizes are the same */
+PANEL_ROWS(rows_medium, NUMBERS_MEDIUM, false, false)
+PANEL_ROWS(rows_medium_mins, NUMBERS_MEDIUM, true, false)
+PANEL_ROWS(rows_medium_two, NUMBERS_MEDIUM, false, true)
+PANEL_ROWS(rows_wide, NUMBERS_WIDE, false, false)
+#endif
+
+INLINE void multiply_panel(const struct cpu_strip *strip, const enum dtype dtype,
+                           const struct panel *panel)
+{
+    const bool mins = has_mins(dtype), two_scales = has_two_scales(dtype);
+
+#if !HAS_VNNI
+    if (is_wide(dtype)) {
+        rows_wide(strip, panel);
+        return;
+    }
+    if (is_medium(dtype)) {
+        if (mins)
+            rows_medium_mins(strip, panel);
+        else if (two_scales)
+            rows_medium_two(strip, panel);
+        else
+            rows_medium(strip, panel);
+        return;
+    }
+#endif
+    if (mins && two_scales)
+        rows_two_mins(strip, panel);
+    else if (mins)
+        rows_mins(strip, panel);
+    else if (two_scales)
+        rows_two(strip, panel);
+    else
+        rows_plain(strip, panel);
 }
 
 INLINE void multiply_groups(const struct cpu_strip *strip, const enum dtype dtype,
                             const struct group *groups, uint32_t count, void *scratch)
 {
     const bool fits = (uint64_t)strip->k_count / QUANT_RUN_ELEMENTS <=
-                      CPU_STRIP_SCRATCH_BYTES / sizeof(struct panel_block);
+                      CPU_STRIP_SCRATCH_BYTES / sizeof(struct panel_run);
 
     if (strip->row_count > DIRECT_ROWS_MAX && fits) {
+        const struct panel panel = { groups, count, offset_of(dtype), scratch };
         for (uint32_t place = 0; place < GROUPS; place++) /* what is not there: again the first */
-            fill_panel(strip, dtype, &groups[place < count ? place : 0], place, scratch);
-        panel_rows(strip, dtype, groups, count, scratch);
+            fill_panel(strip, dtype, &groups[place < count ? place : 0], place, 0, scratch);
+        multiply_panel(strip, dtype, &panel);
         return;
     }
     for (uint32_t place = 0; place < count; place++) {
@@ -466,14 +626,44 @@ INLINE void multiply(const struct cpu_strip *strip, const enum dtype dtype, void
     }
 }
 
-static void multiply_q8_0(const struct cpu_strip *strip, void *scratch)
-{
-    multiply(strip, DTYPE_Q8_0, scratch);
-}
+#define MULTIPLY(name, dtype)                                                                      \
+    static __attribute__((noinline)) void name(const struct cpu_strip *strip, void *scratch)       \
+    {                                                                                              \
+        multiply(strip, dtype, scratch);                                                           \
+    }
 
-static void multiply_q4_0(const struct cpu_strip *strip, void *scratch)
+MULTIPLY(multiply_q8_0, DTYPE_Q8_0)
+MULTIPLY(multiply_q4_0, DTYPE_Q4_0)
+MULTIPLY(multiply_q4_1, DTYPE_Q4_1)
+MULTIPLY(multiply_q5_0, DTYPE_Q5_0)
+MULTIPLY(multiply_q5_1, DTYPE_Q5_1)
+MULTIPLY(multiply_iq4_nl, DTYPE_IQ4_NL)
+MULTIPLY(multiply_mxfp4, DTYPE_MXFP4)
+MULTIPLY(multiply_q2_k, DTYPE_Q2_K)
+MULTIPLY(multiply_q3_k, DTYPE_Q3_K)
+MULTIPLY(multiply_q4_k, DTYPE_Q4_K)
+MULTIPLY(multiply_q5_k, DTYPE_Q5_K)
+MULTIPLY(multiply_q6_k, DTYPE_Q6_K)
+MULTIPLY(multiply_iq4_xs, DTYPE_IQ4_XS)
+
+static inline void multiply_any(const struct cpu_strip *strip, void *scratch)
 {
-    multiply(strip, DTYPE_Q4_0, scratch);
+    switch (strip->weight_dtype) {
+    case DTYPE_Q8_0: multiply_q8_0(strip, scratch); break;
+    case DTYPE_Q4_0: multiply_q4_0(strip, scratch); break;
+    case DTYPE_Q4_1: multiply_q4_1(strip, scratch); break;
+    case DTYPE_Q5_0: multiply_q5_0(strip, scratch); break;
+    case DTYPE_Q5_1: multiply_q5_1(strip, scratch); break;
+    case DTYPE_IQ4_NL: multiply_iq4_nl(strip, scratch); break;
+    case DTYPE_MXFP4: multiply_mxfp4(strip, scratch); break;
+    case DTYPE_Q2_K: multiply_q2_k(strip, scratch); break;
+    case DTYPE_Q3_K: multiply_q3_k(strip, scratch); break;
+    case DTYPE_Q4_K: multiply_q4_k(strip, scratch); break;
+    case DTYPE_Q5_K: multiply_q5_k(strip, scratch); break;
+    case DTYPE_Q6_K: multiply_q6_k(strip, scratch); break;
+    case DTYPE_IQ4_XS: multiply_iq4_xs(strip, scratch); break;
+    default: cpu__matmul_quant_scalar(strip, scratch);
+    }
 }
 
 #endif
