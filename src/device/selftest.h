@@ -1,7 +1,8 @@
 /* device/selftest.h - checks a device against the CPU, for people who have one that we have not.
  *
- * Every operator over shapes that a model has and over odd ones, every dtype and layout of weights,
- * copies of all kinds, and the order that events bring about. Takes well under a minute. */
+ * Every operator over shapes that a model has and over odd ones, each a second time at other
+ * addresses, every dtype and layout of weights, copies of all kinds, and the order that events
+ * bring about. Takes well under a minute. */
 #ifndef LIGHTER_DEVICE_SELFTEST_H
 #define LIGHTER_DEVICE_SELFTEST_H
 

@@ -36,7 +36,7 @@ static void good_devices_pass(void **state)
 
         assert_int_equal(count_of(report, "failed"), 0);
         assert_int_equal(count_of(report, "unsupported"), 0);
-        assert_true(count_of(report, "passed") > 70);
+        assert_true(count_of(report, "passed") > 120);
         assert_int_equal(json_array_size(json_object_get(report, "checks")),
                          count_of(report, "passed"));
         assert_true(json_array_size(json_object_get(report, "same_bits")) > 20);
