@@ -33,9 +33,18 @@ static struct model_options options_of(const struct setting *setting, const stru
     return options;
 }
 
-static enum status open_with(const struct fixture *fixture, const struct setting *setting,
-                             const struct model_options *options, struct loaded *loaded,
-                             struct err *err)
+/* Counts the lines about matrices that keep plain rows. */
+static void count_line(void *user, enum log_level level, const char *line)
+{
+    int *count = user;
+
+    (void)level;
+    *count += strstr(line, "stay in ND") != NULL;
+}
+
+static enum status open_logged(const struct fixture *fixture, const struct setting *setting,
+                               const struct model_options *options, const struct log *log,
+                               struct loaded *loaded, struct err *err)
 {
     const struct device_options device = { .thread_count = 1,
                                            .memory_budget_bytes = setting->budget_bytes };
@@ -44,8 +53,15 @@ static enum status open_with(const struct fixture *fixture, const struct setting
     if (st == STATUS_OK)
         st = ckpt_open(fixture->folder, &loaded->ckpt, err);
     if (st == STATUS_OK)
-        st = model_create(loaded->device, loaded->ckpt, options, NULL, NULL, &loaded->model, err);
+        st = model_create(loaded->device, loaded->ckpt, options, log, NULL, &loaded->model, err);
     return st;
+}
+
+static enum status open_with(const struct fixture *fixture, const struct setting *setting,
+                             const struct model_options *options, struct loaded *loaded,
+                             struct err *err)
+{
+    return open_logged(fixture, setting, options, NULL, loaded, err);
 }
 
 static float *run(struct model *model, const struct fixture *fixture)
@@ -189,7 +205,19 @@ static void what_is_cut_is_cut_alike(void **state)
     end(&fixture);
 }
 
-/* Of a model of which some matrices have parts of blocks, those keep plain rows. */
+static bool update(struct model *model, const char *folder)
+{
+    struct model_update *fresh = NULL;
+    struct err err;
+    bool done = model_update_prepare(model, folder, false, &fresh, &err) == STATUS_OK &&
+                model_update_commit(fresh, NULL, &err) == STATUS_OK;
+
+    model_update_destroy(fresh);
+    return done;
+}
+
+/* Of a model of which some matrices have parts of blocks, those keep plain rows, and one line says
+ * so, also when all of it is loaded again. */
 static void matrices_of_parts_of_blocks_stay_as_they_are(void **state)
 {
     static const char *const names[] = { "mixtral", "qwen3_moe", "deepseek_v3" };
@@ -200,17 +228,22 @@ static void matrices_of_parts_of_blocks_stay_as_they_are(void **state)
                                          .params_glob = "*" };
         struct model_options options;
         struct loaded loaded = { NULL, NULL, NULL };
+        int line_count = 0;
+        const struct log log = { count_line, &line_count };
         struct fixture fixture;
         char path[256];
         struct err err;
 
         begin(&fixture, golden_path(names[i], path, sizeof(path)));
         options = options_of(&setting, &fixture);
-        if (open_with(&fixture, &setting, &options, &loaded, &err) != STATUS_OK)
+        if (open_logged(&fixture, &setting, &options, &log, &loaded, &err) != STATUS_OK)
             fail_msg("%s: %s", names[i], err.message);
         assert_in_range(count_nz(loaded.model), 1,
                         offload_param_count(model_offload(loaded.model)) / 2);
         assert_true(is_right(loaded.model, &fixture));
+        assert_true(update(loaded.model, path));
+        assert_true(is_right(loaded.model, &fixture));
+        assert_int_equal(line_count, 1);
         harness_close(&loaded);
         end(&fixture);
     }
@@ -225,17 +258,6 @@ static void put_fault(struct model_options *options, enum fault fault)
     options->offload.fault_meta_loses_loader = fault == FAULT_LOADER_LOST;
     options->offload.fault_meta_is_cast = fault == FAULT_META_CAST;
     options->offload.fault_skip_contiguous = fault == FAULT_NOT_CONTIGUOUS;
-}
-
-static bool update(struct model *model, const char *folder)
-{
-    struct model_update *fresh = NULL;
-    struct err err;
-    bool done = model_update_prepare(model, folder, false, &fresh, &err) == STATUS_OK &&
-                model_update_commit(fresh, NULL, &err) == STATUS_OK;
-
-    model_update_destroy(fresh);
-    return done;
 }
 
 /* Starts in meta, computes garbage, is given its weights, and is right from then on. */
