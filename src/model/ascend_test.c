@@ -1,6 +1,7 @@
 /* model/ascend_test.c - every architecture on an NPU, as far as a stand-in of CANN's libraries goes
  * (tests/cann): the processor's answers within what 16-bit products allow, the same bits whatever
- * the weights' home, and nothing left behind when CANN fails. */
+ * the weights' home, first phases that are made once, sglang's three faults put back one at a time,
+ * and nothing left behind when CANN fails. */
 #include <dlfcn.h>
 #include <ftw.h>
 #include <sys/wait.h>
@@ -12,7 +13,7 @@
 #define NPU_ND "ascend:0,layout=nd"
 #define DEMO "models/demo"
 
-enum { DEMO_PROMPT = 12, DEMO_GREEDY = 20 };
+enum { DEMO_PROMPT = 12, DEMO_GREEDY = 20, DEMO_VOCAB = 1280 };
 
 /* -- the stand-in ------------------------------------------------------------------------------ */
 
@@ -65,22 +66,30 @@ static const char *cann_folder(void)
 
 /* -- models ------------------------------------------------------------------------------------ */
 
-static enum status try_open(const char *folder, const struct setting *setting,
-                            const char *cache_dir, struct loaded *loaded, struct err *err)
+static enum status open_with(const char *folder, const struct setting *setting,
+                             const struct model_options *options, struct loaded *loaded,
+                             struct err *err)
 {
     const struct device_options device = { .thread_count = 1, .library_path = cann_folder(),
                                            .memory_budget_bytes = setting->budget_bytes };
-    struct model_options options = harness_options(setting);
     enum status st;
 
     memset(loaded, 0, sizeof(*loaded));
-    options.offload.cache_dir = cache_dir;
     st = device_open(setting->device, &device, &loaded->device, err);
     if (st == STATUS_OK)
         st = ckpt_open(folder, &loaded->ckpt, err);
     if (st == STATUS_OK)
-        st = model_create(loaded->device, loaded->ckpt, &options, NULL, NULL, &loaded->model, err);
+        st = model_create(loaded->device, loaded->ckpt, options, NULL, NULL, &loaded->model, err);
     return st;
+}
+
+static enum status try_open(const char *folder, const struct setting *setting,
+                            const char *cache_dir, struct loaded *loaded, struct err *err)
+{
+    struct model_options options = harness_options(setting);
+
+    options.offload.cache_dir = cache_dir;
+    return open_with(folder, setting, &options, loaded, err);
 }
 
 static float *run(const char *folder, const struct setting *setting, const char *cache_dir,
@@ -356,6 +365,146 @@ static void what_is_in_meta_is_filled_by_an_update(void **state)
     free(wanted);
 }
 
+/* What sglang's offloader did to weights on NPUs (sgl-project/sglang, PR 19541), put back. */
+enum fault { FAULT_NONE, FAULT_LOADER_LOST, FAULT_META_CAST, FAULT_NOT_CONTIGUOUS, FAULT_COUNT };
+
+/* Whether a model that starts in meta, or on the host, gives the wanted bits once it is loaded. */
+static bool works_with(enum fault fault, bool in_meta, const int32_t prompt[DEMO_PROMPT],
+                       const float *wanted)
+{
+    const struct setting setting = { .device = NPU, .group_size = 2, .num_in_group = 1,
+                                     .meta = in_meta };
+    const struct paging paging = { 0, 1 };
+    struct model_options options = harness_options(&setting);
+    struct loaded loaded;
+    bool works;
+    struct err err;
+
+    options.offload.fault_meta_loses_loader = fault == FAULT_LOADER_LOST;
+    options.offload.fault_meta_is_cast = fault == FAULT_META_CAST;
+    options.offload.fault_skip_contiguous = fault == FAULT_NOT_CONTIGUOUS;
+    works = open_with(DEMO, &setting, &options, &loaded, &err) == STATUS_OK;
+    if (works && in_meta)
+        works = update(loaded.model);
+    if (works) {
+        const size_t vocab = model_info(loaded.model)->vocab_size;
+        float *got = logits_alloc(loaded.model, DEMO_PROMPT);
+
+        harness_run(loaded.model, prompt, 0, DEMO_PROMPT, 5, &paging, got);
+        works = memcmp(got, wanted, DEMO_PROMPT * vocab * sizeof(float)) == 0;
+        free(got);
+    }
+    harness_close(&loaded);
+    return works;
+}
+
+static void each_fault_of_sglangs_shows(void **state)
+{
+    const struct setting plain = { .device = NPU };
+    int32_t prompt[DEMO_PROMPT];
+    float *wanted;
+
+    (void)state;
+    demo_prompt(prompt, 3);
+    wanted = run(DEMO, &plain, NULL, prompt, DEMO_PROMPT, 5, NULL);
+    for (enum fault fault = FAULT_NONE; fault < FAULT_COUNT; fault++) {
+        const bool in_meta = fault == FAULT_LOADER_LOST || fault == FAULT_META_CAST;
+
+        if (works_with(fault, in_meta, prompt, wanted) != (fault == FAULT_NONE) ||
+            !works_with(FAULT_NONE, in_meta, prompt, wanted))
+            fail_msg("fault %d", (int)fault);
+        nothing_is_left("a fault");
+    }
+    free(wanted);
+}
+
+/* -- executors --------------------------------------------------------------------------------- */
+
+static uint64_t first_phases(void)
+{
+    static const char *const names[] = { "Add", "InplaceAdd", "Sub", "Mul", "InplaceMuls",
+                                         "InplaceCopy", "InplaceFillScalar", "Triu", "Mm",
+                                         "BatchMatMul", "MatmulWeightNz", "RmsNorm", "SwiGlu",
+                                         "Silu", "Softmax", "IndexSelect", "InplaceIndexCopy" };
+    uint64_t count = 0;
+
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        char name[64];
+
+        (void)snprintf(name, sizeof(name), "calls:aclnn%sGetWorkspaceSize", names[i]);
+        count += counter(name);
+    }
+    return count;
+}
+
+/* A prompt, and DECODED tokens one by one, whose logits are returned. What was counted during the
+ * last one: first phases, and second ones. */
+enum { DECODED = 6 };
+static float *decode(const struct setting *setting, uint64_t *first_out, uint64_t *second_out)
+{
+    const struct paging paging = { 0, 1 };
+    int32_t prompt[DEMO_PROMPT];
+    struct loaded loaded;
+    float *logits;
+    uint32_t vocab;
+    struct err err;
+
+    demo_prompt(prompt, 4);
+    if (try_open(DEMO, setting, NULL, &loaded, &err) != STATUS_OK)
+        fail_msg("%s", err.message);
+    vocab = model_info(loaded.model)->vocab_size;
+    logits = logits_alloc(loaded.model, DEMO_PROMPT + DECODED);
+    harness_run(loaded.model, prompt, 0, DEMO_PROMPT, DEMO_PROMPT, &paging, logits);
+    for (uint32_t i = 0; i < DECODED; i++) {
+        float *row = logits + (size_t)(DEMO_PROMPT + i) * vocab;
+
+        *first_out = first_phases();
+        *second_out = counter("launches");
+        harness_run(loaded.model, &prompt[i], DEMO_PROMPT + i, 1, 1, &paging, row);
+        *first_out = first_phases() - *first_out;
+        *second_out = counter("launches") - *second_out;
+    }
+    harness_close(&loaded);
+    nothing_is_left("decoding");
+    return logits;
+}
+
+/* Of a token, only what depends on the sequence's length: two products and a softmax. */
+static void first_phases_are_made_once(void **state)
+{
+    static const char *const failing[] = { "aclSetAclOpExecutorRepeatable", "aclSetTensorAddr" };
+    struct setting setting = { .device = NPU, .group_size = 2, .num_in_group = 1,
+                               .page_size = 32 };
+    const size_t bytes = (size_t)(DEMO_PROMPT + DECODED) * DEMO_VOCAB * sizeof(float);
+    uint64_t first, second;
+    float *wanted, *got;
+
+    (void)state;
+    got = decode(&setting, &first, &second);
+    assert_true(second > 200);
+    assert_in_range(first, 1, 3);
+    setting.device = NPU ",executors=0";
+    wanted = decode(&setting, &first, &second);
+    assert_int_equal(first, second);
+    assert_memory_equal(got, wanted, bytes);
+    free(got);
+    setting.device = NPU ",executors=4"; /* most are made again and again */
+    got = decode(&setting, &first, &second);
+    assert_in_range(first, 10, second - 1);
+    assert_memory_equal(got, wanted, bytes);
+    free(got);
+    setting.device = NPU;
+    for (size_t i = 0; i < 2; i++) { /* it can be done without */
+        fail_call(failing[i], 9);
+        got = decode(&setting, &first, &second);
+        fail_call(failing[i], 0);
+        assert_in_range(first, 1, 20);
+        assert_memory_equal(got, wanted, bytes);
+        free(got);
+    }
+    free(wanted);
+}
+
 /* Chips without BF16, without FLOAT in the matrix unit, and without the product that reads
  * FRACTAL_NZ. */
 static void small_chips_compute_with_f16(void **state)
@@ -466,6 +615,8 @@ int main(void)
         cmocka_unit_test(greedy_texts_are_the_processors),
         cmocka_unit_test(every_home_gives_the_same_bits),
         cmocka_unit_test(what_is_in_meta_is_filled_by_an_update),
+        cmocka_unit_test(each_fault_of_sglangs_shows),
+        cmocka_unit_test(first_phases_are_made_once),
         cmocka_unit_test(a_failure_is_a_sentence_and_leaves_nothing),
     };
 

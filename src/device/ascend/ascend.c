@@ -19,6 +19,8 @@
 #define RUNTIME_SHARE 64    /* of the memory: one part in so many is the runtime's */
 #define WORKSPACE_SHARE 256 /* and one in so many is for what operators need while they run */
 #define WORKSPACE_BYTES_MIN (4 * MIB)
+#define EXECUTORS 512       /* that are kept; a step of decoding has some dozens of kinds */
+#define EXECUTORS_MAX 65536
 
 /* ---- threads ---- */
 
@@ -77,9 +79,11 @@ static enum status read_settings(struct ascend_device *device, const char *setti
     uint64_t layout = options->keep_nd ? LAYOUT_ND : LAYOUT_FRACTAL_NZ;
     const struct setting known[] = {
         { "layout", SETTING_LAYOUT, &layout, LAYOUT_ND, LAYOUT_FRACTAL_NZ },
+        { "executors", SETTING_COUNT, &device->executor_count, 0, EXECUTORS_MAX },
     };
     enum status st = STATUS_OK;
 
+    device->executor_count = EXECUTORS;
     if (comma != NULL)
         st = device__settings_read(device->base.info.name, comma + 1, known,
                                    sizeof(known) / sizeof(known[0]), err);

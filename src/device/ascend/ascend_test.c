@@ -428,16 +428,29 @@ static void play_without_libraries(void)
     CHILD_CHECK(strstr(err.message, "ASCEND_HOME_PATH") != NULL);
 }
 
-static void play_small_npu(void)
+static void check_steps(uint64_t budget_bytes, uint32_t rows, uint32_t sequences)
 {
-    const struct device_options options = { .thread_count = 1 };
+    const struct device_options options = { .thread_count = 1,
+                                            .memory_budget_bytes = budget_bytes };
     struct err err = { .message = "" };
     struct device *device;
 
     CHILD_CHECK(harness_device_open("ascend", options, &device, &err) == STATUS_OK);
-    CHILD_CHECK(device_info(device)->step_row_count == 4096);
-    CHILD_CHECK(device_info(device)->step_sequence_count == 16);
+    CHILD_CHECK(device_info(device)->step_row_count == rows);
+    CHILD_CHECK(device_info(device)->step_sequence_count == sequences);
     device_close(device);
+}
+
+static void play_small_npu(void)
+{
+    check_steps(0, 4096, 16);
+    check_steps(4 * GIB, 0, 0);
+}
+
+static void play_large_npu(void)
+{
+    check_steps(0, 8192, 64);
+    check_steps(20 * GIB, 4096, 16); /* as on a small one */
 }
 
 static void other_machines_are_answered(void **state)
@@ -448,6 +461,7 @@ static void other_machines_are_answered(void **state)
     in_child(play_without_npus, "CANN_STANDIN_DEVICES", "0");
     in_child(play_without_libraries, "LD_LIBRARY_PATH", "");
     in_child(play_small_npu, "CANN_STANDIN_MEMORY", "32Gi");
+    in_child(play_large_npu, "CANN_STANDIN_MEMORY", "64Gi");
 }
 
 int main(void)

@@ -288,7 +288,7 @@ enum cann_error { CANN_ERRORS(CANN_ERROR_VALUE) ACL_SUCCESS = 0 };
 #define CANN_OPAPI_MATH(X)                                                                         \
     X(CANN_REQUIRED, CANN_8_1, Add, const aclTensor *self, const aclTensor *other,                 \
       const aclScalar *alpha, aclTensor *out)                                                      \
-    X(CANN_REQUIRED, CANN_8_1, InplaceAdd, aclTensor *self, const aclTensor *other,                \
+    X(CANN_REQUIRED, CANN_8_1, InplaceAdd, const aclTensor *self, const aclTensor *other,          \
       const aclScalar *alpha)                                                                      \
     X(CANN_REQUIRED, CANN_8_1, Sub, const aclTensor *self, const aclTensor *other,                 \
       const aclScalar *alpha, aclTensor *out)                                                      \

@@ -29,6 +29,8 @@ static const struct {
     { "aclrtHostUnregister", "as without aclrtHostRegisterV2" },
     { "aclrtIpcMem", "--offload-mode sharded_gpu is refused" },
     { "aclrtCreateEventExWithFlag", "events of aclrtCreateEvent, as in ggml" },
+    { "aclSetAclOpExecutorRepeatable", "each call of an operator goes through both phases" },
+    { "aclSetTensorAddr", "as without aclSetAclOpExecutorRepeatable" },
     { "aclnnMatmulWeightNz", "weights stay in ND" },
     { "aclnnNpuFormatCast", "selftest does not compare FRACTAL_NZ with CANN's own" },
 };

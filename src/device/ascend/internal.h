@@ -8,6 +8,7 @@
  *     stream.c    streams, copies, workspaces
  *     event.c     events, and device times on the host's clock
  *     op*.c       operators, through CANN's two-phase calls
+ *     executors.c calls of operators that were made before
  *
  * A call into CANN may come from any thread, but each thread must have chosen the device before:
  * ascend__enter does that, once per thread. device.h lets one thread at a time in, so nothing here
@@ -106,6 +107,7 @@ struct ascend_device {
     uint64_t serial;                /* of this opening; threads note which one they have entered */
     atomic_uint set_count;          /* aclrtSetDevice calls, each of which is undone at the end */
     bool nd;                        /* keep all weights in ND */
+    uint64_t executor_count;        /* to keep */
     struct ascend_memory *memory;
     struct ascend_clock *clock;     /* event.c's: device times on clock_now_ns's clock */
     struct ascend_ops *ops;         /* op.c's */
@@ -171,11 +173,14 @@ static inline struct ascend_device *ascend__device_of(const struct ascend_stream
  * for all that it needs. */
 enum status ascend__scratch(struct ascend_stream *stream, uint64_t size_bytes, void **memory_out,
                             struct err *err);
-/* Phase 2 of an operator: checks phase 1's code, gets a workspace of the stream's, queues the
- * kernels and consumes the executor, also after a failure. name: "aclnnMm". */
-enum status ascend__execute(struct ascend_stream *stream, const char *name, aclnnStatus phase1,
-                            ascend_phase2 phase2, uint64_t workspace_bytes,
-                            aclOpExecutor *executor, struct err *err);
+/* Device memory for the next operator of CANN's, kept and accounted the same way; NULL for 0. */
+enum status ascend__workspace(struct ascend_stream *stream, uint64_t size_bytes, void **memory_out,
+                              struct err *err);
+/* Phase 2 of an operator: queues the kernels, and consumes the executor, also when it fails, unless
+ * that was made repeatable. name: "aclnnMm". */
+enum status ascend__execute(struct ascend_stream *stream, const char *name, ascend_phase2 phase2,
+                            void *workspace, uint64_t workspace_bytes, aclOpExecutor *executor,
+                            struct err *err);
 
 enum status ascend__stream_create(struct device *device, enum stream_kind kind,
                                   struct stream **stream_out, struct err *err);

@@ -23,6 +23,7 @@ enum status ascend__ops_create(struct ascend_device *device, struct err *err)
     const struct device_options options = { .thread_count = 1 };
     const char *soc = device->cann->aclrtGetSocName();
     struct ascend_ops *ops = calloc(1, sizeof(*ops));
+    enum status st;
     float one = 1;
 
     if (ops == NULL)
@@ -34,7 +35,8 @@ enum status ascend__ops_create(struct ascend_device *device, struct err *err)
     if (ops->one == NULL)
         return err_set(err, STATUS_NO_MEMORY, "%s: aclCreateScalar found no memory",
                        device->base.info.name);
-    return cpu_executor_create(&options, &ops->host, err);
+    st = ascend__executors_create(device->executor_count, &ops->executors, err);
+    return st == STATUS_OK ? cpu_executor_create(&options, &ops->host, err) : st;
 }
 
 void ascend__ops_destroy(struct ascend_device *device)
@@ -43,6 +45,7 @@ void ascend__ops_destroy(struct ascend_device *device)
 
     if (ops == NULL)
         return;
+    ascend__executors_destroy(device->cann, ops->executors);
     if (ops->one != NULL)
         (void)device->cann->aclDestroyScalar(ops->one);
     cpu_executor_destroy(ops->host);

@@ -158,9 +158,9 @@ static void hide(struct ascend_call *call, const struct op_attention *op, const 
         .strides = { (int64_t)(count * key_count), (int64_t)key_count, (int64_t)key_count, 1 },
     };
 
-    ASCEND_CALL(call, InplaceFillScalar, ascend__in(call, &full), ascend__number(call, HIDDEN));
-    ASCEND_CALL(call, Triu, ascend__in(call, &full), (int64_t)first_position + 1,
-                ascend__in(call, &upper));
+    ASCEND_CALL(call, InplaceFillScalar, HIDDEN, ASCEND_VIEWS(&full), t[0], ascend__number(call));
+    ASCEND_CALL(call, Triu, (double)first_position, ASCEND_VIEWS(&full, &upper), t[0],
+                (int64_t)first_position + 1, t[1]);
     ascend__add_to(call, &scores, &mask);
 }
 
@@ -190,14 +190,14 @@ static void attend(struct ascend_call *call, const struct rows *rows, const stru
 
     keys.strides[2] = (int64_t)op->k_cache_row_stride; /* transposed */
     ascend__copy(call, &q_packed, &q);
-    ASCEND_CALL(call, InplaceMuls, ascend__in(call, &q_packed), ascend__number(call, op->scale));
-    ASCEND_CALL(call, BatchMatMul, ascend__in(call, &q_rows), ascend__in(call, &keys),
-                ascend__in(call, &scores), math);
+    ASCEND_CALL(call, InplaceMuls, op->scale, ASCEND_VIEWS(&q_packed), t[0], ascend__number(call));
+    ASCEND_CALL(call, BatchMatMul, 0, ASCEND_VIEWS(&q_rows, &keys, &scores), t[0], t[1], t[2],
+                math);
     if (count > 1)
         hide(call, op, part, count, rows->position + first);
-    ASCEND_CALL(call, Softmax, ascend__in(call, &scores), -1, ascend__in(call, &weights));
-    ASCEND_CALL(call, BatchMatMul, ascend__in(call, &weights), ascend__in(call, &values),
-                ascend__in(call, &out_rows), math);
+    ASCEND_CALL(call, Softmax, 0, ASCEND_VIEWS(&scores, &weights), t[0], -1, t[1]);
+    ASCEND_CALL(call, BatchMatMul, 0, ASCEND_VIEWS(&weights, &values, &out_rows), t[0], t[1], t[2],
+                math);
     ascend__copy(call, &out, &out_packed);
 }
 

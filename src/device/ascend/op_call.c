@@ -22,13 +22,17 @@ static void fail_memory(struct ascend_call *call)
                                call->stream->base.device->info.name);
 }
 
-aclTensor *ascend__in(struct ascend_call *call, const struct ascend_view *view)
+static struct ascend_executors *executors_of(const struct ascend_call *call)
+{
+    return ascend__device_of(call->stream)->ops->executors;
+}
+
+static aclTensor *tensor_of(struct ascend_call *call, const struct ascend_view *view)
 {
     int64_t storage[4] = { 1 }, strides[2] = { 0, 1 };
     uint64_t storage_count = 1;
     aclTensor *tensor;
 
-    assert(call->tensor_count < ASCEND_CALL_TENSORS_MAX);
     if (view->is_nz) {
         assert(view->rank == 2 && view->dims[0] % 16 == 0 && view->dims[1] % 16 == 0);
         strides[0] = view->dims[1];
@@ -46,35 +50,91 @@ aclTensor *ascend__in(struct ascend_call *call, const struct ascend_view *view)
                                          storage, storage_count, view->data);
     if (tensor == NULL)
         fail_memory(call);
-    else
-        call->tensors[call->tensor_count++] = tensor;
     return tensor;
 }
 
-aclScalar *ascend__number(struct ascend_call *call, float value)
+/* Uses what was made before, if CANN goes along with it. */
+static bool take_kept(struct ascend_call *call)
 {
-    assert(call->scalar == NULL);
-    call->scalar = call->cann->aclCreateScalar(&value, ACL_FLOAT); /* copies it */
-    if (call->scalar == NULL)
-        fail_memory(call);
-    /* cppcheck-suppress returnDanglingLifetime */
-    return call->scalar;
+    struct ascend_made *kept = ascend__executors_find(executors_of(call), &call->now);
+
+    call->is_once = kept != NULL && kept->executor == NULL;
+    if (kept == NULL || call->is_once)
+        return false;
+    if (!ascend__executors_aim(call->cann, kept, &call->now)) {
+        ascend__made_free(call->cann, kept);
+        return false;
+    }
+    call->now = *kept;
+    call->is_kept = true;
+    return true;
 }
 
-void ascend__call_end(struct ascend_call *call, const char *name, aclnnStatus phase1,
-                      ascend_phase2 phase2, uint64_t workspace_bytes, aclOpExecutor *executor)
+bool ascend__call_open(struct ascend_call *call, const char *name, double number,
+                       const struct ascend_view *const *views)
 {
-    if (call->status == STATUS_OK)
-        call->status = ascend__execute(call->stream, name, phase1, phase2, workspace_bytes,
-                                       executor, call->err);
-    else if (phase1 == ACL_SUCCESS)
-        (void)call->cann->aclDestroyAclOpExecutor(executor);
-    for (uint32_t i = 0; i < call->tensor_count; i++)
-        (void)call->cann->aclDestroyTensor(call->tensors[i]);
-    call->tensor_count = 0;
-    if (call->scalar != NULL)
-        (void)call->cann->aclDestroyScalar(call->scalar);
-    call->scalar = NULL;
+    if (call->status != STATUS_OK)
+        return false;
+    call->now = (struct ascend_made){ .name = name, .number = number };
+    call->is_kept = false;
+    for (; views[call->now.view_count] != NULL; call->now.view_count++) {
+        assert(call->now.view_count < ASCEND_CALL_TENSORS_MAX);
+        call->now.views[call->now.view_count] = *views[call->now.view_count];
+    }
+    if (take_kept(call))
+        return false;
+    for (uint32_t i = 0; i < call->now.view_count && call->status == STATUS_OK; i++)
+        call->now.tensors[i] = tensor_of(call, &call->now.views[i]);
+    if (call->status != STATUS_OK)
+        ascend__made_free(call->cann, &call->now);
+    return call->status == STATUS_OK;
+}
+
+aclScalar *ascend__number(struct ascend_call *call)
+{
+    float value = (float)call->now.number;
+
+    assert(call->now.scalar == NULL);
+    call->now.scalar = call->cann->aclCreateScalar(&value, ACL_FLOAT); /* copies it */
+    if (call->now.scalar == NULL)
+        fail_memory(call);
+    /* cppcheck-suppress returnDanglingLifetime */
+    return call->now.scalar;
+}
+
+void ascend__call_made(struct ascend_call *call, aclnnStatus phase1)
+{
+    const struct device *device = call->stream->base.device;
+
+    if (phase1 != ACL_SUCCESS) {
+        call->now.executor = NULL;
+        if (call->status == STATUS_OK)
+            call->status = ascend__fail(call->cann, device->info.name, phase1, call->err,
+                                        "%sGetWorkspaceSize", call->now.name);
+    }
+    if (call->status != STATUS_OK) {
+        ascend__made_free(call->cann, &call->now);
+        return;
+    }
+    call->is_kept = !call->is_once &&
+                    ascend__executors_keep(call->cann, executors_of(call), &call->now);
+}
+
+void ascend__call_run(struct ascend_call *call, ascend_phase2 phase2)
+{
+    void *workspace = NULL;
+
+    if (call->status != STATUS_OK)
+        return;
+    call->status = ascend__workspace(call->stream, call->now.workspace_bytes, &workspace,
+                                     call->err);
+    if (call->status == STATUS_OK) {
+        call->status = ascend__execute(call->stream, call->now.name, phase2, workspace,
+                                       call->now.workspace_bytes, call->now.executor, call->err);
+        call->now.executor = NULL; /* it is consumed, or kept */
+    }
+    if (!call->is_kept)
+        ascend__made_free(call->cann, &call->now);
 }
 
 bool ascend__is_packed(const struct ascend_view *view)
@@ -92,7 +152,7 @@ bool ascend__is_packed(const struct ascend_view *view)
 void ascend__copy(struct ascend_call *call, const struct ascend_view *dst,
                   const struct ascend_view *src)
 {
-    ASCEND_CALL(call, InplaceCopy, ascend__in(call, dst), ascend__in(call, src));
+    ASCEND_CALL(call, InplaceCopy, 0, ASCEND_VIEWS(dst, src), t[0], t[1]);
 }
 
 void ascend__add_to(struct ascend_call *call, const struct ascend_view *sum,
@@ -100,7 +160,7 @@ void ascend__add_to(struct ascend_call *call, const struct ascend_view *sum,
 {
     const struct ascend_ops *ops = ascend__device_of(call->stream)->ops;
 
-    ASCEND_CALL(call, InplaceAdd, ascend__in(call, sum), ascend__in(call, added), ops->one);
+    ASCEND_CALL(call, InplaceAdd, 0, ASCEND_VIEWS(sum, added), t[0], t[1], ops->one);
 }
 
 void ascend__product(struct ascend_call *call, const struct ascend_view *x,
@@ -111,18 +171,16 @@ void ascend__product(struct ascend_call *call, const struct ascend_view *x,
 
     assert(ascend__is_packed(out));
     if (weight->is_nz)
-        ASCEND_CALL(call, MatmulWeightNz, ascend__in(call, x), ascend__in(call, weight),
-                    ascend__in(call, out), math);
+        ASCEND_CALL(call, MatmulWeightNz, 0, ASCEND_VIEWS(x, weight, out), t[0], t[1], t[2],
+                    math);
     else
-        ASCEND_CALL(call, Mm, ascend__in(call, x), ascend__in(call, weight),
-                    ascend__in(call, out), math);
+        ASCEND_CALL(call, Mm, 0, ASCEND_VIEWS(x, weight, out), t[0], t[1], t[2], math);
 }
 
 void ascend__select(struct ascend_call *call, const struct ascend_view *table,
                     const struct ascend_view *index, const struct ascend_view *out)
 {
-    ASCEND_CALL(call, IndexSelect, ascend__in(call, table), 0, ascend__in(call, index),
-                ascend__in(call, out));
+    ASCEND_CALL(call, IndexSelect, 0, ASCEND_VIEWS(table, index, out), t[0], 0, t[1], t[2]);
 }
 
 void *ascend__cut(struct ascend_cutter *cutter, uint64_t size_bytes)

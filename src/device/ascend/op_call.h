@@ -1,13 +1,20 @@
 /* device/ascend/op_call.h - how op*.c call CANN's operators; only for files inside device/ascend/.
  *
  * A call is two phases (cann.h). Tensors are described by plain views, which become CANN's objects
- * when a call is made and are destroyed after it:
+ * for the first phase:
  *
- *     ASCEND_CALL(&call, Mul, ascend__in(&call, &a), ascend__in(&call, &b), ascend__in(&call, &c));
+ *     ASCEND_CALL(&call, Mul, 0, ASCEND_VIEWS(&a, &b, &c), t[0], t[1], t[2]);
  *
- * After the first failure the rest does nothing, and call.status is the answer. Executors are not
- * kept for later launches: what they were made for, the addresses of slots and the number of rows,
- * changes from one launch to the next.
+ * After the first failure the rest does nothing, and call.status is the answer.
+ *
+ * What a first phase has made is kept with its tensors, and serves later calls of the same operator
+ * with views of the same dtypes, shapes and strides and the same number: they only aim its tensors
+ * at their addresses (executors.c).
+ *
+ *     open: kept before? --yes--> aim ---------------------------------------> run: phase 2
+ *                  |                                                            ^
+ *                  no --> tensors --> phase 1 --> made: may it be kept? --> ----+
+ *                                                 no: it is used once
  *
  * What an op needs beside its operands comes in one piece, the stream's scratch, cut up by a
  * cutter: first from NULL, to measure, then from the memory. */
@@ -17,7 +24,7 @@
 #include "device/ascend/internal.h"
 
 #define ASCEND_RANK_MAX 4
-#define ASCEND_CALL_TENSORS_MAX 6
+#define ASCEND_CALL_TENSORS_MAX 4
 
 struct ascend_view {
     void *data;
@@ -27,37 +34,77 @@ struct ascend_view {
     bool is_nz;                   /* two dimensions, whole blocks; strides are not looked at */
 };
 
+/* What a first phase is made of, and what it makes. */
+struct ascend_made {
+    const char *name;             /* of the operator: "aclnnMm". NULL: nothing */
+    double number;                /* of its arguments, the one that is no constant; or 0 */
+    uint32_t view_count;
+    struct ascend_view views[ASCEND_CALL_TENSORS_MAX]; /* data: where the tensors are aimed at */
+    aclTensor *tensors[ASCEND_CALL_TENSORS_MAX];
+    aclScalar *scalar;            /* of `number`, where the operator takes one */
+    aclOpExecutor *executor;      /* NULL, of a kept one: CANN lets it be used once only */
+    uint64_t workspace_bytes;
+    uint64_t used;                /* executors.c's: when it was used last */
+};
+
 struct ascend_call {
     struct ascend_stream *stream;
     const struct ascend_cann *cann;
     struct err *err;
     enum status status;
-    aclTensor *tensors[ASCEND_CALL_TENSORS_MAX]; /* of the call that is being made */
-    uint32_t tensor_count;
-    aclScalar *scalar;
+    struct ascend_made now;       /* the call that is being made */
+    bool is_kept;                 /* its tensors and executor are not its own */
+    bool is_once;                 /* CANN was asked before whether it may be used again */
 };
 
 struct ascend_call ascend__call_begin(struct ascend_stream *stream, struct err *err);
-/* A tensor for the next call. NULL after a failure. */
-aclTensor *ascend__in(struct ascend_call *call, const struct ascend_view *view);
-/* A FLOAT scalar for the next call, which takes one. */
-aclScalar *ascend__number(struct ascend_call *call, float value);
-/* After phase 1. */
-void ascend__call_end(struct ascend_call *call, const char *name, aclnnStatus phase1,
-                      ascend_phase2 phase2, uint64_t workspace_bytes, aclOpExecutor *executor);
+/* Whether the call needs its first phase; call->now.tensors are there then. False after a failure,
+ * and where it was made before. views end with NULL. */
+bool ascend__call_open(struct ascend_call *call, const char *name, double number,
+                       const struct ascend_view *const *views);
+/* The call's number as a FLOAT scalar, for its first phase. */
+aclScalar *ascend__number(struct ascend_call *call);
+/* After the first phase. */
+void ascend__call_made(struct ascend_call *call, aclnnStatus phase1);
+/* The second phase, unless there was a failure. */
+void ascend__call_run(struct ascend_call *call, ascend_phase2 phase2);
 
-#define ASCEND_CALL(call, Name, ...)                                                               \
+/* In the arguments, which are those of the first phase, t[i] is the i-th view's tensor, and
+ * `number` the argument that is not the same in all calls of this line and all others like it. */
+#define ASCEND_VIEWS(...) ((const struct ascend_view *const[]){ __VA_ARGS__, NULL })
+#define ASCEND_CALL(call, Name, number, views, ...)                                                \
     do {                                                                                           \
-        uint64_t workspace_bytes_ = 0;                                                             \
-        aclOpExecutor *executor_ = NULL;                                                           \
+        if (ascend__call_open(call, "aclnn" #Name, number, views)) {                               \
+            aclTensor *const *const t = (call)->now.tensors;                                       \
                                                                                                    \
-        if ((call)->status == STATUS_OK) {                                                         \
-            const aclnnStatus phase1_ = (call)->cann->aclnn##Name##GetWorkspaceSize(               \
-                __VA_ARGS__, &workspace_bytes_, &executor_);                                       \
-            ascend__call_end(call, "aclnn" #Name, phase1_, (call)->cann->aclnn##Name,              \
-                             workspace_bytes_, executor_);                                         \
+            ascend__call_made(call, (call)->cann->aclnn##Name##GetWorkspaceSize(                   \
+                                        __VA_ARGS__, &(call)->now.workspace_bytes,                 \
+                                        &(call)->now.executor));                                   \
         }                                                                                          \
+        ascend__call_run(call, (call)->cann->aclnn##Name);                                         \
     } while (0)
+
+/* ---- executors.c: calls that were made before ---- */
+
+struct ascend_executors;
+
+/* Keeps at most `count`, rounded up to some; 0: none. */
+enum status ascend__executors_create(uint64_t count, struct ascend_executors **executors_out,
+                                     struct err *err);
+/* NULL is fine. */
+void ascend__executors_destroy(const struct ascend_cann *cann, struct ascend_executors *executors);
+/* What agrees with the wanted one in all but addresses; NULL: there is none. */
+struct ascend_made *ascend__executors_find(struct ascend_executors *executors,
+                                           const struct ascend_made *wanted);
+/* Gives it the addresses of `wanted`. False: CANN refuses, and it is of no use any more. */
+bool ascend__executors_aim(const struct ascend_cann *cann, struct ascend_made *made,
+                           const struct ascend_made *wanted);
+/* Right after the first phase: takes over what it made. False: CANN does not let it be used again,
+ * and it stays the caller's. */
+bool ascend__executors_keep(const struct ascend_cann *cann, struct ascend_executors *executors,
+                            struct ascend_made *made);
+/* Destroys what CANN has made for it. */
+void ascend__made_free(const struct ascend_cann *cann, struct ascend_made *made);
 
 /* Views in ND. */
 static inline struct ascend_view ascend__vector(const void *data, aclDataType dtype, uint64_t count)
@@ -126,6 +173,7 @@ struct ascend_moe {
 
 struct ascend_ops {
     struct cpu_executor *host;    /* for what is computed on the host */
+    struct ascend_executors *executors;
     aclScalar *one;
     bool is_310p;                 /* no BF16, and the matrix unit has no FLOAT */
     void *memory;                 /* host memory of one op, grown when it must */

@@ -23,6 +23,6 @@ enum status ascend__cast_nz(struct stream *base, enum dtype dtype, uint64_t k, u
         return err_set(err, STATUS_UNAVAILABLE, "%s: the installed CANN has no aclnnNpuFormatCast; "
                        "%s has it", device->base.info.name, CANN_8_3);
     call = ascend__call_begin(stream, err);
-    ASCEND_CALL(&call, NpuFormatCast, ascend__in(&call, &from), ascend__in(&call, &to));
+    ASCEND_CALL(&call, NpuFormatCast, 0, ASCEND_VIEWS(&from, &to), t[0], t[1]);
     return call.status;
 }

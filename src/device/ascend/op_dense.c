@@ -75,8 +75,7 @@ void ascend__op_kv_write(struct ascend_call *call, const struct op_kv_write *op)
         ascend__rows(op->x, ACL_FLOAT, op->row_count, op->width, op->x_row_stride);
     const struct ascend_view slots = ascend__vector(op->slots, ACL_INT32, op->row_count);
 
-    ASCEND_CALL(call, InplaceIndexCopy, ascend__in(call, &cache), 0, ascend__in(call, &slots),
-                ascend__in(call, &x));
+    ASCEND_CALL(call, InplaceIndexCopy, 0, ASCEND_VIEWS(&cache, &slots, &x), t[0], 0, t[1], t[2]);
 }
 
 void ascend__op_rms_norm(struct ascend_call *call, const struct op_rms_norm *op)
@@ -105,8 +104,8 @@ void ascend__op_rms_norm(struct ascend_call *call, const struct op_rms_norm *op)
         if (pass == 0)
             call->status = ascend__scratch(call->stream, cutter.used_bytes, &memory, call->err);
     }
-    ASCEND_CALL(call, RmsNorm, ascend__in(call, &x), ascend__in(call, &weight),
-                (double)op->epsilon, ascend__in(call, &packed), ascend__in(call, &rstd));
+    ASCEND_CALL(call, RmsNorm, (double)op->epsilon, ASCEND_VIEWS(&x, &weight, &packed, &rstd),
+                t[0], t[1], (double)op->epsilon, t[2], t[3]);
     if (!direct)
         ascend__copy(call, &out, &packed);
 }
@@ -137,7 +136,7 @@ void ascend__op_silu_mul(struct ascend_call *call, const struct op_silu_mul *op)
     }
     if (x.data != from.data)
         ascend__copy(call, &x, &from);
-    ASCEND_CALL(call, SwiGlu, ascend__in(call, &x), -1, ascend__in(call, &packed));
+    ASCEND_CALL(call, SwiGlu, 0, ASCEND_VIEWS(&x, &packed), t[0], -1, t[1]);
     if (packed.data != out.data)
         ascend__copy(call, &out, &packed);
 }
@@ -213,13 +212,12 @@ void ascend__op_rope(struct ascend_call *call, const struct op_rope *op)
         const struct ascend_view *x = i == 0 || i == 3 ? &a : &b;
         const struct ascend_view *turn = i % 2 == 0 ? &cosine : &sine;
 
-        ASCEND_CALL(call, Mul, ascend__in(call, x), ascend__in(call, turn),
-                    ascend__in(call, &products[i]));
+        ASCEND_CALL(call, Mul, 0, ASCEND_VIEWS(x, turn, &products[i]), t[0], t[1], t[2]);
     }
-    ASCEND_CALL(call, Sub, ascend__in(call, &products[0]), ascend__in(call, &products[1]),
-                ops->one, ascend__in(call, &a));
-    ASCEND_CALL(call, Add, ascend__in(call, &products[2]), ascend__in(call, &products[3]),
-                ops->one, ascend__in(call, &b));
+    ASCEND_CALL(call, Sub, 0, ASCEND_VIEWS(&products[0], &products[1], &a), t[0], t[1], ops->one,
+                t[2]);
+    ASCEND_CALL(call, Add, 0, ASCEND_VIEWS(&products[2], &products[3], &b), t[0], t[1], ops->one,
+                t[2]);
 }
 
 /* ---- matmul ---- */
@@ -340,8 +338,8 @@ static void matmul_batches(struct ascend_call *call, const struct op_matmul *op,
     x.dtype = weight.dtype = dtype;
     weight.strides[2] = (int64_t)k;
     ascend__copy(call, &x, &from);
-    ASCEND_CALL(call, BatchMatMul, ascend__in(call, &x), ascend__in(call, &weight),
-                ascend__in(call, &product), ascend__cube_math(ops, dtype));
+    ASCEND_CALL(call, BatchMatMul, 0, ASCEND_VIEWS(&x, &weight, &product), t[0], t[1], t[2],
+                ascend__cube_math(ops, dtype));
     deliver(call, op, &out, &product);
 }
 

@@ -201,9 +201,8 @@ static void mix_part(struct ascend_call *call, const struct mixing *mixing,
     ascend__select(call, &mixing->x, &rows, &x);
     ascend__product(call, &x, &w_gate, &gate);
     ascend__product(call, &x, &w_up, &up);
-    ASCEND_CALL(call, Silu, ascend__in(call, &gate), ascend__in(call, &gate));
-    ASCEND_CALL(call, Mul, ascend__in(call, &gate), ascend__in(call, &up),
-                ascend__in(call, &up));
+    ASCEND_CALL(call, Silu, 0, ASCEND_VIEWS(&gate, &gate), t[0], t[1]);
+    ASCEND_CALL(call, Mul, 0, ASCEND_VIEWS(&gate, &up, &up), t[0], t[1], t[2]);
     if (dtype != ACL_FLOAT)
         ascend__copy(call, &narrow, &up);
     ascend__product(call, dtype != ACL_FLOAT ? &narrow : &up, &w_down, &results);
@@ -281,8 +280,7 @@ static void add_up(struct ascend_call *call, const struct op_moe *op)
             ascend__rows(op->weights + j, ACL_FLOAT, op->row_count, 1, op->top_k);
 
         ascend__select(call, &results, &index, &chosen);
-        ASCEND_CALL(call, Mul, ascend__in(call, &chosen), ascend__in(call, &weights),
-                    ascend__in(call, &chosen));
+        ASCEND_CALL(call, Mul, 0, ASCEND_VIEWS(&chosen, &weights, &chosen), t[0], t[1], t[2]);
         ascend__add_to(call, &out, &chosen);
     }
 }

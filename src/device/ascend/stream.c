@@ -97,25 +97,23 @@ enum status ascend__scratch(struct ascend_stream *stream, uint64_t size_bytes, v
     return st;
 }
 
-enum status ascend__execute(struct ascend_stream *stream, const char *name, aclnnStatus phase1,
-                            ascend_phase2 phase2, uint64_t workspace_bytes,
-                            aclOpExecutor *executor, struct err *err)
+enum status ascend__workspace(struct ascend_stream *stream, uint64_t size_bytes, void **memory_out,
+                              struct err *err)
 {
-    struct ascend_device *device = ascend__device_of(stream);
-    enum status st = STATUS_OK;
-    int code;
+    const enum status st = size_bytes > 0 ? block_need(stream, &stream->workspace, size_bytes, err)
+                                          : STATUS_OK;
 
-    if (phase1 != ACL_SUCCESS)
-        return ascend__fail(device->cann, device->base.info.name, phase1, err,
-                            "%sGetWorkspaceSize", name);
-    if (workspace_bytes > 0)
-        st = block_need(stream, &stream->workspace, workspace_bytes, err);
-    if (st != STATUS_OK) {
-        (void)device->cann->aclDestroyAclOpExecutor(executor);
-        return st;
-    }
-    code = phase2(workspace_bytes > 0 ? stream->workspace.memory : NULL, workspace_bytes, executor,
-                  stream->handle);
+    if (st == STATUS_OK)
+        *memory_out = size_bytes > 0 ? stream->workspace.memory : NULL;
+    return st;
+}
+
+enum status ascend__execute(struct ascend_stream *stream, const char *name, ascend_phase2 phase2,
+                            void *workspace, uint64_t workspace_bytes, aclOpExecutor *executor,
+                            struct err *err)
+{
+    const int code = phase2(workspace, workspace_bytes, executor, stream->handle);
+
     return code == ACL_SUCCESS ? STATUS_OK : break_stream(stream, code, name, err);
 }
 

@@ -144,7 +144,7 @@ OPERATOR(Div, const aclTensor *self, const aclTensor *other, aclTensor *out)
     return pair(&op, self, other, out, QUOTIENT, 0, workspace_size, executor);
 }
 
-OPERATOR(InplaceAdd, aclTensor *self, const aclTensor *other, const aclScalar *alpha)
+OPERATOR(InplaceAdd, const aclTensor *self, const aclTensor *other, const aclScalar *alpha)
 {
     struct op op = OP(InplaceAdd);
     const double a = op_scalar(&op, "alpha", alpha);
