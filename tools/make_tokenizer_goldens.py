@@ -4,6 +4,7 @@ corpus, and what the `tokenizers` library makes of it.
 
     make_tokenizer_goldens.py                  expectations anew, from the tokenizers that are there
     make_tokenizer_goldens.py --train FILE...  trains the tokenizers anew first, on these text files
+    ... --only NAME                            does that for one of them
 
 Needs the PyPI package tokenizers (made with 0.23.3, which brings Oniguruma 6.9.10). The family
 configurations are those of the published tokenizer.json files: regular expressions, normalisers and
@@ -33,6 +34,11 @@ QWEN2_REGEX = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
 TEKKEN_REGEX = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
                 r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
                 r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+GPT4O_WORD = r"[^\r\n\p{L}\p{N}]?"
+GPT4O_SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+GPT4O_REGEX = (GPT4O_WORD + r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+" + GPT4O_SUFFIX +
+               GPT4O_WORD + r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*" + GPT4O_SUFFIX +
+               r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 DEEPSEEK_V2_LETTERS = (  # some of the characters are not their own NFC, so escapes it is
     "\\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿ\u0386\u0388-\u038A\u038C\u038E-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-Ჺ"
     "Ჽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-\u1F15\u1F18-\u1F1D\u1F20-\u1F45\u1F48-\u1F4D\u1F50-\u1F57\u1F59\u1F5B\u1F5D"
@@ -143,6 +149,29 @@ def families():
                    "pre_tokenizer": sequence("pretokenizers", [split(TEKKEN_REGEX), byte_level()]),
                    "post_processor": template(["<s>"]), "decoder": BYTE_LEVEL_DECODER,
                    "ignore_merges": True},
+        "glm4": {"size": 500, "added": [added("<|endoftext|>"), added("[MASK]"), added("[gMASK]"),
+                                        added("<sop>"), added("<|user|>"),
+                                        added("<think>", special=False)],
+                 "pre_tokenizer": sequence("pretokenizers", [split(LLAMA3_REGEX), byte_level()]),
+                 "post_processor": sequence("processors", [byte_level(True, False, True),
+                                                           template(["[gMASK]", "<sop>"])]),
+                 "decoder": BYTE_LEVEL_DECODER},
+        "gpt4o": {"size": 500, "added": [added("<|endoftext|>"), added("<|user|>"),
+                                         added("<|assistant|>"), added("<|end|>")],
+                  "pre_tokenizer": sequence("pretokenizers", [
+                      split(GPT4O_REGEX, "Removed", True), byte_level()]),
+                  "post_processor": byte_level(True, False, True), "decoder": BYTE_LEVEL_DECODER},
+        "granite": {"size": 500, "added": [added("<|end_of_text|>"), added("<fim_prefix>"),
+                                           added("<|start_of_role|>"), added("<|end_of_role|>"),
+                                           added("<|tool_call|>")],
+                    "pre_tokenizer": sequence("pretokenizers", [
+                        {"type": "Digits", "individual_digits": True}, byte_level(False, True, True)]),
+                    "post_processor": byte_level(True, False, True), "decoder": BYTE_LEVEL_DECODER},
+        "olmo": {"size": 500, "added": [added("<|endoftext|>"), added("<|padding|>"),
+                                        added("|||EMAIL_ADDRESS|||", special=False)],
+                 "normalizer": {"type": "NFC"}, "pre_tokenizer": byte_level(False, True, True),
+                 "post_processor": byte_level(False, True, True),
+                 "decoder": byte_level(False, True, True)},
         "llama2": {"size": 1100, "spm": True,
                    "added": [added("<unk>", normalized=False), added("<s>"), added("</s>")],
                    "normalizer": sequence("normalizers", [
@@ -409,23 +438,25 @@ def write_json(name, value):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--train", nargs="+", metavar="FILE")
+    parser.add_argument("--only", metavar="NAME")
     args = parser.parse_args()
     os.makedirs(FOLDER, exist_ok=True)
     total = 0
+    chosen = {name: family for name, family in families().items() if args.only in (None, name)}
     if args.train:
         lines = training_lines(args.train)
-        for name, family in families().items():
+        for name, family in chosen.items():
             total += write_json(f"{name}.tokenizer.json", train(family, lines))
     corpus = nasty_corpus()
     total += write_json("corpus.json", {
         "made_by": "tools/make_tokenizer_goldens.py", "tokenizers": tokenizers.__version__,
         "python": sys.version.split()[0], "unicode": unicodedata.unidata_version,
         "texts": [{"hex": t.hex()} if isinstance(t, bytes) else t for t in corpus]})
-    for name in families():
+    for name in chosen:
         tokenizer = Tokenizer.from_file(os.path.join(FOLDER, f"{name}.tokenizer.json"))
         total += write_json(f"{name}.expected.json",
                             expectations(tokenizer, corpus, random.Random(name)))
-    print(f"{len(corpus)} texts, {len(families())} tokenizers, {total} bytes written")
+    print(f"{len(corpus)} texts, {len(chosen)} tokenizers, {total} bytes written")
 
 
 if __name__ == "__main__":

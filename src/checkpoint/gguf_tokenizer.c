@@ -7,8 +7,8 @@
  *             joint token has the highest score, so the merges are all ways to cut a token into two
  *             others, by falling score. Characters without a token become bytes (<0x0A>).
  *
- * The patterns by which text is cut are those of the models' tokenizer.json. Kinds of tokens
- * (token_type): 1 normal, 2 unknown, 3 control, 4 defined by the user, 5 unused, 6 byte. */
+ * gguf_pre.c has the patterns by which text is cut. Kinds of tokens (token_type): 1 normal,
+ * 2 unknown, 3 control, 4 defined by the user, 5 unused, 6 byte. */
 #include "checkpoint/gguf_tokenizer.h"
 
 #include <assert.h>
@@ -18,6 +18,7 @@
 #include <string.h>
 
 #include "checkpoint/gguf.h"
+#include "checkpoint/gguf_pre.h"
 
 #define TOKENS_MAX (1u << 22)
 #define SPACE "\xe2\x96\x81" /* U+2581, SentencePiece's space */
@@ -244,82 +245,6 @@ static enum status make_merges(struct vocab *vocab, struct err *err)
 
 /* --- writing ---------------------------------------------------------------------------------- */
 
-static json_t *split(const char *pattern)
-{
-    return json_pack("{s:s, s:{s:s}, s:s, s:b}", "type", "Split", "pattern", "Regex", pattern,
-                     "behavior", "Isolated", "invert", 0);
-}
-
-/* Letters that have a case, as deepseek-llm lists them. */
-#define CASED_LETTERS                                                                              \
-    "A-Za-z\\x{B5}\\x{C0}-\\x{D6}\\x{D8}-\\x{F6}\\x{F8}-\\x{1BA}\\x{1BC}-\\x{1BF}\\x{1C4}"         \
-    "-\\x{293}\\x{295}-\\x{2AF}\\x{370}-\\x{373}\\x{376}\\x{377}\\x{37B}-\\x{37D}\\x{37F}"         \
-    "\\x{386}\\x{388}-\\x{38A}\\x{38C}\\x{38E}-\\x{3A1}\\x{3A3}-\\x{3F5}\\x{3F7}-\\x{481}"         \
-    "\\x{48A}-\\x{52F}\\x{531}-\\x{556}\\x{10A0}-\\x{10C5}\\x{13A0}-\\x{13F5}\\x{13F8}-"           \
-    "\\x{13FD}\\x{1C90}-\\x{1CBA}\\x{1CBD}-\\x{1CBF}\\x{1D00}-\\x{1D2B}\\x{1D6B}-"                 \
-    "\\x{1D77}\\x{1D79}-\\x{1D9A}\\x{1E00}-\\x{1F15}\\x{1F18}-\\x{1F1D}\\x{1F20}-"                 \
-    "\\x{1F45}\\x{1F48}-\\x{1F4D}\\x{1F50}-\\x{1F57}\\x{1F59}\\x{1F5B}\\x{1F5D}\\x{1F5F}-"         \
-    "\\x{1F7D}\\x{1F80}-\\x{1FB4}\\x{1FB6}-\\x{1FBC}\\x{1FBE}\\x{1FC2}-\\x{1FC4}\\x{1FC6}"         \
-    "-\\x{1FCC}\\x{1FD0}-\\x{1FD3}\\x{1FD6}-\\x{1FDB}\\x{1FE0}-\\x{1FEC}\\x{1FF2}-"                \
-    "\\x{1FF4}\\x{1FF6}-\\x{1FFC}\\x{2102}\\x{2107}\\x{210A}-\\x{2113}\\x{2115}\\x{2119}-"         \
-    "\\x{211D}\\x{2124}\\x{2126}\\x{2128}\\x{212A}-\\x{212D}\\x{212F}-\\x{2134}\\x{2139}"          \
-    "\\x{213C}-\\x{213F}\\x{2145}-\\x{2149}\\x{214E}\\x{2183}\\x{2184}\\x{2C00}-\\x{2C7B}"         \
-    "\\x{2C7E}-\\x{2CE4}\\x{2CEB}-\\x{2CEE}\\x{2CF2}\\x{2CF3}\\x{A640}-\\x{A66D}\\x{A680}"         \
-    "-\\x{A69B}\\x{A722}-\\x{A76F}\\x{A771}-\\x{A787}\\x{A78B}-\\x{A78E}\\x{AB70}-"                \
-    "\\x{ABBF}\\x{FB00}-\\x{FB06}\\x{FB13}-\\x{FB17}\\x{FF21}-\\x{FF3A}\\x{FF41}-"                 \
-    "\\x{FF5A}\\x{10400}-\\x{1044F}\\x{104B0}-\\x{104D3}\\x{104D8}-\\x{104FB}\\x{10C80}-"          \
-    "\\x{10CB2}\\x{10CC0}-\\x{10CF2}\\x{118A0}-\\x{118DF}\\x{1E900}-\\x{1E943}"
-#define LETTERS_OF_CHINA "[\\x{4E00}-\\x{9FA5}\\x{800}-\\x{4E00}\\x{AC00}-\\x{D7FF}]+"
-
-/* How each kind cuts text, NULL-terminated; a kind without patterns leaves it to ByteLevel. */
-static const struct pre_kind {
-    const char *name;
-    bool byte_level_cuts; /* by GPT-2's own pattern */
-    bool whole_words;     /* a word that is a token is not merged */
-    bool nfc;
-    const char *patterns[7];
-} pre_kinds[] = {
-    { "gpt-2", true, false, false, { NULL } },
-    { "starcoder", true, false, false, { "\\p{N}", NULL } },
-    { "llama-bpe", false, true, false,
-      { "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}|"
-        " ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+", NULL } },
-    { "qwen2", false, false, true,
-      { "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}|"
-        " ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+", NULL } },
-    { "deepseek-llm", false, false, false,
-      { "[\\r\\n]", "\\s?[" CASED_LETTERS "]+",
-        "\\s?[!-/:-~\\x{FF01}-\\x{FF0F}"
-        "\\x{FF1A}-\\x{FF5E}\\x{2018}-\\x{201F}\\x{3000}-\\x{3002}]+",
-        "\\s+$", LETTERS_OF_CHINA, "\\p{N}+", NULL } },
-    { "deepseek-coder", false, false, false,
-      { "[\\r\\n]", "\\s?\\p{L}+", "\\s?\\p{P}+", LETTERS_OF_CHINA, "\\p{N}", NULL } },
-    { "deepseek-v3", false, false, false,
-      { "\\p{N}{1,3}", "[\\x{4E00}-\\x{9FA5}\\x{3040}-\\x{30FF}]+",
-        "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?"
-        "[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+", NULL } },
-};
-
-static const struct pre_kind *find_pre(const char *name)
-{
-    for (size_t i = 0; i < sizeof(pre_kinds) / sizeof(pre_kinds[0]); i++)
-        if (strcmp(pre_kinds[i].name, name) == 0)
-            return &pre_kinds[i];
-    return NULL;
-}
-
-static json_t *pre_tokenizer(const struct pre_kind *pre)
-{
-    json_t *const steps = json_array();
-
-    for (size_t i = 0; pre->patterns[i] != NULL; i++)
-        (void)json_array_append_new(steps, split(pre->patterns[i]));
-    (void)json_array_append_new(steps, json_pack("{s:s, s:b, s:b}", "type", "ByteLevel",
-                                                 "add_prefix_space", 0, "use_regex",
-                                                 (int)pre->byte_level_cuts));
-    return json_pack("{s:s, s:o}", "type", "Sequence", "pretokenizers", steps);
-}
-
 static bool flag(const struct vocab *vocab, const char *key, bool missing)
 {
     const struct gguf_value *const value = gguf__find(&vocab->meta, key);
@@ -457,7 +382,7 @@ static enum status add_chat_templates(struct vocab *vocab, json_t *config, struc
     return st;
 }
 
-static enum status write_all(struct vocab *vocab, const struct pre_kind *pre, struct buf *json_out,
+static enum status write_all(struct vocab *vocab, const struct gguf_pre *pre, struct buf *json_out,
                              struct buf *config_out, struct err *err)
 {
     uint64_t id;
@@ -473,8 +398,8 @@ static enum status write_all(struct vocab *vocab, const struct pre_kind *pre, st
         "{s:s, s:o, s:o?, s:o?, s:o, s:o, s:{s:s, s:s?, s:b, s:b, s:b, s:o, s:O}}", "version",
         "1.0", "added_tokens", added_tokens(vocab), "normalizer",
         is_spm ? spm_normalizer(vocab) : pre->nfc ? json_pack("{s:s}", "type", "NFC") : NULL,
-        "pre_tokenizer", is_spm ? NULL : pre_tokenizer(pre), "post_processor",
-        post_processor(vocab, is_spm), "decoder",
+        "pre_tokenizer", is_spm ? NULL : gguf__pre_tokenizer(pre), "post_processor",
+        post_processor(vocab, is_spm || pre->adds_bos), "decoder",
         is_spm ? spm_decoder(vocab) : json_pack("{s:s}", "type", "ByteLevel"), "model", "type",
         "BPE", "unk_token", is_spm && unknown != NULL ? unknown->text : NULL, "fuse_unk",
         (int)is_spm, "byte_fallback", (int)is_spm, "ignore_merges",
@@ -496,7 +421,7 @@ static enum status convert(struct vocab *vocab, struct buf *json_out, struct buf
                            struct err *err)
 {
     const char *model = NULL, *pre_name = "default";
-    const struct pre_kind *pre = NULL;
+    const struct gguf_pre *pre = NULL;
     enum status st = gguf__get_string(&vocab->meta, vocab->path, KEY("model"), &model, err);
 
     if (st == STATUS_OK)
@@ -504,7 +429,7 @@ static enum status convert(struct vocab *vocab, struct buf *json_out, struct buf
     if (st != STATUS_OK)
         return st;
     if (model != NULL && strcmp(model, "gpt2") == 0)
-        pre = find_pre(pre_name);
+        pre = gguf__find_pre(pre_name);
     if (model == NULL || (pre == NULL && strcmp(model, "llama") != 0))
         return err_set(err, STATUS_UNAVAILABLE, "%s: its tokenizer, " KEY("model")
                        " \"%.32s\" and " KEY("pre") " \"%.32s\", is not built, so text cannot be "

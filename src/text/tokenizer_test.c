@@ -139,7 +139,7 @@ static int answer_cases(const char *path)
 
 static const char *const families[] = {
     "gpt2", "roberta", "llama3", "qwen2", "deepseek_v2", "deepseek_v3",
-    "tekken", "llama2", "mistral", "words", "metaspace",
+    "tekken", "llama2", "mistral", "words", "metaspace", "glm4", "gpt4o", "granite", "olmo",
 };
 
 static json_t *read_golden(const char *name, const char *suffix)
