@@ -138,11 +138,15 @@ CASES = [
     ("mistral", "Mistral", lambda s: dense(s, sliding_window=None, head_dim=16 * s,
                                            rope_parameters=rope("default") | {
                                                "rope_theta": 1000000.0}), "bfloat16", ("old",)),
-    ("mistral_window", "Mistral", lambda s: dense(s, sliding_window=512), None, ()),
+    ("mistral_window", "Mistral", lambda s: dense(s, sliding_window=7 * s), "bfloat16", ()),
     ("qwen2", "Qwen2", lambda s: dense(s, rms_norm_eps=1e-6), "bfloat16", ("shards",)),
     ("qwen2_tied_yarn", "Qwen2", lambda s: dense(s, tie_word_embeddings=True,
                                                  rope_parameters=yarn(attention_factor=1.25)),
      "float16", ("old",)),
+    ("qwen2_window", "Qwen2", lambda s: dense(s, use_sliding_window=True, sliding_window=8 * s,
+                                              max_window_layers=layers(s) - 1), "float16", ()),
+    ("qwen2_moe_window", "Qwen2Moe", lambda s: qwen2_moe(
+        s, use_sliding_window=True, sliding_window=9 * s), None, ()),
     ("qwen3", "Qwen3", lambda s: dense(s, head_dim=16 * s, tie_word_embeddings=True), "bfloat16",
      ()),
     ("qwen3_biases", "Qwen3", lambda s: dense(s, head_dim=8 * s, attention_bias=True), "bfloat16",

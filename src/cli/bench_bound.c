@@ -72,8 +72,8 @@ void cli_bench_bytes(const struct ckpt *ckpt, const struct model_info *info,
     *bytes_out = (struct cli_bench_bytes){
         .weights = info->weight_bytes,
         .weights_per_step = (uint64_t)per_step,
-        .kv_per_step = info->kv_bytes_per_token * shape->batch *
-                       (shape->prompt_tokens + shape->gen_tokens / 2),
+        .kv_per_step = shape->batch *
+                       model_kv_bytes(info, shape->prompt_tokens + shape->gen_tokens / 2),
     };
 }
 

@@ -123,12 +123,13 @@ static json_t *inspect_json(const struct cli_options *options, const struct ckpt
 
     if (runs) {
         json_t *sizes = json_pack(
-            "{s:i, s:i, s:i, s:i, s:I, s:i, s:i, s:i}", "layer_count", (int)info.layer_count,
-            "hidden_size", (int)info.hidden_size, "vocab_size", (int)info.vocab_size,
-            "context_length", (int)info.context_length, "kv_bytes_per_token",
-            (json_int_t)info.kv_bytes_per_token, "expert_count", (int)info.expert_count,
-            "experts_per_token", (int)info.expert_top_k, "expert_layer_count",
-            (int)info.expert_layer_count);
+            "{s:i, s:i, s:i, s:i, s:I, s:i, s:i, s:i, s:i, s:i}", "layer_count",
+            (int)info.layer_count, "hidden_size", (int)info.hidden_size, "vocab_size",
+            (int)info.vocab_size, "context_length", (int)info.context_length, "kv_bytes_per_token",
+            (json_int_t)info.kv_bytes_per_token, "sliding_window", (int)info.sliding_window,
+            "window_layer_count", (int)info.window_layer_count, "expert_count",
+            (int)info.expert_count, "experts_per_token", (int)info.expert_top_k,
+            "expert_layer_count", (int)info.expert_layer_count);
 
         (void)json_object_update(json, sizes);
         json_decref(sizes);
@@ -188,6 +189,11 @@ static enum status print_text(json_t *json, struct err *err)
                json_integer_value(json_object_get(json, "vocab_size")),
                json_integer_value(json_object_get(json, "context_length")),
                json_integer_value(json_object_get(json, "kv_bytes_per_token")));
+    if (json_integer_value(json_object_get(json, "window_layer_count")) > 0)
+        printf("  %" JSON_INTEGER_FORMAT " of the layers see a window of %" JSON_INTEGER_FORMAT
+               " positions, and no more of it is kept\n",
+               json_integer_value(json_object_get(json, "window_layer_count")),
+               json_integer_value(json_object_get(json, "sliding_window")));
     if (json_integer_value(json_object_get(json, "expert_count")) > 0)
         printf("  %" JSON_INTEGER_FORMAT " experts, %" JSON_INTEGER_FORMAT
                " for each token, in %" JSON_INTEGER_FORMAT " of the layers\n",

@@ -74,7 +74,8 @@ static void set_limits(struct engine *engine, const struct engine_options *optio
     limits->context_length = info->context_length;
     limits->vocab_size = info->vocab_size;
     limits->page_size = info->kv_page_size;
-    limits->page_count = info->kv_page_count;
+    limits->page_count = (struct engine_pages){ info->kv_page_count, info->kv_window_page_count };
+    limits->window_pages_each = info->kv_window_pages_each;
     limits->eos_count = options->has_eos ? options->eos_count : info->eos_count;
     for (uint32_t i = 0; i < limits->eos_count; i++)
         limits->eos_ids[i] = options->has_eos ? options->eos_ids[i] : info->eos_ids[i];
@@ -95,12 +96,12 @@ static enum status take_memory(struct engine *engine, struct err *err)
 
     if (pages > info->kv_page_count)
         pages = info->kv_page_count;
-    st = engine__pages_init(&engine->pages, info->kv_page_count, err);
+    st = engine__cache_init(&engine->cache, &engine->limits.page_count, err);
     if (st == STATUS_OK)
         st = engine__sampler_init(&engine->sampler, info->vocab_size, err);
     if (st == STATUS_OK)
         st = engine__batch_init(&engine->batch, engine->options.step_row_count_max, running_max,
-                                pages, info->kv_page_size, err);
+                                pages, info->kv_page_size, info->kv_window_page_count > 0, err);
     if (st != STATUS_OK)
         return st;
     engine->turns = calloc(running_max, sizeof(*engine->turns));
@@ -111,7 +112,7 @@ static enum status take_memory(struct engine *engine, struct err *err)
         return err_set(err, STATUS_NO_MEMORY,
                        "no memory for the logits of %u requests at a time, %u each", running_max,
                        info->vocab_size);
-    engine->pages_free = engine->pages.free_count;
+    engine->pages_free = engine__cache_free(&engine->cache);
     return STATUS_OK;
 }
 
@@ -184,7 +185,7 @@ void engine_destroy(struct engine *engine)
     free(engine->turns);
     engine__batch_deinit(&engine->batch);
     engine__sampler_deinit(&engine->sampler);
-    engine__pages_deinit(&engine->pages);
+    engine__cache_deinit(&engine->cache);
     pthread_cond_destroy(&engine->changed);
     pthread_cond_destroy(&engine->wake);
     pthread_mutex_destroy(&engine->lock);
@@ -334,12 +335,16 @@ enum status engine_logits(struct engine *engine, const int32_t *ids, size_t coun
     if (job.chunk > engine->options.step_row_count_max)
         return err_set(err, STATUS_BAD_INPUT, "a chunk of %u rows; a step has at most %u",
                        job.chunk, engine->options.step_row_count_max);
-    job.page_count = job.count / limits->page_size + (job.count % limits->page_size != 0);
-    if (job.page_count > limits->page_count)
+    job.page_count = engine__pages_for(limits, job.count);
+    if (!engine__pages_fit(&job.page_count, &limits->page_count)) {
+        const bool is_window = job.page_count.all <= limits->page_count.all;
+
         return err_set(err, STATUS_BAD_INPUT,
                        "a prompt of %u tokens needs %u pages of %u tokens in the KV cache, which "
-                       "has %u", job.count, job.page_count, limits->page_size,
-                       limits->page_count);
+                       "has %u", job.count, is_window ? job.page_count.window : job.page_count.all,
+                       limits->page_size,
+                       is_window ? limits->page_count.window : limits->page_count.all);
+    }
     return do_job(engine, &job, err);
 }
 
@@ -409,7 +414,8 @@ json_t *engine_report_json(struct engine *engine)
     char version[ENGINE_VERSION_BYTES_MAX];
     json_t *manifest;
     struct err failure;
-    uint32_t running, waiting, pages_free;
+    struct engine_pages pages_free;
+    uint32_t running, waiting;
 
     pthread_mutex_lock(&engine->lock);
     c = engine->counters;
@@ -422,7 +428,7 @@ json_t *engine_report_json(struct engine *engine)
     pthread_mutex_unlock(&engine->lock);
     return json_pack(
         "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s*, s:I, s:I, s:f,"
-        " s:{s:I, s:I, s:I, s:I}, s:o*, s:o*}",
+        " s:{s:I, s:I, s:I, s:I, s:I, s:I}, s:o*, s:o*}",
         "weight_version", version, "running", (json_int_t)running, "running_max",
         (json_int_t)engine->options.running_count_max, "waiting", (json_int_t)waiting,
         "waiting_max", (json_int_t)engine->options.queue_count_max, "submitted",
@@ -433,8 +439,10 @@ json_t *engine_report_json(struct engine *engine)
         c.failed_steps > 0 ? failure.message : NULL, "prompt_tokens", (json_int_t)c.prompt_tokens,
         "completion_tokens", (json_int_t)c.completion_tokens, "step_s", (double)c.step_ns * 1e-9,
         "kv", "page_size", (json_int_t)engine->limits.page_size, "pages",
-        (json_int_t)engine->limits.page_count, "pages_free", (json_int_t)pages_free,
-        "bytes_per_token", (json_int_t)engine->info->kv_bytes_per_token, "offload",
+        (json_int_t)engine->limits.page_count.all, "pages_free", (json_int_t)pages_free.all,
+        "bytes_per_token", (json_int_t)engine->info->kv_bytes_per_token, "window_pages",
+        (json_int_t)engine->limits.page_count.window, "window_pages_free",
+        (json_int_t)pages_free.window, "offload",
         offload_report_json(model_offload(engine->model)), "manifest",
         manifest);
 }

@@ -4,7 +4,8 @@
  * running request's next token and chunks of prompts, up to a limit of rows (continuous batching,
  * Orca, OSDI 2022; chunked prefill, Sarathi-Serve, arXiv 2403.02310). Keys and values lie in pages
  * (vLLM, arXiv 2309.06180). A request is admitted when pages for its prompt and all it may
- * generate are free, so what was started can always be finished.
+ * generate are free, so what was started can always be finished. In layers with a sliding window it
+ * takes no more than the window and the largest step reach, and uses them in turn.
  *
  * Answers do not depend on what else is in the batch or how a prompt was cut (charter, invariant
  * 1): logits are the device's promise, and each request samples from a random stream of its own
@@ -146,11 +147,14 @@ void engine_destroy(struct engine *engine);
  * STATUS_BUSY, an engine that drains STATUS_UNAVAILABLE. */
 enum status engine_submit(struct engine *engine, const struct engine_request *request,
                           uint64_t *id_out, struct err *err);
+/* Pages of the KV cache, in the layers that keep all positions and in those with a window. */
+struct engine_pages {
+    uint32_t all, window;
+};
 /* What engine_submit would say of the request itself, without an engine: for whoever passes
- * requests on to one in another process. *page_count_out: pages of the KV cache that it will take.
- * */
+ * requests on to one in another process. *pages_out: what it will take of the KV cache. */
 enum status engine_request_check(const struct engine_request *request,
-                                 const struct model_info *info, uint32_t *page_count_out,
+                                 const struct model_info *info, struct engine_pages *pages_out,
                                  struct err *err);
 /* The seed of the number-th request (from 1) of an engine with --random-seed `random_seed`. */
 uint64_t engine_request_seed(uint64_t random_seed, uint64_t number);
@@ -195,7 +199,8 @@ enum status engine_update(struct engine *engine, const struct engine_update *upd
  *   submitted, finished, aborted, refused_busy          requests since the start or the last reset
  *   steps, rows, step_s, failed_steps, last_failure     what the model ran (absent: never failed)
  *   prompt_tokens, completion_tokens
- *   kv: {page_size, pages, pages_free, bytes_per_token}
+ *   kv: {page_size, pages, pages_free, bytes_per_token, window_pages, window_pages_free}
+ *                                                       the last two of the layers with a window
  *   offload, manifest                                   as in offload.h */
 json_t *engine_report_json(struct engine *engine);
 void engine_report_reset(struct engine *engine);

@@ -161,6 +161,86 @@ static void answers_do_not_depend_on_the_weights_home(void **state)
     harness_close(&sim);
 }
 
+/* Every layer of one has a window, of the other the second. */
+static const char *const windowed[] = { "tests/golden/models/mistral_window",
+                                        "tests/golden/models/qwen2_window" };
+
+static void windows_do_not_depend_on_the_batch(void **state)
+{
+    static const struct engine_options cases[] = {
+        CASE(0, 0, 0), CASE(0, 1, 0), CASE(0, 3, 0), CASE(7, 0, 0), CASE(64, 50, 3),
+    };
+    static struct client alone[REQUESTS], together[REQUESTS];
+
+    (void)state;
+    for (size_t m = 0; m < COUNT(windowed); m++) {
+        struct harness on;
+
+        harness_open(&on, windowed[m], "cpu", 8 * 512);
+        run_all(&on, NULL, false, alone);
+        /* a window of 7 or 8 and a step of 64 rows are alive in 19 pages of 4, of 8 sequences */
+        assert_int_equal(harness_report(on.engine, "kv", "window_pages"), 8 * 19);
+        for (size_t i = 0; i < COUNT(cases); i++) {
+            run_all(&on, &cases[i], true, together);
+            check_same(together, alone);
+            assert_int_equal(harness_report(on.engine, "kv", "window_pages_free"), 8 * 19);
+        }
+        harness_close(&on);
+    }
+}
+
+/* Where no layer keeps all, a sequence may be longer than what is kept, and those that wait for
+ * pages of windows are answered as if alone. */
+static void windows_are_what_is_waited_for(void **state)
+{
+    static struct client alone[REQUESTS], together[REQUESTS];
+    const struct sampling_params params = greedy(400);
+    static struct client client;
+    struct harness large, small;
+    int32_t prompt[90];
+
+    (void)state;
+    make_prompt(3, prompt, COUNT(prompt));
+    harness_open(&large, windowed[0], "cpu", 8 * 512);
+    run_all(&large, NULL, true, alone);
+    harness_open(&small, windowed[0], "cpu", 25 * 4);
+    run_all(&small, NULL, true, together);
+    check_same(together, alone);
+    assert_int_equal(harness_report(small.engine, "kv", "window_pages"), 25);
+    harness_start(&small, NULL);
+    client_run(&client, small.engine, prompt, 90, &params, true);
+    assert_int_equal(client.id_count, 400);
+    assert_int_equal(harness_report(small.engine, "kv", "window_pages_free"), 25);
+    client_deinit(&client);
+    harness_close(&small);
+    harness_close(&large);
+}
+
+/* Fewer pages than a sequence may use in turn: then they bound its length. */
+static void a_window_s_pages_are_limits_too(void **state)
+{
+    struct sampling_params params = greedy(30);
+    static struct client client;
+    struct harness small;
+    int32_t prompt[90];
+    struct err err;
+
+    (void)state;
+    make_prompt(4, prompt, COUNT(prompt));
+    harness_open(&small, windowed[0], "cpu", 10 * 4);
+    harness_start(&small, NULL);
+    client_init(&client);
+    assert_int_equal(client_submit(&client, small.engine, prompt, 40, &params, true, &err),
+                     STATUS_BAD_INPUT);
+    assert_non_null(strstr(err.message, "need 18 pages of 4 tokens in the KV cache, which has 10"));
+    client_deinit(&client);
+    params.max_new_tokens = SAMPLING_NEW_TOKENS_ALL;
+    client_run(&client, small.engine, prompt, 5, &params, false);
+    assert_int_equal(client.id_count, 36);
+    client_deinit(&client);
+    harness_close(&small);
+}
+
 /* Together they take far fewer steps than one after the other: they do share steps. */
 static void requests_share_steps(void **state)
 {
@@ -482,6 +562,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(answers_do_not_depend_on_the_batch),
         cmocka_unit_test(answers_do_not_depend_on_the_weights_home),
+        cmocka_unit_test(windows_do_not_depend_on_the_batch),
+        cmocka_unit_test(windows_are_what_is_waited_for),
+        cmocka_unit_test(a_window_s_pages_are_limits_too),
         cmocka_unit_test(requests_share_steps),
         cmocka_unit_test(seeds_decide),
         cmocka_unit_test(the_random_seed_stands_in_for_missing_ones),

@@ -27,6 +27,31 @@ void engine__pages_deinit(struct engine__pages *pages);
 bool engine__pages_take(struct engine__pages *pages, uint32_t count, int32_t *ids_out);
 void engine__pages_give(struct engine__pages *pages, const int32_t *ids, uint32_t count);
 
+/* The pages of both kinds of layers. */
+struct engine__cache {
+    struct engine__pages all, window; /* window.page_count 0: no layer has one */
+};
+/* What a sequence holds of it. */
+struct engine__places {
+    struct engine_pages count;
+    int32_t *all;             /* [count.all], its own while is_taken, as are ... */
+    int32_t *window;          /* ... [count.window], used in turn */
+    bool is_taken;
+};
+enum status engine__cache_init(struct engine__cache *cache, const struct engine_pages *count,
+                               struct err *err);
+void engine__cache_deinit(struct engine__cache *cache);
+struct engine_pages engine__cache_free(const struct engine__cache *cache);
+bool engine__pages_fit(const struct engine_pages *count, const struct engine_pages *room);
+/* Memory for the lists only. */
+enum status engine__places_init(struct engine__places *places, const struct engine_pages *count,
+                                struct err *err);
+void engine__places_deinit(struct engine__places *places);
+/* The pages must be free. */
+void engine__places_take(struct engine__places *places, struct engine__cache *cache);
+/* Does nothing when they are not taken. */
+void engine__places_give(struct engine__places *places, struct engine__cache *cache);
+
 /* -- schedule.c: who gets rows in the next step ----------------------------------------------- */
 
 struct engine__turn {
@@ -140,7 +165,7 @@ struct engine__request {
     int32_t *prompt_ids;
     uint32_t prompt_count;
     uint32_t new_count_max;            /* max_new_tokens inside the context */
-    uint32_t page_count;               /* pages it takes from start to end */
+    struct engine_pages page_count;    /* pages it takes from start to end */
     uint64_t seed;
     void (*on_output)(void *user, const struct engine_output *output);
     void *user;
@@ -149,8 +174,7 @@ struct engine__request {
 
     /* Set by start; owner from here on: the engine's thread. */
     uint64_t start_ns;                 /* 0: never started */
-    int32_t *pages;                    /* [page_count], its own while has_pages */
-    bool has_pages;
+    struct engine__places places;
     int32_t *ids;                      /* [new_count_max], generated */
     struct token_logprobs *logprobs;   /* [logprob_capacity], of ids; NULL: not asked for */
     size_t logprob_capacity;
@@ -169,7 +193,9 @@ struct engine__request {
 /* What a model and its cache allow. */
 struct engine__limits {
     uint32_t context_length, vocab_size;
-    uint32_t page_size, page_count;
+    uint32_t page_size;
+    struct engine_pages page_count;     /* of the cache */
+    uint32_t window_pages_each;         /* a sequence takes at most so many of page_count.window */
     int32_t eos_ids[MODEL_EOS_MAX + 1]; /* the model's, and the tokenizer's */
     uint32_t eos_count;
 };
@@ -184,8 +210,10 @@ void engine__request_destroy(struct engine__request *request);
  * be free. */
 enum status engine__request_start(struct engine__request *request,
                                   const struct engine__limits *limits,
-                                  const struct tokenizer *tokenizer, struct engine__pages *pages,
+                                  const struct tokenizer *tokenizer, struct engine__cache *cache,
                                   struct err *err);
+/* The pages of a sequence of so many tokens. */
+struct engine_pages engine__pages_for(const struct engine__limits *limits, uint64_t token_count);
 /* Samples from the logits (overwritten) and takes the id in; sets `finish` when it was the last. */
 void engine__request_advance(struct engine__request *request, struct engine__sampler *sampler,
                              const struct engine__limits *limits, float *logits);
@@ -209,16 +237,17 @@ struct engine__batch {
     uint32_t row_count_max, sequence_count_max, page_count_max, page_size;
     int32_t *token_ids, *positions, *sequences, *slots, *logits_rows; /* [row_count_max] */
     int32_t *pages;           /* [sequence_count_max][page_count_max] at most */
+    int32_t *window_slots, *window_pages; /* the same of the layers with a window, if there are */
 };
 /* page_count_max: pages of one sequence. */
 enum status engine__batch_init(struct engine__batch *batch, uint32_t row_count_max,
                                uint32_t sequence_count_max, uint32_t page_count_max,
-                               uint32_t page_size, struct err *err);
+                               uint32_t page_size, bool has_windows, struct err *err);
 void engine__batch_deinit(struct engine__batch *batch);
 /* Empties the batch. page_count: the most pages that a sequence of this step has. */
 void engine__batch_begin(struct engine__batch *batch, uint32_t page_count);
-/* Adds a sequence: ids[count] at the positions from `position`, its keys and values in `pages`. */
-void engine__batch_add(struct engine__batch *batch, const int32_t *pages, uint32_t page_count,
+/* Adds a sequence: ids[count] at the positions from `position`, its keys and values in `places`. */
+void engine__batch_add(struct engine__batch *batch, const struct engine__places *places,
                        uint32_t position, const int32_t *ids, uint32_t count,
                        enum engine__wanted wanted);
 
@@ -228,7 +257,7 @@ void engine__batch_add(struct engine__batch *batch, const int32_t *pages, uint32
  * caller's stack. */
 struct engine__job {
     enum status (*run)(struct engine *engine, struct engine__job *job, struct err *err);
-    uint32_t page_count;         /* that must be free for it */
+    struct engine_pages page_count; /* that must be free for it */
     bool is_after_running;       /* it waits until nothing runs */
     struct model_update *update; /* of an update, with the next two */
     const struct engine_update *wanted;
@@ -268,7 +297,7 @@ struct engine {
     bool has_thread;
 
     /* Owner: the engine's thread. */
-    struct engine__pages pages;
+    struct engine__cache cache;
     struct engine__sampler sampler;
     struct engine__batch batch;
     struct engine__turn *turns;          /* [running_count_max] */
@@ -289,7 +318,7 @@ struct engine {
     uint64_t waiting_token_count;        /* in their prompts */
     uint32_t live_count;                 /* requests whose last piece has not been told */
     struct engine__job *job_head, *job_tail;
-    uint32_t pages_free;                 /* as of the last step */
+    struct engine_pages pages_free;      /* as of the last step */
     uint64_t last_id;
     struct engine__counters counters;
     struct err last_failure;             /* of a step; read when counters.failed_steps > 0 */

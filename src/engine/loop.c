@@ -91,13 +91,11 @@ static struct engine__request *leave_running(struct engine *engine, bool everyon
             engine->running[kept++] = request;
             continue;
         }
-        if (request->has_pages)
-            engine__pages_give(&engine->pages, request->pages, request->page_count);
-        request->has_pages = false;
+        engine__places_give(&request->places, &engine->cache);
         list = leave(engine, request, list);
     }
     engine->running_count = kept;
-    engine->pages_free = engine->pages.free_count;
+    engine->pages_free = engine__cache_free(&engine->cache);
     return list;
 }
 
@@ -140,11 +138,11 @@ static struct engine__request *join(struct engine__request *first, struct engine
 /* Moves requests from the queue to `running` while there is room. The lock is held. */
 static void admit(struct engine *engine)
 {
-    uint32_t free_count = engine->pages.free_count;
+    struct engine_pages room = engine__cache_free(&engine->cache);
 
     while (engine->queue_head != NULL &&
            engine->running_count < engine->options.running_count_max &&
-           engine->queue_head->page_count <= free_count) {
+           engine__pages_fit(&engine->queue_head->page_count, &room)) {
         struct engine__request *request = engine->queue_head;
 
         engine->queue_head = request->next;
@@ -153,7 +151,8 @@ static void admit(struct engine *engine)
         request->next = NULL;
         engine->waiting_count--;
         engine->waiting_token_count -= request->prompt_count;
-        free_count -= request->page_count;
+        room.all -= request->page_count.all;
+        room.window -= request->page_count.window;
         engine->running[engine->running_count++] = request;
     }
 }
@@ -161,6 +160,7 @@ static void admit(struct engine *engine)
 /* Waits for something to do; false when the engine is to stop. */
 static bool collect(struct engine *engine, struct work *work)
 {
+    struct engine_pages room;
     bool stopping;
 
     pthread_mutex_lock(&engine->lock);
@@ -172,8 +172,9 @@ static bool collect(struct engine *engine, struct work *work)
     work->canceled = leave_running(engine, stopping);
     work->canceled = join(leave_queue(engine, stopping), work->canceled);
     work->admitted_from = engine->running_count;
+    room = engine__cache_free(&engine->cache);
     if (engine->job_head != NULL &&
-        (stopping || (engine->job_head->page_count <= engine->pages.free_count &&
+        (stopping || (engine__pages_fit(&engine->job_head->page_count, &room) &&
                       (!engine->job_head->is_after_running || engine->running_count == 0)))) {
         work->job = engine->job_head;
         engine->job_head = work->job->next;
@@ -203,12 +204,11 @@ static void add_request(struct engine *engine, const struct engine__request *req
     const uint32_t prompt_end = request->cached_count + turn->row_count;
 
     if (turn->prompt_left == 0) {
-        engine__batch_add(&engine->batch, request->pages, request->page_count,
-                          request->cached_count, &request->ids[request->id_count - 1], 1,
-                          ENGINE__WANTED_LAST);
+        engine__batch_add(&engine->batch, &request->places, request->cached_count,
+                          &request->ids[request->id_count - 1], 1, ENGINE__WANTED_LAST);
         return;
     }
-    engine__batch_add(&engine->batch, request->pages, request->page_count, request->cached_count,
+    engine__batch_add(&engine->batch, &request->places, request->cached_count,
                       request->prompt_ids + request->cached_count, turn->row_count,
                       prompt_end == request->prompt_count && request->new_count_max > 0
                           ? ENGINE__WANTED_LAST
@@ -230,8 +230,8 @@ static void fill_batch(struct engine *engine)
     engine__schedule(engine->turns, engine->running_count, engine->options.step_row_count_max,
                      engine->options.prefill_chunk);
     for (uint32_t i = 0; i < engine->running_count; i++)
-        if (engine->turns[i].row_count > 0 && engine->running[i]->page_count > page_count)
-            page_count = engine->running[i]->page_count;
+        if (engine->turns[i].row_count > 0 && engine->running[i]->page_count.all > page_count)
+            page_count = engine->running[i]->page_count.all;
     engine__batch_begin(&engine->batch, page_count);
     for (uint32_t i = 0; i < engine->running_count; i++)
         if (engine->turns[i].row_count > 0)
@@ -341,7 +341,7 @@ static void start_admitted(struct engine *engine, uint32_t admitted_from)
         struct engine__request *request = engine->running[i];
         struct err err;
         enum status st = engine__request_start(request, &engine->limits, engine->tokenizer,
-                                               &engine->pages, &err);
+                                               &engine->cache, &err);
         if (st != STATUS_OK) {
             engine__request_abort(request, st, err.message);
             has_failed = true;
@@ -363,27 +363,25 @@ static void start_admitted(struct engine *engine, uint32_t admitted_from)
 enum status engine__run_logits(struct engine *engine, struct engine__job *job, struct err *err)
 {
     const uint32_t vocab_size = engine->limits.vocab_size;
-    int32_t *pages = calloc(job->page_count, sizeof(*pages));
-    enum status st = STATUS_OK;
+    struct engine__places places;
+    enum status st = engine__places_init(&places, &job->page_count, err);
 
-    if (pages == NULL)
-        return err_set(err, STATUS_NO_MEMORY, "no memory for a list of %u pages",
-                       job->page_count);
-    if (!engine__pages_take(&engine->pages, job->page_count, pages))
-        assert(!"collect has seen that they are free");
+    if (st != STATUS_OK)
+        return st;
+    engine__places_take(&places, &engine->cache); /* collect has seen that they are free */
     for (uint32_t done = 0; done < job->count && st == STATUS_OK;) {
         const uint32_t left = job->count - done;
         const uint32_t rows = left < job->chunk ? left : job->chunk;
 
-        engine__batch_begin(&engine->batch, job->page_count);
-        engine__batch_add(&engine->batch, pages, job->page_count, done, job->ids + done, rows,
+        engine__batch_begin(&engine->batch, job->page_count.all);
+        engine__batch_add(&engine->batch, &places, done, job->ids + done, rows,
                           ENGINE__WANTED_ALL);
         st = model_forward(engine->model, &engine->batch.step,
                            job->logits_out + (size_t)done * vocab_size, err);
         done += rows;
     }
-    engine__pages_give(&engine->pages, pages, job->page_count);
-    free(pages);
+    engine__places_give(&places, &engine->cache);
+    engine__places_deinit(&places);
     return st;
 }
 

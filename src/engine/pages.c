@@ -1,8 +1,10 @@
-/* engine/pages.c - the free pages of the KV cache: a stack.
+/* engine/pages.c - the free pages of the KV cache: a stack for each kind of layers.
  *
  * A request's pages are taken all at once when it is admitted and given back all at once when it
  * ends, so there is nothing to plan: what was started can be finished (engine.h). The page that
- * was given back last is taken first, for it may still be in a processor's cache. */
+ * was given back last is taken first, for it may still be in a processor's cache. Pages of layers
+ * with a window are not given back while a sequence grows: it uses them in turn, so that it holds
+ * from the start what it will hold at most. */
 #include "engine/internal.h"
 
 #include <assert.h>
@@ -52,4 +54,73 @@ void engine__pages_give(struct engine__pages *pages, const int32_t *ids, uint32_
         pages->taken[ids[i]] = false;
         pages->free_ids[pages->free_count++] = ids[i];
     }
+}
+
+enum status engine__cache_init(struct engine__cache *cache, const struct engine_pages *count,
+                               struct err *err)
+{
+    enum status st = engine__pages_init(&cache->all, count->all, err);
+
+    cache->window = (struct engine__pages){ 0 };
+    if (st == STATUS_OK && count->window > 0)
+        st = engine__pages_init(&cache->window, count->window, err);
+    return st;
+}
+
+void engine__cache_deinit(struct engine__cache *cache)
+{
+    engine__pages_deinit(&cache->all);
+    engine__pages_deinit(&cache->window);
+}
+
+struct engine_pages engine__cache_free(const struct engine__cache *cache)
+{
+    return (struct engine_pages){ cache->all.free_count, cache->window.free_count };
+}
+
+bool engine__pages_fit(const struct engine_pages *count, const struct engine_pages *room)
+{
+    return count->all <= room->all && count->window <= room->window;
+}
+
+enum status engine__places_init(struct engine__places *places, const struct engine_pages *count,
+                                struct err *err)
+{
+    *places = (struct engine__places){ .count = *count };
+    places->all = calloc(count->all, sizeof(*places->all));
+    if (count->window > 0)
+        places->window = calloc(count->window, sizeof(*places->window));
+    if (places->all == NULL || (count->window > 0 && places->window == NULL)) {
+        engine__places_deinit(places);
+        return err_set(err, STATUS_NO_MEMORY, "no memory for a list of %u pages",
+                       count->all + count->window);
+    }
+    return STATUS_OK;
+}
+
+void engine__places_deinit(struct engine__places *places)
+{
+    assert(!places->is_taken);
+    free(places->all);
+    free(places->window);
+    *places = (struct engine__places){ 0 };
+}
+
+void engine__places_take(struct engine__places *places, struct engine__cache *cache)
+{
+    const bool all = engine__pages_take(&cache->all, places->count.all, places->all);
+    const bool window =
+        engine__pages_take(&cache->window, places->count.window, places->window);
+
+    assert(all && window && !places->is_taken);
+    places->is_taken = all && window;
+}
+
+void engine__places_give(struct engine__places *places, struct engine__cache *cache)
+{
+    if (!places->is_taken)
+        return;
+    engine__pages_give(&cache->all, places->all, places->count.all);
+    engine__pages_give(&cache->window, places->window, places->count.window);
+    places->is_taken = false;
 }

@@ -53,12 +53,23 @@ static enum status check_prompt(const struct engine_request *desc,
     return STATUS_OK;
 }
 
-/* The last id is never computed, so it needs no place in the cache. */
-static uint32_t pages_for(uint32_t prompt_count, uint32_t new_count, uint32_t page_size)
+struct engine_pages engine__pages_for(const struct engine__limits *limits, uint64_t token_count)
 {
-    const uint32_t slots = prompt_count + (new_count == 0 ? 0 : new_count - 1);
+    const uint32_t count = (uint32_t)((token_count + limits->page_size - 1) / limits->page_size);
+    const uint32_t each = limits->window_pages_each;
 
-    return slots / page_size + (slots % page_size != 0);
+    return (struct engine_pages){ count, count < each ? count : each };
+}
+
+/* Tokens of one sequence that the cache has room for. */
+static uint64_t slots_max(const struct engine__limits *limits)
+{
+    const bool any_length = limits->page_count.window >= limits->window_pages_each;
+    const uint32_t pages = any_length || limits->page_count.all < limits->page_count.window
+                               ? limits->page_count.all
+                               : limits->page_count.window;
+
+    return (uint64_t)pages * limits->page_size;
 }
 
 /* Sets how many ids may come and how many pages that takes. */
@@ -72,17 +83,24 @@ static enum status fit(struct engine__request *request, const struct engine__lim
     if (wanted < (int64_t)count)
         count = (uint32_t)wanted;
     if (wanted == SAMPLING_NEW_TOKENS_ALL) {
-        const uint64_t slots = (uint64_t)limits->page_count * limits->page_size;
+        const uint64_t slots = slots_max(limits);
         if (slots >= prompt_count && slots - prompt_count + 1 < count)
             count = (uint32_t)(slots - prompt_count + 1);
     }
-    request->page_count = pages_for(prompt_count, count, limits->page_size);
-    if (request->page_count > limits->page_count)
+    /* the last id is never computed, so it needs no place in the cache */
+    request->page_count =
+        engine__pages_for(limits, (uint64_t)prompt_count + (count == 0 ? 0 : count - 1));
+    if (!engine__pages_fit(&request->page_count, &limits->page_count)) {
+        const bool is_window = request->page_count.all <= limits->page_count.all;
+
         return err_set(err, STATUS_BAD_INPUT,
                        "a prompt of %u tokens and %u new ones need %u pages of %u tokens in the "
                        "KV cache, which has %u; lower max_new_tokens, or give the cache more "
-                       "memory", prompt_count, count, request->page_count, limits->page_size,
-                       limits->page_count);
+                       "memory", prompt_count, count,
+                       is_window ? request->page_count.window : request->page_count.all,
+                       limits->page_size,
+                       is_window ? limits->page_count.window : limits->page_count.all);
+    }
     request->new_count_max = count;
     return STATUS_OK;
 }
@@ -160,12 +178,14 @@ uint64_t engine_request_seed(uint64_t random_seed, uint64_t number)
 }
 
 enum status engine_request_check(const struct engine_request *desc,
-                                 const struct model_info *info, uint32_t *page_count_out,
+                                 const struct model_info *info, struct engine_pages *pages_out,
                                  struct err *err)
 {
     const struct engine__limits limits = {
         .context_length = info->context_length, .vocab_size = info->vocab_size,
-        .page_size = info->kv_page_size, .page_count = info->kv_page_count,
+        .page_size = info->kv_page_size,
+        .page_count = { info->kv_page_count, info->kv_window_page_count },
+        .window_pages_each = info->kv_window_pages_each,
     };
     struct engine__request request = { .params = *desc->params };
     enum status st = sampling_params_check(desc->params, err);
@@ -177,7 +197,7 @@ enum status engine_request_check(const struct engine_request *desc,
     request.prompt_count = (uint32_t)desc->prompt_count;
     st = fit(&request, &limits, err);
     if (st == STATUS_OK)
-        *page_count_out = request.page_count;
+        *pages_out = request.page_count;
     return st;
 }
 
@@ -188,7 +208,7 @@ void engine__request_destroy(struct engine__request *request)
     engine__seen_deinit(&request->seen);
     engine__output_deinit(&request->output);
     free(request->prompt_ids);
-    free(request->pages);
+    engine__places_deinit(&request->places);
     free(request->ids);
     free(request->logprobs);
     free(request);
@@ -196,16 +216,18 @@ void engine__request_destroy(struct engine__request *request)
 
 enum status engine__request_start(struct engine__request *request,
                                   const struct engine__limits *limits,
-                                  const struct tokenizer *tokenizer, struct engine__pages *pages,
+                                  const struct tokenizer *tokenizer, struct engine__cache *cache,
                                   struct err *err)
 {
     const uint32_t token_count = request->prompt_count + request->new_count_max;
     enum status st;
 
     request->start_ns = clock_now_ns();
-    request->pages = calloc(request->page_count, sizeof(*request->pages));
+    st = engine__places_init(&request->places, &request->page_count, err);
+    if (st != STATUS_OK)
+        return st;
     request->ids = calloc((size_t)request->new_count_max + 1, sizeof(*request->ids));
-    if (request->pages == NULL || request->ids == NULL)
+    if (request->ids == NULL)
         return err_set(err, STATUS_NO_MEMORY, "no memory for an answer of %u tokens",
                        request->new_count_max);
     st = engine__seen_init(&request->seen, &request->params, request->prompt_ids,
@@ -215,10 +237,8 @@ enum status engine__request_start(struct engine__request *request,
     if (st == STATUS_OK)
         st = engine__output_start(&request->output, &request->params, tokenizer,
                                   request->token_by_token, err);
-    if (st == STATUS_OK) {
-        request->has_pages = engine__pages_take(pages, request->page_count, request->pages);
-        assert(request->has_pages);
-    }
+    if (st == STATUS_OK)
+        engine__places_take(&request->places, cache);
     return st;
 }
 

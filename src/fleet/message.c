@@ -201,6 +201,8 @@ static const struct number numbers[] = {
     NUMBER(context_length),  NUMBER(parameter_count),    NUMBER(weight_bytes),
     NUMBER(kv_page_size),    NUMBER(kv_page_count),      NUMBER(kv_bytes_per_token),
     NUMBER(scratch_bytes),   NUMBER(step_row_count_max), NUMBER(step_sequence_count_max),
+    NUMBER(sliding_window),  NUMBER(window_layer_count), NUMBER(kv_window_bytes_per_token),
+    NUMBER(kv_window_page_count), NUMBER(kv_window_pages_each),
 };
 #define NUMBER_COUNT (sizeof(numbers) / sizeof(numbers[0]))
 

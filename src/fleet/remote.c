@@ -88,7 +88,8 @@ void fleet__take_out(struct fleet__remote *remote, struct fleet__request *reques
     if (request->peer != NULL) {
         list_remove(&request->peer->requests, request);
         request->peer->token_count -= request->token_count;
-        request->peer->page_count -= request->page_count;
+        request->peer->pages.all -= request->pages.all;
+        request->peer->pages.window -= request->pages.window;
     } else {
         list_remove(&remote->queue, request);
         remote->queue_bytes -= request->frame.size;
@@ -111,7 +112,8 @@ static bool has_room(const struct fleet__peer *peer, const struct fleet__request
         return false;
     return peer->requests.count == 0 ||
            (peer->requests.count < peer->running_max &&
-            peer->page_count + request->page_count <= peer->page_count_max);
+            peer->pages.all + request->pages.all <= peer->pages_max.all &&
+            peer->pages.window + request->pages.window <= peer->pages_max.window);
 }
 
 static struct fleet__peer *choose(const struct fleet__remote *remote,
@@ -155,7 +157,8 @@ bool fleet__dispatch(struct fleet__remote *remote)
         request->sent_ns = clock_now_ns();
         list_append(&peer->requests, request);
         peer->token_count += request->token_count;
-        peer->page_count += request->page_count;
+        peer->pages.all += request->pages.all;
+        peer->pages.window += request->pages.window;
         peer->sent_count++;
     }
     return is_full;
@@ -168,8 +171,8 @@ static enum status request_create(struct fleet__remote *remote, const struct eng
 {
     const struct model_info *info = &remote->info;
     struct fleet__request *request;
-    uint32_t page_count = 0;
-    enum status st = engine_request_check(desc, info, &page_count, err);
+    struct engine_pages pages = { 0 };
+    enum status st = engine_request_check(desc, info, &pages, err);
 
     if (st != STATUS_OK)
         return st;
@@ -177,8 +180,8 @@ static enum status request_create(struct fleet__remote *remote, const struct eng
     if (request == NULL)
         return err_set(err, STATUS_NO_MEMORY, "no memory for a request");
     buf_init(&request->frame, FLEET__FRAME_BYTES_MAX + 4);
-    request->page_count = page_count;
-    request->token_count = (uint64_t)page_count * info->kv_page_size;
+    request->pages = pages;
+    request->token_count = (uint64_t)pages.all * info->kv_page_size;
     request->prompt_count = desc->prompt_count;
     request->on_output = desc->on_output;
     request->user = desc->user;

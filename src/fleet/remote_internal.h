@@ -35,7 +35,7 @@ struct fleet__request {
     bool for_update;                     /* canceled by us, so that an update can begin */
     struct buf frame;                    /* the message to send; freed once sent */
     uint64_t token_count;                /* prompt and all it may generate */
-    uint32_t page_count;
+    struct engine_pages pages;
     uint64_t prompt_count, told_count;
     void (*on_output)(void *user, const struct engine_output *output);
     void *user;
@@ -57,8 +57,10 @@ struct fleet__peer {
     uint64_t heard_ns;                   /* the fleet's thread */
     bool is_cut;                         /* sending has failed; its end will be noticed */
     struct fleet__list requests;         /* that it has */
-    uint64_t token_count, page_count;    /* of those */
-    uint32_t page_count_max, running_max;
+    uint64_t token_count;                /* of those, as is ... */
+    struct engine_pages pages;           /* ... this */
+    struct engine_pages pages_max;
+    uint32_t running_max;
     uint64_t sent_count, restart_count;
     uint64_t weights_serial;             /* of the weights that it was told to load */
     char *shares;                        /* what it said when it was ready; NULL */

@@ -120,7 +120,7 @@ static enum status on_ready(struct fleet__remote *remote, struct fleet__peer *pe
         peer->is_ready = true;
         peer->shares = shares == NULL ? NULL : strdup(shares);
         peer->running_max = running_max;
-        peer->page_count_max = info.kv_page_count;
+        peer->pages_max = (struct engine_pages){ info.kv_page_count, info.kv_window_page_count };
     }
     pthread_mutex_unlock(&remote->lock);
     return differs ? err_set(err, STATUS_PEER, "it has another model than the ranks before it")

@@ -48,7 +48,9 @@ struct model_config {
                                         added to the residual stream */
     float embedding_scale, residual_scale, logits_scale; /* on embeddings, on what layers add, on
                                                             logits */
-    uint32_t sliding_window;         /* of those layers that have one; 0: none has */
+    uint32_t sliding_window;         /* of those layers that have one; 0: none has, or none that is
+                                        shorter than the context */
+    bool is_sliding[CONFIG_LAYERS_MAX]; /* which layers these are */
     float attention_scale;           /* on q . k, YaRN's factor included */
 
     uint32_t rope_pair_count;

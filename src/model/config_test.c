@@ -80,6 +80,7 @@ static void published_configurations_are_read(void **state)
     assert_int_equal(config.kv_head_count, 32);
     config = config_of("mistral-7b-v0.1.json");
     assert_int_equal(config.sliding_window, 4096);
+    assert_int_equal(model__window_layer_count(&config), config.layer_count);
     config = config_of("mistral-7b-v0.3.json");
     assert_int_equal(config.sliding_window, 0);
     config = config_of("qwen2.5-7b-yarn.json");

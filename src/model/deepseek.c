@@ -293,7 +293,8 @@ static void make_latents(struct model_pass *pass, uint32_t layer)
     model__pass_linear(pass, &a);
     model__pass_norm(pass, &norm);
     model__pass_rope(pass, buffers->kv_a + config->kv_lora_rank, 1, width, width);
-    model__pass_kv_write(pass, model__kv_keys(pass->model, layer), buffers->kv_a, (uint32_t)width,
+    model__pass_kv_write(pass, layer, model__kv_keys(pass->model, layer), buffers->kv_a,
+                         (uint32_t)width,
                          width);
 }
 
@@ -335,13 +336,13 @@ static void attend(struct model_pass *pass, uint32_t layer)
     const float *cache = model__kv_keys(pass->model, layer);
     const struct op attention = { .kind = OP_ATTENTION, .attention = {
         .out = buffers->attended, .q = buffers->q_latent, .k_cache = cache, .v_cache = cache,
-        .pages = pass->pages, .sequences = pass->sequences, .positions = pass->positions,
+        .pages = pass->pages[KV_ALL], .sequences = pass->sequences, .positions = pass->positions,
         .row_count = pass->row_count, .head_count = config->head_count, .kv_head_count = 1,
         .k_width = (uint32_t)width, .v_width = config->kv_lora_rank,
         .page_size = (uint32_t)pass->model->sizes.page_size,
         .page_count_max = pass->page_count_max,
         .host_sequences = pass->host_sequences, .host_positions = pass->host_positions,
-        .cache_row_count = model__kv_slot_count(pass->model),
+        .cache_row_count = model__kv_slot_count(pass->model, layer),
         .out_row_stride = (uint64_t)config->head_count * config->kv_lora_rank,
         .q_row_stride = config->head_count * width,
         .k_cache_row_stride = width, .v_cache_row_stride = width,

@@ -117,17 +117,19 @@ static void attend(struct model_pass *pass, uint32_t layer)
     const struct op attention = { .kind = OP_ATTENTION, .attention = {
         .out = pass->buffers->attended, .q = pass->buffers->qkv,
         .k_cache = model__kv_keys(model, layer), .v_cache = model__kv_values(model, layer),
-        .pages = pass->pages, .sequences = pass->sequences, .positions = pass->positions,
+        .pages = pass->pages[model__kv_kind(config, layer)],
+        .sequences = pass->sequences, .positions = pass->positions,
         .row_count = pass->row_count, .head_count = config->head_count,
         .kv_head_count = config->kv_head_count,
         .k_width = config->head_dim, .v_width = config->head_dim,
         .page_size = (uint32_t)model->sizes.page_size, .page_count_max = pass->page_count_max,
         .host_sequences = pass->host_sequences, .host_positions = pass->host_positions,
-        .cache_row_count = model__kv_slot_count(model),
+        .cache_row_count = model__kv_slot_count(model, layer),
         .out_row_stride = (uint64_t)config->head_count * config->head_dim,
         .q_row_stride = qkv_width(config),
         .k_cache_row_stride = kv_width, .v_cache_row_stride = kv_width,
         .scale = config->attention_scale,
+        .window = model__layer_has_window(config, layer) ? config->sliding_window : 0,
     } };
 
     model__pass_launch(pass, &attention);
@@ -174,8 +176,8 @@ void model__gqa_pass(struct model_pass *pass, uint32_t layer)
     /* queries and keys are adjacent heads: one rotation turns both */
     model__pass_rope(pass, q, config->head_count + config->kv_head_count, stride,
                      config->head_dim);
-    model__pass_kv_write(pass, model__kv_keys(pass->model, layer), k, kv_width, stride);
-    model__pass_kv_write(pass, model__kv_values(pass->model, layer), k + kv_width, kv_width,
+    model__pass_kv_write(pass, layer, model__kv_keys(pass->model, layer), k, kv_width, stride);
+    model__pass_kv_write(pass, layer, model__kv_values(pass->model, layer), k + kv_width, kv_width,
                          stride);
     attend(pass, layer);
     model__pass_add(pass, &back);

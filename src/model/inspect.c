@@ -59,7 +59,18 @@ static void fill_info(const struct model_config *config, struct model_info *info
                                sizeof(float);
 }
 
-/* The model's own context, or a shorter one that was asked for; not past a sliding window. */
+static void fill_window_info(const struct model_config *config, struct model_info *info)
+{
+    const struct kv_widths widths = config->arch->kv_widths(config);
+
+    info->sliding_window = config->sliding_window;
+    info->window_layer_count = model__window_layer_count(config);
+    info->kv_window_bytes_per_token = (uint64_t)info->window_layer_count * (widths.k + widths.v) *
+                                      sizeof(float);
+}
+
+/* The model's own context, or a shorter one that was asked for. A window that is no shorter changes
+ * nothing, and there is none then. */
 static enum status choose_context(const struct ckpt *ckpt, uint32_t wanted,
                                   struct model_config *config, struct err *err)
 {
@@ -71,12 +82,10 @@ static enum status choose_context(const struct ckpt *ckpt, uint32_t wanted,
                        "(\"max_position_embeddings\") is %u", ckpt_path(ckpt), wanted, own);
     config->context_length = wanted == 0 ? own : wanted;
     model__choose_rope(config);
-    if (config->sliding_window != 0 && config->context_length > config->sliding_window)
-        return err_set(err, STATUS_BAD_INPUT,
-                       "%s: a context of %u positions needs a sliding attention window of %u, "
-                       "which is not built; a context length of at most %u runs",
-                       ckpt_path(ckpt), config->context_length, config->sliding_window,
-                       config->sliding_window);
+    if (config->sliding_window >= config->context_length)
+        config->sliding_window = 0;
+    if (model__window_layer_count(config) == 0)
+        config->sliding_window = 0;
     return STATUS_OK;
 }
 
@@ -115,6 +124,7 @@ enum status model__read(const struct ckpt *ckpt, const struct model_options *opt
     if (st != STATUS_OK)
         return st;
     info_out->context_length = config_out->context_length;
+    fill_window_info(config_out, info_out);
     config_out->expert_units = options->offload.experts && config_out->expert_count > 0;
     st = model__params_create(ckpt, config_out, options->dtype, params_out, err);
     if (st != STATUS_OK)

@@ -163,12 +163,18 @@ extern const struct model_arch model_arch_llama, model_arch_mistral, model_arch_
 const struct model_arch *model__arch_find(const char *architecture, const char *model_type);
 
 /* size.c: what a model takes on the device. */
+/* Layers that keep all positions, and those that keep a window (window.c). */
+enum kv_kind { KV_ALL, KV_WINDOW, KV_KIND_COUNT };
 struct model_sizes {
     uint64_t scratch_bytes;      /* without the page tables, whose width is the cache's */
     uint64_t row_count, sequence_count;
-    uint64_t page_size, page_count, page_table_width;
+    uint64_t page_size, page_table_width;
     uint64_t metadata_bytes;     /* of a step at most, page tables included */
-    uint64_t kv_layer_k_bytes, kv_layer_v_bytes;
+    struct {
+        uint64_t layer_count, page_count;
+        uint64_t layer_k_bytes, layer_v_bytes; /* of one layer */
+    } kv[KV_KIND_COUNT];         /* where no layer keeps all, KV_ALL's pages take no memory */
+    uint64_t window_pages_each;  /* of KV_WINDOW a sequence takes at most so many */
     uint64_t kv_bytes;
     uint64_t gathered_bytes;     /* what attention takes itself, where it gathers the cache */
     bool gathers_cache;
@@ -208,7 +214,7 @@ struct model {
     uint64_t host_room_bytes;    /* host memory that the offload was given; 0: not bounded */
     void *scratch;
     uint64_t scratch_bytes;
-    void *kv;                    /* for each layer the keys, then the values, of all token slots */
+    void *kv;                    /* kv.c */
     void *staging;               /* host: the metadata of a step */
     uint64_t staging_bytes;
 };
@@ -235,7 +241,8 @@ struct model_pass {
     enum status status;
     struct err *err;
     uint32_t row_count, page_count_max;
-    const int32_t *token_ids, *positions, *sequences, *slots, *logits_rows, *pages; /* device's */
+    const int32_t *token_ids, *positions, *sequences, *logits_rows; /* device's, as are ... */
+    const int32_t *slots[KV_KIND_COUNT], *pages[KV_KIND_COUNT];     /* ... these */
     const int32_t *host_positions, *host_sequences; /* the same, the caller's */
 };
 
@@ -278,12 +285,27 @@ void model__pass_norm(struct model_pass *pass, const struct pass_norm *norm);
 void model__pass_scale(struct model_pass *pass, float *x, uint32_t width, float factor);
 void model__pass_rope(struct model_pass *pass, float *x, uint32_t head_count, uint64_t row_stride,
                       uint64_t head_stride);
-void model__pass_kv_write(struct model_pass *pass, float *cache, const float *x, uint32_t width,
-                          uint64_t x_row_stride);
+/* cache: the layer's keys or values. */
+void model__pass_kv_write(struct model_pass *pass, uint32_t layer, float *cache, const float *x,
+                          uint32_t width, uint64_t x_row_stride);
 /* The layer's cache. */
+enum kv_kind model__kv_kind(const struct model_config *config, uint32_t layer);
 float *model__kv_keys(const struct model *model, uint32_t layer);
 float *model__kv_values(const struct model *model, uint32_t layer);
-uint32_t model__kv_slot_count(const struct model *model); /* token slots of each layer */
+uint32_t model__kv_slot_count(const struct model *model, uint32_t layer); /* token slots of it */
+
+/* window.c. Fills is_sliding from "layer_types"; false when there is no such list. */
+bool model__read_layer_types(struct config_reader *reader, struct model_config *config);
+/* "sliding_window", where null is none; missing: what stands for a missing key, 0: none. */
+void model__read_window(struct config_reader *reader, struct model_config *config,
+                        uint32_t missing);
+/* A window that there is is every layer's. */
+void model__window_everywhere(struct model_config *config);
+bool model__layer_has_window(const struct model_config *config, uint32_t layer);
+uint32_t model__window_layer_count(const struct model_config *config);
+/* Pages that a sequence takes in those layers at most, with row_count rows in a step. */
+uint64_t model__window_pages(const struct model_config *config, uint64_t row_count,
+                             uint64_t page_size);
 
 /* Building blocks that architectures share (layers.c). */
 void model__describe_mlp(struct params *params, const struct model_config *config, uint32_t layer,

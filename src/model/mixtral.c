@@ -17,8 +17,8 @@ static void read_mixtral(struct config_reader *reader, struct model_config *conf
     model__gqa_read_heads(reader, config, &missing);
     if (!model__read_has(reader, "rms_norm_eps"))
         config->norm_epsilon = 1e-5f; /* the class's own, unlike the other families' */
-    config->sliding_window = model__read_count_or(reader, "sliding_window", 1, CONFIG_CONTEXT_MAX,
-                                                  0);
+    model__read_window(reader, config, 0);
+    model__window_everywhere(config);
     config->expert_ffn_width = config->ffn_width;
     model__read_softmax_experts(reader, config, 8, 2);
     config->route_normalise = true;

@@ -104,7 +104,9 @@ static void fill_info(struct model *model)
 
     info->scratch_bytes = sizes->scratch_bytes;
     info->kv_page_size = (uint32_t)sizes->page_size;
-    info->kv_page_count = (uint32_t)sizes->page_count;
+    info->kv_page_count = (uint32_t)sizes->kv[KV_ALL].page_count;
+    info->kv_window_page_count = (uint32_t)sizes->kv[KV_WINDOW].page_count;
+    info->kv_window_pages_each = (uint32_t)sizes->window_pages_each;
     info->step_row_count_max = (uint32_t)sizes->row_count;
     info->step_sequence_count_max = (uint32_t)sizes->sequence_count;
 }
@@ -113,9 +115,9 @@ static void log_plan(const struct model *model, const struct offload_sizes *weig
                      const struct offload_options *options, const struct log *log)
 {
     const struct model_sizes *sizes = &model->sizes;
-    const uint64_t tokens = sizes->page_count * sizes->page_size;
+    const uint64_t tokens = sizes->kv[KV_ALL].page_count * sizes->page_size;
     struct device_memory_report memory;
-    char moving[96] = "", slots[64] = "", shards[64] = "", host[64] = "";
+    char moving[96] = "", slots[64] = "", shards[64] = "", host[64] = "", window[96] = "";
     char text[5][32];
 
     device_memory_report(model->device, &memory);
@@ -136,12 +138,16 @@ static void log_plan(const struct model *model, const struct offload_sizes *weig
     if (weights->shard_bytes > 0)
         (void)snprintf(shards, sizeof(shards), "; this rank's shards %s",
                        size_format(weights->shard_bytes, text[0], sizeof(text[0])));
+    if (sizes->kv[KV_WINDOW].layer_count > 0)
+        (void)snprintf(window, sizeof(window), " (%" PRIu64 " in %u layers with a window of %u)",
+                       sizes->kv[KV_WINDOW].page_count * sizes->page_size,
+                       model->info.window_layer_count, model->info.sliding_window);
     log_line(log, LOG_INFO,
-             "weights %s: %s on the device%s%s%s; KV cache %" PRIu64 " tokens %s; scratch %s; "
+             "weights %s: %s on the device%s%s%s; KV cache %" PRIu64 " tokens%s %s; scratch %s; "
              "budget %s", size_format(model->info.weight_bytes, text[0], sizeof(text[0])),
              size_format(weights->resident_bytes, text[1], sizeof(text[1])), moving, shards,
              slots,
-             tokens, size_format(sizes->kv_bytes, text[2], sizeof(text[2])),
+             tokens, window, size_format(sizes->kv_bytes, text[2], sizeof(text[2])),
              size_format(sizes->scratch_bytes, text[3], sizeof(text[3])),
              size_format(memory.budget_bytes, text[4], sizeof(text[4])));
     log_line(log, LOG_INFO,
@@ -193,8 +199,9 @@ static enum status check_ops(const struct model *model, struct err *err)
     const struct model_config *config = &model->config;
     const bool scales = model__adds_apart(config) || config->embedding_scale != 1.0f ||
                         config->logits_scale != 1.0f;
-    const enum status st =
-        device_features_check(model->device, scales ? OP_FEATURE_SCALE : 0, err);
+    const uint32_t needed = (scales ? OP_FEATURE_SCALE : 0u) |
+                            (config->sliding_window != 0 ? OP_FEATURE_WINDOW : 0u);
+    const enum status st = device_features_check(model->device, needed, err);
 
     return st == STATUS_OK ? st : err_prefix(err, st, "%s", config->architecture);
 }

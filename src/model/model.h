@@ -65,11 +65,19 @@ struct model_info {
     int32_t eos_ids[MODEL_EOS_MAX]; /* from generation_config.json, else config.json */
     uint32_t eos_count;
     uint64_t parameter_count, weight_bytes;
-    uint64_t kv_bytes_per_token;
+    uint64_t kv_bytes_per_token;    /* in all layers */
+    uint64_t kv_window_bytes_per_token; /* of these, in layers with a window */
     uint64_t scratch_bytes;
     uint32_t kv_page_size, kv_page_count; /* as given or chosen */
+    uint32_t sliding_window;        /* positions that a row sees in some layers; 0: all in all */
+    uint32_t window_layer_count;
+    uint32_t kv_window_page_count;  /* pages of the layers with a window; 0: there is none */
+    uint32_t kv_window_pages_each;  /* of which a sequence takes at most so many, in turn */
     uint32_t step_row_count_max, step_sequence_count_max;
 };
+
+/* Of the cache, what a row reads that has so many positions before and with it. */
+uint64_t model_kv_bytes(const struct model_info *info, uint64_t token_count);
 
 /* Reads the configuration, describes the parameters, plans, checks that weights, slots, scratch
  * and a KV cache of at least one sequence of one page fit the device's budget (else
@@ -118,6 +126,9 @@ struct model_step {
     const int32_t *sequences;       /* [row_count], in [0, sequence_count) */
     const int32_t *slots;           /* [row_count], where the row's keys and values go, distinct */
     const int32_t *pages;           /* [sequence_count][page_count_max], page indices */
+    /* The same in the layers with a window, where there are any (kv_window_page_count): of a
+     * sequence's pages those that a row of the step can see must be different ones. */
+    const int32_t *window_slots, *window_pages;
     uint32_t logits_row_count;      /* rows whose logits are wanted; may be 0 */
     const int32_t *logits_rows;     /* [logits_row_count], row indices */
 };

@@ -114,8 +114,9 @@ static float *plain_logits(const char *name, const struct setting *device,
 static const char *const few_names[] = {
     "qwen3", "deepseek_v3",
 #ifndef LIGHTER_DEBUG
-    "llama_biases_mha", "deepseek_v2_groups", "qwen3_moe_mixed", "mixtral",
+    "llama_biases_mha", "deepseek_v2_groups", "qwen3_moe_mixed", "mixtral", "mistral_window",
 #endif
+    "qwen2_window",
 };
 #define FEW_COUNT (sizeof(few_names) / sizeof(few_names[0]))
 
@@ -134,6 +135,8 @@ static const struct way ways[] = {
     { { .page_size = 16 }, 20, { 3, 5 } },
     { { .page_size = 5, .kv_token_count = 35 }, 6, { 2, 3 } },
     { { .row_count_max = 20 }, 19, { 0, 1 } },
+    { { .row_count_max = 4, .page_size = 2 }, 4, { 0, 1 } }, /* windows' pages go round */
+    { { .row_count_max = 3, .page_size = 1 }, 2, { 4, 1 } },
     { { .cpu_offload_bytes = 1 }, 32, { 0, 1 } },
     { { .cpu_offload_bytes = 20000 }, 3, { 0, 1 } },
     { { .cpu_offload_bytes = 1 << 20 }, 32, { 0, 1 } },
@@ -197,7 +200,7 @@ static void nothing_changes_a_bit(void **state)
 struct mixed {
     const struct golden *golden;
     struct model *model;
-    int32_t pages[MIXED_SEQUENCES][MIXED_PAGES];
+    int32_t pages[MIXED_SEQUENCES][MIXED_PAGES], window_pages[MIXED_SEQUENCES][MIXED_PAGES];
     uint32_t done[MIXED_SEQUENCES];
     float *logits[MIXED_SEQUENCES];
 };
@@ -206,10 +209,12 @@ struct mixed {
 static void mixed_step(struct mixed *mixed, const uint32_t take[MIXED_SEQUENCES])
 {
     const struct model_info *info = model_info(mixed->model);
-    int32_t ids[32], positions[32], sequences[32], slots[32], rows[32];
+    int32_t ids[32], positions[32], sequences[32], slots[32], window_slots[32], rows[32];
     struct model_step step = { .sequence_count = MIXED_SEQUENCES, .page_count_max = MIXED_PAGES,
                                .token_ids = ids, .positions = positions, .sequences = sequences,
-                               .slots = slots, .pages = mixed->pages[0], .logits_rows = rows };
+                               .slots = slots, .pages = mixed->pages[0], .logits_rows = rows,
+                               .window_slots = window_slots,
+                               .window_pages = mixed->window_pages[0] };
     float *out = logits_alloc(mixed->model, 32);
     struct err err;
     uint32_t r = 0;
@@ -224,6 +229,7 @@ static void mixed_step(struct mixed *mixed, const uint32_t take[MIXED_SEQUENCES]
             ids[r] = mixed->golden->prompt[s + mixed->done[s] + i];
             sequences[r] = (int32_t)s;
             slots[r] = slot_of(info, mixed->pages[s], mixed->done[s] + i);
+            window_slots[r] = slot_of(info, mixed->window_pages[s], mixed->done[s] + i);
             rows[r] = (int32_t)r;
         }
     }
@@ -249,11 +255,15 @@ static void check_mixed(const char *name, const struct setting *device)
     const size_t row_bytes = model_info(loaded.model)->vocab_size * sizeof(float);
     struct mixed mixed = { .golden = &golden, .model = loaded.model };
     float *alone = logits_alloc(loaded.model, golden.prompt_count);
+    const uint32_t each = model_info(loaded.model)->kv_window_pages_each;
 
+    assert_true(MIXED_SEQUENCES * each <= model_info(loaded.model)->kv_window_page_count);
     for (uint32_t s = 0; s < MIXED_SEQUENCES; s++) {
         mixed.logits[s] = logits_alloc(loaded.model, golden.prompt_count);
         for (uint32_t i = 0; i < MIXED_PAGES; i++) /* pages of the sequences interleave */
             mixed.pages[s][i] = (int32_t)(i * MIXED_SEQUENCES + s);
+        for (uint32_t i = 0; each > 0 && i < MIXED_PAGES; i++)
+            mixed.window_pages[s][i] = (int32_t)(i % each * MIXED_SEQUENCES + s);
     }
     for (size_t i = 0; i < sizeof(takes) / sizeof(takes[0]); i++)
         mixed_step(&mixed, takes[i]);

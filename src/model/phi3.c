@@ -15,8 +15,8 @@ static void read_phi3(struct config_reader *reader, struct model_config *config)
     if (!model__read_has(reader, "rms_norm_eps"))
         config->norm_epsilon = 1e-5f; /* the class's own */
     model__gqa_read_heads(reader, config, &missing);
-    config->sliding_window = model__read_count_or(reader, "sliding_window", 1, CONFIG_CONTEXT_MAX,
-                                                  0);
+    model__read_window(reader, config, 0);
+    model__window_everywhere(config);
 }
 
 static void phi3_describe_layer(struct params *params, const struct model_config *config,

@@ -136,7 +136,7 @@ static void step_forecast(const struct model *model, const struct model_rates *r
                           uint32_t row_count, uint32_t context_tokens,
                           struct model_forecast_step *step)
 {
-    const double kv_bytes = (double)model->info.kv_bytes_per_token * context_tokens;
+    const double kv_bytes = (double)model_kv_bytes(&model->info, context_tokens);
     struct demand demand;
 
     demand_of(model, row_count, &demand);

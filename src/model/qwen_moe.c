@@ -11,7 +11,9 @@
  * transformers 5.23 (models/qwen2_moe, qwen3_moe):
  * - A layer is dense when "mlp_only_layers" lists it, or its number, counted from one, is no
  *   multiple of "decoder_sparse_step".
- * - A sliding window that is switched on is every layer's; "max_window_layers" is not looked at. */
+ * - A sliding window that is switched on is every layer's in Qwen3-MoE, where "max_window_layers"
+ *   is not looked at; in Qwen2-MoE it is every second one's, from the first on, before that
+ *   number, unless "layer_types" says which. */
 #include "base/json.h"
 #include "model/internal.h"
 
@@ -42,14 +44,14 @@ static void read_dense_layers(struct config_reader *reader, struct model_config 
 static void read_qwen3_moe(struct config_reader *reader, struct model_config *config)
 {
     static const struct gqa_missing missing = { 4, 0, { 10000.0, 0 } };
-    const uint32_t window_missing = model__read_is_null(reader, "sliding_window") ? 0 : 4096;
-    const uint32_t window = model__read_count_or(reader, "sliding_window", 1, CONFIG_CONTEXT_MAX,
-                                                 window_missing);
 
     model__gqa_read_heads(reader, config, &missing);
     config->qkv_bias = config->o_bias = model__read_bool(reader, "attention_bias", false);
     config->qk_norm = true;
-    config->sliding_window = model__read_bool(reader, "use_sliding_window", false) ? window : 0;
+    model__read_window(reader, config, 4096);
+    if (!model__read_bool(reader, "use_sliding_window", false))
+        config->sliding_window = 0;
+    model__window_everywhere(config);
     config->expert_ffn_width = model__read_count_or(reader, "moe_intermediate_size", 1,
                                                     CONFIG_FFN_MAX, 768);
     model__read_softmax_experts(reader, config, 128, 8);
@@ -57,16 +59,28 @@ static void read_qwen3_moe(struct config_reader *reader, struct model_config *co
     read_dense_layers(reader, config);
 }
 
+static void read_alternate_windows(struct config_reader *reader, struct model_config *config)
+{
+    const uint32_t end = model__read_count_or(reader, "max_window_layers", 0, UINT32_MAX, 28);
+    const uint32_t missing = model__read_is_null(reader, "sliding_window") ? 0 : 4096;
+
+    /* 0 is how transformers writes that it is switched off */
+    config->sliding_window =
+        model__read_count_or(reader, "sliding_window", 0, CONFIG_CONTEXT_MAX, missing);
+    if (!model__read_bool(reader, "use_sliding_window", false))
+        config->sliding_window = 0;
+    if (!model__read_layer_types(reader, config))
+        for (uint32_t i = 0; i < config->layer_count && i < end; i += 2)
+            config->is_sliding[i] = config->sliding_window != 0;
+}
+
 static void read_qwen2_moe(struct config_reader *reader, struct model_config *config)
 {
     static const struct gqa_missing missing = { 16, 0, { 10000.0, 0 } };
-    const uint32_t window_missing = model__read_is_null(reader, "sliding_window") ? 0 : 4096;
-    const uint32_t window = model__read_count_or(reader, "sliding_window", 0, CONFIG_CONTEXT_MAX,
-                                                 window_missing);
 
     model__gqa_read_heads(reader, config, &missing);
     config->qkv_bias = model__read_bool(reader, "qkv_bias", true);
-    config->sliding_window = model__read_bool(reader, "use_sliding_window", false) ? window : 0;
+    read_alternate_windows(reader, config);
     config->expert_ffn_width = model__read_count_or(reader, "moe_intermediate_size", 1,
                                                     CONFIG_FFN_MAX, 1408);
     config->shared_ffn_width = model__read_count_or(reader, "shared_expert_intermediate_size", 1,

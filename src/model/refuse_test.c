@@ -106,7 +106,6 @@ static const struct refusal {
     { "deepseek_v3", "{\"architectures\": [\"DeepseekV2ForCausalLM\"], \"topk_method\": "
       "\"greedy\"}", { "e_score_correction_bias", "unexpected" } },
     { "deepseek_v3", "{\"quantization_config\": {\"quant_method\": \"fp8\"}}", { "fp8" } },
-    { "mistral", "{\"sliding_window\": 100}", { "sliding", "100", "512" } },
 };
 
 static void tensors_that_don_t_fit_are_named(void **state)
@@ -182,7 +181,7 @@ static void options_that_don_t_fit_are_refused(void **state)
     }
 }
 
-static void a_context_within_the_window_runs(void **state)
+static void a_context_within_the_window_has_none(void **state)
 {
     const struct setting setting = { .context_length = 100 };
     struct folder folder = folder_create("mistral", "{\"sliding_window\": 100}");
@@ -194,6 +193,8 @@ static void a_context_within_the_window_runs(void **state)
 
     (void)state;
     assert_int_equal(model_info(loaded.model)->context_length, 100);
+    assert_int_equal(model_info(loaded.model)->sliding_window, 0);
+    assert_int_equal(model_info(loaded.model)->kv_window_page_count, 0);
     harness_run(loaded.model, golden.prompt, 0, golden.prompt_count, 32, &paging, logits);
     assert_int_equal(best_of(logits + (size_t)(golden.prompt_count - 1) * vocab_size, vocab_size),
                      golden.greedy[0]);
@@ -283,7 +284,10 @@ static void check_runs(const char *name, const struct setting *setting)
     struct golden golden = golden_read(name);
     struct loaded loaded = harness_open_golden(name, setting);
     const struct model_info *info = model_info(loaded.model);
-    const uint32_t room = info->kv_page_count * info->kv_page_size;
+    const bool any_length = info->kv_window_page_count >= info->kv_window_pages_each;
+    const uint32_t room = (any_length || info->kv_page_count < info->kv_window_page_count
+                               ? info->kv_page_count
+                               : info->kv_window_page_count) * info->kv_page_size;
     const uint32_t count = room < golden.prompt_count ? room : golden.prompt_count;
     float *logits = logits_alloc(loaded.model, count);
     const struct paging paging = { 0, 1 };
@@ -337,6 +341,8 @@ static void the_smallest_budget_that_is_named_works(void **state)
     for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
         check_budgets("llama_gqa_tied", &all[i]);
         check_budgets("deepseek_v3", &all[i]);
+        check_budgets("mistral_window", &all[i]);
+        check_budgets("qwen2_window", &all[i]);
     }
 }
 
@@ -363,6 +369,37 @@ static void the_cache_takes_what_is_left(void **state)
             assert_true(memory.used_bytes + page_bytes + 4096 > budgets[i]);
         harness_close(&loaded);
     }
+}
+
+/* Layers with a window get what all sequences can reach at once, and no more, whatever is left. */
+static void windows_take_what_they_reach(void **state)
+{
+    const struct setting setting = { .device = "sim", .kv_auto = true, .row_count_max = 10,
+                                     .budget_bytes = UINT64_C(1) << 26 };
+    struct device_memory_report full, mixed, windows;
+    struct loaded loaded = harness_open_golden("qwen2", &setting);
+    const uint64_t layer_bytes = 4 * 512 * model_info(loaded.model)->kv_bytes_per_token / 2;
+    uint64_t window_bytes;
+
+    (void)state;
+    device_memory_report(loaded.device, &full);
+    harness_close(&loaded);
+    loaded = harness_open_golden("qwen2_window", &setting);
+    device_memory_report(loaded.device, &mixed);
+    /* a window of 8 and 10 rows: 17 positions, which touch at most 5 pages of 4 */
+    assert_int_equal(model_info(loaded.model)->kv_window_pages_each, 5);
+    assert_int_equal(model_info(loaded.model)->kv_window_page_count, 4 * 5);
+    assert_int_equal(model_info(loaded.model)->kv_page_count, 4 * 128);
+    window_bytes = UINT64_C(4) * 5 * 4 * model_info(loaded.model)->kv_window_bytes_per_token;
+    harness_close(&loaded);
+    loaded = harness_open_golden("mistral_window", &setting);
+    device_memory_report(loaded.device, &windows);
+    assert_int_equal(model_info(loaded.model)->kv_window_page_count, 4 * 5);
+    harness_close(&loaded);
+    /* but for alignment: the page tables of the windows are in the scratch */
+    assert_true(mixed.used_by[DEVICE_USE_KV] <=
+                full.used_by[DEVICE_USE_KV] - layer_bytes + window_bytes + 1024);
+    assert_true(windows.used_by[DEVICE_USE_KV] <= 2 * window_bytes + 2048);
 }
 
 /* Runs the golden prompt in chunks of 7 on a device on which something fails; returns whether all
@@ -437,11 +474,12 @@ int main(void)
         cmocka_unit_test(tensors_that_don_t_fit_are_named),
         cmocka_unit_test(inspect_tells_the_same),
         cmocka_unit_test(options_that_don_t_fit_are_refused),
-        cmocka_unit_test(a_context_within_the_window_runs),
+        cmocka_unit_test(a_context_within_the_window_has_none),
         cmocka_unit_test(special_ids_come_from_both_files),
         cmocka_unit_test(what_is_skipped_or_odd_is_logged),
         cmocka_unit_test(the_smallest_budget_that_is_named_works),
         cmocka_unit_test(the_cache_takes_what_is_left),
+        cmocka_unit_test(windows_take_what_they_reach),
         cmocka_unit_test(any_failure_of_the_device_is_survived),
         cmocka_unit_test(a_host_budget_is_kept),
     };

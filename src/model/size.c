@@ -4,7 +4,11 @@
  *
  * The first three follow from the model and the options. A page of the cache costs its keys and
  * values in every layer, and a column in each sequence's page table until a context's worth of
- * pages exists. The cache gets what was asked for, or as many pages as fit. */
+ * pages exists. The cache gets what was asked for, or as many pages as fit.
+ *
+ * Layers with a window have pages of their own, as many as the others, but no more than all
+ * sequences can use at once: then they are never what a request waits for. Where no layer keeps
+ * all, they are what is counted, and a sequence may be longer than they have room for. */
 #include <inttypes.h>
 #include <stdio.h>
 
@@ -50,26 +54,74 @@ static uint64_t pages_for(uint64_t token_count, uint64_t page_size)
     return (token_count + page_size - 1) / page_size;
 }
 
+/* All pages that there could be use for. */
+static uint64_t pages_useful(const struct model_config *config, const struct model_sizes *sizes)
+{
+    const uint64_t count =
+        sizes->sequence_count * pages_for(config->context_length, sizes->page_size);
+
+    /* slots are counted in int32_t */
+    return count > INT32_MAX / sizes->page_size ? INT32_MAX / sizes->page_size : count;
+}
+
+/* Of how many layers there are, and what a sequence takes in those with a window. */
+static void count_layers(const struct model_config *config, struct model_sizes *sizes)
+{
+    const uint64_t context_pages = pages_for(config->context_length, sizes->page_size);
+    const uint64_t window_layers = model__window_layer_count(config);
+    uint64_t each;
+
+    sizes->kv[KV_ALL].layer_count = config->layer_count - window_layers;
+    sizes->kv[KV_WINDOW].layer_count = window_layers;
+    if (window_layers == 0)
+        return;
+    each = model__window_pages(config, sizes->row_count, sizes->page_size);
+    sizes->window_pages_each = each < context_pages ? each : context_pages;
+}
+
+/* Sets the pages of both kinds of layers. */
+static void share_pages(const struct model_config *config, uint64_t page_count,
+                        struct model_sizes *sizes)
+{
+    const uint64_t window_most = sizes->sequence_count * sizes->window_pages_each;
+
+    sizes->kv[KV_ALL].page_count =
+        sizes->kv[KV_ALL].layer_count > 0 ? page_count : pages_useful(config, sizes);
+    sizes->kv[KV_WINDOW].page_count = page_count < window_most ? page_count : window_most;
+}
+
 /* Fills what depends on the number of pages; returns the bytes that scratch and cache take then, or
  * IMPOSSIBLE_BYTES when that is more than 64 bits hold. */
 static uint64_t with_pages(const struct model_config *config, uint64_t page_count,
                            struct model_sizes *sizes)
 {
     const struct kv_widths widths = config->arch->kv_widths(config);
-    const uint64_t slots = page_count * sizes->page_size;
     const uint64_t context_pages = pages_for(config->context_length, sizes->page_size);
+    const uint64_t kinds = sizes->kv[KV_WINDOW].layer_count > 0 ? 2 : 1;
     struct model_buffers buffers;
 
-    sizes->page_count = page_count;
+    share_pages(config, page_count, sizes);
+    page_count = sizes->kv[KV_ALL].page_count;
     sizes->page_table_width = page_count < context_pages ? page_count : context_pages;
-    sizes->metadata_bytes = (5 * sizes->row_count +
-                             sizes->sequence_count * sizes->page_table_width) * sizeof(int32_t);
-    sizes->kv_layer_k_bytes = size_align_up(slots * widths.k * sizeof(float), DEVICE_ALIGNMENT);
-    sizes->kv_layer_v_bytes = size_align_up(slots * widths.v * sizeof(float), DEVICE_ALIGNMENT);
-    /* slots and widths are below 2^31 and 2^23, layers can be 2^10 */
-    if (!size_mul(sizes->kv_layer_k_bytes + sizes->kv_layer_v_bytes, config->layer_count,
-                  &sizes->kv_bytes) || sizes->kv_bytes > IMPOSSIBLE_BYTES)
-        sizes->kv_bytes = IMPOSSIBLE_BYTES;
+    sizes->metadata_bytes =
+        ((4 + kinds) * sizes->row_count + kinds * sizes->sequence_count * sizes->page_table_width) *
+        sizeof(int32_t);
+    sizes->kv_bytes = 0;
+    for (int kind = 0; kind < KV_KIND_COUNT; kind++) {
+        const uint64_t slots = sizes->kv[kind].page_count * sizes->page_size;
+        uint64_t bytes;
+
+        sizes->kv[kind].layer_k_bytes =
+            size_align_up(slots * widths.k * sizeof(float), DEVICE_ALIGNMENT);
+        sizes->kv[kind].layer_v_bytes =
+            size_align_up(slots * widths.v * sizeof(float), DEVICE_ALIGNMENT);
+        /* slots and widths are below 2^31 and 2^23, layers can be 2^10 */
+        if (!size_mul(sizes->kv[kind].layer_k_bytes + sizes->kv[kind].layer_v_bytes,
+                      sizes->kv[kind].layer_count, &bytes) ||
+            bytes > IMPOSSIBLE_BYTES - sizes->kv_bytes)
+            bytes = IMPOSSIBLE_BYTES - sizes->kv_bytes;
+        sizes->kv_bytes += bytes;
+    }
     sizes->scratch_bytes = model__slice_scratch(config, sizes, NULL, &buffers);
     sizes->gathered_bytes = sizes->gathers_cache
                                 ? sizes->page_table_width * sizes->page_size *
@@ -119,7 +171,8 @@ static enum status refuse(const struct offload_sizes *weights, const struct mode
                    size_format(weights->slot_bytes, text[2], sizeof(text[2])),
                    size_format(sizes->scratch_bytes + sizes->gathered_bytes, text[3],
                                sizeof(text[3])),
-                   sizes->page_count * sizes->page_size,
+                   sizes->kv[sizes->kv[KV_ALL].layer_count > 0 ? KV_ALL : KV_WINDOW].page_count *
+                       sizes->page_size,
                    size_format(sizes->kv_bytes, text[4], sizeof(text[4])), smallest_bytes,
                    size_format(smallest_bytes, text[5], sizeof(text[5])));
 }
@@ -165,6 +218,7 @@ enum status model__sizes_plan(const struct model_config *config,
 
     if (st != STATUS_OK)
         return st;
+    count_layers(config, &sizes);
     report_memory(device, &memory);
     weight_bytes = weights->resident_bytes + weights->shard_bytes +
                    weights->slot_count * weights->slot_bytes + weights->expert_bytes;
@@ -172,9 +226,7 @@ enum status model__sizes_plan(const struct model_config *config,
                      ? memory.budget_bytes - memory.used_bytes : 0;
     wanted = options->kv_token_count == 0 ? 1 : pages_for(options->kv_token_count,
                                                           sizes.page_size);
-    at_most = sizes.sequence_count * pages_for(config->context_length, sizes.page_size);
-    if (at_most > INT32_MAX / sizes.page_size) /* slots are counted in int32_t */
-        at_most = INT32_MAX / sizes.page_size;
+    at_most = pages_useful(config, &sizes);
     at_most = options->kv_token_count != 0 || at_most < wanted ? wanted : at_most;
     if (weight_bytes + with_pages(config, wanted, &sizes) > free_bytes)
         return refuse(weights, &sizes, &memory,
@@ -189,22 +241,58 @@ enum status model__sizes_plan(const struct model_config *config,
 #define CACHE_SHARE 8 /* of the budget, for a cache whose size nobody asked for: one part in so
                          many */
 
+/* What tokens cost: each in the layers that keep all, and the first window_tokens_max in the others
+ * too. */
+struct cache_cost {
+    uint64_t bytes, window_bytes, window_tokens_max;
+};
+
+static struct cache_cost cost_of(const struct model_config *config,
+                                 const struct model_options *options)
+{
+    const struct kv_widths widths = config->arch->kv_widths(config);
+    const uint64_t layer_bytes = (uint64_t)(widths.k + widths.v) * sizeof(float);
+    struct model_sizes sizes = { .row_count = options->step_row_count_max,
+                                 .sequence_count = options->step_sequence_count_max,
+                                 .page_size = options->kv_page_size };
+
+    count_layers(config, &sizes);
+    return (struct cache_cost){
+        layer_bytes * sizes.kv[KV_ALL].layer_count, layer_bytes * sizes.kv[KV_WINDOW].layer_count,
+        sizes.sequence_count * sizes.window_pages_each * sizes.page_size,
+    };
+}
+
+static uint64_t bytes_for(const struct cache_cost *cost, uint64_t tokens)
+{
+    return tokens * cost->bytes + cost->window_bytes * (tokens < cost->window_tokens_max
+                                                            ? tokens : cost->window_tokens_max);
+}
+
+/* The most tokens that cost no more, of at_most. */
+static uint64_t tokens_for(const struct cache_cost *cost, uint64_t bytes, uint64_t at_most)
+{
+    if (bytes < bytes_for(cost, cost->window_tokens_max))
+        return bytes / (cost->bytes + cost->window_bytes);
+    if (cost->bytes == 0)
+        return at_most;
+    return (bytes - cost->window_bytes * cost->window_tokens_max) / cost->bytes;
+}
+
 /* Tokens for such a cache. */
 static uint64_t default_tokens(const struct model_config *config,
                                const struct model_options *options, uint64_t budget_bytes)
 {
-    const struct kv_widths widths = config->arch->kv_widths(config);
-    const uint64_t token_bytes =
-        (uint64_t)(widths.k + widths.v) * sizeof(float) * config->layer_count;
     const uint64_t context = config->context_length;
     const uint64_t most = context * options->step_sequence_count_max;
-    uint64_t tokens = budget_bytes / CACHE_SHARE / token_bytes;
+    const struct cache_cost cost = cost_of(config, options);
+    uint64_t tokens = tokens_for(&cost, budget_bytes / CACHE_SHARE, most);
 
     tokens = tokens < context ? context : tokens;
     tokens = tokens > most ? most : tokens;
     tokens = tokens > INT32_MAX ? INT32_MAX : tokens;
     /* even one context may be more than a small budget can spare */
-    while (tokens > options->kv_page_size && tokens * token_bytes > budget_bytes / 4)
+    while (tokens > options->kv_page_size && bytes_for(&cost, tokens) > budget_bytes / 4)
         tokens /= 2;
     return tokens;
 }

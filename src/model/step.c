@@ -37,6 +37,22 @@ static uint32_t pages_needed(const struct model *model, const struct model_step 
     return (uint32_t)last / (uint32_t)model->sizes.page_size + 1;
 }
 
+/* The slots of a step's rows are of the cache, in each kind of layers that there is. */
+static void check_slots(const struct model *model, const struct model_step *step)
+{
+    const struct model_sizes *sizes = &model->sizes;
+    const bool windows = sizes->kv[KV_WINDOW].layer_count > 0;
+
+    assert(!windows || (step->window_slots != NULL && step->window_pages != NULL));
+    for (uint32_t i = 0; i < step->row_count; i++) {
+        assert(step->slots[i] >= 0 &&
+               (uint64_t)step->slots[i] < sizes->kv[KV_ALL].page_count * sizes->page_size);
+        assert(!windows || (step->window_slots[i] >= 0 &&
+                            (uint64_t)step->window_slots[i] <
+                                sizes->kv[KV_WINDOW].page_count * sizes->page_size));
+    }
+}
+
 static void check_step(const struct model *model, const struct model_step *step)
 {
     const struct model_sizes *sizes = &model->sizes;
@@ -49,11 +65,23 @@ static void check_step(const struct model *model, const struct model_step *step)
         assert(step->positions[i] >= 0 &&
                (uint32_t)step->positions[i] < model->info.context_length);
         assert(step->sequences[i] >= 0 && (uint32_t)step->sequences[i] < step->sequence_count);
-        assert(step->slots[i] >= 0 &&
-               (uint64_t)step->slots[i] < sizes->page_count * sizes->page_size);
     }
+    check_slots(model, step);
     for (uint32_t i = 0; i < step->logits_row_count; i++)
         assert(step->logits_rows[i] >= 0 && (uint32_t)step->logits_rows[i] < step->row_count);
+}
+
+/* The tables of all sequences, as wide as this step needs. */
+static const int32_t *put_pages(struct model_pass *pass, int32_t **next, const int32_t *pages,
+                                const struct model_step *step)
+{
+    const int32_t *first =
+        pass->model->buffers.metadata + (*next - (int32_t *)pass->model->staging);
+
+    for (uint32_t i = 0; i < step->sequence_count; i++)
+        (void)put(pass->model, next, pages + (uint64_t)i * step->page_count_max,
+                  pass->page_count_max);
+    return first;
 }
 
 static void upload(struct model_pass *pass, const struct model_step *step)
@@ -71,12 +99,13 @@ static void upload(struct model_pass *pass, const struct model_step *step)
     pass->sequences = put(model, &next, step->sequences, step->row_count);
     pass->host_positions = step->positions;
     pass->host_sequences = step->sequences;
-    pass->slots = put(model, &next, step->slots, step->row_count);
+    pass->slots[KV_ALL] = put(model, &next, step->slots, step->row_count);
     pass->logits_rows = put(model, &next, step->logits_rows, step->logits_row_count);
-    pass->pages = model->buffers.metadata + (next - (int32_t *)model->staging);
-    for (uint32_t i = 0; i < step->sequence_count; i++)
-        (void)put(model, &next, step->pages + (uint64_t)i * step->page_count_max,
-                  pass->page_count_max);
+    pass->pages[KV_ALL] = put_pages(pass, &next, step->pages, step);
+    if (model->sizes.kv[KV_WINDOW].layer_count > 0) {
+        pass->slots[KV_WINDOW] = put(model, &next, step->window_slots, step->row_count);
+        pass->pages[KV_WINDOW] = put_pages(pass, &next, step->window_pages, step);
+    }
     size_bytes = (uint64_t)((char *)next - (char *)model->staging);
     assert(size_bytes <= model->sizes.metadata_bytes);
     pass->status = device_copy_in(model->stream, model->buffers.metadata, model->staging,

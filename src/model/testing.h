@@ -30,7 +30,7 @@ static const char *const golden_names[] = {
     "qwen3_moe",          "qwen3_moe_mixed",    "mixtral",             "mixtral_fused",
     "qwen2_moe",          "qwen2_moe_mixed",    "olmoe",               "glm4",
     "glm4_moe",           "phi3",               "phi3_long",           "granite",
-    "granite_moe",        "granite_moe_shared",
+    "granite_moe",        "granite_moe_shared", "mistral_window",      "qwen2_window",
 };
 #define GOLDEN_COUNT (sizeof(golden_names) / sizeof(golden_names[0]))
 
@@ -203,6 +203,17 @@ static inline void paging_fill(const struct model_info *info, const struct pagin
                              info->kv_page_count);
 }
 
+/* The same in layers with a window, where page i is one of those that a sequence uses in turn. */
+static inline void window_paging_fill(const struct model_info *info, const struct paging *paging,
+                                      int32_t *pages, uint32_t width)
+{
+    const uint32_t count = info->kv_window_page_count;
+    const uint32_t each = info->kv_window_pages_each < count ? info->kv_window_pages_each : count;
+
+    for (uint32_t i = 0; count > 0 && i < width; i++)
+        pages[i] = (int32_t)((paging->first + i % each) % count);
+}
+
 static inline int32_t slot_of(const struct model_info *info, const int32_t *pages,
                               uint32_t position)
 {
@@ -210,7 +221,7 @@ static inline int32_t slot_of(const struct model_info *info, const int32_t *page
            (int32_t)(position % info->kv_page_size);
 }
 
-#define HARNESS_PAGES_MAX 512
+#define HARNESS_PAGES_MAX 2048
 
 /* Runs ids at positions first ... in chunks; logits_out[count][vocab]. */
 static inline void harness_run(struct model *model, const int32_t *ids, uint32_t first,
@@ -220,22 +231,26 @@ static inline void harness_run(struct model *model, const int32_t *ids, uint32_t
     const struct model_info *info = model_info(model);
     int32_t positions[GOLDEN_IDS_MAX], slots[GOLDEN_IDS_MAX], rows[GOLDEN_IDS_MAX];
     int32_t sequences[GOLDEN_IDS_MAX] = { 0 };
-    int32_t pages[HARNESS_PAGES_MAX] = { 0 };
+    int32_t pages[HARNESS_PAGES_MAX] = { 0 }, window_pages[HARNESS_PAGES_MAX] = { 0 };
+    int32_t window_slots[GOLDEN_IDS_MAX];
     struct err err;
 
     assert_true(info->kv_page_count <= HARNESS_PAGES_MAX);
     paging_fill(info, paging, pages, info->kv_page_count);
+    window_paging_fill(info, paging, window_pages, info->kv_page_count);
     for (uint32_t done = 0; done < count; done += chunk) {
         struct model_step step = { .sequence_count = 1, .page_count_max = info->kv_page_count,
                                    .token_ids = ids + done, .positions = positions,
                                    .sequences = sequences, .slots = slots, .pages = pages,
-                                   .logits_rows = rows };
+                                   .logits_rows = rows, .window_slots = window_slots,
+                                   .window_pages = window_pages };
 
         step.row_count = count - done < chunk ? count - done : chunk;
         step.logits_row_count = step.row_count;
         for (uint32_t i = 0; i < step.row_count; i++) {
             positions[i] = (int32_t)(first + done + i);
             slots[i] = slot_of(info, pages, first + done + i);
+            window_slots[i] = slot_of(info, window_pages, first + done + i);
             rows[i] = (int32_t)i;
         }
         if (model_forward(model, &step, logits_out + (uint64_t)done * info->vocab_size, &err) !=
