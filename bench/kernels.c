@@ -1,8 +1,8 @@
 /* bench/kernels.c - how near the processor's kernels come to what the processor can do.
  *
  * The bounds are measured on the same machine, between the samples: FMAs on registers (for
- * quantised weights the products of bytes that their kernels are made of), and a loop that only
- * reads memory. A product of few rows is bound by reading its weights, one of many by multiplying.
+ * quantised weights the products of bytes that vectors make, where AMX may pass them), and a loop
+ * that only reads memory. A product of few rows is bound by reading its weights, one of many by multiplying.
  * The weights of the samples lie next to each other in 512 MiB, so that no cache holds them.
  *
  *     make bench && build/bench/kernels [THREADS [PART]] > bench/results/kernels.csv
@@ -165,6 +165,7 @@ static void measure_bounds(struct bench *bench)
 
     (void)kernels;
 #if defined(__x86_64__)
+    const bool is_avx512 = kernels == &cpu_kernels_avx512 || kernels == &cpu_kernels_amx;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
         start_ns = clock_now_ns();
         thread_pool_run(bench->pool, bench->thread_count, fma_task, bench);
@@ -172,7 +173,7 @@ static void measure_bounds(struct bench *bench)
         bench->fma_per_ns = rate > bench->fma_per_ns ? rate : bench->fma_per_ns;
         start_ns = clock_now_ns();
         thread_pool_run(bench->pool, bench->thread_count,
-                        kernels == &cpu_kernels_avx512 ? avx512_task
+                        is_avx512                      ? avx512_task
                         : kernels == &cpu_kernels_vnni ? vnni_task
                                                        : bytes_task,
                         bench);

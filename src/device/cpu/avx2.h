@@ -18,6 +18,7 @@ void cpu__matmul_avx2(const struct cpu_strip *strip, void *scratch);
 void cpu__matmul_quant_avx2(const struct cpu_strip *strip, void *scratch);
 void cpu__matmul_quant_vnni(const struct cpu_strip *strip, void *scratch);
 void cpu__matmul_quant_avx512(const struct cpu_strip *strip, void *scratch);
+void cpu__matmul_quant_amx(const struct cpu_strip *strip, void *scratch);
 void cpu__quantise_avx2(struct cpu_quant_block *blocks, const float *x, uint32_t count);
 
 /* All ones in the first `count` lanes, for masked loads and stores; count < 8. */

@@ -3,6 +3,11 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define ARCH_REQ_XCOMP_PERM 0x1023 /* asm/prctl.h since Linux 5.16 */
+#define XFEATURE_TILE_DATA 18
 
 /* AVX2, FMA and F16C came together with Haswell in 2013, but a hypervisor can hide each.
  * __builtin_cpu_supports also asks whether the system saves the registers; it knows no F16C in
@@ -28,6 +33,21 @@ static bool has_avx512_vnni(void)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni");
 }
+
+/* Leaf 7, EDX bits 22, 24 and 25: AMX-BF16, tiles, AMX-INT8; sub-leaf 1, EAX bit 5: AVX-512 BF16.
+ * Linux gives the registers to processes that ask, before or after their threads have started, and
+ * asking again changes nothing (Documentation/arch/x86/xstate.rst). */
+static bool has_amx(void)
+{
+    const unsigned wanted = 1u << 22 | 1u << 24 | 1u << 25;
+    unsigned eax, ebx, ecx, edx;
+
+    if (!has_avx512_vnni() || !__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) ||
+        (edx & wanted) != wanted || !__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) ||
+        (eax >> 5 & 1) == 0)
+        return false;
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_TILE_DATA) == 0;
+}
 #endif
 
 uint32_t cpu_kernels_list(const struct cpu_kernels *tables[CPU_KERNELS_MAX])
@@ -42,6 +62,8 @@ uint32_t cpu_kernels_list(const struct cpu_kernels *tables[CPU_KERNELS_MAX])
             tables[count++] = &cpu_kernels_vnni;
         if (has_avx512_vnni())
             tables[count++] = &cpu_kernels_avx512;
+        if (has_amx())
+            tables[count++] = &cpu_kernels_amx;
     }
 #endif
     return count;

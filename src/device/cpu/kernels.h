@@ -110,9 +110,10 @@ extern const struct cpu_kernels cpu_kernels_scalar;
 extern const struct cpu_kernels cpu_kernels_avx2;
 extern const struct cpu_kernels cpu_kernels_vnni; /* AVX2's with AVX-VNNI for quantised weights */
 extern const struct cpu_kernels cpu_kernels_avx512; /* ... with AVX-512 VNNI */
+extern const struct cpu_kernels cpu_kernels_amx;    /* ... with AVX-512 VNNI and AMX */
 #endif
 
-#define CPU_KERNELS_MAX 4
+#define CPU_KERNELS_MAX 5
 
 /* The tables that this processor can run, the scalar one first and the fastest last. */
 uint32_t cpu_kernels_list(const struct cpu_kernels *tables[CPU_KERNELS_MAX]);

@@ -304,3 +304,5 @@ const struct cpu_kernels cpu_kernels_avx2 = TABLE("AVX2", cpu__matmul_quant_avx2
 const struct cpu_kernels cpu_kernels_vnni = TABLE("AVX2 with VNNI", cpu__matmul_quant_vnni);
 const struct cpu_kernels cpu_kernels_avx512 =
     TABLE("AVX2 with AVX-512 VNNI", cpu__matmul_quant_avx512);
+const struct cpu_kernels cpu_kernels_amx =
+    TABLE("AVX2 with AVX-512 VNNI and AMX", cpu__matmul_quant_amx);

@@ -8,7 +8,7 @@
  * there are more, the weights are read again for the next ones. */
 #include "device/cpu/internal.h"
 
-#define RUN_GRANULE 24                      /* weight rows: whole panels of the AVX2 kernels */
+#define RUN_GRANULE 48                      /* weight rows: whole panels, of 12 or 16 rows */
 #define RUN_BYTES_MAX UINT64_C(524288)      /* of a run that several strips read */
 #define STRIP_BYTES_MAX UINT64_C(1048576)   /* of the rows of x in a strip: half of 2 MiB */
 #define STRIP_ROWS_MIN 24                   /* fewer would convert and read weights too often */

@@ -18,7 +18,7 @@
 #include "base/size.h"
 #include "device/cpu/internal.h"
 
-#define RUN_GRANULE 24 /* weight rows: whole panels of the AVX2 kernels */
+#define RUN_GRANULE 48 /* weight rows: whole panels, of 12 or 16 rows */
 
 struct moe_job {
     const struct cpu_executor *executor;
