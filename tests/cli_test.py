@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -299,6 +300,20 @@ def test_inspect_tells_what_is_there_and_what_is_missing():
             told = lighter.run_json("inspect", "--model", folder)
             assert told["will_run"] is False and word in told["reason"], told
             assert "it will not run" in lighter.run("inspect", "--model", folder, check=0)[1]
+        shutil.copy("tests/golden/gguf/granite.gguf", os.path.join(folder, "a.gguf"))
+        told = lighter.run_json("inspect", os.path.join(folder, "a.gguf"))
+        assert told["will_run"] is True and told["format"] == "gguf" and told["model_type"] == "granite"
+        for name, content, word in (("b.gguf", b"ggjt" + bytes(64), "not a GGUF file"), ("c.gguf", None, "mamba-2")):
+            path = os.path.join(folder, name)
+            with open("tests/golden/gguf/granite.gguf", "rb") as file:  # its architecture becomes an unknown one
+                content = content or file.read().replace(b"granite", b"mamba-2", 1)
+            with open(path, "wb") as file:
+                file.write(content)
+            told = lighter.run_json("inspect", path)
+            assert told["will_run"] is False and word in told["reason"], told
+            assert "it will not run" in lighter.run("inspect", path, check=0)[1]
+        assert lighter.run("inspect", os.path.join(folder, "none"), check=1)[2].count("no such file") == 1
+        assert "belongs to no option" in lighter.run("generate", folder, check=2)[2]
 
 
 def test_bench_measures_both_phases():

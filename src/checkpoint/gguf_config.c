@@ -358,23 +358,11 @@ void gguf__put_heads(struct maker *maker, bool interleaved)
     gguf__put_rope(maker, head_dim, interleaved);
 }
 
-/* "llama, qwen2, ..." */
-static const char *list_families(char *out, size_t out_size)
-{
-    size_t used = 0;
-
-    for (size_t i = 0; gguf__families[i].arch != NULL && used < out_size; i++)
-        used += (size_t)snprintf(out + used, out_size - used, "%s%s", i == 0 ? "" : ", ",
-                                 gguf__families[i].arch);
-    return out;
-}
-
 enum status gguf__config(const struct ckpt *ckpt, const struct gguf_meta *meta,
                          json_t **config_out, struct err *err)
 {
     struct maker maker = { .ckpt = ckpt, .meta = meta, .path = ckpt->files[0].path, .err = err };
     const struct gguf_family *family = gguf__families;
-    char known[256];
 
     maker.status = gguf__get_string(meta, maker.path, "general.architecture", &maker.arch, err);
     if (maker.status != STATUS_OK)
@@ -382,15 +370,15 @@ enum status gguf__config(const struct ckpt *ckpt, const struct gguf_meta *meta,
     assert(maker.arch != NULL); /* read_architecture */
     while (family->arch != NULL && strcmp(family->arch, maker.arch) != 0)
         family++;
-    if (family->arch == NULL)
-        return err_set(err, STATUS_BAD_INPUT,
-                       "%s: the architecture \"%.64s\" (general.architecture) is not known; these "
-                       "run: %s", maker.path, maker.arch, list_families(known, sizeof(known)));
     maker.config = json_object();
     if (maker.config == NULL)
         return err_set(err, STATUS_NO_MEMORY, "%s: no memory for its metadata", maker.path);
-    put_common(&maker);
-    family->make(&maker);
+    if (family->arch != NULL) {
+        put_common(&maker);
+        family->make(&maker);
+    } else {
+        gguf__put_names(&maker, maker.arch, maker.arch); /* whoever reads it refuses the name */
+    }
     if (maker.status != STATUS_OK) {
         json_decref(maker.config);
         return maker.status;

@@ -230,6 +230,22 @@ static bool can_become(enum dtype from, enum dtype to)
                           from != DTYPE_I32 && from != DTYPE_COUNT);
 }
 
+/* The file's type is none that this program knows. */
+static enum status refuse_type(const char *path, const struct ckpt_tensor *tensor,
+                               const char *param_name, struct err *err)
+{
+    char known[256] = "";
+    size_t used = 0;
+
+    for (int i = 0; i < DTYPE_COUNT && used < sizeof(known); i++)
+        if (i != DTYPE_I32)
+            used += (size_t)snprintf(known + used, sizeof(known) - used, "%s%s",
+                                     used == 0 ? "" : ", ", dtype_info((enum dtype)i)->name);
+    return err_set(err, STATUS_BAD_INPUT, "%s: tensor '%s', which parameter '%s' needs, is of "
+                   "type %s, which is not built; these are: %s", path, tensor->name, param_name,
+                   tensor->dtype_name, known);
+}
+
 static enum status check_part(const struct loader_part *part, enum dtype dtype,
                               const struct ckpt *ckpt, const char *param_name, struct err *err)
 {
@@ -251,6 +267,8 @@ static enum status check_part(const struct loader_part *part, enum dtype dtype,
                        tensor_shape_format(tensor->rank, tensor->shape, seen, sizeof(seen)),
                        param_name,
                        tensor_shape_format(part->rank, part->shape, wanted, sizeof(wanted)));
+    if (tensor->dtype == DTYPE_COUNT)
+        return refuse_type(path, tensor, param_name, err);
     if (!can_become(tensor->dtype, dtype))
         return err_set(err, STATUS_BAD_INPUT,
                        "%s: tensor '%s' is %s, which cannot become the %s of parameter '%s'", path,

@@ -2,8 +2,8 @@
  *
  * With --device it tells what there is of a device, alone or besides.
  *
- * Exit status 0 whenever the checkpoint could be read, also when it will not run: what was asked is
- * answered then. */
+ * Exit status 0 whenever there is such a file, also when it will not run or is no checkpoint: what
+ * was asked is answered then. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -168,7 +168,7 @@ static enum status print_text(json_t *json, struct err *err)
     printf("%s: %s, %s (%s)\n", json_string_value(json_object_get(json, "path")),
            text_or(json_string_value(json_object_get(json, "architecture")), "no architecture"),
            text_or(json_string_value(json_object_get(json, "model_type")), "no model type"),
-           json_string_value(json_object_get(json, "format")));
+           text_or(json_string_value(json_object_get(json, "format")), "no checkpoint"));
     printf("  %" JSON_INTEGER_FORMAT " tensors, %" JSON_INTEGER_FORMAT " parameters, %s\n",
            json_integer_value(json_object_get(json, "tensor_count")),
            json_integer_value(json_object_get(json, "parameter_count")),
@@ -215,15 +215,27 @@ static enum status print_text(json_t *json, struct err *err)
     return cli_stdout_flush(err);
 }
 
+/* Of something that could not be opened as a checkpoint. */
+static json_t *unopened_json(const struct cli_options *options, const struct err *why)
+{
+    return json_pack("{s:o, s:n, s:n, s:n, s:b, s:o, s:i, s:i, s:i, s:{}, s:[], s:o}", "path",
+                     cli_text_json(options->model, strlen(options->model)), "format",
+                     "architecture", "model_type", "will_run", 0, "reason",
+                     cli_text_json(why->message, strlen(why->message)), "tensor_count", 0,
+                     "parameter_count", 0, "weight_bytes", 0, "dtypes", "files", "tokenizer",
+                     tokenizer_json(options));
+}
+
 static enum status inspect_model(const struct cli_options *options, json_t **json_out,
                                  struct err *err)
 {
     struct ckpt *ckpt = NULL;
-    const enum status st = ckpt_open(options->model, &ckpt, err);
+    struct err why;
+    const enum status st = ckpt_open(options->model, &ckpt, &why);
 
-    if (st != STATUS_OK)
-        return st;
-    *json_out = inspect_json(options, ckpt);
+    if (st != STATUS_OK && st != STATUS_BAD_INPUT)
+        return err_set(err, st, "%s", why.message);
+    *json_out = st == STATUS_OK ? inspect_json(options, ckpt) : unopened_json(options, &why);
     ckpt_close(ckpt);
     return *json_out != NULL ? STATUS_OK
                              : err_set(err, STATUS_NO_MEMORY, "no memory for the result");

@@ -344,6 +344,8 @@ static enum status option_parse(struct cli_options *options, enum cli_command co
 
     if (strcmp(arg, "-h") == 0)
         arg = "--help";
+    if (strncmp(arg, "--", 2) != 0 && command == CLI_COMMAND_INSPECT && options->model == NULL)
+        return value_set(options, option_find("model"), arg, err);
     if (strncmp(arg, "--", 2) != 0)
         return err_set(err, STATUS_BAD_INPUT,
                        "'%.*s' belongs to no option; options begin with two dashes, and a model "

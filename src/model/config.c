@@ -91,15 +91,15 @@ bool model__config_layer_has_experts(const struct model_config *config, uint32_t
     return config->has_experts[layer];
 }
 
-/* "LlamaForCausalLM, MistralForCausalLM, ..." */
-static void list_architectures(char *out, size_t out_size)
+/* "llama, mistral, ..." */
+static void list_model_types(char *out, size_t out_size)
 {
     const char *const *names = model_architectures();
     size_t used = 0;
 
     for (size_t i = 0; names[i] != NULL && used < out_size; i++)
         used += (size_t)snprintf(out + used, out_size - used, "%s%s", i == 0 ? "" : ", ",
-                                 names[i]);
+                                 model__arch_find(names[i], NULL)->model_type);
 }
 
 static void read_architecture(struct config_reader *reader, struct model_config *config)
@@ -124,7 +124,7 @@ static void read_architecture(struct config_reader *reader, struct model_config 
     }
     config->arch = model__arch_find(architecture, model_type);
     if (config->arch == NULL) {
-        list_architectures(known, sizeof(known));
+        list_model_types(known, sizeof(known));
         if (architecture == NULL && model_type == NULL)
             model__read_refuse(reader, "neither \"architectures\" nor \"model_type\" says what "
                                "the model is; these run: %s", known);
