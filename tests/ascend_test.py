@@ -202,6 +202,26 @@ def test_an_old_release_does_without_what_it_lacks():
         assert all(symbol["instead"] for symbol in missing), missing
 
 
+def test_a_new_release_has_its_operators_in_several_libraries():
+    with tempfile.TemporaryDirectory() as folder:
+        os.mkdir(os.path.join(folder, "lib64"))
+        for name, target in (("ascendcl", "ascendcl"), ("nnopbase", "nnopbase"), ("opapi_math", "opapi"),
+                             ("opapi_nn", "opapi")):
+            os.symlink(os.path.abspath(os.path.join(STAND_IN, "lib64", f"lib{target}.so")),
+                       os.path.join(folder, "lib64", f"lib{name}.so"))
+        with setting(ASCEND_HOME_PATH=folder):
+            details = lighter.run_json("inspect", *NPU)["device"]["details"]
+            found = {library["name"] for library in details["libraries"] if library["path"]}
+            assert found == {"libascendcl.so", "libnnopbase.so", "libopapi_math.so", "libopapi_nn.so"}, details
+            assert details["missing_required"] == [] and details["missing_optional"] == [], details
+            assert "Paris" in lighter.run_json(*ASK, *NPU, *SMALL)["text"]
+            os.remove(os.path.join(folder, "lib64", "libopapi_nn.so"))
+            assert "Paris" in lighter.run_json(*ASK, *NPU, *SMALL)["text"]    # the other has them as well
+            os.remove(os.path.join(folder, "lib64", "libopapi_math.so"))
+            status, _, err = lighter.run(*ASK, *NPU)
+            assert status == 1 and "libopapi.so of CANN (8.1.RC1 or later) could not be opened" in err, err
+
+
 def test_inspect_tells_what_there_is_and_what_not():
     device = lighter.run_json("inspect", *NPU)["device"]
     assert device["available"] and device["reason"] is None

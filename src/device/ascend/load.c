@@ -157,6 +157,21 @@ bool ascend__symbol_is_there(const struct ascend_symbol *symbol)
     return address != NULL;
 }
 
+/* Of operators that several libraries have, which one has it may change with the release. */
+static void *find_symbol(const struct ascend_symbol *symbol)
+{
+    void *handle = handle_for(symbol->library);
+    void *address = handle != NULL ? dlsym(handle, symbol->name) : NULL;
+
+    for (int id = ASCEND_LIBRARY_OPAPI_MATH;
+         address == NULL && symbol->library >= ASCEND_LIBRARY_OPAPI && id < ASCEND_LIBRARY_COUNT;
+         id++) {
+        handle = handle_for((enum ascend_library_id)id);
+        address = handle != NULL ? dlsym(handle, symbol->name) : NULL;
+    }
+    return address;
+}
+
 void ascend__probe(const char *library_path)
 {
     pthread_mutex_lock(&process.lock);
@@ -168,8 +183,7 @@ void ascend__probe(const char *library_path)
             (void)open_library(ASCEND_LIBRARY_OPAPI_NN, library_path);
         }
         for (size_t i = 0; i < SYMBOL_COUNT; i++) {
-            void *handle = handle_for(symbols[i].library);
-            void *address = handle != NULL ? dlsym(handle, symbols[i].name) : NULL;
+            void *address = find_symbol(&symbols[i]);
 
             memcpy((char *)&process.cann + symbols[i].offset, &address, sizeof(address));
         }
