@@ -5,6 +5,7 @@ Results of the two must agree to the last bit of the output's data type: both co
 once. Sums may differ in their last bits before rounding, so that a tie may go the other way: one unit in the
 last place is allowed there.
 """
+import math
 import os
 import sys
 import unittest
@@ -75,13 +76,32 @@ class Operators(unittest.TestCase):
 
     def test_one_operand(self):
         formulas = {"Silu": lambda x: x / (1 + np.exp(-x)), "Sigmoid": lambda x: 1 / (1 + np.exp(-x)),
-                    "Sin": np.sin, "Cos": np.cos}
+                    "Sin": np.sin, "Cos": np.cos, "Tanh": np.tanh}
         for name, formula in formulas.items():
             for dtype in FLOATS:
                 x = draw(3, 7, dtype=dtype, scale=4)
                 y = cann.empty((3, 7), dtype)
                 cann.op(name, gapped(x, dtype), y)
                 self.agree(y, formula(x))
+
+    def test_gelu_and_clamp(self):
+        for dtype in FLOATS:
+            x = draw(3, 7, dtype=dtype, scale=4)
+            y = cann.empty((3, 7), dtype)
+            cann.op("GeluV2", gapped(x, dtype), 1, y)
+            self.agree(y, 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x ** 3))), ulps=2)
+            cann.op("GeluV2", gapped(x, dtype), 0, y)
+            erf = np.vectorize(math.erf)
+            self.agree(y, 0.5 * x * (1 + erf(x / np.sqrt(2))), ulps=2)
+            for low, high in ((-1, 2), (None, 1.5), (-0.5, None)):
+                bounds = [None if bound is None else Scalar(bound) for bound in (low, high)]
+                cann.op("Clamp", gapped(x, dtype), *bounds, y)
+                self.agree(y, np.clip(x, low, high))
+        y = cann.empty((2,))
+        cann.op("Clamp", cann.put([np.nan, 9.0]), Scalar(-1), Scalar(1), y)
+        self.agree(y, [np.nan, 1])
+        self.refuse(161002, "Clamp", y, None, None, y)
+        self.refuse(161002, "GeluV2", y, 2, y)
 
     def test_two_operands_broadcast(self):
         for dtype in FLOATS:

@@ -10,7 +10,7 @@
 #include "device/device.h"
 
 #define BED_BUFFERS_MAX 24
-#define SELFTEST_SHAPE 6
+#define SELFTEST_SHAPE 8
 #define SELFTEST_OUT_MAX (1u << 16) /* elements that a check compares */
 
 struct bed {

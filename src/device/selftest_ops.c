@@ -86,7 +86,7 @@ static uint64_t run_embed(struct bed *bed, const struct selftest_op *test, uint3
     return finish(bed, &op, out, op.embed.out, (uint64_t)rows * width);
 }
 
-/* shape: rows, groups, width */
+/* shape: rows, groups, width, whether 1 is added to the weights */
 static uint64_t run_rms_norm(struct bed *bed, const struct selftest_op *test, uint32_t first,
                              uint32_t rows, float *out)
 {
@@ -96,7 +96,7 @@ static uint64_t run_rms_norm(struct bed *bed, const struct selftest_op *test, ui
     op.rms_norm = (struct op_rms_norm){
         .x = put_floats(bed, (uint64_t)test->shape[0] * all), .weight = put_floats(bed, width),
         .row_count = rows, .group_count = groups, .width = width, .out_row_stride = all,
-        .x_row_stride = all, .epsilon = 1e-5f,
+        .x_row_stride = all, .epsilon = 1e-5f, .weight_offset = (float)test->shape[3],
     };
     op.rms_norm.out = device__bed_put(bed, NULL, (uint64_t)rows * all * sizeof(float));
     if (bed->err.status == STATUS_OK)
@@ -219,7 +219,7 @@ static void put_places(struct bed *bed, struct op_attention *attention, uint32_t
     attention->page_count_max = PAGES / 2;
 }
 
-/* shape: rows, heads, kv heads, k width, v width, page size */
+/* shape: rows, heads, kv heads, k width, v width, page size, window, sinks and a soft cap */
 static uint64_t run_attention(struct bed *bed, const struct selftest_op *test, uint32_t first,
                               uint32_t rows, float *out)
 {
@@ -237,6 +237,8 @@ static uint64_t run_attention(struct bed *bed, const struct selftest_op *test, u
         .out_row_stride = out_stride,
         .q_row_stride = q_stride, .k_cache_row_stride = (uint64_t)kv_heads * k_width,
         .v_cache_row_stride = (uint64_t)kv_heads * v_width, .scale = 0.2f,
+        .window = test->shape[6], .score_cap = test->shape[7] != 0 ? 0.5f : 0,
+        .sinks = test->shape[7] != 0 ? put_floats(bed, heads) : NULL,
     };
     put_places(bed, &op.attention, test->shape[0]);
     op.attention.out = device__bed_put(bed, NULL, rows * out_stride * sizeof(float));
@@ -248,7 +250,7 @@ static uint64_t run_attention(struct bed *bed, const struct selftest_op *test, u
     return finish(bed, &op, out, op.attention.out, rows * out_stride);
 }
 
-/* shape: rows, width */
+/* shape: rows, width, gate */
 static uint64_t run_silu_mul(struct bed *bed, const struct selftest_op *test, uint32_t first,
                              uint32_t rows, float *out)
 {
@@ -258,6 +260,7 @@ static uint64_t run_silu_mul(struct bed *bed, const struct selftest_op *test, ui
     op.silu_mul = (struct op_silu_mul){
         .x = put_floats(bed, (uint64_t)test->shape[0] * width * 2), .row_count = rows,
         .width = width, .out_row_stride = width, .x_row_stride = (uint64_t)width * 2,
+        .gate = (enum op_gate)test->shape[2],
     };
     op.silu_mul.out = device__bed_put(bed, NULL, (uint64_t)rows * width * sizeof(float));
     if (bed->err.status == STATUS_OK)
@@ -316,7 +319,7 @@ static struct op_moe_expert *put_experts(struct bed *bed, const struct op_moe *m
                            moe->expert_count * sizeof(experts[0]));
 }
 
-/* shape: rows, experts, top k, width, ffn width, listed */
+/* shape: rows, experts, top k, width, ffn width, listed, gate, biases */
 static uint64_t run_moe(struct bed *bed, const struct selftest_op *test, uint32_t first,
                         uint32_t rows, float *out)
 {
@@ -336,7 +339,9 @@ static uint64_t run_moe(struct bed *bed, const struct selftest_op *test, uint32_
         .ids = device__bed_put(bed, ids, all * top_k * sizeof(ids[0])),
         .weight_dtype = test->dtype, .down_dtype = test->dtype, .row_count = rows,
         .top_k = top_k, .expert_count = experts, .width = width, .ffn_width = ffn,
-        .out_row_stride = width, .x_row_stride = width,
+        .out_row_stride = width, .x_row_stride = width, .gate = (enum op_gate)test->shape[6],
+        .w13_bias = test->shape[7] != 0 ? put_floats(bed, (uint64_t)experts * 2 * ffn) : NULL,
+        .w2_bias = test->shape[7] != 0 ? put_floats(bed, (uint64_t)experts * width) : NULL,
     };
     moe->w13 = put_weights(bed, DEVICE_WEIGHT_GATE_UP, test->dtype, experts, 2 * ffn, width,
                            &moe->weight_layout);
@@ -358,6 +363,43 @@ static uint64_t run_moe(struct bed *bed, const struct selftest_op *test, uint32_
         moe->weights += (uint64_t)first * top_k;
     }
     return finish(bed, &op, out, moe->out, (uint64_t)rows * width);
+}
+
+/* shape: rows, width, factors (0 none, 1 as they are, 2 sigmoid), accumulate */
+static uint64_t run_scale(struct bed *bed, const struct selftest_op *test, uint32_t first,
+                          uint32_t rows, float *out)
+{
+    const uint32_t all = test->shape[0], width = test->shape[1];
+    struct op op = { .kind = OP_SCALE };
+
+    op.scale = (struct op_scale){
+        .x = put_floats(bed, (uint64_t)all * width),
+        .row_factors = test->shape[2] != 0 ? put_floats(bed, all) : NULL, .row_count = rows,
+        .width = width, .out_row_stride = width, .x_row_stride = width, .factor = 0.4f,
+        .sigmoid = test->shape[2] == 2, .accumulate = test->shape[3] != 0,
+    };
+    op.scale.out = put_floats(bed, (uint64_t)all * width);
+    if (bed->err.status == STATUS_OK) {
+        op.scale.x += (uint64_t)first * width;
+        op.scale.out += (uint64_t)first * width;
+        op.scale.row_factors += op.scale.row_factors != NULL ? first : 0;
+    }
+    return finish(bed, &op, out, op.scale.out, (uint64_t)rows * width);
+}
+
+/* shape: rows, width */
+static uint64_t run_soft_cap(struct bed *bed, const struct selftest_op *test, uint32_t first,
+                             uint32_t rows, float *out)
+{
+    const uint32_t width = test->shape[1];
+    struct op op = { .kind = OP_SOFT_CAP, .soft_cap = {
+        .x = put_floats(bed, (uint64_t)test->shape[0] * width), .row_count = rows, .width = width,
+        .row_stride = width, .cap = 0.7f,
+    } };
+
+    if (bed->err.status == STATUS_OK)
+        op.soft_cap.x += (uint64_t)first * width;
+    return finish(bed, &op, out, op.soft_cap.x, (uint64_t)rows * width);
 }
 
 /* shape: rows, width */
@@ -390,6 +432,7 @@ const struct selftest_op device__selftest_ops[] = {
     PLAIN("rms_norm", run_rms_norm, true, 9, 1, 256),
     PLAIN("rms_norm of heads", run_rms_norm, true, 5, 4, 64),
     PLAIN("rms_norm, odd", run_rms_norm, true, 3, 1, 77),
+    PLAIN("rms_norm, weights added to 1", run_rms_norm, true, 5, 2, 64, 1),
     WITH_DTYPES("matmul, one row", run_matmul, true, 1, 192, 128, 1, 0, 0),
     WITH_DTYPES("matmul, many rows", run_matmul, true, 65, 256, 192, 1, 0, 0),
     WITH_DTYPES("matmul, long rows", run_matmul, true, 3, 64, 4096, 1, 0, 0),
@@ -410,8 +453,20 @@ const struct selftest_op device__selftest_ops[] = {
     PLAIN("attention, grouped", run_attention, true, 21, 8, 2, 64, 64, 16),
     PLAIN("attention, latent", run_attention, true, 9, 4, 1, 96, 64, 8),
     PLAIN("attention, odd", run_attention, true, 7, 6, 3, 20, 12, 5),
+    PLAIN("attention with a window", run_attention, true, 33, 8, 2, 64, 64, 16, 20),
+    PLAIN("attention with sinks and a soft cap", run_attention, true, 21, 8, 2, 64, 64, 16, 0, 1),
+    PLAIN("attention with all of these, odd", run_attention, true, 9, 6, 3, 20, 12, 5, 4, 1),
     PLAIN("silu_mul", run_silu_mul, true, 9, 256),
     PLAIN("silu_mul, odd", run_silu_mul, true, 3, 19),
+    PLAIN("silu_mul, GELU", run_silu_mul, true, 9, 256, GATE_GELU_TANH),
+    PLAIN("silu_mul, GELU, odd", run_silu_mul, true, 3, 19, GATE_GELU_TANH),
+    PLAIN("silu_mul, clamped", run_silu_mul, true, 9, 256, GATE_CLAMPED_SWISH),
+    PLAIN("silu_mul, clamped, odd", run_silu_mul, true, 3, 19, GATE_CLAMPED_SWISH),
+    PLAIN("scale", run_scale, true, 9, 128, 0, 0),
+    PLAIN("scale each row", run_scale, true, 9, 128, 1, 1),
+    PLAIN("scale by sigmoids, odd", run_scale, true, 3, 19, 2, 1),
+    PLAIN("soft_cap", run_soft_cap, true, 9, 128),
+    PLAIN("soft_cap, odd", run_soft_cap, true, 3, 19),
     PLAIN("route by softmax", run_route, true, 17, 16, 4, 1, 1, 0),
     PLAIN("route by groups", run_route, true, 9, 32, 6, 4, 2, 0),
     PLAIN("route by sigmoid and groups", run_route, true, 9, 64, 8, 8, 4, 1),
@@ -419,6 +474,8 @@ const struct selftest_op device__selftest_ops[] = {
     WITH_DTYPES("moe, listed", run_moe, true, 13, 8, 2, 64, 128, 1),
     WITH_DTYPES("moe, one row", run_moe, true, 1, 8, 4, 128, 64, 0),
     WITH_DTYPES("moe, odd", run_moe, true, 5, 5, 3, 40, 24, 0),
+    WITH_DTYPES("moe, GELU", run_moe, true, 13, 8, 2, 64, 128, 0, GATE_GELU_TANH),
+    WITH_DTYPES("moe, clamped, biases", run_moe, true, 13, 8, 2, 64, 128, 1, GATE_CLAMPED_SWISH, 1),
     PLAIN("gather_rows", run_gather_rows, true, 9, 128),
     PLAIN("gather_rows, odd", run_gather_rows, true, 3, 13),
 };

@@ -156,6 +156,7 @@ static enum status describe(struct ascend_device *device, uint64_t budget_bytes,
                        size_format(total_bytes, total_text, sizeof(total_text)));
     info->workspace_bytes = size_align_up(total_bytes / WORKSPACE_SHARE, DEVICE_ALIGNMENT);
     info->gathers_cache = true;
+    info->op_features = ascend__op_features(device->cann);
     if (info->workspace_bytes < WORKSPACE_BYTES_MIN)
         info->workspace_bytes = WORKSPACE_BYTES_MIN;
     suggest_sizes(info, budget_bytes != 0 && budget_bytes < total_bytes ? budget_bytes

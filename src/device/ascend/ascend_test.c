@@ -406,6 +406,22 @@ static void play_without_a_symbol(void)
     CHILD_CHECK(strstr(err.message, "aclCreateTensor (libnnopbase.so, in CANN 8.1.RC1)") != NULL);
 }
 
+/* What an operator is needed for is refused without it; the rest works. */
+static void play_without_operators(void)
+{
+    const struct device_options options = { .thread_count = 1 };
+    struct err err = { .message = "" };
+    struct device *device;
+
+    CHILD_CHECK(harness_device_open("ascend", options, &device, &err) == STATUS_OK);
+    CHILD_CHECK(device_info(device)->op_features ==
+                (OP_FEATURES_ALL & ~(OP_FEATURE_SOFT_CAP | OP_FEATURE_GATE_CLAMPED)));
+    CHILD_CHECK(device_features_check(device, OP_FEATURE_SOFT_CAP, &err) == STATUS_UNAVAILABLE);
+    CHILD_CHECK(strstr(err.message, "soft caps") != NULL);
+    CHILD_CHECK(device_features_check(device, OP_FEATURE_WINDOW, &err) == STATUS_OK);
+    device_close(device);
+}
+
 static void play_without_npus(void)
 {
     const struct device_options options = { .thread_count = 1 };
@@ -458,6 +474,8 @@ static void other_machines_are_answered(void **state)
     (void)state;
     in_child(play_old_release, "CANN_STANDIN_RELEASE", "8.1.RC1");
     in_child(play_without_a_symbol, "CANN_STANDIN_WITHOUT", "aclrtMalloc,aclCreateTensor");
+    in_child(play_without_operators, "CANN_STANDIN_WITHOUT",
+             "aclnnTanh,aclnnClampGetWorkspaceSize");
     in_child(play_without_npus, "CANN_STANDIN_DEVICES", "0");
     in_child(play_without_libraries, "LD_LIBRARY_PATH", "");
     in_child(play_small_npu, "CANN_STANDIN_MEMORY", "32Gi");

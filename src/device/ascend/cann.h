@@ -104,6 +104,8 @@ typedef enum aclFormat { /* acl_base.h */
     ACL_FORMAT_FRACTAL_NZ = 29,
 } aclFormat;
 
+enum cann_gelu { CANN_GELU_ERF = 0, CANN_GELU_TANH = 1 }; /* of GeluV2: int64_t approximate */
+
 enum cann_cube_math_type { /* of Mm, Matmul and BatchMatMul: int8_t cubeMathType */
     CANN_KEEP_DTYPE = 0,
     CANN_ALLOW_FP32_DOWN_PRECISION = 1,
@@ -284,7 +286,8 @@ enum cann_error { CANN_ERRORS(CANN_ERROR_VALUE) ACL_SUCCESS = 0 };
 /* libopapi_math.so
  *     InplaceCopy        any strides, and from FLOAT to BF16 or FLOAT16 and back
  *     InplaceFillScalar  FLOAT
- *     Triu               FLOAT, [rows, keys], any diagonal */
+ *     Triu, Tril         FLOAT, [rows, keys], any diagonal
+ *     Tanh, Clamp        FLOAT; of Clamp one bound may be missing */
 #define CANN_OPAPI_MATH(X)                                                                         \
     X(CANN_REQUIRED, CANN_8_1, Add, const aclTensor *self, const aclTensor *other,                 \
       const aclScalar *alpha, aclTensor *out)                                                      \
@@ -297,6 +300,12 @@ enum cann_error { CANN_ERRORS(CANN_ERROR_VALUE) ACL_SUCCESS = 0 };
     X(CANN_REQUIRED, CANN_8_1, InplaceCopy, aclTensor *self, const aclTensor *src)                 \
     X(CANN_REQUIRED, CANN_8_1, InplaceFillScalar, aclTensor *self, const aclScalar *value)         \
     X(CANN_REQUIRED, CANN_8_1, Triu, const aclTensor *self, int64_t diagonal, aclTensor *out)      \
+    X(CANN_OPTIONAL, CANN_8_1, InplaceAdds, const aclTensor *self, const aclScalar *other,         \
+      const aclScalar *alpha)                                                                      \
+    X(CANN_OPTIONAL, CANN_8_1, Tanh, const aclTensor *self, aclTensor *out)                        \
+    X(CANN_OPTIONAL, CANN_8_1, Clamp, const aclTensor *self, const aclScalar *min,                 \
+      const aclScalar *max, aclTensor *out)                                                        \
+    X(CANN_OPTIONAL, CANN_8_1, Tril, const aclTensor *self, int64_t diagonal, aclTensor *out)      \
     X(CANN_OPTIONAL, CANN_8_3, NpuFormatCast, const aclTensor *src, aclTensor *dst)
 
 /* libopapi_nn.so
@@ -308,7 +317,7 @@ enum cann_error { CANN_ERRORS(CANN_ERROR_VALUE) ACL_SUCCESS = 0 };
  *                        [n, 1], format FRACTAL_NZ and storage [n/16, k/16, 16, 16]
  *     RmsNorm            FLOAT throughout; x [rows, groups, width], gamma [width]
  *     SwiGlu             FLOAT, dim -1
- *     Silu               FLOAT
+ *     Silu, Sigmoid, GeluV2      FLOAT
  *     Softmax            FLOAT, dim -1
  *     IndexSelect        dim 0, of FLOAT, BF16 and FLOAT16
  *     InplaceIndexCopy   dim 0, FLOAT */
@@ -323,6 +332,8 @@ enum cann_error { CANN_ERRORS(CANN_ERROR_VALUE) ACL_SUCCESS = 0 };
       double epsilon, const aclTensor *y, const aclTensor *rstd)                                   \
     X(CANN_REQUIRED, CANN_8_1, SwiGlu, const aclTensor *x, int64_t dim, const aclTensor *out)      \
     X(CANN_REQUIRED, CANN_8_1, Silu, const aclTensor *self, aclTensor *out)                        \
+    X(CANN_OPTIONAL, CANN_8_1, Sigmoid, const aclTensor *self, aclTensor *out)                     \
+    X(CANN_OPTIONAL, CANN_8_1, GeluV2, const aclTensor *x, int64_t approximate, aclTensor *y)      \
     X(CANN_REQUIRED, CANN_8_1, Softmax, const aclTensor *self, int64_t dim, aclTensor *out)        \
     X(CANN_REQUIRED, CANN_8_1, IndexSelect, const aclTensor *self, int64_t dim,                    \
       const aclTensor *index, aclTensor *out)                                                      \

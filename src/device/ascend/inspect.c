@@ -32,6 +32,12 @@ static const struct {
     { "aclSetAclOpExecutorRepeatable", "each call of an operator goes through both phases" },
     { "aclSetTensorAddr", "as without aclSetAclOpExecutorRepeatable" },
     { "aclnnMatmulWeightNz", "weights stay in ND" },
+    { "aclnnInplaceAdds", "norms whose weights are added to 1, and clamped gates, are refused" },
+    { "aclnnTril", "attention with a sliding window is refused" },
+    { "aclnnTanh", "soft caps are refused" },
+    { "aclnnGeluV2", "GELU gates are refused" },
+    { "aclnnClamp", "clamped gates are refused" },
+    { "aclnnSigmoid", "clamped gates and scaled rows are refused" },
     { "aclnnNpuFormatCast", "selftest does not compare FRACTAL_NZ with CANN's own" },
 };
 

@@ -222,6 +222,8 @@ enum layout ascend__weight_layout(const struct device *device, enum device_weigh
 enum status ascend__weights_check(const struct device *device, enum dtype dtype, struct err *err);
 enum status ascend__cast_nz(struct stream *stream, enum dtype dtype, uint64_t k, uint64_t n,
                             void *dst, const void *src, struct err *err);
+/* Of OP_FEATURE_*, those whose operators the installed CANN has. */
+uint32_t ascend__op_features(const struct ascend_cann *cann);
 /* The thread has entered the device, and the stream has no error. */
 enum status ascend__launch(struct stream *stream, const struct op *op, struct err *err);
 

@@ -8,6 +8,7 @@
  *
  *     op_call.c       CANN's two-phase calls
  *     op_dense.c      rows: embed, norm, matmul, rope, ...
+ *     op_gate.c       gates, scaled rows, soft caps
  *     op_attention.c  attention over the paged cache
  *     op_experts.c    route and moe */
 #include "device/ascend/op_call.h"
@@ -23,8 +24,8 @@ enum status ascend__ops_create(struct ascend_device *device, struct err *err)
     const struct device_options options = { .thread_count = 1 };
     const char *soc = device->cann->aclrtGetSocName();
     struct ascend_ops *ops = calloc(1, sizeof(*ops));
+    float one = 1, seven = 7, minus_seven = -7;
     enum status st;
-    float one = 1;
 
     if (ops == NULL)
         return err_set(err, STATUS_NO_MEMORY, "%s: no memory for operators",
@@ -32,7 +33,9 @@ enum status ascend__ops_create(struct ascend_device *device, struct err *err)
     device->ops = ops;
     ops->is_310p = soc != NULL && strncmp(soc, "Ascend310P", 10) == 0;
     ops->one = device->cann->aclCreateScalar(&one, ACL_FLOAT);
-    if (ops->one == NULL)
+    ops->seven = device->cann->aclCreateScalar(&seven, ACL_FLOAT);
+    ops->minus_seven = device->cann->aclCreateScalar(&minus_seven, ACL_FLOAT);
+    if (ops->one == NULL || ops->seven == NULL || ops->minus_seven == NULL)
         return err_set(err, STATUS_NO_MEMORY, "%s: aclCreateScalar found no memory",
                        device->base.info.name);
     st = ascend__executors_create(device->executor_count, &ops->executors, err);
@@ -46,13 +49,29 @@ void ascend__ops_destroy(struct ascend_device *device)
     if (ops == NULL)
         return;
     ascend__executors_destroy(device->cann, ops->executors);
-    if (ops->one != NULL)
-        (void)device->cann->aclDestroyScalar(ops->one);
+    (void)device->cann->aclDestroyScalar(ops->one); /* NULL is fine */
+    (void)device->cann->aclDestroyScalar(ops->seven);
+    (void)device->cann->aclDestroyScalar(ops->minus_seven);
     cpu_executor_destroy(ops->host);
     free(ops->moe.pairs);
     free(ops->memory);
     free(ops);
     device->ops = NULL;
+}
+
+#define HAS(cann, Name)                                                                            \
+    ((cann)->aclnn##Name != NULL && (cann)->aclnn##Name##GetWorkspaceSize != NULL)
+
+uint32_t ascend__op_features(const struct ascend_cann *cann)
+{
+    const bool adds = HAS(cann, InplaceAdds), sigmoid = HAS(cann, Sigmoid);
+
+    return OP_FEATURE_SINKS | OP_FEATURE_EXPERT_BIAS | (adds ? OP_FEATURE_NORM_OFFSET : 0u) |
+           (HAS(cann, Tril) ? OP_FEATURE_WINDOW : 0u) |
+           (HAS(cann, Tanh) ? OP_FEATURE_SOFT_CAP : 0u) |
+           (HAS(cann, GeluV2) ? OP_FEATURE_GATE_GELU : 0u) |
+           (HAS(cann, Clamp) && adds && sigmoid ? OP_FEATURE_GATE_CLAMPED : 0u) |
+           (sigmoid ? OP_FEATURE_SCALE : 0u);
 }
 
 /* aclnnMatmulWeightNz is what reads FRACTAL_NZ, and no older function is documented to. The 310P
@@ -119,8 +138,8 @@ enum status ascend__launch(struct stream *base, const struct op *op, struct err 
     case OP_ROUTE: ascend__op_route(&call, &op->route); break;
     case OP_MOE: ascend__op_moe(&call, &op->moe); break;
     case OP_GATHER_ROWS: ascend__op_gather_rows(&call, &op->gather_rows); break;
-    case OP_SCALE: /* neither is among its op_features */
-    case OP_SOFT_CAP:
+    case OP_SCALE: ascend__op_scale(&call, &op->scale); break;
+    case OP_SOFT_CAP: ascend__op_soft_cap(&call, &op->soft_cap); break;
     case OP_KIND_COUNT: break;
     }
     return call.status;

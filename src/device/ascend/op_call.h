@@ -154,6 +154,16 @@ void ascend__product(struct ascend_call *call, const struct ascend_view *x,
 void ascend__select(struct ascend_call *call, const struct ascend_view *table,
                     const struct ascend_view *index, const struct ascend_view *out);
 
+/* x += summand. */
+void ascend__add_number(struct ascend_call *call, const struct ascend_view *x, double summand);
+/* x = cap * tanh(x / cap). */
+void ascend__cap(struct ascend_call *call, const struct ascend_view *x, float cap);
+/* out = gate(g, u), all of one shape. Of temps, which are packed, the first may be g; only
+ * GATE_CLAMPED_SWISH takes the second. out may be u. */
+void ascend__gate(struct ascend_call *call, enum op_gate gate, const struct ascend_view *g,
+                  const struct ascend_view *u, const struct ascend_view *out,
+                  const struct ascend_view temps[2]);
+
 /* Cuts memory up. Each piece begins at a multiple of 64 bytes and has 32 behind it, as CANN asks
  * for pieces of one block. */
 struct ascend_cutter {
@@ -174,7 +184,7 @@ struct ascend_moe {
 struct ascend_ops {
     struct cpu_executor *host;    /* for what is computed on the host */
     struct ascend_executors *executors;
-    aclScalar *one;
+    aclScalar *one, *seven, *minus_seven;
     bool is_310p;                 /* no BF16, and the matrix unit has no FLOAT */
     void *memory;                 /* host memory of one op, grown when it must */
     uint64_t memory_bytes;
@@ -189,7 +199,7 @@ aclDataType ascend__dtype(enum dtype dtype);
 /* cubeMathType of a product of this type. */
 int8_t ascend__cube_math(const struct ascend_ops *ops, aclDataType dtype);
 
-/* op_dense.c, op_attention.c, op_experts.c */
+/* op_dense.c, op_gate.c, op_attention.c, op_experts.c */
 void ascend__op_embed(struct ascend_call *call, const struct op_embed *op);
 void ascend__op_rms_norm(struct ascend_call *call, const struct op_rms_norm *op);
 void ascend__op_matmul(struct ascend_call *call, const struct op_matmul *op);
@@ -198,6 +208,8 @@ void ascend__op_rope(struct ascend_call *call, const struct op_rope *op);
 void ascend__op_kv_write(struct ascend_call *call, const struct op_kv_write *op);
 void ascend__op_silu_mul(struct ascend_call *call, const struct op_silu_mul *op);
 void ascend__op_gather_rows(struct ascend_call *call, const struct op_gather_rows *op);
+void ascend__op_scale(struct ascend_call *call, const struct op_scale *op);
+void ascend__op_soft_cap(struct ascend_call *call, const struct op_soft_cap *op);
 void ascend__op_attention(struct ascend_call *call, const struct op_attention *op);
 void ascend__op_route(struct ascend_call *call, const struct op_route *op);
 void ascend__op_moe(struct ascend_call *call, const struct op_moe *op);

@@ -88,12 +88,14 @@ void ascend__op_rms_norm(struct ascend_call *call, const struct op_rms_norm *op)
         ascend__cube(op->out, (struct ascend_dims){ rows, op->out_row_stride }, group, width);
     const struct ascend_view weight = ascend__vector(op->weight, ACL_FLOAT, width);
     const bool direct = op->out != op->x && ascend__is_packed(&out);
-    struct ascend_view packed = out, rstd;
+    struct ascend_view packed = out, rstd, factors = weight;
     struct ascend_cutter cutter = { NULL, 0 };
     void *memory = NULL;
 
     for (int pass = 0; pass < 2 && call->status == STATUS_OK; pass++) {
         cutter = (struct ascend_cutter){ memory, 0 };
+        if (op->weight_offset != 0)
+            factors.data = ascend__cut(&cutter, width * 4);
         rstd = ascend__cube(ascend__cut(&cutter, rows * groups * 4),
                             (struct ascend_dims){ rows, groups }, (struct ascend_dims){ groups, 1 },
                             1);
@@ -104,40 +106,13 @@ void ascend__op_rms_norm(struct ascend_call *call, const struct op_rms_norm *op)
         if (pass == 0)
             call->status = ascend__scratch(call->stream, cutter.used_bytes, &memory, call->err);
     }
-    ASCEND_CALL(call, RmsNorm, (double)op->epsilon, ASCEND_VIEWS(&x, &weight, &packed, &rstd),
+    if (op->weight_offset != 0) {
+        ascend__copy(call, &factors, &weight);
+        ascend__add_number(call, &factors, (double)op->weight_offset);
+    }
+    ASCEND_CALL(call, RmsNorm, (double)op->epsilon, ASCEND_VIEWS(&x, &factors, &packed, &rstd),
                 t[0], t[1], (double)op->epsilon, t[2], t[3]);
     if (!direct)
-        ascend__copy(call, &out, &packed);
-}
-
-void ascend__op_silu_mul(struct ascend_call *call, const struct op_silu_mul *op)
-{
-    const uint64_t width = op->width;
-    const struct ascend_view from =
-        ascend__rows(op->x, ACL_FLOAT, op->row_count, 2 * width, op->x_row_stride);
-    const struct ascend_view out =
-        ascend__rows(op->out, ACL_FLOAT, op->row_count, width, op->out_row_stride);
-    struct ascend_view x = from, packed = out;
-    void *memory = NULL;
-
-    for (int pass = 0; pass < 2 && call->status == STATUS_OK; pass++) {
-        struct ascend_cutter cutter = { memory, 0 };
-
-        if (!ascend__is_packed(&from))
-            x = ascend__rows(ascend__cut(&cutter, op->row_count * 2 * width * 4), ACL_FLOAT,
-                             op->row_count, 2 * width, 2 * width);
-        if (!ascend__is_packed(&out))
-            packed = ascend__rows(ascend__cut(&cutter, op->row_count * width * 4), ACL_FLOAT,
-                                  op->row_count, width, width);
-        if (pass == 0 && cutter.used_bytes == 0)
-            break;
-        if (pass == 0)
-            call->status = ascend__scratch(call->stream, cutter.used_bytes, &memory, call->err);
-    }
-    if (x.data != from.data)
-        ascend__copy(call, &x, &from);
-    ASCEND_CALL(call, SwiGlu, 0, ASCEND_VIEWS(&x, &packed), t[0], -1, t[1]);
-    if (packed.data != out.data)
         ascend__copy(call, &out, &packed);
 }
 

@@ -9,7 +9,7 @@
  *     x, in the weights' dtype           [rows][width]          in the stream's scratch
  *     for each expert that was hit:      its rows of x          [m][width]
  *         g, u = gate, up                [m][ffn] each
- *         y[its pairs] = down . (silu(g) * u)                   in the op's scratch
+ *         y[its pairs] = down . gate(g, u)                      in the op's scratch
  *     at last, for j in order:           out += weights[.][j] * y[place of (., j)]
  *
  * A pair is a row and one of its choices. Pairs are sorted by expert on the host when the first
@@ -162,6 +162,7 @@ struct mixing {
     struct ascend_view x;         /* [rows][width], in the weights' dtype */
     uint64_t most;                /* rows of a part */
     void *own_x, *gate, *up, *narrow;
+    void *spare;                  /* of a gate that needs it; or NULL */
 };
 
 static void mixing_cut(struct mixing *mixing, struct ascend_cutter *cutter)
@@ -175,6 +176,18 @@ static void mixing_cut(struct mixing *mixing, struct ascend_cutter *cutter)
     mixing->gate = ascend__cut(cutter, mixing->most * op->ffn_width * 4);
     mixing->up = ascend__cut(cutter, mixing->most * op->ffn_width * 4);
     mixing->narrow = ascend__cut(cutter, mixing->most * op->ffn_width * 2);
+    mixing->spare = op->gate == GATE_CLAMPED_SWISH
+                        ? ascend__cut(cutter, mixing->most * op->ffn_width * 4) : NULL;
+}
+
+/* To each row; NULL: none. */
+static void add_bias(struct ascend_call *call, const struct ascend_view *rows, const float *bias,
+                     uint64_t width)
+{
+    const struct ascend_view summand = ascend__vector(bias, ACL_FLOAT, width);
+
+    if (bias != NULL)
+        ascend__add_to(call, rows, &summand);
 }
 
 /* Pairs [first, first + count), all of this expert. */
@@ -189,8 +202,14 @@ static void mix_part(struct ascend_call *call, const struct mixing *mixing,
     const struct ascend_view gate = ascend__rows(mixing->gate, ACL_FLOAT, count, ffn, ffn);
     const struct ascend_view up = ascend__rows(mixing->up, ACL_FLOAT, count, ffn, ffn);
     const struct ascend_view narrow = ascend__rows(mixing->narrow, dtype, count, ffn, ffn);
+    const struct ascend_view temps[2] = {
+        gate, ascend__rows(mixing->spare, ACL_FLOAT, count, ffn, ffn),
+    };
     const struct ascend_view results = ascend__rows(mixing->places.results + first * width,
                                                     ACL_FLOAT, count, width, width);
+    const uint64_t id = (uint64_t)expert->id;
+    const float *b13 = op->w13_bias != NULL ? op->w13_bias + 2 * id * ffn : NULL;
+    const float *b2 = op->w2_bias != NULL ? op->w2_bias + id * width : NULL;
     const struct ascend_view w_gate = ascend__weight(expert->gate, dtype, ffn, width,
                                                      op->weight_layout);
     const struct ascend_view w_up = ascend__weight(expert->up, dtype, ffn, width,
@@ -201,11 +220,13 @@ static void mix_part(struct ascend_call *call, const struct mixing *mixing,
     ascend__select(call, &mixing->x, &rows, &x);
     ascend__product(call, &x, &w_gate, &gate);
     ascend__product(call, &x, &w_up, &up);
-    ASCEND_CALL(call, Silu, 0, ASCEND_VIEWS(&gate, &gate), t[0], t[1]);
-    ASCEND_CALL(call, Mul, 0, ASCEND_VIEWS(&gate, &up, &up), t[0], t[1], t[2]);
+    add_bias(call, &gate, b13, ffn);
+    add_bias(call, &up, b13 != NULL ? b13 + ffn : NULL, ffn);
+    ascend__gate(call, op->gate, &gate, &up, &up, temps);
     if (dtype != ACL_FLOAT)
         ascend__copy(call, &narrow, &up);
     ascend__product(call, dtype != ACL_FLOAT ? &narrow : &up, &w_down, &results);
+    add_bias(call, &results, b2, width);
 }
 
 static void mix(struct ascend_call *call, const struct mixing *mixing,
@@ -287,7 +308,7 @@ static void add_up(struct ascend_call *call, const struct op_moe *op)
 
 void ascend__op_moe(struct ascend_call *call, const struct op_moe *op)
 {
-    const uint64_t row_bytes = (uint64_t)op->width * 4 + (uint64_t)op->ffn_width * 10;
+    const uint64_t row_bytes = (uint64_t)op->width * 4 + (uint64_t)op->ffn_width * 14;
     struct mixing mixing = { .op = op, .dtype = ascend__dtype(op->weight_dtype),
                              .places = places_of(op) };
     const struct ascend_view x =

@@ -42,10 +42,73 @@ static double sigmoid(double x)
         op_same_shape(&op, 0, 1);                                                               \
         return op_end(&op, Name##_run, workspace_size, executor);                               \
     }
+static double gelu_erf(double x)
+{
+    return x * (1 + erf(x * sqrt(0.5))) / 2;
+}
+
+static double gelu_tanh(double x)
+{
+    return x / (1 + exp(-2 * sqrt(2 / acos(-1)) * (x + 0.044715 * x * x * x))); /* the same */
+}
+
 MAP(Silu, silu, self)
+MAP(Tanh, tanh, self)
 MAP(Sigmoid, sigmoid, self)
 MAP(Sin, sin, input)
 MAP(Cos, cos, input)
+
+/* ints[0]: approximate. */
+static void gelu_run(struct aclOpExecutor *e)
+{
+    map(e, e->ints[0] != 0 ? gelu_tanh : gelu_erf);
+}
+
+OPERATOR(GeluV2, const aclTensor *x, int64_t approximate, aclTensor *y)
+{
+    struct op op = OP(GeluV2);
+
+    op_in(&op, "x", x, FLOATS);
+    op_out(&op, "y", y, FLOATS);
+    op_same_dtype(&op, 0, 1);
+    op_same_shape(&op, 0, 1);
+    op_check(&op, approximate == 0 || approximate == 1, "approximate");
+    if (op.e != NULL)
+        op.e->ints[0] = approximate;
+    return op_end(&op, gelu_run, workspace_size, executor);
+}
+
+/* reals: the bounds. NaN stays. */
+static void clamp_run(struct aclOpExecutor *e)
+{
+    const int64_t count = tensor_count(&e->tensors[0]);
+    double *x = tensor_load(&e->tensors[0]);
+
+    for (int64_t i = 0; i < count; i++) {
+        x[i] = x[i] > e->reals[1] ? e->reals[1] : x[i];
+        x[i] = x[i] < e->reals[0] ? e->reals[0] : x[i];
+    }
+    tensor_store(&e->tensors[1], x);
+    free(x);
+}
+
+OPERATOR(Clamp, const aclTensor *self, const aclScalar *min, const aclScalar *max, aclTensor *out)
+{
+    struct op op = OP(Clamp);
+    const double low = min != NULL ? op_scalar(&op, "clipValueMin", min) : (double)-INFINITY;
+    const double high = max != NULL ? op_scalar(&op, "clipValueMax", max) : (double)INFINITY;
+
+    op_in(&op, "self", self, NUMBERS);
+    op_out(&op, "out", out, NUMBERS);
+    op_same_dtype(&op, 0, 1);
+    op_same_shape(&op, 0, 1);
+    op_check(&op, min != NULL || max != NULL, "a bound");
+    if (op.e != NULL) {
+        op.e->reals[0] = low;
+        op.e->reals[1] = high;
+    }
+    return op_end(&op, clamp_run, workspace_size, executor);
+}
 
 /* ---- two operands, broadcast ---- */
 
