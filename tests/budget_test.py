@@ -2,8 +2,11 @@
 """The budget is a bound and not an estimate: a model several times as large runs inside a memory cgroup of the
 budget plus 128 MiB, page cache included, and is never killed. Needs root and a cgroup to make one in; says that
 it is skipped elsewhere."""
+import concurrent.futures
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -39,10 +42,11 @@ class Cgroup:
         with open(os.path.join(path, name), "w") as file:
             file.write(str(value))
 
+    def enter(self):
+        Cgroup.write(self.path, "cgroup.procs", os.getpid())
+
     def run(self, command):
-        def enter():
-            Cgroup.write(self.path, "cgroup.procs", os.getpid())
-        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=enter,
+        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=self.enter,
                               timeout=lighter.WAIT_SECONDS)
 
     def remove(self):
@@ -50,15 +54,33 @@ class Cgroup:
             os.rmdir(self.path)
 
 
-def in_cgroup(budget, *arguments):
-    """The finished process, or None where no cgroup can be made."""
-    group = Cgroup(budget + BESIDE)
+@contextlib.contextmanager
+def cgroup(limit):
+    group = Cgroup(limit)
     if group.path is None:
-        return None
+        raise lighter.Skipped("no memory cgroup can be made here")
     try:
-        return group.run([lighter.PROGRAM, *map(str, arguments)])
+        yield group
     finally:
         group.remove()
+
+
+class ServerIn(lighter.Server):
+    """A server whose processes are all in the cgroup."""
+
+    def __init__(self, group, *arguments):
+        self.group = group
+        super().__init__(*arguments)
+
+    def start(self, command):
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                                preexec_fn=self.group.enter)
+
+
+def in_cgroup(budget, *arguments):
+    """The finished process."""
+    with cgroup(budget + BESIDE) as group:
+        return group.run([lighter.PROGRAM, *map(str, arguments)])
 
 
 def make(folder, preset, *more):
@@ -77,8 +99,6 @@ def test_a_dense_model_runs_inside_its_budget():
         done = in_cgroup(budget, "generate", "--model", model, "--input-ids", "1,2,3,4,5", "--max-new-tokens", "3",
                          "--ignore-eos", "--temperature", "0", "--offload-mode", "auto", "--memory-budget", budget,
                          "--json", "--quiet", "--skip-tokenizer-init")
-        if done is None:
-            raise lighter.Skipped("no memory cgroup can be made here")
         assert done.returncode == 0, (done.returncode, done.stderr.decode())
 
 
@@ -91,12 +111,52 @@ def test_host_memory_is_bounded_too():
                          "3", "--ignore-eos", "--temperature", "0", "--device", "sim:memory=300MiB", "--offload-mode",
                          "auto", "--memory-budget", device, "--host-memory-budget", host, "--json", "--quiet",
                          "--skip-tokenizer-init")
-        if done is None:
-            raise lighter.Skipped("no memory cgroup can be made here")
         assert done.returncode == 0, (done.returncode, done.stderr.decode())
         report = json.loads(done.stdout)["report"]["offload"]
         assert set(report["homes"]) == {"host", "disk"}, report["homes"]
         assert report["memory"]["host_peak_bytes"] <= host, report["memory"]
+
+
+def test_ranks_run_inside_their_budgets():
+    """Two ranks, each with its budget and 128 MiB, front end and mpirun included."""
+    if shutil.which("mpirun") is None or not os.path.exists(os.path.join(os.path.dirname(lighter.PROGRAM),
+                                                                         "lighter_mpi.so")):
+        raise lighter.Skipped("there is no Open MPI")
+    with tempfile.TemporaryDirectory() as folder:
+        model = make(folder, "llama-1b", "--layers", "7")
+        budget = 280 * MIB
+        with cgroup(2 * (budget + BESIDE)) as group:
+            with ServerIn(group, "--model", model, "--dp-size", 2, "--offload-mode", "auto", "--memory-budget", budget,
+                          "--skip-tokenizer-init") as server:
+                body = {"input_ids": [1, 2, 3, 4], "sampling_params": {"max_new_tokens": 3, "ignore_eos": True,
+                                                                       "temperature": 0}}
+                with concurrent.futures.ThreadPoolExecutor(4) as pool:
+                    answers = list(pool.map(lambda _: server.generate(**body), range(4)))
+                assert {answer["meta_info"]["dp_rank"] for answer in answers} == {0, 1}, answers
+                assert len({tuple(answer["output_ids"]) for answer in answers}) == 1, answers
+                ranks = server.request("/get_server_info")[1]["ranks"]
+                assert [rank["restarts"] for rank in ranks] == [0, 0], ranks
+                for rank in ranks:
+                    offload = rank["report"]["offload"]
+                    assert offload["memory"]["peak_bytes"] <= budget and offload["bytes_moved"] > 0, offload
+
+
+def test_without_a_budget_no_more_is_taken_than_is_free():
+    """Neither weights that do not fit nor a cache for all contexts drive a machine out of memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = make(folder, "llama-1b", "--layers", "5")
+        with cgroup(400 * MIB) as group:
+            done = group.run([lighter.PROGRAM, "generate", "--model", model, "--input-ids", "1,2", "--max-new-tokens",
+                              "2", "--skip-tokenizer-init"])
+            err = done.stderr.decode()
+            assert done.returncode == 1 and "this machine has free" in err and "auto" in err, (done.returncode, err)
+    limit = 100 * MIB
+    with cgroup(limit) as group:
+        with ServerIn(group, "--model", lighter.DEMO, "--max-running-requests", 64) as server:
+            report = server.request("/get_server_info")[1]["engine"]
+            memory, kv = report["offload"]["memory"], report["kv"]
+            assert 32 * MIB < memory["used_bytes"] <= memory["budget_bytes"] < limit, memory
+            assert kv["pages"] * kv["page_size"] * kv["bytes_per_token"] < limit, kv
 
 
 if __name__ == "__main__":

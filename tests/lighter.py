@@ -53,13 +53,15 @@ class Server:
     """`lighter serve` on a free port. Use as a context; leaving it sends SIGTERM and wants exit 0."""
 
     def __init__(self, *arguments):
-        self.process = subprocess.Popen(self.command([str(argument) for argument in arguments]),
-                                        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        self.process = self.start(self.command([str(argument) for argument in arguments]))
         self.log = []
         self.url = None
         self.up = threading.Event()
         self.reader = threading.Thread(target=self.read_log, daemon=True)
         self.reader.start()
+
+    def start(self, command):
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
     def command(self, arguments):
         return [PROGRAM, "serve", "--port", "0", *arguments]

@@ -107,12 +107,18 @@ def test_batches_give_the_same_ids_wherever_weights_live():
             assert [answer["output_ids"] for answer in answers] == wanted, (device, placement)
 
 
-def smallest_budget(bench, name, device):
-    """The budget that the refusal names, which has to work."""
-    code, _, err = lighter.run("generate", "--model", bench.models[name], "--input-ids", "1,2,3", *bench.base,
-                               "--device", device, "--offload-mode", "auto", "--memory-budget", "100KiB")
-    assert code == 1, err
-    return err
+def check_smallest_budget(bench, name, *run):
+    """A budget that is too small is refused with one that works, and nothing below it does."""
+    def refused(budget):
+        code, _, err = lighter.run("generate", "--model", bench.models[name], "--input-ids", "1,2,3", "--max-new-tokens",
+                                   "2", "--ignore-eos", *bench.base, *run, "--memory-budget", budget)
+        found = re.search(r"the smallest budget that would do is (\d+) bytes", err)
+        assert (code, found is None) in ((0, True), (1, False)), (name, run, budget, err)
+        return found and int(found.group(1))
+
+    smallest = refused("100KiB")
+    assert refused(smallest) is None, (name, run, smallest)
+    assert refused(smallest - 1) == smallest, (name, run, smallest)
 
 
 def host_plan(bench, name, *run):
@@ -231,7 +237,12 @@ def test_auto_keeps_within_every_budget():
             plan = lighter.run_json("plan", "--model", bench.models[name], *bench.base, "--assume", "disk=1GB/s")
             weights = plan["weight_bytes"]
             for device in DEVICES:
-                assert "budget" in smallest_budget(bench, name, device)
+                check_smallest_budget(bench, name, "--device", device, "--offload-mode", "auto", "--assume",
+                                      "disk=1GB/s")
+                check_smallest_budget(bench, name, "--device", device, "--offload-mode", "disk", *V2)
+                if name != "dense":
+                    check_smallest_budget(bench, name, "--device", device, "--offload-mode", "cpu",
+                                          "--offload-experts")
                 fitted = 0
                 for share in (0.25, 0.4, 0.55, 0.7, 0.85, 1.0, 1.5):
                     budget = int(weights * share) + (1 << 20)

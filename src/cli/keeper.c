@@ -80,7 +80,7 @@ static void watch(struct cli_keeper *keeper, struct watched *watched, int fd)
 static bool live_once(struct cli_keeper *keeper, bool first, struct watched *watched)
 {
     const pid_t self = getpid();
-    struct cli_life life = { .first = first };
+    struct cli_life life = { .first = first, .memory_left_bytes = keeper->memory_left_bytes };
     int fds[2];
 
     *watched = (struct watched){ .pid = -1 };

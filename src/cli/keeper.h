@@ -15,6 +15,7 @@
 #define LIGHTER_CLI_KEEPER_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "fleet/rank.h"
 
@@ -29,12 +30,14 @@ enum {
 struct cli_life {
     bool first;                       /* it may join the others over MPI */
     char front[CLI_FRONT_BYTES_MAX];  /* where the front end is; "": that is still to be learnt */
+    uint64_t memory_left_bytes;       /* that the machine had before any of its ranks loaded */
     int keeper_fd;
 };
 
 struct cli_keeper {
     bool restart;      /* a rank that dies is started again alone */
     char front[CLI_FRONT_BYTES_MAX];
+    uint64_t memory_left_bytes;  /* for every life */
     /* A rank's whole life, in its own process; returns its exit status. */
     int (*live)(void *user, const struct cli_life *life);
     void *user;

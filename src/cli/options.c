@@ -432,10 +432,22 @@ static enum status check_prompt(const struct cli_options *options, struct err *e
     return STATUS_OK;
 }
 
+const char *cli_options_offload_mode(const struct cli_options *options)
+{
+    const bool says_what_moves = options->cpu_offload_gb > 0 || options->offload_group_size > 0 ||
+                                 options->offload_params != NULL || options->offload_experts ||
+                                 options->offload_expert_slots != 0;
+
+    if (options->offload_mode != NULL)
+        return options->offload_mode;
+    return options->memory_budget_bytes > 0 && !says_what_moves ? "auto" : "cpu";
+}
+
 enum status cli_options_check(const struct cli_options *options, enum cli_command command,
                               struct err *err)
 {
     const bool runs = command != CLI_COMMAND_TOKENIZE && command != CLI_COMMAND_INSPECT;
+    const char *mode = cli_options_offload_mode(options);
     enum offload_home home;
 
     if (command == CLI_COMMAND_SELFTEST ||
@@ -444,8 +456,7 @@ enum status cli_options_check(const struct cli_options *options, enum cli_comman
     if (options->model == NULL || options->model[0] == '\0')
         return err_set(err, STATUS_BAD_INPUT, "'%s' needs a model: --model PATH",
                        commands[command].name);
-    if (runs && strcmp(options->offload_mode, "auto") != 0 &&
-        offload_mode_parse(options->offload_mode, &home, err) != STATUS_OK)
+    if (runs && strcmp(mode, "auto") != 0 && offload_mode_parse(mode, &home, err) != STATUS_OK)
         return STATUS_BAD_INPUT;
     if (command != CLI_COMMAND_SERVE && options->dp_size > 1)
         return err_set(err, STATUS_BAD_INPUT,

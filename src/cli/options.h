@@ -52,6 +52,8 @@ struct cli_options {
     uint32_t node_rank;           /* of this process among its node's; set by rank.c */
     int64_t threads;
     uint64_t memory_budget_bytes, host_memory_budget_bytes;
+    uint64_t free_memory_bytes;   /* a rank's part of what its machine had free; set by rank.c. 0:
+                                     what is free now */
     double mem_fraction_static;
     bool force_scalar;
     const char *dtype;
@@ -67,7 +69,8 @@ struct cli_options {
     double cpu_offload_gb;
     int64_t offload_group_size;   /* below 1: off */
     int64_t offload_num_in_group, offload_prefetch_step, offload_slots;
-    const char *offload_mode, *offload_params, *offload_disk;
+    const char *offload_mode;     /* NULL: cli_options_offload_mode says */
+    const char *offload_params, *offload_disk;
     const char *offload_cache_dir, *assume;
     bool offload_experts;
     int64_t offload_expert_slots;
@@ -117,6 +120,8 @@ enum status cli_options_parse(struct cli_options *options, enum cli_command comm
 /* Sets one option by its name without dashes; "true" and "false" for flags. For the library. */
 enum status cli_options_set(struct cli_options *options, enum cli_command command,
                             const char *name, const char *value, struct err *err);
+/* --offload-mode; where it is left out, what suits the other options. */
+const char *cli_options_offload_mode(const struct cli_options *options);
 /* A warning for each flag that was given and has no effect. */
 void cli_options_warn(const struct cli_options *options, const struct log *log);
 /* Refuses options that exclude each other, or lack one that they need. */

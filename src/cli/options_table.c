@@ -172,7 +172,8 @@ const struct cli_option cli_option_table[] = {
       .help = "threads that compute; default: all processors", .group = GROUP_DEVICE,
       .commands = ON_RUN | ON_SELFTEST, AT(threads) },
     { .name = "memory-budget", .kind = CLI_OPTION_SIZE, .value_name = "SIZE",
-      .help = "most device memory to take, such as 2GiB; default: all the device has",
+      .help = "most device memory to take, such as 2GiB; default: all the device has, of cpu what "
+              "is free, less an eighth",
       .group = GROUP_DEVICE, .commands = ON_RUN, AT(memory_budget_bytes) },
     { .name = "mem-fraction-static", .kind = CLI_OPTION_REAL, .value_name = "F", .min = 0,
       .max = 1, .above_min = true,
@@ -201,12 +202,13 @@ const struct cli_option cli_option_table[] = {
       .max = 100000, .fallback = "1", .help = "units that are fetched ahead of computing",
       .group = GROUP_OFFLOAD, .commands = ON_RUN, AT(offload_prefetch_step) },
     { .name = "offload-mode", .kind = CLI_OPTION_CHOICE, .value_name = "MODE",
-      .choices = "cpu|meta|shm_cpu|sharded_gpu|disk|auto", .fallback = "cpu",
+      .choices = "cpu|meta|shm_cpu|sharded_gpu|disk|auto",
       .help = "where moved weights live: cpu, in host memory; shm_cpu, once in a node's memory "
               "for all its ranks; sharded_gpu, divided over the ranks' devices; disk, in the "
               "checkpoint's files; meta, nowhere (answers are garbage); auto: what does not fit "
               "the device's budget moves, from host memory as far as that has room, then from "
-              "the disk",
+              "the disk; default: auto where there is a --memory-budget and no option says what "
+              "moves, else cpu",
       .group = GROUP_OFFLOAD, .commands = ON_RUN, AT(offload_mode) },
     { .name = "offload-params", .kind = CLI_OPTION_TEXT, .value_name = "GLOB",
       .help = "V2: names of the parameters that move, such as '*.self_attn.*'; default: the FFN "

@@ -113,10 +113,37 @@ static void defaults_are_those_of_the_help(void **state)
     assert_int_equal(options.port, 30000);
     assert_null(options.device);
     assert_string_equal(cli_device_spec(&options), "cpu");
-    assert_string_equal(options.offload_mode, "cpu");
+    assert_string_equal(cli_options_offload_mode(&options), "cpu");
     assert_int_equal(options.offload_group_size, -1);
     assert_int_equal(options.offload_prefetch_step, 1);
     cli_options_deinit(&options);
+}
+
+/* A budget moves what does not fit, unless something else says what moves. */
+static void a_budget_alone_means_auto(void **state)
+{
+    static const struct {
+        const char *line, *mode;
+    } cases[] = {
+        { "--model m", "cpu" },
+        { "--model m --memory-budget 2GiB", "auto" },
+        { "--model m --mem-fraction-static 0.5", "cpu" },
+        { "--model m --memory-budget 2GiB --offload-mode cpu", "cpu" },
+        { "--model m --memory-budget 2GiB --offload-group-size 2", "cpu" },
+        { "--model m --memory-budget 2GiB --cpu-offload-gb 1", "cpu" },
+        { "--model m --memory-budget 2GiB --offload-experts", "cpu" },
+        { "--model m --memory-budget 2GiB --offload-mode disk", "disk" },
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct cli_options options;
+        struct err err;
+
+        assert_int_equal(parse(CLI_COMMAND_PLAN, cases[i].line, &options, &err), STATUS_OK);
+        assert_string_equal(cli_options_offload_mode(&options), cases[i].mode);
+        cli_options_deinit(&options);
+    }
 }
 
 static void bad_values_are_refused_with_their_range(void **state)
@@ -292,6 +319,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(values_reach_their_fields),
         cmocka_unit_test(defaults_are_those_of_the_help),
+        cmocka_unit_test(a_budget_alone_means_auto),
         cmocka_unit_test(bad_values_are_refused_with_their_range),
         cmocka_unit_test(unknown_options_name_the_nearest),
         cmocka_unit_test(options_of_other_commands_say_whose_they_are),

@@ -43,9 +43,10 @@ static json_t *plan_json(const struct cli_session *session, const struct cli_opt
         "{s:s, s:s, s:s, s:s, s:I, s:I, s:o, s:{s:I, s:I, s:I, s:I, s:I, s:I}, "
         "s:{s:o, s:I, s:I, s:I, s:I, s:I}, s:{s:I, s:I, s:I, s:I, s:I, s:I}, s:I, s:o, s:o}",
         "model", options->model, "architecture", info->architecture, "device",
-        device_info(session->device)->name, "mode", options->offload_mode, "budget_bytes",
-        (json_int_t)memory.budget_bytes, "weight_bytes", (json_int_t)info->weight_bytes, "homes",
-        homes_json(session->model), "offload", "resident_bytes", (json_int_t)sizes.resident_bytes,
+        device_info(session->device)->name, "mode", cli_options_offload_mode(options),
+        "budget_bytes", (json_int_t)memory.budget_bytes, "weight_bytes",
+        (json_int_t)info->weight_bytes, "homes", homes_json(session->model), "offload",
+        "resident_bytes", (json_int_t)sizes.resident_bytes,
         "shard_bytes", (json_int_t)sizes.shard_bytes, "moving_bytes",
         (json_int_t)sizes.moving_bytes, "units", (json_int_t)sizes.unit_count, "slots",
         (json_int_t)sizes.slot_count, "slot_bytes", (json_int_t)sizes.slot_bytes,

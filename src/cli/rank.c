@@ -16,6 +16,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/memory_left.h"
 #include "base/thread_pool.h"
 #include "cli/session.h"
 #include "cluster/cluster.h"
@@ -120,13 +121,16 @@ static enum status meet(struct self *self, struct err *err)
     return st != STATUS_OK ? st : connect_front(self, err);
 }
 
-/* This node's processors are divided among its ranks, and each has its own accelerator. */
+/* This node's processors and memory are divided among its ranks, and each has its own accelerator.
+ */
 static void share_node(struct self *self)
 {
     const uint32_t count = thread_count_available();
 
     self->options = *self->context->options;
     self->options.node_rank = self->place.node_rank;
+    self->options.free_memory_bytes =
+        self->life->memory_left_bytes / (self->place.node_size > 0 ? self->place.node_size : 1);
     if (self->options.threads == 0 && self->place.node_size > 1)
         self->options.threads =
             count >= self->place.node_size ? count / self->place.node_size : 1;
@@ -229,13 +233,15 @@ static int live(void *user, const struct cli_life *life)
 
 bool cli_ranks_need_all(const struct cli_options *options)
 {
-    return strcmp(options->offload_mode, "sharded_gpu") == 0;
+    return strcmp(cli_options_offload_mode(options), "sharded_gpu") == 0;
 }
 
 int cli_rank_keep(const struct cli_context *context, const char *front)
 {
     struct cli_keeper keeper = {
-        .restart = !cli_ranks_need_all(context->options), .live = live, .user = (void *)context,
+        .restart = !cli_ranks_need_all(context->options),
+        .memory_left_bytes = memory_left_bytes(), /* all keepers are there before a rank loads */
+        .live = live, .user = (void *)context,
     };
 
     if (getenv(CLI_RANK_FRONT) == NULL) { /* the user's own mpirun, who may be told to stop */

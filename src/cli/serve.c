@@ -105,8 +105,11 @@ static json_t *launch_json(const struct cli_options *options)
 {
     json_t *json = cli_options_json(options, CLI_COMMAND_SERVE);
 
-    if (json != NULL)
-        (void)json_object_set_new(json, "version", json_string(LIGHTER_VERSION));
+    if (json == NULL)
+        return NULL;
+    (void)json_object_set_new(json, "version", json_string(LIGHTER_VERSION));
+    (void)json_object_set_new(json, "offload_mode",
+                              json_string(cli_options_offload_mode(options)));
     return json;
 }
 

@@ -100,6 +100,16 @@ enum status cli_session_open_chat(struct cli_session *session, const struct cli_
     return STATUS_OK;
 }
 
+/* What may be taken of this machine's memory when nobody has said: what is free, less a margin; of
+ * several ranks each has its part of what was free before the first of them loaded. */
+static uint64_t free_memory_bytes(const struct cli_options *options)
+{
+    const uint64_t left_bytes =
+        options->free_memory_bytes > 0 ? options->free_memory_bytes : memory_left_bytes();
+
+    return left_bytes - left_bytes / HOST_MARGIN_SHARE;
+}
+
 static enum status open_device(struct cli_session *session, const struct cli_options *options,
                                const struct log *log, struct err *err)
 {
@@ -107,6 +117,7 @@ static enum status open_device(struct cli_session *session, const struct cli_opt
         .thread_count = (uint32_t)options->threads,
         .memory_budget_bytes = options->memory_budget_bytes,
         .host_budget_bytes = options->host_memory_budget_bytes,
+        .free_memory_bytes = free_memory_bytes(options),
         .force_scalar = options->force_scalar,
     };
     enum status st;
@@ -143,7 +154,7 @@ static void set_offload(struct offload_options *offload, const struct cli_option
     offload->disk = options->offload_disk;
     offload->experts = options->offload_experts;
     offload->expert_slot_count = options->offload_expert_slots;
-    offload->automatic = strcmp(options->offload_mode, "auto") == 0;
+    offload->automatic = strcmp(cli_options_offload_mode(options), "auto") == 0;
 }
 
 /* Options of the disk and of forecasts, where there is neither, must not look as if they did
@@ -151,15 +162,16 @@ static void set_offload(struct offload_options *offload, const struct cli_option
 static void warn_of_idle(const struct cli_options *options, const struct cli_demand *demand,
                          const struct log *log)
 {
-    const bool is_auto = strcmp(options->offload_mode, "auto") == 0;
+    const char *mode = cli_options_offload_mode(options);
+    const bool is_auto = strcmp(mode, "auto") == 0;
     const struct {
         const char *name, *value, *where;
         bool is_idle;
     } all[] = {
         { "offload-disk", options->offload_disk, "--offload-mode disk or auto",
-          !is_auto && strcmp(options->offload_mode, "disk") != 0 },
+          !is_auto && strcmp(mode, "disk") != 0 },
         { "offload-cache-dir", options->offload_cache_dir, "--offload-mode disk or auto",
-          !is_auto && strcmp(options->offload_mode, "disk") != 0 },
+          !is_auto && strcmp(mode, "disk") != 0 },
         { "assume", options->assume, "'plan' and --offload-mode auto",
           !is_auto && !demand->plan_only },
     };
@@ -355,12 +367,14 @@ enum status cli_session_start(struct cli_session *session, const struct cli_opti
     model.offload.inherited = session->inherited;
     model.offload.trace = engine.trace = session->trace;
     model.dtype = options->dtype;
+    model.budget_is_host = device_info(session->device)->memory_is_host &&
+                           options->memory_budget_bytes == 0 && options->mem_fraction_static == 0;
     model.context_length = (uint32_t)options->context_length;
     if (model.offload.automatic) {
         model.offload.home = OFFLOAD_HOME_DISK;
         st = find_host_budget(session, log, &model.host_budget_bytes, err);
     } else {
-        st = offload_mode_parse(options->offload_mode, &model.offload.home, err);
+        st = offload_mode_parse(cli_options_offload_mode(options), &model.offload.home, err);
     }
     /* A forecast takes a second to measure: it is made where the program chooses by it. */
     if (st == STATUS_OK && (demand->plan_only || model.offload.automatic)) {

@@ -72,8 +72,12 @@ static enum status open_accounts(struct device *device, const struct device_opti
                        size_format(budget_bytes, budget, sizeof(budget)), budget_bytes,
                        size_format(memory_bytes, has, sizeof(has)), memory_bytes,
                        device->info.name);
-    if (budget_bytes == 0)
+    if (budget_bytes == 0) {
         budget_bytes = memory_bytes;
+        if (device->info.memory_is_host && options->free_memory_bytes > 0 &&
+            options->free_memory_bytes < memory_bytes)
+            budget_bytes = options->free_memory_bytes;
+    }
     return device__memory_create(device->info.name, budget_bytes, options->host_budget_bytes,
                                  &device->memory, err);
 }

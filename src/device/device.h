@@ -37,6 +37,8 @@ const char *device_use_name(enum device_use use);
 struct device_options {
     uint32_t thread_count;        /* for computing on the host; 0: all processors */
     uint64_t memory_budget_bytes; /* 0: all the device has */
+    uint64_t free_memory_bytes;   /* what may be taken of the host's memory: then a device whose
+                                     memory that is has no more. 0: all */
     uint64_t host_budget_bytes;   /* bound on host memory taken here; 0: none */
     bool force_scalar;            /* the CPU's reference kernels, for tests */
     const char *library_path;     /* folders in which a device's libraries are looked for first,

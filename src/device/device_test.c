@@ -143,6 +143,35 @@ static void check_accounts(const char *spec)
     device_close(device);
 }
 
+/* Where the device's memory is the host's, what the host has free bounds it, but for a budget. */
+static void memory_that_is_the_hosts_is_what_is_free(void **state)
+{
+    static const struct {
+        const char *spec;
+        uint64_t budget_bytes, free_bytes, wanted_bytes;
+    } cases[] = {
+        { "cpu", 0, 64 * MIB, 64 * MIB },
+        { "cpu", 80 * MIB, 64 * MIB, 80 * MIB },
+        { "sim:memory=32MiB", 0, 16 * MIB, 32 * MIB },
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        const struct device_options options = {
+            .thread_count = 1, .memory_budget_bytes = cases[i].budget_bytes,
+            .free_memory_bytes = cases[i].free_bytes,
+        };
+        struct device_memory_report report;
+        struct device *device;
+        struct err err;
+
+        assert_int_equal(device_open(cases[i].spec, &options, &device, &err), STATUS_OK);
+        device_memory_report(device, &report);
+        assert_int_equal(report.budget_bytes, cases[i].wanted_bytes);
+        device_close(device);
+    }
+}
+
 static void every_byte_is_accounted(void **state)
 {
     (void)state;
@@ -326,6 +355,7 @@ int main(void)
         cmocka_unit_test(good_specs_open),
         cmocka_unit_test(bad_specs_name_the_nearest),
         cmocka_unit_test(a_budget_above_the_memory_is_refused),
+        cmocka_unit_test(memory_that_is_the_hosts_is_what_is_free),
         cmocka_unit_test(every_byte_is_accounted),
         cmocka_unit_test(a_failed_allocation_leaves_no_trace),
         cmocka_unit_test(reports_may_be_read_from_any_thread),

@@ -190,6 +190,11 @@ enum status model__sizes_plan(const struct model_config *config,
 enum status model__sizes_leave(const struct model_config *config, struct model_options *options,
                                struct device *device, uint64_t *weight_bytes_out,
                                struct err *err);
+/* The smallest budget that leaves so much for weights. options: as they were before
+ * model__sizes_leave. */
+uint64_t model__sizes_smallest(const struct model_config *config,
+                               const struct model_options *options, uint64_t weight_bytes,
+                               struct device *device);
 /* Lays scratch out from base; returns its size. */
 uint64_t model__slice_scratch(const struct model_config *config, const struct model_sizes *sizes,
                               char *base, struct model_buffers *buffers);

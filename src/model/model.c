@@ -221,6 +221,20 @@ static enum status check_weights(const struct model *model, struct err *err)
     return st;
 }
 
+/* Adds to the refusal of a plan the whole budget that would do. */
+static enum status name_smallest(const struct model *model, const struct model_options *options,
+                                 uint64_t weight_bytes, struct err *err)
+{
+    const uint64_t budget_bytes =
+        model__sizes_smallest(&model->config, options, weight_bytes, model->device);
+    const struct err why = *err;
+    char text[24];
+
+    return err_set(err, why.status,
+                   "%.500s; the smallest budget that would do is %" PRIu64 " bytes (%s)",
+                   why.message, budget_bytes, size_format(budget_bytes, text, sizeof(text)));
+}
+
 /* Plans on the described parameters, then takes memory and loads. */
 static enum status plan_and_load(struct model *model, const struct ckpt *ckpt,
                                  const struct model_options *options, const struct log *log,
@@ -228,6 +242,7 @@ static enum status plan_and_load(struct model *model, const struct ckpt *ckpt,
 {
     struct model_options own = *options;
     struct offload_sizes weights = { 0 };
+    uint64_t smallest_bytes = 0; /* for weights */
     enum status st;
 
     own.offload.ckpt = ckpt;
@@ -248,10 +263,13 @@ static enum status plan_and_load(struct model *model, const struct ckpt *ckpt,
     if (own.offload.automatic)
         own.offload.host_budget_bytes = model__host_leave(&model->config, &own, model->device);
     model->host_room_bytes = own.offload.host_budget_bytes;
+    own.offload.weight_budget_smallest_out = &smallest_bytes;
     st = offload_create(model->device, model__params_descs(model->params),
                         model__params_count(model->params), model->config.layer_count,
                         &own.offload, log, &model->offload, err);
     model__params_forget_loaders(model->params);
+    if (st == STATUS_NO_MEMORY && smallest_bytes > 0)
+        return name_smallest(model, options, smallest_bytes, err);
     if (st != STATUS_OK)
         return st;
     offload_sizes(model->offload, &weights);

@@ -41,6 +41,8 @@ struct model_options {
     uint64_t host_budget_bytes;     /* host memory that may be taken where the device has no budget
                                        of it; 0: no more than must be */
     uint64_t host_reserve_bytes;    /* that the caller will take of it afterwards */
+    bool budget_is_host;            /* the device's budget is what the host has free, so what is
+                                       taken of the host's memory is taken of it too */
     const struct model_rates *rates; /* of this machine, for a forecast (predict.h) in the log.
                                        Borrowed by model_create; NULL: no forecast */
     uint32_t forecast_prompt_tokens; /* what it is for */

@@ -151,30 +151,37 @@ static enum status check_options(const struct model_options *options, struct err
     return STATUS_OK;
 }
 
-static enum status refuse(const struct offload_sizes *weights, const struct model_sizes *sizes,
+static enum status refuse(const struct model_options *options, const struct offload_sizes *weights,
+                          const struct model_sizes *sizes,
                           const struct device_memory_report *memory, uint64_t needed_bytes,
                           struct err *err)
 {
-    char text[6][32], shards[64] = "";
+    char text[6][32], shards[64] = "", host[64] = "";
     const uint64_t smallest_bytes = memory->used_bytes + needed_bytes;
 
     if (weights->shard_bytes > 0)
         (void)snprintf(shards, sizeof(shards), "this rank's shards %s, ",
                        size_format(weights->shard_bytes, text[0], sizeof(text[0])));
+    if (options->budget_is_host)
+        (void)snprintf(host, sizeof(host), "homes and loading %s, ",
+                       size_format(weights->host_bytes, text[0], sizeof(text[0])));
     return err_set(err, STATUS_NO_MEMORY,
-                   "the device's memory budget of %s is too small: weights that stay take %s, %s"
-                   "slots %" PRIu64 " x %s, scratch %s, the smallest KV cache (%" PRIu64
-                   " tokens) %s; the smallest budget that would do is %" PRIu64 " bytes (%s)",
+                   "the device's memory budget of %s%s is too small: weights that stay take %s, %s"
+                   "slots %" PRIu64 " x %s, %sscratch %s, the smallest KV cache (%" PRIu64
+                   " tokens) %s; the smallest budget that would do is %" PRIu64 " bytes (%s)%s",
                    size_format(memory->budget_bytes, text[0], sizeof(text[0])),
+                   options->budget_is_host ? " (what this machine has free, less a margin)" : "",
                    size_format(weights->resident_bytes, text[1], sizeof(text[1])), shards,
                    weights->slot_count,
-                   size_format(weights->slot_bytes, text[2], sizeof(text[2])),
+                   size_format(weights->slot_bytes, text[2], sizeof(text[2])), host,
                    size_format(sizes->scratch_bytes + sizes->gathered_bytes, text[3],
                                sizeof(text[3])),
                    sizes->kv[sizes->kv[KV_ALL].layer_count > 0 ? KV_ALL : KV_WINDOW].page_count *
                        sizes->page_size,
                    size_format(sizes->kv_bytes, text[4], sizeof(text[4])), smallest_bytes,
-                   size_format(smallest_bytes, text[5], sizeof(text[5])));
+                   size_format(smallest_bytes, text[5], sizeof(text[5])),
+                   options->offload.automatic
+                       ? "" : "; with --offload-mode auto what does not fit moves");
 }
 
 /* What its operators may take while they run counts as taken. */
@@ -184,6 +191,15 @@ static void report_memory(const struct device *device, struct device_memory_repo
 
     device_memory_report(device, report_out);
     report_out->used_bytes += workspace_bytes;
+}
+
+static struct model_sizes sizes_of(const struct model_options *options,
+                                   const struct device *device)
+{
+    return (struct model_sizes){ .row_count = options->step_row_count_max,
+                                 .sequence_count = options->step_sequence_count_max,
+                                 .page_size = options->kv_page_size,
+                                 .gathers_cache = device_info(device)->gathers_cache };
 }
 
 /* The most pages whose cost is at most `bytes`, from fits (known to fit) to at_most. */
@@ -208,10 +224,7 @@ enum status model__sizes_plan(const struct model_config *config,
                               const struct offload_sizes *weights, struct device *device,
                               struct model_sizes *sizes_out, struct err *err)
 {
-    struct model_sizes sizes = { .row_count = options->step_row_count_max,
-                                 .sequence_count = options->step_sequence_count_max,
-                                 .page_size = options->kv_page_size,
-                                 .gathers_cache = device_info(device)->gathers_cache };
+    struct model_sizes sizes = sizes_of(options, device);
     struct device_memory_report memory;
     uint64_t weight_bytes, free_bytes, wanted, at_most;
     enum status st = check_options(options, err);
@@ -222,6 +235,8 @@ enum status model__sizes_plan(const struct model_config *config,
     report_memory(device, &memory);
     weight_bytes = weights->resident_bytes + weights->shard_bytes +
                    weights->slot_count * weights->slot_bytes + weights->expert_bytes;
+    if (options->budget_is_host && !options->offload.automatic) /* whose few are in the margin */
+        weight_bytes += weights->host_bytes;
     free_bytes = memory.budget_bytes > memory.used_bytes
                      ? memory.budget_bytes - memory.used_bytes : 0;
     wanted = options->kv_token_count == 0 ? 1 : pages_for(options->kv_token_count,
@@ -229,7 +244,7 @@ enum status model__sizes_plan(const struct model_config *config,
     at_most = pages_useful(config, &sizes);
     at_most = options->kv_token_count != 0 || at_most < wanted ? wanted : at_most;
     if (weight_bytes + with_pages(config, wanted, &sizes) > free_bytes)
-        return refuse(weights, &sizes, &memory,
+        return refuse(options, weights, &sizes, &memory,
                       weight_bytes + sizes.scratch_bytes + sizes.gathered_bytes + sizes.kv_bytes,
                       err);
     wanted = most_pages(config, &sizes, wanted, at_most, free_bytes - weight_bytes);
@@ -297,23 +312,53 @@ static uint64_t default_tokens(const struct model_config *config,
     return tokens;
 }
 
+/* What a budget leaves for weights; 0: nothing. */
+static uint64_t weight_bytes_of(const struct model_config *config,
+                                const struct model_options *options, uint64_t budget_bytes,
+                                const struct device_memory_report *memory,
+                                struct model_sizes *sizes)
+{
+    uint64_t tokens = options->kv_token_count, other_bytes;
+
+    if (tokens == 0)
+        tokens = default_tokens(config, options, budget_bytes);
+    other_bytes = memory->used_bytes +
+                  with_pages(config, pages_for(tokens, sizes->page_size), sizes);
+    return budget_bytes > other_bytes ? budget_bytes - other_bytes : 0;
+}
+
+#define STEPS_MAX 64 /* each leaves at most a quarter of the gap, which is the cache's */
+
+uint64_t model__sizes_smallest(const struct model_config *config,
+                               const struct model_options *options, uint64_t weight_bytes,
+                               struct device *device)
+{
+    struct model_sizes sizes = sizes_of(options, device);
+    struct device_memory_report memory;
+    uint64_t budget_bytes = weight_bytes, left_bytes;
+
+    report_memory(device, &memory);
+    for (int step = 0; step < STEPS_MAX; step++) {
+        left_bytes = weight_bytes_of(config, options, budget_bytes, &memory, &sizes);
+        if (left_bytes >= weight_bytes)
+            break;
+        budget_bytes += weight_bytes - left_bytes;
+    }
+    return budget_bytes;
+}
+
 enum status model__sizes_leave(const struct model_config *config, struct model_options *options,
                                struct device *device, uint64_t *weight_bytes_out, struct err *err)
 {
-    const struct offload_sizes none = { 0 };
+    struct model_sizes sizes = sizes_of(options, device);
     struct device_memory_report memory;
-    struct model_sizes sizes;
-    enum status st;
+    const enum status st = check_options(options, err);
 
-    report_memory(device, &memory);
-    st = check_options(options, err);
     if (st != STATUS_OK)
         return st;
+    report_memory(device, &memory);
     if (options->kv_token_count == 0)
         options->kv_token_count = default_tokens(config, options, memory.budget_bytes);
-    st = model__sizes_plan(config, options, &none, device, &sizes, err);
-    if (st == STATUS_OK)
-        *weight_bytes_out = memory.budget_bytes - memory.used_bytes - sizes.scratch_bytes -
-                            sizes.gathered_bytes - sizes.kv_bytes;
-    return st;
+    *weight_bytes_out = weight_bytes_of(config, options, memory.budget_bytes, &memory, &sizes);
+    return STATUS_OK;
 }

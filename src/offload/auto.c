@@ -327,6 +327,8 @@ static enum status refuse(const struct offload *offload, uint64_t smallest_bytes
 {
     char budget[24], smallest[24];
 
+    if (offload->options.weight_budget_smallest_out != NULL)
+        *offload->options.weight_budget_smallest_out = smallest_bytes;
     return err_set(err, STATUS_NO_MEMORY,
                    "--offload-mode auto: %s are left for weights, and what has to stay, with the "
                    "slots for what moves, takes %" PRIu64 " bytes (%s); %" PRIu64
@@ -343,7 +345,7 @@ static enum status choose(struct offload *offload, struct tiles *tiles, struct e
     /* joining and cutting takes some padding of DEVICE_ALIGNMENT for each tile */
     const uint64_t slack_bytes = (uint64_t)tiles->count * DEVICE_ALIGNMENT;
     const uint64_t slots_bytes = (uint64_t)offload->options.slot_count * tiles->slot_bytes;
-    uint64_t all_bytes, saved_bytes, wanted_bytes;
+    uint64_t all_bytes, saved_bytes, moved_bytes, wanted_bytes; /* moved: when all tiles move */
     enum status st = total_bytes(offload, &all_bytes, err);
 
     if (st != STATUS_OK || all_bytes <= budget_bytes)
@@ -354,9 +356,10 @@ static enum status choose(struct offload *offload, struct tiles *tiles, struct e
     all_bytes -= saved_bytes;
     if (all_bytes <= budget_bytes)
         return STATUS_OK;
-    if (tiles->count < 2 ||
-        all_bytes - tiles->bytes + slots_bytes + slack_bytes > budget_bytes)
-        return refuse(offload, all_bytes - tiles->bytes + slots_bytes + slack_bytes, err);
+    moved_bytes = all_bytes - tiles->bytes + slots_bytes + slack_bytes;
+    if (tiles->count < 2 || moved_bytes > budget_bytes)
+        return refuse(offload,
+                      tiles->count < 2 || moved_bytes > all_bytes ? all_bytes : moved_bytes, err);
     wanted_bytes = all_bytes + slots_bytes + slack_bytes - budget_bytes;
     (void)tiles_choose(offload, tiles, wanted_bytes < tiles->bytes ? wanted_bytes : tiles->bytes);
     return STATUS_OK;

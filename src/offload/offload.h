@@ -101,6 +101,8 @@ struct offload_options {
      * move, spread evenly over the layers. Instead of V1 and V2. */
     bool automatic;
     uint64_t weight_budget_bytes; /* auto, experts: for what stays and the slots */
+    uint64_t *weight_budget_smallest_out; /* set where that is too small: the one that would do.
+                                       NULL: nobody asks */
     /* Auto, on a device with a link: host memory for homes, and for all else that the offload takes
      * of it. What does not fit there is at home on the disk. */
     uint64_t host_budget_bytes;

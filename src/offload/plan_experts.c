@@ -142,11 +142,12 @@ static enum status bytes_fill(struct offload *offload, struct err *err)
     return STATUS_OK;
 }
 
-static enum status slots_refuse(const struct offload *offload, uint64_t fitting_count,
-                                struct err *err)
+static enum status slots_refuse(const struct offload *offload, uint64_t used_bytes,
+                                uint64_t fitting_count, struct err *err)
 {
     const struct offload_sizes *sizes = &offload->sizes;
     const uint64_t count_min = offload->options.expert_top_k;
+    const uint64_t smallest_bytes = used_bytes + count_min * sizes->expert_slot_bytes;
     char size[24], more[24];
 
     if (offload->options.expert_slot_count != 0)
@@ -154,11 +155,13 @@ static enum status slots_refuse(const struct offload *offload, uint64_t fitting_
                        "--offload-expert-slots %" PRId64 " is too few: a token is computed with "
                        "%" PRIu64 " experts of a layer, so %" PRIu64 " is the smallest that works",
                        offload->options.expert_slot_count, count_min, count_min);
+    if (offload->options.weight_budget_smallest_out != NULL)
+        *offload->options.weight_budget_smallest_out = smallest_bytes;
     return err_set(err, STATUS_NO_MEMORY,
                    "the budget leaves room for %" PRIu64 " of the %" PRIu64 " slots of %s that a "
                    "token's experts of one layer need; %s more would do", fitting_count, count_min,
                    size_format(sizes->expert_slot_bytes, size, sizeof(size)),
-                   size_format((count_min - fitting_count) * sizes->expert_slot_bytes, more,
+                   size_format(smallest_bytes - offload->options.weight_budget_bytes, more,
                                sizeof(more)));
 }
 
@@ -176,7 +179,7 @@ static enum status slots_choose(struct offload *offload, struct err *err)
         count = options->weight_budget_bytes > used_bytes
                     ? (options->weight_budget_bytes - used_bytes) / sizes->expert_slot_bytes : 0;
     if (count < options->expert_top_k)
-        return slots_refuse(offload, count, err);
+        return slots_refuse(offload, used_bytes, count, err);
     if (count > unit_count) {
         if (options->expert_slot_count != 0)
             log_line(offload->log, LOG_INFO, "--offload-expert-slots %" PRIu64
