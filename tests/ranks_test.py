@@ -222,6 +222,47 @@ def test_a_rank_that_hangs_is_a_dead_one():
         assert next(stream for stream in streams if stream.rank() == 1).ending()["type"] == "length"
 
 
+def test_a_rank_whose_device_fails_is_started_again():
+    """The error of a stream stays, so only a new process helps. Requests that ran hear the device's sentence."""
+    with lighter.Server("--model", lighter.DEMO, "--dp-size", 2, "--device", "sim:fail_launch=3000") as server:
+        answers = []
+        while not any("on purpose" in json.dumps(answer) for answer in answers):
+            answers.append(server.request("/generate", QUESTION)[1])
+            assert len(answers) < 500, answers[-1]
+        wait_until("it is back", lambda: any(rank["restarts"] == 1 and rank["state"] == "up"
+                                             for rank in ranks(server)))
+        wait_until("it answers", lambda: "Paris" in str(server.request("/generate", QUESTION)[1].get("text")))
+        assert any("can't go on" in line for line in server.log), server.log
+
+
+def test_a_rank_that_comes_back_to_other_files_is_refused():
+    """The checkpoint is replaced while serving: a rank that is started again must not answer with other weights
+    than the rest. An update of all ranks ends that."""
+    with tempfile.TemporaryDirectory() as folder:
+        model, new = os.path.join(folder, "model"), os.path.join(folder, "new")
+        shutil.copytree(lighter.DEMO, model)
+        shutil.copytree(lighter.DEMO, new)
+        path = os.path.join(model, "model.safetensors")
+        with lighter.Server("--model", model, "--dp-size", 2, "--offload-group-size", 1) as server:
+            shutil.copy(path, path + ".new")
+            os.replace(path + ".new", path)
+            os.kill(ranks(server)[1]["pid"], signal.SIGKILL)
+            wait_until("it is refused", lambda: any("its files have changed" in line for line in server.log))
+            answers = [server.generate(**QUESTION) for _ in range(3)]
+            assert all("Paris" in answer["text"] for answer in answers), answers
+            assert {answer["meta_info"]["dp_rank"] for answer in answers} == {0}, answers
+            assert server.request("/health")[0] == 200
+            status, answer = server.request("/update_weights_from_disk", {"model_path": new})
+            assert status == 200, answer
+            wait_until("it is back", lambda: all(rank["state"] == "up" for rank in ranks(server)))
+            for victim in (0, 1):  # whose files have not changed
+                old = ranks(server)[victim]["pid"]
+                os.kill(old, signal.SIGKILL)
+                wait_until("it is new", lambda: ranks(server)[victim]["pid"] != old
+                           and ranks(server)[victim]["state"] == "up")
+            assert "Paris" in server.generate(**QUESTION)["text"]
+
+
 def test_all_ranks_die_and_come_back():
     with lighter.Server("--model", lighter.DEMO, "--dp-size", 2) as server:
         old = [rank["pid"] for rank in ranks(server)]

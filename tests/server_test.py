@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import urllib.parse
+import urllib.request
 
 import lighter
 from lighter import WAIT_SECONDS, wait_until
@@ -117,6 +118,40 @@ def test_metrics_are_what_prometheus_reads():
     for name in ("lighter_requests_running", "lighter_steps_total", "lighter_kv_pages_free",
                  'lighter_offload_stall_seconds_total{cause="link"}'):
         assert values[name] >= 0, name
+
+
+def test_metrics_are_the_reports_numbers():
+    """Of a server that offloads: every figure of the report by home, by cause and over the run is there."""
+    with lighter.Server("--model", lighter.DEMO, "--device", "sim:memory=64MiB,link=200MB/s", "--offload-experts",
+                        "--offload-mode", "disk", "--offload-expert-slots", "8") as own:
+        own.generate(text=PROMPTS[0], sampling_params=GREEDY)
+        report = engine(own)["offload"]
+        with urllib.request.urlopen(own.url + "/metrics") as response:
+            text = response.read().decode()
+        values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    wanted = {"lighter_offload_run_seconds_total": report["run_s"],
+              "lighter_offload_link_use_ratio": report["link"]["use_share_of_run"],
+              "lighter_offload_bound_ratio": report["bound"]["share_of_run"]}
+    for cause, seconds in report["stalls"].items():
+        wanted['lighter_offload_stall_seconds_total{cause="%s"}' % cause] = seconds
+    for name, key in (("moved_bytes", "bytes_moved"), ("demanded_bytes", "bytes_demanded"),
+                      ("guessed_used_bytes", "bytes_guessed_used"), ("guessed_wasted_bytes", "bytes_guessed_wasted"),
+                      ("reread_bytes", "bytes_reread"), ("cache_hits", "hits"), ("cache_misses", "misses")):
+        for home, row in report["homes"].items():
+            wanted['lighter_offload_%s_total{home="%s"}' % (name, home)] = row[key]
+    assert report["homes"]["disk"]["misses"] > 0, report["homes"]
+    for name, value in wanted.items():
+        assert abs(float(values[name]) - value) <= 1e-6 * abs(value), (name, values.get(name), value)
+
+
+def test_health_says_when_the_device_has_failed_for_good():
+    with lighter.Server("--model", lighter.DEMO, "--device", "sim:fail_launch=2000") as own:
+        assert own.request("/health")[0] == 200
+        while own.request("/generate", {"text": PROMPTS[0], "sampling_params": GREEDY})[0] == 200:
+            pass
+        status, answer = own.request("/health")
+        assert status == 503 and "on purpose" in answer["error"]["message"], (status, answer)
+        assert "on purpose" in engine(own)["stopped"]
 
 
 def test_a_browser_gets_a_page_of_its_own():

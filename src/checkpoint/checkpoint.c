@@ -7,6 +7,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/size.h"
 #include "checkpoint/internal.h"
@@ -259,6 +260,30 @@ const char *ckpt_file_path(const struct ckpt *ckpt, uint32_t file_index)
 {
     assert(file_index < ckpt->file_count);
     return ckpt->files[file_index].path;
+}
+
+/* FNV-1a (http://www.isthe.com/chongo/tech/comp/fnv), of 64 bits. */
+static uint64_t hash_number(uint64_t hash, uint64_t number)
+{
+    for (unsigned shift = 0; shift < 64; shift += 8)
+        hash = (hash ^ (number >> shift & 0xff)) * UINT64_C(0x100000001b3);
+    return hash;
+}
+
+uint64_t ckpt_stamp(const struct ckpt *ckpt)
+{
+    uint64_t hash = UINT64_C(0xcbf29ce484222325);
+
+    for (uint32_t i = 0; i < ckpt->file_count; i++) {
+        struct stat about = { .st_size = 0 };
+
+        (void)fstat(ckpt->files[i].fd, &about); /* of an open file: cannot fail */
+        hash = hash_number(hash, (uint64_t)about.st_ino);
+        hash = hash_number(hash, (uint64_t)about.st_size);
+        hash = hash_number(hash, (uint64_t)about.st_mtim.tv_sec);
+        hash = hash_number(hash, (uint64_t)about.st_mtim.tv_nsec);
+    }
+    return hash;
 }
 
 enum status ckpt_read(const struct ckpt *ckpt, const struct ckpt_tensor *tensor,

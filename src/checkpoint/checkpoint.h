@@ -53,6 +53,9 @@ const struct ckpt_tensor *ckpt_tensor_at(const struct ckpt *ckpt, size_t index);
 const struct ckpt_tensor *ckpt_find(const struct ckpt *ckpt, const char *name); /* NULL: none */
 uint32_t ckpt_file_count(const struct ckpt *ckpt);
 const char *ckpt_file_path(const struct ckpt *ckpt, uint32_t file_index);
+/* Another number when the files are others, or have been written to: of their sizes, times and
+ * inodes, as they are now. Of this machine only. */
+uint64_t ckpt_stamp(const struct ckpt *ckpt);
 
 /* Reads size_bytes of the tensor's data, from offset_bytes in it. */
 enum status ckpt_read(const struct ckpt *ckpt, const struct ckpt_tensor *tensor,

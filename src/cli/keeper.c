@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -29,6 +30,11 @@ void cli_life_tell_front(const struct cli_life *life, const char *front)
     (void)dprintf(life->keeper_fd, "front %s\n", front);
 }
 
+void cli_life_tell_files(const struct cli_life *life, const struct cli_files *files)
+{
+    (void)dprintf(life->keeper_fd, "files %" PRIu64 " %" PRIu64 "\n", files->serial, files->stamp);
+}
+
 void cli_life_tell_ready(const struct cli_life *life)
 {
     (void)dprintf(life->keeper_fd, "ready\n");
@@ -38,6 +44,7 @@ void cli_life_tell_ready(const struct cli_life *life)
 static size_t take_lines(struct cli_keeper *keeper, struct watched *watched, char *text,
                          size_t size)
 {
+    struct cli_files files;
     char *begin = text;
     char *end;
 
@@ -48,6 +55,8 @@ static size_t take_lines(struct cli_keeper *keeper, struct watched *watched, cha
             watched->ready_ns = clock_now_ns();
         } else if (strncmp(begin, "front ", 6) == 0 && strlen(begin + 6) < sizeof(keeper->front)) {
             memcpy(keeper->front, begin + 6, strlen(begin + 6) + 1);
+        } else if (sscanf(begin, "files %" SCNu64 " %" SCNu64, &files.serial, &files.stamp) == 2) {
+            keeper->files = files;
         }
         begin = end + 1;
     }
@@ -80,7 +89,9 @@ static void watch(struct cli_keeper *keeper, struct watched *watched, int fd)
 static bool live_once(struct cli_keeper *keeper, bool first, struct watched *watched)
 {
     const pid_t self = getpid();
-    struct cli_life life = { .first = first, .memory_left_bytes = keeper->memory_left_bytes };
+    struct cli_life life = {
+        .first = first, .memory_left_bytes = keeper->memory_left_bytes, .files = keeper->files,
+    };
     int fds[2];
 
     *watched = (struct watched){ .pid = -1 };

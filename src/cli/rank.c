@@ -33,6 +33,7 @@ struct self {
     struct cluster *cluster;
     struct fleet_rank *rank;
     struct cli_session session;
+    struct cli_files files;          /* what is served; the rank's thread's once it serves */
 };
 
 static uint32_t environment_number(const char *name)
@@ -95,10 +96,30 @@ static void on_gone(void *user, const char *why)
     _exit(CLI_LIFE_ORPHAN);
 }
 
+/* A device whose error stays, or files that have changed: who comes next may do better. */
+static void on_stopped(void *user, const char *why)
+{
+    const struct self *self = user;
+
+    log_line(self->log, LOG_ERROR, "this rank can't go on and is started again: %s", why);
+    _exit(1);
+}
+
+/* A successor has to load what all serve now. */
+static void on_updated(void *user)
+{
+    struct self *self = user;
+
+    self->files.serial++;
+    self->files.stamp = model_update_stamp(self->session.model);
+    cli_life_tell_files(self->life, &self->files);
+}
+
 static enum status connect_front(struct self *self, struct err *err)
 {
     const struct fleet_rank_options options = {
-        .front = self->front, .rank = self->place.rank, .on_gone = on_gone, .user = self,
+        .front = self->front, .rank = self->place.rank, .on_gone = on_gone,
+        .on_stopped = on_stopped, .on_updated = on_updated, .user = self,
     };
 
     return self->rank != NULL ? STATUS_OK : fleet_rank_connect(&options, &self->rank, err);
@@ -154,6 +175,9 @@ static void take_weights(struct self *self)
     const struct fleet_rank_weights *weights = fleet_rank_weights(self->rank);
     struct cli_options *options = &self->options;
 
+    self->files.serial = weights != NULL ? weights->serial : 0;
+    if (self->life->files.serial == self->files.serial)
+        self->session.stamp = self->life->files.stamp;
     if (weights == NULL)
         return;
     options->model = weights->model_path;
@@ -184,6 +208,8 @@ static enum status serve(struct self *self, bool *finalize_out, struct err *err)
                                &console->progress, err);
     if (st != STATUS_OK)
         return st;
+    self->files.stamp = self->session.stamp;
+    cli_life_tell_files(self->life, &self->files);
     cli_life_tell_ready(self->life);
     shares = offload_share_text(model_offload(self->session.model), text);
     return fleet_rank_serve(self->rank, self->session.engine, shares ? text : NULL, finalize_out,

@@ -332,6 +332,23 @@ static enum status find_host_budget(const struct cli_session *session, const str
     return STATUS_OK;
 }
 
+static enum status open_checkpoint(struct cli_session *session, const struct cli_options *options,
+                                   struct err *err)
+{
+    const uint64_t wanted = session->stamp;
+    const enum status st = ckpt_open(options->model, &session->ckpt, err);
+
+    if (st != STATUS_OK)
+        return st;
+    session->stamp = ckpt_stamp(session->ckpt);
+    if (wanted == 0 || session->stamp == wanted)
+        return STATUS_OK;
+    return err_set(err, STATUS_UNAVAILABLE,
+                   "%s: its files have changed since this rank loaded them before, and others may "
+                   "still answer with what they were; update all ranks to a folder of new ones "
+                   "(/update_weights_from_disk), or start the server again", options->model);
+}
+
 enum status cli_session_start(struct cli_session *session, const struct cli_options *options,
                               const struct cli_demand *demand, const struct log *log,
                               const struct progress *progress, struct err *err)
@@ -347,7 +364,7 @@ enum status cli_session_start(struct cli_session *session, const struct cli_opti
         st = open_device(session, options, log, err);
     if (st != STATUS_OK)
         return st;
-    st = ckpt_open(options->model, &session->ckpt, err);
+    st = open_checkpoint(session, options, err);
     if (st != STATUS_OK)
         return st;
     heap_trim(); /* what reading tokenizer and checkpoint took */

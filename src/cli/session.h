@@ -38,6 +38,8 @@ struct cli_session {
     const char *inherited;       /* likewise; as offload_options has it */
     const struct model_info *served; /* borrowed, set before the start: what others serve already
                                         and this is to be the same as; NULL: nothing */
+    uint64_t stamp;              /* ckpt_stamp of ckpt. Set before the start: what it has to be; 0:
+                                        anything */
     uint64_t charged_bytes;      /* of host memory, for the engine, and what was open
                                   before the model */
     uint64_t host_reserve_bytes; /* of host memory, for the same */

@@ -408,18 +408,30 @@ enum status engine_update(struct engine *engine, const struct engine_update *upd
     return st;
 }
 
+enum status engine_health(struct engine *engine, struct err *err)
+{
+    struct err stopped;
+
+    pthread_mutex_lock(&engine->lock);
+    stopped = engine->stopped;
+    pthread_mutex_unlock(&engine->lock);
+    return stopped.status == STATUS_OK ? STATUS_OK
+                                       : err_set(err, stopped.status, "%s", stopped.message);
+}
+
 json_t *engine_report_json(struct engine *engine)
 {
     struct engine__counters c;
     char version[ENGINE_VERSION_BYTES_MAX];
     json_t *manifest;
-    struct err failure;
+    struct err failure, stopped;
     struct engine_pages pages_free;
     uint32_t running, waiting;
 
     pthread_mutex_lock(&engine->lock);
     c = engine->counters;
     failure = engine->last_failure;
+    stopped = engine->stopped;
     running = engine->running_count;
     waiting = engine->waiting_count;
     pages_free = engine->pages_free;
@@ -427,7 +439,7 @@ json_t *engine_report_json(struct engine *engine)
     memcpy(version, engine->weight_version, sizeof(version));
     pthread_mutex_unlock(&engine->lock);
     return json_pack(
-        "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s*, s:I, s:I, s:f,"
+        "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s*, s:s*, s:I, s:I, s:f,"
         " s:{s:I, s:I, s:I, s:I, s:I, s:I}, s:o*, s:o*}",
         "weight_version", version, "running", (json_int_t)running, "running_max",
         (json_int_t)engine->options.running_count_max, "waiting", (json_int_t)waiting,
@@ -436,8 +448,10 @@ json_t *engine_report_json(struct engine *engine)
         (json_int_t)c.aborted, "refused_busy", (json_int_t)c.refused_busy, "steps",
         (json_int_t)c.steps, "rows", (json_int_t)c.rows, "failed_steps",
         (json_int_t)c.failed_steps, "last_failure",
-        c.failed_steps > 0 ? failure.message : NULL, "prompt_tokens", (json_int_t)c.prompt_tokens,
-        "completion_tokens", (json_int_t)c.completion_tokens, "step_s", (double)c.step_ns * 1e-9,
+        c.failed_steps > 0 ? failure.message : NULL, "stopped",
+        stopped.status != STATUS_OK ? stopped.message : NULL, "prompt_tokens",
+        (json_int_t)c.prompt_tokens, "completion_tokens", (json_int_t)c.completion_tokens,
+        "step_s", (double)c.step_ns * 1e-9,
         "kv", "page_size", (json_int_t)engine->limits.page_size, "pages",
         (json_int_t)engine->limits.page_count.all, "pages_free", (json_int_t)pages_free.all,
         "bytes_per_token", (json_int_t)engine->info->kv_bytes_per_token, "window_pages",

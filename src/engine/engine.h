@@ -193,11 +193,16 @@ struct engine_update {
 enum status engine_update(struct engine *engine, const struct engine_update *update,
                           uint32_t *paused_count_out, struct err *err);
 
+/* STATUS_OK while steps can succeed; else why none can any more: the sentence of the step that
+ * found out. A live update may help. */
+enum status engine_health(struct engine *engine, struct err *err);
+
 /* A JSON object that the caller owns:
  *   weight_version                                      of the weights that serve now
  *   running, running_max, waiting, waiting_max          requests, now and at most
  *   submitted, finished, aborted, refused_busy          requests since the start or the last reset
  *   steps, rows, step_s, failed_steps, last_failure     what the model ran (absent: never failed)
+ *   stopped                                             engine_health's sentence (absent: goes on)
  *   prompt_tokens, completion_tokens
  *   kv: {page_size, pages, pages_free, bytes_per_token, window_pages, window_pages_free}
  *                                                       the last two of the layers with a window

@@ -280,11 +280,13 @@ static void a_failed_step_ends_its_requests(void **state)
 {
     struct harness broken;
     static struct client clients[5];
+    struct err err;
     json_t *report;
 
     (void)state;
     harness_open(&broken, HARNESS_TINY, "sim:memory=64MiB,fail_launch=300", 4 * 512);
     harness_start(&broken, NULL);
+    assert_int_equal(engine_health(broken.engine, &err), STATUS_OK);
     for (size_t i = 0; i < COUNT(clients); i++) {
         client_init(&clients[i]);
         if (i < 4)
@@ -308,7 +310,9 @@ static void a_failed_step_ends_its_requests(void **state)
     assert_in_range(harness_report(broken.engine, NULL, "failed_steps"), 1, 5);
     report = engine_report_json(broken.engine);
     assert_non_null(strstr(json_string_value(json_object_get(report, "last_failure")), "purpose"));
+    assert_non_null(json_object_get(report, "stopped")); /* a stream's error stays */
     json_decref(report);
+    assert_int_equal(engine_health(broken.engine, &err), STATUS_DEVICE);
     for (size_t i = 0; i < COUNT(clients); i++)
         client_deinit(&clients[i]);
     harness_close(&broken);

@@ -322,6 +322,7 @@ struct engine {
     uint64_t last_id;
     struct engine__counters counters;
     struct err last_failure;             /* of a step; read when counters.failed_steps > 0 */
+    struct err stopped;                  /* model_health, as of the last step */
     bool draining, stopping;
     bool updating;                       /* an update is under way */
     json_t *manifest;

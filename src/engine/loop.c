@@ -295,6 +295,18 @@ static void trace_step(const struct engine *engine, uint64_t start_ns, uint64_t 
     trace_add(engine->options.trace, &span);
 }
 
+/* Whether there can be another step. It is told behind what the last one's requests are told, so
+ * that whoever ends for it has let them know. */
+static void note_health(struct engine *engine)
+{
+    struct err health = { .status = STATUS_OK };
+
+    (void)model_health(engine->model, &health);
+    pthread_mutex_lock(&engine->lock);
+    engine->stopped = health;
+    pthread_mutex_unlock(&engine->lock);
+}
+
 static void run_step(struct engine *engine)
 {
     const struct model_step *step = &engine->batch.step;
@@ -328,6 +340,8 @@ static void run_step(struct engine *engine)
         if (request->finish == FINISH_NONE) /* canceled meanwhile */
             engine__request_abort(request, STATUS_CANCELED, "the request was canceled");
     dismiss(engine, ended);
+    if (st != STATUS_OK || engine->stopped.status != STATUS_OK) /* this thread alone writes it */
+        note_health(engine);
 }
 
 /* Gives each admitted request its memory and pages; one that gets none leaves with the next
@@ -421,6 +435,7 @@ enum status engine__run_update(struct engine *engine, struct engine__job *job, s
         engine->manifest = manifest;
     }
     pthread_mutex_unlock(&engine->lock);
+    note_health(engine);
     return st;
 }
 

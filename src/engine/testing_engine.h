@@ -48,7 +48,7 @@ struct engine {
     bool has_thread;
     pthread_mutex_t lock;       /* guards the rest; not held during callbacks */
     pthread_cond_t changed;
-    bool held, draining, stopping, garbage;
+    bool held, draining, stopping, garbage, stopped;
     uint64_t next_id, cancel_count, submit_count, running_count, room;
     struct testing_request requests[TESTING_REQUESTS];
 };
@@ -296,6 +296,16 @@ enum status engine_update(struct engine *engine, const struct engine_update *upd
     if (st == STATUS_OK && paused_count_out != NULL)
         *paused_count_out = paused_count;
     return st;
+}
+
+enum status engine_health(struct engine *engine, struct err *err)
+{
+    bool stopped;
+
+    (void)pthread_mutex_lock(&engine->lock);
+    stopped = engine->stopped;
+    (void)pthread_mutex_unlock(&engine->lock);
+    return stopped ? err_set(err, STATUS_DEVICE, "the device is on fire") : STATUS_OK;
 }
 
 json_t *engine_report_json(struct engine *engine)

@@ -52,8 +52,7 @@ static enum status local_update(struct fleet *fleet, const struct engine_update 
 
 static enum status local_health(struct fleet *fleet, struct err *err)
 {
-    (void)fleet, (void)err;
-    return STATUS_OK;
+    return engine_health(engine_of(fleet), err);
 }
 
 static const struct fleet_ops local_ops = {

@@ -347,7 +347,7 @@ json_t *fleet__welcome_json(const char *token, const struct fleet_rank_weights *
         (void)json_object_set_new(json, "shares", json_string(shares));
     if (weights == NULL)
         return json;
-    own = json_pack("{s:o, s:o*, s:o}", "model_path",
+    own = json_pack("{s:I, s:o, s:o*, s:o}", "serial", (json_int_t)weights->serial, "model_path",
                     fleet__text_json(weights->model_path, strlen(weights->model_path)),
                     "weight_version",
                     weights->weight_version == NULL
@@ -368,6 +368,7 @@ enum status fleet__welcome_read(const json_t *json, const char **token_out, bool
 {
     const json_t *own = json_object_get(json, "weights");
     struct fleet_rank_weights weights = { .model_path = NULL };
+    int64_t serial = 0;
     const char *token = NULL;
     enum status st = json_get_string(json, "token", WHAT, &token, err);
 
@@ -382,11 +383,14 @@ enum status fleet__welcome_read(const json_t *json, const char **token_out, bool
     if (st == STATUS_OK && own != NULL)
         st = json_get_string(own, "weight_version", WHAT, &weights.weight_version, err);
     if (st == STATUS_OK && own != NULL)
+        st = json_get_int_required(own, "serial", WHAT, 1, INT64_MAX, &serial, err);
+    if (st == STATUS_OK && own != NULL)
         st = info_read(json_object_get(own, "info"), &weights.info, err);
     if (st != STATUS_OK)
         return st;
     *token_out = token;
     *has_weights_out = own != NULL;
+    weights.serial = (uint64_t)serial;
     *weights_out = weights;
     return STATUS_OK;
 }

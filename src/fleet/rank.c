@@ -227,6 +227,20 @@ static bool is_stopping(struct fleet_rank *rank)
     return stopping;
 }
 
+/* Hands over to a new process when the engine can't go on and all it has said is sent. */
+static void check_engine(struct fleet_rank *rank)
+{
+    struct engine *engine;
+    struct err why;
+
+    pthread_mutex_lock(&rank->lock);
+    engine = rank->stopping ? NULL : rank->engine;
+    pthread_mutex_unlock(&rank->lock);
+    if (engine != NULL && !fleet__link_wants_out(&rank->link) &&
+        engine_health(engine, &why) != STATUS_OK)
+        rank->options.on_stopped(rank->options.user, why.message);
+}
+
 static void *rank_thread(void *user)
 {
     struct fleet_rank *rank = user;
@@ -254,6 +268,7 @@ static void *rank_thread(void *user)
             st = fleet__link_flush(&rank->link, &err);
         if (st == STATUS_OK && (fds[0].revents & ~POLLOUT) != 0)
             st = read_all(rank, &err);
+        check_engine(rank);
         if (st == STATUS_OK && clock_now_ns() - rank->heard_ns > FRONT_SILENCE_NS)
             st = err_set(&err, STATUS_PEER, "the front end has been silent for too long");
     }

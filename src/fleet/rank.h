@@ -25,6 +25,11 @@ struct fleet_rank_options {
     uint32_t rank;
     /* From the rank's thread: the front end is gone, or talks nonsense. Should end the process. */
     void (*on_gone)(void *user, const char *why);
+    /* From the rank's thread: the engine can't go on (engine_health), and its requests have been
+     * told. Should end the process: a new one may do better. */
+    void (*on_stopped)(void *user, const char *why);
+    /* From a thread of the rank's: its weights were updated, as all others'. NULL is fine. */
+    void (*on_updated)(void *user);
     void *user;
 };
 
@@ -33,6 +38,7 @@ enum status fleet_rank_connect(const struct fleet_rank_options *options,
                                struct fleet_rank **rank_out, struct err *err);
 /* What the fleet serves when its weights were updated since it started. */
 struct fleet_rank_weights {
+    uint64_t serial;             /* of their update: the first is 1 */
     const char *model_path;
     const char *weight_version;  /* NULL: as at the start */
     struct model_info info;      /* of the model as all serve it: its context, where a text ends */

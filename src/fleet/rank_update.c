@@ -54,9 +54,11 @@ static enum status meet(void *user, enum offload_update_step step, enum status o
 static void *update_thread(void *user)
 {
     struct fleet_rank *rank = user;
-    struct err err;
+    struct err err; /* all was said there */
 
-    (void)engine_update(rank->engine, &rank->update.wanted, NULL, &err); /* all was said there */
+    if (engine_update(rank->engine, &rank->update.wanted, NULL, &err) == STATUS_OK &&
+        rank->options.on_updated != NULL)
+        rank->options.on_updated(rank->options.user);
     return NULL;
 }
 

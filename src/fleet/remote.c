@@ -322,14 +322,18 @@ static const struct model_info *remote_model_info(const struct fleet *fleet)
 static enum status remote_health(struct fleet *fleet, struct err *err)
 {
     struct fleet__remote *remote = remote_of(fleet);
-    bool any = false;
+    enum status st = STATUS_UNAVAILABLE;
+    const char *why = "they are being started again";
 
     pthread_mutex_lock(&remote->lock);
+    if (remote->has_failed)
+        why = remote->failure.message;
     for (uint32_t i = 0; i < remote->options.rank_count; i++)
-        any = any || remote->peers[i].state == FLEET__UP;
+        st = remote->peers[i].state == FLEET__UP ? STATUS_OK : st;
+    if (st != STATUS_OK)
+        st = err_set(err, st, "no rank is up: %.600s", why);
     pthread_mutex_unlock(&remote->lock);
-    return any ? STATUS_OK
-               : err_set(err, STATUS_UNAVAILABLE, "no rank is up; they are being started again");
+    return st;
 }
 
 /* -- who starts the ranks ---------------------------------------------------------------------- */

@@ -167,6 +167,7 @@ static enum status on_failed(struct fleet__remote *remote, const struct fleet__p
                              const json_t *json, struct err *err)
 {
     struct err said = { 0 };
+    bool is_serving;
     enum status status = STATUS_OK;
     enum status st = fleet__status_read(json, &status, &said, err);
 
@@ -175,6 +176,7 @@ static enum status on_failed(struct fleet__remote *remote, const struct fleet__p
     if (status == STATUS_OK)
         return err_set(err, STATUS_PEER, "it failed without an error");
     pthread_mutex_lock(&remote->lock);
+    is_serving = remote->is_serving; /* else whoever starts the ranks says it */
     if (!remote->has_failed) {
         remote->failure = said;
         remote->has_failed = true;
@@ -182,8 +184,8 @@ static enum status on_failed(struct fleet__remote *remote, const struct fleet__p
     }
     pthread_cond_broadcast(&remote->changed);
     pthread_mutex_unlock(&remote->lock);
-    log_line(remote->log, LOG_DEBUG, "rank %u has failed: %s", rank_of(remote, peer),
-             said.message);
+    log_line(remote->log, is_serving ? LOG_WARN : LOG_DEBUG, "rank %u has failed: %s",
+             rank_of(remote, peer), said.message);
     return STATUS_OK;
 }
 

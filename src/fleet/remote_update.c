@@ -37,8 +37,8 @@ bool fleet__update_weights(const struct fleet__remote *remote,
     if (remote->model_path == NULL)
         return false;
     *weights_out = (struct fleet_rank_weights){
-        .model_path = remote->model_path, .weight_version = remote->weight_version,
-        .info = remote->info,
+        .serial = remote->weights_serial, .model_path = remote->model_path,
+        .weight_version = remote->weight_version, .info = remote->info,
     };
     return true;
 }

@@ -217,6 +217,7 @@ struct model {
     bool has_forecast;
     struct model_forecast forecast;
     uint64_t host_room_bytes;    /* host memory that the offload was given; 0: not bounded */
+    struct err stopped;          /* why no pass can succeed any more; STATUS_OK: one can */
     void *scratch;
     uint64_t scratch_bytes;
     void *kv;                    /* kv.c */

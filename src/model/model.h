@@ -118,6 +118,8 @@ enum status model_update_prepare(struct model *model, const char *path, bool sam
 enum status model_update_commit(struct model_update *update, const struct offload_meeting *meeting,
                                 struct err *err);
 void model_update_destroy(struct model_update *update);
+/* ckpt_stamp of the last update's checkpoint. By whoever committed it. */
+uint64_t model_update_stamp(const struct model *model);
 
 struct model_step {
     uint32_t row_count;             /* 1 to step_row_count_max */
@@ -140,5 +142,8 @@ struct model_step {
  * positions, and all earlier positions must be in the cache or in this step. */
 enum status model_forward(struct model *model, const struct model_step *step, float *logits_out,
                           struct err *err);
+/* STATUS_OK while another step may succeed; else why the last one failed for good: a device whose
+ * error stays, files that have changed. By the thread that runs the steps. */
+enum status model_health(const struct model *model, struct err *err);
 
 #endif

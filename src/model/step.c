@@ -211,6 +211,7 @@ enum status model_forward(struct model *model, const struct model_step *step, fl
                                .buffers = &model->buffers, .status = STATUS_OK, .err = err };
     struct err ignored;
 
+    assert(err != NULL);
     check_step(model, step);
     upload(&pass, step);
     embed(&pass, step);
@@ -230,9 +231,18 @@ enum status model_forward(struct model *model, const struct model_step *step, fl
     }
     if (pass.status == STATUS_OK)
         pass.status = stream_sync(model->stream, err);
+    model->stopped.status = STATUS_OK;
     if (pass.status == STATUS_OK)
         offload_pass_done(model->offload);
-    else
-        (void)offload_pass_abort(model->offload, &ignored); /* the first failure is the answer */
+    else if (offload_pass_abort(model->offload, &ignored) != STATUS_OK)
+        model->stopped = *err; /* the first failure is the answer */
     return pass.status;
+}
+
+enum status model_health(const struct model *model, struct err *err)
+{
+    const struct err *stopped = &model->stopped;
+
+    return stopped->status == STATUS_OK ? STATUS_OK
+                                        : err_set(err, stopped->status, "%s", stopped->message);
 }

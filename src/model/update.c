@@ -5,6 +5,7 @@
  * checkpoint must hold exactly the parameters that the old one did, as at a start. Their dtypes may
  * differ: weights keep the dtype in which they are served. What a checkpoint says about ending a
  * text (bos, eos), and its tokenizer, stay as at the start. */
+#include <assert.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -139,7 +140,14 @@ enum status model_update_commit(struct model_update *update, const struct offloa
         return st;
     model->own_ckpt = update->ckpt;
     update->ckpt = old;
+    model->stopped.status = STATUS_OK; /* a pass will tell */
     return STATUS_OK;
+}
+
+uint64_t model_update_stamp(const struct model *model)
+{
+    assert(model->own_ckpt != NULL);
+    return ckpt_stamp(model->own_ckpt);
 }
 
 void model_update_destroy(struct model_update *update)

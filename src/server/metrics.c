@@ -77,6 +77,19 @@ static const struct metric metrics[] = {
       "offload.disk.busy_share_of_run", NULL, NULL },
     { "lighter_offload_disk_read_bytes_total", "Bytes read from the disk.", COUNTER,
       "offload.disk.bytes_read", NULL, NULL },
+    { "lighter_offload_bound_ratio",
+      "Share of the run that what moved takes at the full rate of link and disk.", GAUGE,
+      "offload.bound.share_of_run", NULL, NULL },
+    { "lighter_memory_budget_bytes", "Device memory that may be taken.", GAUGE,
+      "offload.memory.budget_bytes", NULL, NULL },
+    { "lighter_memory_used_bytes", "Device memory that is taken.", GAUGE,
+      "offload.memory.used_bytes", NULL, NULL },
+    { "lighter_memory_peak_bytes", "Device memory that was taken at most.", GAUGE,
+      "offload.memory.peak_bytes", NULL, NULL },
+    { "lighter_host_memory_used_bytes", "Host memory that is taken.", GAUGE,
+      "offload.memory.host_used_bytes", NULL, NULL },
+    { "lighter_host_memory_peak_bytes", "Host memory that was taken at most.", GAUGE,
+      "offload.memory.host_peak_bytes", NULL, NULL },
 };
 
 /* What "a.b" leads to; NULL: nothing. */

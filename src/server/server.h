@@ -1,7 +1,8 @@
 /* server/server.h - HTTP in front of a fleet, in the shapes of SGLang's native interface.
  *
  *     POST /generate           a prompt, or a list of them; whole or as server-sent events
- *     GET  /health             200 while requests are taken, 503 while the server drains
+ *     GET  /health             200 while requests can be answered, else 503 and why: the server
+ *                              drains, no rank is up, or the device has failed for good
  *     GET  /health_generate    200 after the model has generated one token
  *     GET  /get_model_info     what is served
  *     GET  /get_server_info    how it was started, and the engines' report

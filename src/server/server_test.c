@@ -459,6 +459,18 @@ static void what_is_served_is_told(void **state)
 
 /* ---- what is refused ---- */
 
+static void health_follows_the_engine(void **state)
+{
+    struct fixture fixture = start(NULL);
+
+    (void)state;
+    testing_engine_set(fixture.engine, &fixture.engine->stopped, true);
+    check_error(exchange(&fixture, "GET /health HTTP/1.1\r\nHost: h\r\n\r\n"), 503, "on fire");
+    testing_engine_set(fixture.engine, &fixture.engine->stopped, false);
+    assert_int_equal(exchange(&fixture, "GET /health HTTP/1.1\r\nHost: h\r\n\r\n")->code, 200);
+    stop(&fixture);
+}
+
 static void bad_requests_are_told_why(void **state)
 {
     static const struct {
@@ -902,6 +914,7 @@ int main(void)
         cmocka_unit_test(many_are_served_at_once),
         cmocka_unit_test(a_connection_is_kept),
         cmocka_unit_test(what_is_served_is_told),
+        cmocka_unit_test(health_follows_the_engine),
         cmocka_unit_test(bad_requests_are_told_why),
         cmocka_unit_test(broken_http_does_not_hurt),
         cmocka_unit_test(headers_have_a_limit),
