@@ -193,13 +193,17 @@ static void report_memory(const struct device *device, struct device_memory_repo
     report_out->used_bytes += workspace_bytes;
 }
 
-static struct model_sizes sizes_of(const struct model_options *options,
+static struct model_sizes sizes_of(const struct model_config *config,
+                                   const struct model_options *options,
                                    const struct device *device)
 {
-    return (struct model_sizes){ .row_count = options->step_row_count_max,
+    struct model_sizes sizes = { .row_count = options->step_row_count_max,
                                  .sequence_count = options->step_sequence_count_max,
                                  .page_size = options->kv_page_size,
                                  .gathers_cache = device_info(device)->gathers_cache };
+
+    count_layers(config, &sizes);
+    return sizes;
 }
 
 /* The most pages whose cost is at most `bytes`, from fits (known to fit) to at_most. */
@@ -224,14 +228,14 @@ enum status model__sizes_plan(const struct model_config *config,
                               const struct offload_sizes *weights, struct device *device,
                               struct model_sizes *sizes_out, struct err *err)
 {
-    struct model_sizes sizes = sizes_of(options, device);
     struct device_memory_report memory;
     uint64_t weight_bytes, free_bytes, wanted, at_most;
+    struct model_sizes sizes;
     enum status st = check_options(options, err);
 
     if (st != STATUS_OK)
         return st;
-    count_layers(config, &sizes);
+    sizes = sizes_of(config, options, device);
     report_memory(device, &memory);
     weight_bytes = weights->resident_bytes + weights->shard_bytes +
                    weights->slot_count * weights->slot_bytes + weights->expert_bytes;
@@ -333,7 +337,7 @@ uint64_t model__sizes_smallest(const struct model_config *config,
                                const struct model_options *options, uint64_t weight_bytes,
                                struct device *device)
 {
-    struct model_sizes sizes = sizes_of(options, device);
+    struct model_sizes sizes = sizes_of(config, options, device);
     struct device_memory_report memory;
     uint64_t budget_bytes = weight_bytes, left_bytes;
 
@@ -350,12 +354,13 @@ uint64_t model__sizes_smallest(const struct model_config *config,
 enum status model__sizes_leave(const struct model_config *config, struct model_options *options,
                                struct device *device, uint64_t *weight_bytes_out, struct err *err)
 {
-    struct model_sizes sizes = sizes_of(options, device);
-    struct device_memory_report memory;
     const enum status st = check_options(options, err);
+    struct device_memory_report memory;
+    struct model_sizes sizes;
 
     if (st != STATUS_OK)
         return st;
+    sizes = sizes_of(config, options, device);
     report_memory(device, &memory);
     if (options->kv_token_count == 0)
         options->kv_token_count = default_tokens(config, options, memory.budget_bytes);
