@@ -9,7 +9,7 @@
 #include "offload/disk/reader.h"
 
 #define DISK_MEMORY_MIN (4 * MIB)
-#define BUDGET_SHARE 4 /* of the device's memory, one part in so many may be used */
+#define BUDGET_SHARE 2 /* of the device's memory, one part in so many may be used */
 
 /* A rate given as "1GB/s". */
 static enum status read_assumed(const char *assume, struct model_rates *rates, struct err *err)

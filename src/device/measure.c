@@ -1,12 +1,14 @@
 /* device/measure.c - see measure.h. */
 #include "device/measure.h"
 
-#include <assert.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/size.h"
 
-#define WEIGHT_BYTES_MAX (192 * MIB) /* well past what caches hold */
+/* Weights to measure with: well past what caches hold, which on some servers is half a gigabyte. */
+#define WEIGHT_BYTES_MIN (96 * MIB)
+#define WEIGHT_BYTES_MAX (2 * GIB)
 #define LINK_BYTES_MAX (32 * MIB)
 #define K_COUNT 2048u
 #define N_COUNT_MANY 1536u
@@ -28,16 +30,29 @@ static void bench_close(struct bench *bench)
     device_free(bench->device, DEVICE_USE_SCRATCH, bench->weights, bench->weight_bytes);
 }
 
+static uint64_t weight_bytes_wanted(void)
+{
+    const long cache_bytes = sysconf(_SC_LEVEL3_CACHE_SIZE); /* 0 or -1: not known */
+    const uint64_t wanted = cache_bytes > 0 ? 2 * (uint64_t)cache_bytes : 0;
+
+    if (wanted < WEIGHT_BYTES_MIN)
+        return WEIGHT_BYTES_MIN;
+    return wanted < WEIGHT_BYTES_MAX ? wanted : WEIGHT_BYTES_MAX;
+}
+
 static enum status bench_open(struct bench *bench, enum dtype dtype, uint64_t memory_bytes_max,
                               struct err *err)
 {
-    const uint64_t wanted = memory_bytes_max < WEIGHT_BYTES_MAX ? memory_bytes_max
-                                                                : WEIGHT_BYTES_MAX;
+    const uint64_t rest = memory_bytes_max / (memory_bytes_max < 8 * MIB ? 2 : 8); /* x, out */
+    const uint64_t room = memory_bytes_max - rest;
+    uint64_t wanted = weight_bytes_wanted();
     uint64_t row_bytes = 0;
     enum status st;
 
     (void)dtype_bytes(dtype, K_COUNT, &row_bytes);
-    bench->n_count = (uint32_t)(wanted / 2 / row_bytes);
+    if (wanted > room)
+        wanted = room;
+    bench->n_count = (uint32_t)(wanted / row_bytes);
     if (bench->n_count < N_COUNT_MANY / 8)
         return err_set(err, STATUS_NO_MEMORY, "no memory to measure the device with");
     bench->weight_bytes = bench->n_count * row_bytes;
