@@ -215,7 +215,31 @@ static void from_f32(void *to, enum dtype dtype, const float *from, size_t count
     case DTYPE_BF16: bf16_from_f32(to, from, count); break;
     case DTYPE_Q8_0: quant_q8_0_from_f32(to, from, count / QUANT_RUN_ELEMENTS); break;
     case DTYPE_Q4_0: quant_q4_0_from_f32(to, from, count / QUANT_RUN_ELEMENTS); break;
+    case DTYPE_Q2_K:
+    case DTYPE_Q3_K:
+    case DTYPE_Q4_K:
+    case DTYPE_Q5_K:
+    case DTYPE_Q6_K:
+        quant_k_from_f32(to, dtype, from, count / dtype_info(dtype)->block_elements);
+        break;
     default: assert(!"a conversion to a type that nothing is turned into");
+    }
+}
+
+bool dtype_is_target(enum dtype dtype)
+{
+    switch (dtype) {
+    case DTYPE_F32:
+    case DTYPE_F16:
+    case DTYPE_BF16:
+    case DTYPE_Q8_0:
+    case DTYPE_Q4_0:
+    case DTYPE_Q2_K:
+    case DTYPE_Q3_K:
+    case DTYPE_Q4_K:
+    case DTYPE_Q5_K:
+    case DTYPE_Q6_K: return true;
+    default: return false;
     }
 }
 

@@ -50,7 +50,10 @@ bool dtype_bytes(enum dtype dtype, uint64_t element_count, uint64_t *bytes_out);
 /* Bytes of elements that are known to fit in memory and to be whole blocks. */
 uint64_t dtype_row_bytes(enum dtype dtype, uint64_t element_count);
 
-/* Converts count elements, whole blocks, of any type but I32 to a plain one, Q8_0 or Q4_0; src and
+/* Whether values are turned into this type: F32, F16, BF16, Q8_0, Q4_0, and Q2_K to Q6_K. */
+bool dtype_is_target(enum dtype dtype);
+
+/* Converts count elements, whole blocks, of any type but I32 to one that dtype_is_target; src and
  * dst must not overlap. Plain types: rounds to nearest, ties to even; NaN stays NaN, and what is
  * too large for F16 becomes infinity. Quantised types: tensor/quant.h, from and to F32, rounded as
  * above for F16 and BF16. Nothing is turned into the other quantised types but themselves. */

@@ -85,4 +85,8 @@ void quant_to_f32(float *to, enum dtype dtype, const void *blocks, size_t block_
 void quant_q8_0_from_f32(void *blocks, const float *from, size_t block_count);
 void quant_q4_0_from_f32(void *blocks, const float *from, size_t block_count);
 
+/* To Q2_K, Q3_K, Q4_K, Q5_K or Q6_K, seeking the least squared error (quant_k.c). The same values
+ * give the same bytes on every machine. NaN becomes 0, and what is past 1e15 counts as that. */
+void quant_k_from_f32(void *blocks, enum dtype dtype, const float *from, size_t block_count);
+
 #endif
