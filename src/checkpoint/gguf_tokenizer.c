@@ -24,7 +24,7 @@
 #define SPACE "\xe2\x96\x81" /* U+2581, SentencePiece's space */
 #define KEY(name) "tokenizer.ggml." name
 
-enum { TYPE_CONTROL = 3, TYPE_USER = 4 };
+enum { TYPE_UNKNOWN = 2, TYPE_CONTROL = 3, TYPE_USER = 4 };
 
 struct token {
     char *text; /* owned */
@@ -294,11 +294,11 @@ static json_t *added_tokens(const struct vocab *vocab)
 
     for (size_t i = 0; i < vocab->token_count; i++) {
         const struct token *const token = &vocab->tokens[i];
-        if ((token->type == TYPE_CONTROL || token->type == TYPE_USER) && token->size > 0)
+        if (token->type >= TYPE_UNKNOWN && token->type <= TYPE_USER && token->size > 0)
             (void)json_array_append_new(
                 list, json_pack("{s:i, s:s%, s:b, s:b, s:b, s:b, s:b}", "id", (int)i, "content",
                                 token->text, token->size, "single_word", 0, "lstrip", 0, "rstrip",
-                                0, "normalized", 0, "special", token->type == TYPE_CONTROL));
+                                0, "normalized", 0, "special", token->type != TYPE_USER));
     }
     return list;
 }
