@@ -60,6 +60,17 @@ static const struct ggml_type {
 };
 #define GGML_TYPE_COUNT (sizeof(ggml_types) / sizeof(ggml_types[0]))
 
+uint32_t gguf__type_number(enum dtype dtype)
+{
+    uint32_t number = 0;
+
+    while (number < GGML_TYPE_COUNT &&
+           (ggml_types[number].name == NULL || ggml_types[number].dtype != dtype))
+        number++;
+    assert(number < GGML_TYPE_COUNT);
+    return number;
+}
+
 /* One file while it is read. */
 struct gguf_file {
     struct ckpt *ckpt;

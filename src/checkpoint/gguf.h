@@ -61,6 +61,7 @@ struct gguf_value {
     uint64_t item_count;
     uint64_t items_at;             /* byte in the file */
     bool items_equal;              /* integers that are all `integer` */
+    uint64_t pair_at, pair_bytes;  /* where key and value stand in the file */
 };
 
 struct gguf_meta {
@@ -88,6 +89,15 @@ enum status gguf__get_string(const struct gguf_meta *meta, const char *path, con
  * own when it has no other. */
 void gguf__tensor_name(const char *arch, uint64_t layer_count, const char *name, char *out,
                        size_t out_size);
+
+/* The inverse, for a file that is to be written: the name of the tensor which is called `name`
+ * everywhere else, into out; one that has no other keeps its own. *expert_out: which of a layer's
+ * experts it is of; out then names the stack of them. -1: it is no expert's. */
+void gguf__tensor_origin(const char *arch, uint64_t layer_count, const char *name, char *out,
+                         size_t out_size, int64_t *expert_out);
+
+/* The number of a type that GGUF has. */
+uint32_t gguf__type_number(enum dtype dtype);
 
 /* gguf_config.c: a config.json for what metadata and tensors say. The caller owns *config_out. */
 enum status gguf__config(const struct ckpt *ckpt, const struct gguf_meta *meta,

@@ -279,6 +279,7 @@ static enum status read_pair(struct gguf_reader *reader, uint64_t index, struct 
                              struct err *err)
 {
     struct gguf_value *const value = &meta->values[meta->count];
+    const uint64_t pair_at = reader->at;
     char key[GGUF_KEY_BYTES_MAX + 1];
     size_t key_size = 0;
     enum status st = take_key(reader, index, key, &key_size, err);
@@ -297,10 +298,14 @@ static enum status read_pair(struct gguf_reader *reader, uint64_t index, struct 
     if (st != STATUS_OK)
         return st;
     if (value->type == GGUF_STRING)
-        return take_string(reader, key, meta, value, err);
-    if (value->type == GGUF_ARRAY)
-        return take_array(reader, key, value, err);
-    return take_number(reader, value->type, key, value, err);
+        st = take_string(reader, key, meta, value, err);
+    else if (value->type == GGUF_ARRAY)
+        st = take_array(reader, key, value, err);
+    else
+        st = take_number(reader, value->type, key, value, err);
+    value->pair_at = pair_at;
+    value->pair_bytes = reader->at - pair_at;
+    return st;
 }
 
 enum status gguf__meta_read(struct gguf_reader *reader, uint64_t pair_count,

@@ -210,3 +210,100 @@ void gguf__tensor_name(const char *arch, uint64_t layer_count, const char *name,
     else
         (void)snprintf(out, out_size, "%s", name);
 }
+
+/* --- the other way ---------------------------------------------------------------------------- */
+
+/* Whether the file's name means `name`; the tables are read in one direction only. */
+static bool means(const char *arch, uint64_t layer_count, const char *from, const char *name)
+{
+    char to[CKPT_NAME_BYTES_MAX + 1];
+
+    gguf__tensor_name(arch, layer_count, from, to, sizeof(to));
+    return strcmp(to, name) == 0;
+}
+
+/* Of "model.layers.3.mlp.experts.5.gate_proj.weight" the 5. */
+static bool expert_of(const char *rest, uint64_t *expert_out)
+{
+    static const char before[] = ".experts.";
+    const char *at = strstr(rest, before);
+
+    if (at == NULL)
+        return false;
+    at += sizeof(before) - 1;
+    return take_index(&at, expert_out) && *at == '.';
+}
+
+struct searched {
+    const char *arch;
+    uint64_t layer_count, layer;
+    const char *name;
+};
+
+/* One of the table's names. */
+static bool origin_in(const struct renaming *table, size_t count, const struct searched *from,
+                      const char *rest, char *out, size_t out_size)
+{
+    const char *const suffix = strrchr(rest, '.');
+
+    for (size_t i = 0; suffix != NULL && i < count; i++) {
+        (void)snprintf(out, out_size, "blk.%" PRIu64 ".%s%s", from->layer, table[i].from, suffix);
+        if (means(from->arch, from->layer_count, out, from->name))
+            return true;
+    }
+    return false;
+}
+
+/* `rest` is what follows "model.layers.N.". */
+static bool origin_inside(const char *arch, uint64_t layer_count, uint64_t layer, const char *name,
+                          const char *rest, char *out, size_t out_size, int64_t *expert_out)
+{
+    const struct searched from = { arch, layer_count, layer, name };
+    uint64_t expert;
+
+    if (expert_of(rest, &expert))
+        for (size_t i = 0; i < COUNT(one_expert); i++) {
+            const size_t size = strlen(one_expert[i].from) - 1; /* without the dot */
+            (void)snprintf(out, out_size, "blk.%" PRIu64 ".%s%" PRIu64 ".weight", layer,
+                           one_expert[i].from, expert);
+            if (!means(arch, layer_count, out, name))
+                continue;
+            (void)snprintf(out, out_size, "blk.%" PRIu64 ".%.*s_exps.weight", layer, (int)size,
+                           one_expert[i].from);
+            *expert_out = (int64_t)expert;
+            return true;
+        }
+    for (size_t i = 0; i < COUNT(own_names); i++)
+        if (strcmp(own_names[i].arch, arch) == 0 &&
+            origin_in(own_names[i].names, own_names[i].count, &from, rest, out, out_size))
+            return true;
+    if (origin_in(inside, COUNT(inside), &from, rest, out, out_size))
+        return true;
+    (void)snprintf(out, out_size, "blk.%" PRIu64 ".exp_probs_b.bias", layer);
+    if (means(arch, layer_count, out, name))
+        return true;
+    /* A layer of multi-token prediction. */
+    (void)snprintf(out, out_size, "blk.%" PRIu64 ".%s", layer, rest);
+    return means(arch, layer_count, out, name);
+}
+
+void gguf__tensor_origin(const char *arch, uint64_t layer_count, const char *name, char *out,
+                         size_t out_size, int64_t *expert_out)
+{
+    static const char before[] = "model.layers.";
+    const char *at = name + sizeof(before) - 1;
+    uint64_t layer;
+
+    *expert_out = -1;
+    if (strncmp(name, before, sizeof(before) - 1) == 0 && take_index(&at, &layer) && *at == '.') {
+        if (origin_inside(arch, layer_count, layer, name, at + 1, out, out_size, expert_out))
+            return;
+    } else {
+        for (size_t i = 0; i < COUNT(outside); i++) {
+            (void)snprintf(out, out_size, "%s.weight", outside[i].from);
+            if (means(arch, layer_count, out, name))
+                return;
+        }
+    }
+    (void)snprintf(out, out_size, "%s", name);
+}

@@ -4,8 +4,11 @@
  * (src/llama-vocab.cpp); the patterns are those of the models' own tokenizer.json, which llama.cpp
  * writes in its own way for its own expressions. Several names mean one kind: the converter tells
  * tokenizers apart by what they make of a text, not by how they are built. */
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "base/utf8.h"
 #include "checkpoint/gguf_pre.h"
 
 static json_t *split(const char *pattern)
@@ -72,7 +75,7 @@ static const struct gguf_pre kinds[] = {
     { .names = { "deepseek-coder" },
       .patterns = { "[\\r\\n]", "\\s?\\p{L}+", "\\s?\\p{P}+", LETTERS_OF_CHINA, "\\p{N}" } },
     { .names = { "deepseek-v3" },
-      .patterns = { "\\p{N}{1,3}", "[\\x{4E00}-\\x{9FA5}\\x{3040}-\\x{30FF}]+",
+      .patterns = { "\\p{N}{1,3}", "[\\x{4E00}-\\x{9FA5}\\x{3040}-\\x{309F}\\x{30A0}-\\x{30FF}]+",
                     "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|"
                     "[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\\r\\n]*"
                     SPACES } },
@@ -97,4 +100,112 @@ json_t *gguf__pre_tokenizer(const struct gguf_pre *pre)
                                                  "add_prefix_space", 0, "use_regex",
                                                  (int)pre->byte_level_cuts));
     return json_pack("{s:s, s:o}", "type", "Sequence", "pretokenizers", steps);
+}
+
+/* --- the other way ---------------------------------------------------------------------------- */
+
+/* The next character of a pattern, past which *at moves; 0 at the end. A line's end and a code
+ * point are one character however they are written; other escapes are two. */
+static uint32_t next_character(const char **at)
+{
+    uint32_t character = 0;
+
+    if (strncmp(*at, "\\x{", 3) == 0) {
+        char *end = NULL;
+        character = (uint32_t)strtoul(*at + 3, &end, 16);
+        *at = *end == '}' ? end + 1 : end;
+    } else if ((*at)[0] == '\\' && ((*at)[1] == 'r' || (*at)[1] == 'n')) {
+        character = (*at)[1] == 'r' ? '\r' : '\n';
+        *at += 2;
+    } else if (**at != '\0') {
+        *at += utf8_decode(*at, strlen(*at), &character, NULL);
+    }
+    return character;
+}
+
+static bool same_pattern(const char *one, const char *other)
+{
+    uint32_t character;
+
+    do {
+        character = next_character(&one);
+        if (character != next_character(&other))
+            return false;
+    } while (character != 0);
+    return true;
+}
+
+/* Whether the step cuts by the pattern, leaving every piece. DeepSeek's digits one by one are a
+ * run of digits by the name that files have for it: no token of that vocabulary has two. */
+static bool is_split(const json_t *step, const char *pattern)
+{
+    const char *const type = json_string_value(json_object_get(step, "type"));
+    const char *const behavior = json_string_value(json_object_get(step, "behavior"));
+    const char *const regex =
+        json_string_value(json_object_get(json_object_get(step, "pattern"), "Regex"));
+
+    if (type != NULL && strcmp(type, "Digits") == 0)
+        return json_is_true(json_object_get(step, "individual_digits")) &&
+               (strcmp(pattern, "\\p{N}") == 0 || strcmp(pattern, "\\p{N}+") == 0);
+    return type != NULL && strcmp(type, "Split") == 0 && behavior != NULL &&
+           strcmp(behavior, "Isolated") == 0 && !json_is_true(json_object_get(step, "invert")) &&
+           regex != NULL && same_pattern(regex, pattern);
+}
+
+static bool is_byte_level(const json_t *step, bool cuts)
+{
+    const char *const type = json_string_value(json_object_get(step, "type"));
+    const json_t *const uses = json_object_get(step, "use_regex");
+
+    return type != NULL && strcmp(type, "ByteLevel") == 0 &&
+           !json_is_true(json_object_get(step, "add_prefix_space")) &&
+           (uses == NULL || json_is_true(uses)) == cuts;
+}
+
+/* steps: those of the pre-tokenizer. */
+static bool is_kind(const struct gguf_pre *pre, const json_t *steps, bool nfc, bool whole_words)
+{
+    const size_t count = json_array_size(steps);
+    size_t i = 0;
+
+    while (i < GGUF_PRE_PATTERNS_MAX && pre->patterns[i] != NULL && i < count &&
+           is_split(json_array_get(steps, i), pre->patterns[i]))
+        i++;
+    if (i < GGUF_PRE_PATTERNS_MAX && pre->patterns[i] != NULL)
+        return false;
+    return i + 1 == count && pre->nfc == nfc && pre->whole_words == whole_words &&
+           is_byte_level(json_array_get(steps, i), pre->byte_level_cuts);
+}
+
+const char *gguf__pre_of(const json_t *tokenizer)
+{
+    json_t *const pre = json_object_get(tokenizer, "pre_tokenizer");
+    const json_t *const normalizer = json_object_get(tokenizer, "normalizer");
+    const char *const normal = json_string_value(json_object_get(normalizer, "type"));
+    const bool nfc = normal != NULL && strcmp(normal, "NFC") == 0;
+    const bool none =
+        normal == NULL || (strcmp(normal, "Sequence") == 0 &&
+                           json_array_size(json_object_get(normalizer, "normalizers")) == 0);
+    const bool whole_words =
+        json_is_true(json_object_get(json_object_get(tokenizer, "model"), "ignore_merges"));
+    json_t *steps = json_object_get(pre, "pretokenizers");
+    const char *name = NULL;
+
+    steps = steps != NULL ? json_incref(steps) : json_pack("[O]", pre);
+    for (size_t i = 0; (nfc || none) && i < sizeof(kinds) / sizeof(kinds[0]); i++)
+        if (name == NULL && is_kind(&kinds[i], steps, nfc, whole_words))
+            name = kinds[i].names[0];
+    json_decref(steps);
+    return name;
+}
+
+const char *gguf__pre_names(char *out, size_t out_size)
+{
+    size_t used = 0;
+
+    out[0] = '\0';
+    for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]) && used < out_size; i++)
+        used += (size_t)snprintf(out + used, out_size - used, "%s%s", i > 0 ? ", " : "",
+                                 kinds[i].names[0]);
+    return out;
 }

@@ -4,6 +4,7 @@
 
 #include <jansson.h>
 #include <stdbool.h>
+#include <stddef.h>
 
 #define GGUF_PRE_NAMES_MAX 6
 #define GGUF_PRE_PATTERNS_MAX 6
@@ -21,5 +22,10 @@ struct gguf_pre {
 const struct gguf_pre *gguf__find_pre(const char *name);
 /* As a tokenizer.json has it. NULL when out of memory. */
 json_t *gguf__pre_tokenizer(const struct gguf_pre *pre);
+
+/* The name of the kind that a tokenizer.json cuts text by; NULL: it is none of them. */
+const char *gguf__pre_of(const json_t *tokenizer);
+/* All kinds, for messages, into out; returns out. */
+const char *gguf__pre_names(char *out, size_t out_size);
 
 #endif

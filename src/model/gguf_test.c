@@ -2,7 +2,8 @@
  *
  * The goldens (tests/golden/gguf, made by tools/make_gguf_goldens.py) are models of
  * tests/golden/models in the layout that llama.cpp's converter gives them; logits must be those of
- * transformers, within the same bound. */
+ * transformers, within the same bound. So must those of files that are made here, of the folders
+ * themselves and of the goldens. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -10,21 +11,21 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include "checkpoint/convert.h"
+#include "checkpoint/testing.h"
 #include "model/testing.h"
 
 #define CLOSE 1e-4 /* of the logits' standard deviation */
 
-static void check_file(const char *file, const char *model, const struct setting *setting)
+static void check_file(const char *path, const char *model, const struct setting *setting)
 {
     const struct paging paging = { 0, 1 };
     struct golden golden = golden_read(model);
     struct loaded loaded;
     double sum = 0.0, squares = 0.0, bound;
-    char path[256];
     float *logits;
     size_t count;
 
-    (void)snprintf(path, sizeof(path), "tests/golden/gguf/%s.gguf", file);
     loaded = harness_open(path, setting);
     count = (size_t)golden.prompt_count * model_info(loaded.model)->vocab_size;
     logits = logits_alloc(loaded.model, golden.prompt_count);
@@ -36,7 +37,7 @@ static void check_file(const char *file, const char *model, const struct setting
     bound = CLOSE * sqrt(squares / (double)count - sum / (double)count * (sum / (double)count));
     for (size_t i = 0; i < count; i++)
         if (!(fabs((double)logits[i] - (double)golden.logits[i]) <= bound))
-            fail_msg("%s: logit %zu is %.7g, transformers has %.7g, the bound is %.2g", file, i,
+            fail_msg("%s: logit %zu is %.7g, transformers has %.7g, the bound is %.2g", path, i,
                      (double)logits[i], (double)golden.logits[i], bound);
     free(logits);
     free(golden.logits);
@@ -69,15 +70,108 @@ static void logits_are_those_of_the_same_model(void **state)
 
     (void)state;
     for (size_t i = 0; i < sizeof(files) / sizeof(files[0]); i++) {
-        check_file(files[i][0], files[i][1], &resident);
-        check_file(files[i][0], files[i][1], &moving);
+        char path[256];
+        (void)snprintf(path, sizeof(path), "tests/golden/gguf/%s.gguf", files[i][0]);
+        check_file(path, files[i][1], &resident);
+        check_file(path, files[i][1], &moving);
     }
+}
+
+/* Makes OUT of the model, or returns why not. */
+static const char *convert(const char *source, const char *out, const char *type, struct err *err)
+{
+    const struct convert_options options = { .out = out, .type = type, .thread_count = 2 };
+    struct ckpt *ckpt = NULL;
+    struct convert *convert = NULL;
+    enum status st = ckpt_open(source, &ckpt, err);
+
+    if (st == STATUS_OK)
+        st = convert_open(ckpt, &options, &convert, err);
+    if (st == STATUS_OK)
+        st = convert_run(convert, NULL, err);
+    convert_close(convert);
+    ckpt_close(ckpt);
+    return st == STATUS_OK ? NULL : err->message;
+}
+
+/* Folders become files of the same model, and files again, whatever order their tensors had. What
+ * the format has no word for is refused. */
+static void what_is_converted_is_the_same_model(void **state)
+{
+    static const char *const refused[][2] = {
+        { "deepseek_v2_groups", "mscale_all_dim" },
+        { "deepseek_v3_plain", "rope_interleave" },
+        { "qwen3_moe_mixed", "layers without experts" },
+        { "qwen2_moe_mixed", "layers without experts" },
+        { "phi3_long", "longrope" },
+        { "qwen2_window", "sliding window" },
+        { "deepseek_v2_biases", NULL }, /* here the reader has no use for the biases */
+    };
+    const struct setting resident = { .device = "cpu" };
+    char *const folder = ckpt_testing_folder();
+    char source[256], once[256], twice[256];
+
+    (void)state;
+    (void)snprintf(once, sizeof(once), "%s/once.gguf", folder);
+    (void)snprintf(twice, sizeof(twice), "%s/twice.gguf", folder);
+    for (size_t i = 0; i < GOLDEN_COUNT; i++) {
+        const char *why, *words = "";
+        struct err err;
+        for (size_t j = 0; j < sizeof(refused) / sizeof(refused[0]); j++)
+            if (strcmp(golden_names[i], refused[j][0]) == 0)
+                words = refused[j][1];
+        if (words == NULL)
+            continue;
+        (void)snprintf(source, sizeof(source), GOLDEN_FOLDER "/%s", golden_names[i]);
+        why = convert(source, once, "F32", &err);
+        if (words[0] != '\0') {
+            assert_non_null(why);
+            if (strstr(why, words) == NULL)
+                fail_msg("'%s' does not say '%s'", why, words);
+            continue;
+        }
+        if (why != NULL)
+            fail_msg("%s", why);
+        check_file(once, golden_names[i], &resident);
+        if (convert(once, twice, "F32", &err) != NULL)
+            fail_msg("%s", err.message);
+        check_file(twice, golden_names[i], &resident);
+    }
+    ckpt_testing_remove(folder);
+}
+
+/* Experts that were one by one in a file become stacks. */
+static void files_are_converted_as_folders_are(void **state)
+{
+    static const char *const files[][2] = {
+        { "mixtral_apart", "mixtral" },
+        { "qwen3_moe-00002-of-00002", "qwen3_moe" },
+        { "deepseek_v3-00001-of-00002", "deepseek_v3" },
+        { "llama_llama3", "llama_llama3" },
+        { "phi3_long", "phi3_long" },
+    };
+    const struct setting resident = { .device = "cpu" };
+    char *const folder = ckpt_testing_folder();
+    char source[256], out[256];
+    struct err err;
+
+    (void)state;
+    (void)snprintf(out, sizeof(out), "%s/out.gguf", folder);
+    for (size_t i = 0; i < sizeof(files) / sizeof(files[0]); i++) {
+        (void)snprintf(source, sizeof(source), "tests/golden/gguf/%s.gguf", files[i][0]);
+        if (convert(source, out, "F32", &err) != NULL)
+            fail_msg("%s", err.message);
+        check_file(out, files[i][1], &resident);
+    }
+    ckpt_testing_remove(folder);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(logits_are_those_of_the_same_model),
+        cmocka_unit_test(what_is_converted_is_the_same_model),
+        cmocka_unit_test(files_are_converted_as_folders_are),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
