@@ -26,6 +26,7 @@ enum status cli_logits(struct cli_context *context, struct err *err);
 enum status cli_tokenize(struct cli_context *context, struct err *err);
 enum status cli_inspect(struct cli_context *context, struct err *err);
 enum status cli_plan(struct cli_context *context, struct err *err);
+enum status cli_quantize(struct cli_context *context, struct err *err);
 enum status cli_selftest(struct cli_context *context, struct err *err);
 
 /* Prints the object and a newline to standard output; takes json, NULL being out of memory. */

@@ -28,6 +28,8 @@ static const struct {
     [CLI_COMMAND_INSPECT] = { "inspect", "tells what a checkpoint holds, whether it will run, "
                                          "and what a device has" },
     [CLI_COMMAND_PLAN] = { "plan", "tells what would live where, and how fast it would run" },
+    [CLI_COMMAND_QUANTIZE] = { "quantize", "makes a GGUF file of a model, with its weights in "
+                                           "other types" },
     [CLI_COMMAND_SELFTEST] = { "selftest", "checks a device against the CPU: operators, copies" },
 };
 
@@ -465,6 +467,9 @@ enum status cli_options_check(const struct cli_options *options, enum cli_comman
                        commands[command].name);
     if (command == CLI_COMMAND_GENERATE || command == CLI_COMMAND_LOGITS)
         return check_prompt(options, err);
+    if (command == CLI_COMMAND_QUANTIZE && (options->out == NULL || options->type == NULL))
+        return err_set(err, STATUS_BAD_INPUT, "'quantize' needs --%s",
+                       options->out == NULL ? "out FILE.gguf" : "type TYPE, such as Q4_K_M");
     if (command == CLI_COMMAND_TOKENIZE && options->skip_special && options->decode.count == 0)
         return err_set(err, STATUS_BAD_INPUT, "--skip-special goes with --decode only");
     return STATUS_OK;

@@ -29,6 +29,7 @@ enum cli_command {
     CLI_COMMAND_TOKENIZE,
     CLI_COMMAND_INSPECT,
     CLI_COMMAND_PLAN,
+    CLI_COMMAND_QUANTIZE,
     CLI_COMMAND_SELFTEST,
     CLI_COMMAND_COUNT
 };
@@ -92,7 +93,8 @@ struct cli_options {
     int64_t port, dp_size;
 
     int64_t prompt_tokens, gen_tokens, batch, repeat;
-    const char *out;
+    const char *out, *type, *pre;
+    struct cli_texts tensor_types;
     int64_t chunk;
     struct token_ids decode;
     bool skip_special;

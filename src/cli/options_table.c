@@ -11,12 +11,15 @@
 #define ON_TOKENIZE BIT(TOKENIZE)
 #define ON_INSPECT BIT(INSPECT)
 #define ON_PLAN BIT(PLAN)
+#define ON_QUANTIZE BIT(QUANTIZE)
 #define ON_SELFTEST BIT(SELFTEST)
 /* Those that run a model. */
 #define ON_RUN (ON_GENERATE | ON_CHAT | ON_SERVE | ON_BENCH | ON_LOGITS | ON_PLAN)
 #define ON_PROMPT (ON_GENERATE | ON_LOGITS)
 #define ON_TEXT (ON_GENERATE | ON_CHAT)
 #define ON_ALL ((1u << CLI_COMMAND_COUNT) - 1)
+/* quantize takes the model's own tokenizer, and nothing runs there. */
+#define ON_OTHERS (ON_ALL & ~ON_QUANTIZE)
 
 #define AT(field) .offset = offsetof(struct cli_options, field)
 #define INT_MAX_EXACT 9007199254740992.0 /* 2^53: every integer up to it is a double */
@@ -38,7 +41,7 @@ const struct cli_option cli_option_table[] = {
       .group = GROUP_MODEL, .commands = ON_ALL, AT(model) },
     { .name = "tokenizer-path", .kind = CLI_OPTION_TEXT, .value_name = "PATH",
       .help = "the folder with tokenizer.json, when it is not the model's",
-      .group = GROUP_MODEL, .commands = ON_ALL, AT(tokenizer_path) },
+      .group = GROUP_MODEL, .commands = ON_OTHERS, AT(tokenizer_path) },
     { .name = "chat-template", .kind = CLI_OPTION_TEXT, .value_name = "FILE",
       .help = "a Jinja template for conversations; default: the model's own",
       .group = GROUP_MODEL, .commands = ON_SERVE | ON_CHAT, AT(chat_template) },
@@ -147,9 +150,24 @@ const struct cli_option cli_option_table[] = {
     { .name = "repeat", .kind = CLI_OPTION_INT, .value_name = "R", .min = 1, .max = 1000,
       .fallback = "3", .help = "measured runs, after one to warm up; medians are reported",
       .group = GROUP_BENCH, .commands = ON_BENCH, AT(repeat) },
-    { .name = "out", .kind = CLI_OPTION_TEXT, .value_name = "FILE.npy",
-      .help = "where to write float32[tokens][vocabulary]; default: JSON on standard output",
-      .group = GROUP_OUTPUT, .commands = ON_LOGITS, AT(out) },
+    { .name = "out", .kind = CLI_OPTION_TEXT, .value_name = "FILE",
+      .help = "of logits: where to write float32[tokens][vocabulary], FILE.npy; default: JSON on "
+              "standard output. Of quantize: the GGUF file to make, FILE.gguf; what is there "
+              "already is replaced when the new one is complete",
+      .group = GROUP_OUTPUT, .commands = ON_LOGITS | ON_QUANTIZE, AT(out) },
+    { .name = "type", .kind = CLI_OPTION_TEXT, .value_name = "TYPE",
+      .help = "what weights become: F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q4_K_M, Q4_K_S, "
+              "Q4_0, Q3_K_S, Q2_K; those with K are mixes, in which some tensors have a better "
+              "type",
+      .group = GROUP_OUTPUT, .commands = ON_QUANTIZE, AT(type) },
+    { .name = "tensor-type", .kind = CLI_OPTION_TEXTS, .value_name = "GLOB=TYPE",
+      .help = "another type for tensors by their names in the file, such as "
+              "'*.ffn_down*=Q6_K'; may be given several times, the first that fits counts",
+      .group = GROUP_OUTPUT, .commands = ON_QUANTIZE, AT(tensor_types) },
+    { .name = "pre", .kind = CLI_OPTION_TEXT, .value_name = "NAME",
+      .help = "how text is cut before its tokens are looked for, by GGUF's names (llama-bpe, "
+              "qwen2, deepseek-v3, ...); default: as tokenizer.json says",
+      .group = GROUP_OUTPUT, .commands = ON_QUANTIZE, AT(pre) },
     { .name = "chunk", .kind = CLI_OPTION_INT, .value_name = "N", .min = 1, .max = 0x7fffffff,
       .help = "prompt tokens in one step; default: --chunked-prefill-size", .group = GROUP_OUTPUT,
       .commands = ON_LOGITS, AT(chunk) },
@@ -167,14 +185,15 @@ const struct cli_option cli_option_table[] = {
     { .name = "attention-backend", .kind = CLI_OPTION_TEXT, .value_name = "NAME",
       .help = "SGLang's: ascend means --device ascend, where that is not given; others have no "
               "effect",
-      .group = GROUP_DEVICE, .commands = ON_ALL, AT(attention_backend) },
+      .group = GROUP_DEVICE, .commands = ON_OTHERS, AT(attention_backend) },
     { .name = "threads", .kind = CLI_OPTION_INT, .value_name = "N", .min = 1, .max = 1024,
       .help = "threads that compute; default: all processors", .group = GROUP_DEVICE,
-      .commands = ON_RUN | ON_SELFTEST, AT(threads) },
+      .commands = ON_RUN | ON_SELFTEST | ON_QUANTIZE, AT(threads) },
     { .name = "memory-budget", .kind = CLI_OPTION_SIZE, .value_name = "SIZE",
       .help = "most device memory to take, such as 2GiB; default: all the device has, of cpu what "
-              "is free, less an eighth",
-      .group = GROUP_DEVICE, .commands = ON_RUN, AT(memory_budget_bytes) },
+              "is free, less an eighth. Of quantize: most memory for buffers and tables; default: "
+              "256MiB",
+      .group = GROUP_DEVICE, .commands = ON_RUN | ON_QUANTIZE, AT(memory_budget_bytes) },
     { .name = "mem-fraction-static", .kind = CLI_OPTION_REAL, .value_name = "F", .min = 0,
       .max = 1, .above_min = true,
       .help = "the same as a fraction of the device's memory; --memory-budget goes before it",

@@ -19,6 +19,7 @@ static enum status (*const runs[CLI_COMMAND_COUNT])(struct cli_context *context,
     [CLI_COMMAND_BENCH] = cli_bench,       [CLI_COMMAND_LOGITS] = cli_logits,
     [CLI_COMMAND_TOKENIZE] = cli_tokenize, [CLI_COMMAND_INSPECT] = cli_inspect,
     [CLI_COMMAND_PLAN] = cli_plan,
+    [CLI_COMMAND_QUANTIZE] = cli_quantize,
     [CLI_COMMAND_SELFTEST] = cli_selftest,
 };
 
