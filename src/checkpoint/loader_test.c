@@ -397,7 +397,8 @@ static void what_does_not_fit_is_refused(void **state)
     expect_refusal(ckpt, DTYPE_F32, 2, "f", 1, 2, 0, "has shape [2, 3], parameter 'w' needs it");
     expect_refusal(ckpt, DTYPE_F32, 6, "i", 2, 2, 0, "'i' is I32, which cannot become the F32 of");
     expect_refusal(ckpt, DTYPE_I32, 6, "f", 2, 2, 0, "'f' is F16, which cannot become the I32 of");
-    expect_refusal(ckpt, DTYPE_BF16, 6, "e", 2, 2, 0, "is of type F8_E4M3, which is not built; these are: F32, ");
+    expect_refusal(ckpt, DTYPE_BF16, 6, "e", 2, 2, 0,
+                   "is of type F8_E4M3, which is not built; these are: F32, ");
     expect_refusal(ckpt, DTYPE_F32, 7, "f", 2, 2, 0, "fills element 6 of 7 from no tensor");
     expect_refusal(ckpt, DTYPE_F32, 7, "f", 2, 2, 1, "fills element 0 of 7 from no tensor");
     ckpt_close(ckpt);

@@ -124,7 +124,7 @@ static void put_tokens(FILE *file, const json_t *json, const char *bos)
     put_key(file, "tokenizer.ggml.bos_token_id", UINT32);
     put_u32(file, bos != NULL ? (uint32_t)json_integer_value(json_object_get(vocab, bos)) : 0);
     put_key(file, "tokenizer.ggml.add_bos_token", BOOL);
-    (void)fputc(bos != NULL, file);
+    (void)fputc(bos != NULL ? 1 : 0, file);
     free(tokens);
 }
 

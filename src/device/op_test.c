@@ -629,7 +629,7 @@ static void attention_wanted(const struct attention *a, size_t t, size_t head, f
     const int32_t end = a->positions[t] + 1;
     const int32_t first = c->window == 0 || (int32_t)c->window > end ? 0 : end - (int32_t)c->window;
     double weights[ATTENTION_CONTEXT], max = c->sinks ? (double)a->sinks[head] : -1e30, sum = 0;
-    size_t slot[ATTENTION_CONTEXT];
+    size_t slot[ATTENTION_CONTEXT] = { 0 };
 
     for (int32_t j = first; j < end; j++) {
         const uint32_t page = (uint32_t)a->sequences[t] * a->pages_each + j / c->page_size;
