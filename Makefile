@@ -8,6 +8,7 @@
 #     *_avx512.c             ... and AVX-512 with VNNI
 #     *_amx.c                ... and AVX-512 BF16 and AMX
 #     mpi_module.c           a module opened at run time, where Open MPI is -> $(B)/lighter_mpi.so
+#   src/device/cuda/*.cu     another one, where CUDA's nvcc is -> $(B)/lighter_cuda.so
 #   src/cli/main.c           the program                          -> $(B)/lighter
 #
 #   make                     release, in build/
@@ -64,8 +65,14 @@ CANN_TESTS     = $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/cann/*_test.
 # What is opened at run time is built where its packages are.
 MPI      = $(shell pkg-config --exists ompi-c && echo $(B)/lighter_mpi.so)
 
-all: $(B)/lighter $(B)/liblighter.a $(MPI)
-tests: $(PROGRAMS) $(CANN_LIBRARIES) $(CANN_TESTS)
+# The GPUs that CUDA's module has machine code for; PTX serves those that come later. A toolkit leaves
+# out what it does not know: 11.8 has up to 90, 12.8 all of these, and 13.0 nothing below 75.
+NVCC     = $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
+CUDA_SM ?= $(filter $(shell $(NVCC) --list-gpu-code),sm_80 sm_86 sm_89 sm_90 sm_100 sm_120)
+CUDA     = $(if $(NVCC),$(if $(filter build,$(B)),$(B)/lighter_cuda.so))
+
+all: $(B)/lighter $(B)/liblighter.a $(MPI) $(CUDA)
+tests: $(PROGRAMS) $(CANN_LIBRARIES) $(CANN_TESTS) $(CUDA_STANDIN)
 fuzz: $(FUZZERS)
 
 # No fuzz target reaches the kernels.
@@ -98,6 +105,54 @@ $(B)/lighter_mpi.so: src/cluster/mpi_module.c src/cluster/module.h src/cluster/c
 	@echo "LD $@"
 	@$(CC) $(filter-out -MMD -MP,$(ALL_CFLAGS)) $(ALL_LDFLAGS) -fPIC -shared \
 	    $(shell pkg-config --cflags ompi-c) -o $@ $< $(shell pkg-config --libs ompi-c)
+
+# All kernels are written for compute capability 8.0, so one PTX becomes machine code for all.
+# -fmad=false: as -ffp-contract=off.
+CUDA_SOURCES = $(wildcard src/device/cuda/*.cu)
+CUDA_OBJECTS = $(CUDA_SOURCES:src/device/cuda/%.cu=$(B)/cuda/%.o)
+EMPTY        =
+COMMA        = ,
+CUDA_FLAGS   = -std=c++17 -O3 -Isrc -fmad=false -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra \
+               -Werror all-warnings \
+               -gencode "arch=compute_80,code=[$(subst $(EMPTY) ,$(COMMA),$(strip $(CUDA_SM))),compute_80]" \
+               -DLIGHTER_CUDA_BUILT_FOR='"$(strip $(CUDA_SM)) and PTX of compute_80"'
+
+$(B)/cuda/%.o: src/device/cuda/%.cu Makefile
+	@mkdir -p $(@D)
+	@echo "NVCC $@"
+	@$(NVCC) $(CUDA_FLAGS) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
+
+$(B)/lighter_cuda.so: $(CUDA_OBJECTS)
+	@echo "LD $@"
+	@$(NVCC) -shared -cudart static -o $@ $^
+
+# The same kernels with the processor in a GPU's place, for tests: tests/cuda/README.md. Sanitizers do
+# not follow its fibers, so one build of it serves all variants.
+CUDA_STANDIN         = $(B)/tests/cuda/lighter_cuda.so
+CUDA_STANDIN_OBJECTS = $(CUDA_SOURCES:src/device/cuda/%.cu=build/tests/cuda/obj/%.o) \
+                       $(patsubst tests/cuda/%.cpp,build/tests/cuda/obj/standin_%.o,$(wildcard tests/cuda/*.cpp))
+CXX_FLAGS            = -std=c++17 -O2 -g -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno \
+                       -pthread -Wall -Wextra -Werror -Wno-unknown-pragmas -Itests/cuda -Isrc -MMD -MP
+
+build/tests/cuda/obj/%.o: src/device/cuda/%.cu Makefile
+	@mkdir -p $(@D)
+	@echo "CXX $@"
+	@$(CXX) $(CXX_FLAGS) -x c++ -c -o $@ $<
+
+build/tests/cuda/obj/standin_%.o: tests/cuda/%.cpp Makefile
+	@mkdir -p $(@D)
+	@echo "CXX $@"
+	@$(CXX) $(CXX_FLAGS) -c -o $@ $<
+
+build/tests/cuda/lighter_cuda.so: $(CUDA_STANDIN_OBJECTS)
+	@echo "LD $@"
+	@$(CXX) -shared -pthread -o $@ $^
+
+ifneq ($(B),build)
+$(CUDA_STANDIN): build/tests/cuda/lighter_cuda.so
+	@mkdir -p $(@D)
+	@ln -sf $(abspath $<) $@
+endif
 
 $(B)/tests/%: $(B)/obj/%.o $(B)/liblighter.a
 	@mkdir -p $(@D)
@@ -132,6 +187,7 @@ $(CANN_TESTS): $(CANN_DIR)/%: $(CANN_DIR)/obj/%.o $(CANN_LIBRARIES)
 
 # Tests of devices open them.
 $(filter $(B)/tests/device/% $(B)/tests/model/ascend_test,$(PROGRAMS)): | $(CANN_LIBRARIES)
+$(filter $(B)/tests/device/% $(B)/tests/model/cuda_test,$(PROGRAMS)): | $(CUDA_STANDIN)
 
 # Calls that a test stands in for, to make the n-th fail (ld: --wrap).
 WRAPPED_offload = malloc calloc realloc strdup device_alloc device_host_alloc stream_create \

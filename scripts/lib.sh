@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 PACKAGES_BUILD="gcc make pkg-config libc6-dev libjansson-dev libmicrohttpd-dev libonig-dev libutf8proc-dev liburing-dev libxxhash-dev libopenmpi-dev openmpi-bin"
-PACKAGES_TEST="libcmocka-dev clang clang-tidy cppcheck libclang-rt-dev python3 python3-numpy iproute2"
+PACKAGES_TEST="libcmocka-dev g++ clang clang-tidy cppcheck libclang-rt-dev python3 python3-numpy iproute2"
 PYTHON=/usr/bin/python3 # Debian's own, which sees Debian's python3-numpy
 
 # Installs those of the given Debian packages that are missing; says which. Does nothing else.

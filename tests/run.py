@@ -26,7 +26,7 @@ import sys
 import threading
 import time
 
-STEP = re.compile(r"(CC|CXX|LD|AR|TIDY|CPPCHECK) ?\S*$")  # what make says it is about to do
+STEP = re.compile(r"(CC|CXX|NVCC|LD|AR|TIDY|CPPCHECK) ?\S*$")  # what make says it is about to do
 CPUS = len(os.sched_getaffinity(0))
 JOB_SECONDS_MAX = 1200
 PYTHON = os.environ.get("PYTHON", sys.executable)
@@ -146,8 +146,8 @@ def races(build):
     """Unit tests that thread sanitizer can find something in: all but those of rooms without threads, and of
     what operators compute, on whatever thread calls them; those are many products, and slow under it."""
     alone = ("tests/text/", "tests/tensor/", "tests/device/cpu/quant_test", "tests/device/op_",
-             "tests/device/selftest_test", "tests/model/ascend_test", "tests/model/layout_test",
-             "tests/model/quant_types_test", "tests/cann/ops_test")
+             "tests/device/selftest_test", "tests/model/ascend_test", "tests/model/cuda_test",
+             "tests/model/layout_test", "tests/model/quant_types_test", "tests/cann/ops_test")
     return [test for test in unit_tests(build) if not test[0].startswith(tuple(f"{build}/{path}" for path in alone))]
 
 

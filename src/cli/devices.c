@@ -1,7 +1,7 @@
 /* cli/devices.c - see devices.h.
  *
- * An NPU may be named without its number: "ascend", or "npu", as SGLang says. Each rank of a node
- * then takes its own: rank.c counts them. */
+ * An NPU or a GPU may be named without its number: "ascend", or "npu", as SGLang says, and "cuda".
+ * Each rank of a node then takes its own: rank.c counts them. */
 #include "cli/devices.h"
 
 #include <stdio.h>
@@ -12,12 +12,16 @@
 #define FOLDERS_BYTES 4096
 #define BACKEND_ASCEND "ascend"
 
-static bool is_npu(const char *spec)
+static bool is_kind(const char *spec, const char *name)
 {
     const size_t length = strcspn(spec, ":");
 
-    return (length == strlen("ascend") && strncasecmp(spec, "ascend", length) == 0) ||
-           (length == strlen("npu") && strncasecmp(spec, "npu", length) == 0);
+    return length == strlen(name) && strncasecmp(spec, name, length) == 0;
+}
+
+static bool is_npu(const char *spec)
+{
+    return is_kind(spec, "ascend") || is_kind(spec, "npu");
 }
 
 const char *cli_device_spec(const struct cli_options *options)
@@ -46,14 +50,13 @@ void cli_device_warn(const struct cli_options *options, const struct log *log)
                  "attention is CANN's%s", options->device == NULL ? " (--device ascend)" : "");
 }
 
-/* What CANN's set_env.sh sets. */
-static void add_folder(char *folders, const char *home)
+static void add_folder(char *folders, const char *home, const char *below)
 {
     const size_t used = strlen(folders);
 
     if (home != NULL && home[0] != '\0' && used + strlen(home) + 8 < FOLDERS_BYTES)
-        (void)snprintf(folders + used, FOLDERS_BYTES - used, "%s%s/lib64", used > 0 ? ":" : "",
-                       home);
+        (void)snprintf(folders + used, FOLDERS_BYTES - used, "%s%s%s", used > 0 ? ":" : "", home,
+                       below);
 }
 
 /* The options with the folders that the environment names, and the spec with its number. */
@@ -72,11 +75,12 @@ static enum status mean(struct meant *meant, const struct cli_options *options,
     meant->options = *device_options;
     meant->options.keep_nd = keep_nd != NULL && keep_nd[0] != '\0' && strcmp(keep_nd, "0") != 0;
     meant->folders[0] = '\0';
-    add_folder(meant->folders, getenv("ASCEND_HOME_PATH"));
-    add_folder(meant->folders, getenv("ASCEND_TOOLKIT_HOME"));
+    add_folder(meant->folders, getenv("ASCEND_HOME_PATH"), "/lib64"); /* of CANN's set_env.sh */
+    add_folder(meant->folders, getenv("ASCEND_TOOLKIT_HOME"), "/lib64");
+    add_folder(meant->folders, getenv("LIGHTER_CUDA_FOLDER"), "");
     if (meant->folders[0] != '\0')
         meant->options.library_path = meant->folders;
-    if (is_npu(spec) && strchr(spec, ':') == NULL)
+    if ((is_npu(spec) || is_kind(spec, "cuda")) && strchr(spec, ':') == NULL)
         written = snprintf(meant->spec, sizeof(meant->spec), "%s:%u", spec, options->node_rank);
     else
         written = snprintf(meant->spec, sizeof(meant->spec), "%s", spec);

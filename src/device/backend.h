@@ -97,9 +97,14 @@ enum status device__cast_nothing(struct stream *stream, enum dtype dtype, uint64
     "node its own), with weights in FRACTAL_NZ or, layout=nd, in plain rows; through CANN " \
     "8.1.RC1 or later, which is looked for in ASCEND_HOME_PATH, in LD_LIBRARY_PATH and where it " \
     "installs itself; see docs/ascend.md"
+#define DEVICE_CUDA_HELP \
+    "cuda[:N]: NVIDIA's GPU number N (else the first, and each rank of a node its own), of "       \
+    "compute capability 8.0 or later; needs lighter_cuda.so beside the program, which the build "  \
+    "makes where nvcc is; see docs/cuda.md"
 
 extern const struct device_ops device_ascend_ops;
 extern const struct device_ops device_cpu_ops;
+extern const struct device_ops device_cuda_ops;
 extern const struct device_ops device_sim_ops;
 
 #endif

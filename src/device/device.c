@@ -19,7 +19,7 @@
 #include "device/settings.h"
 
 static const struct device_ops *const backends[] = { &device_cpu_ops, &device_sim_ops,
-                                                   &device_ascend_ops };
+                                                   &device_cuda_ops, &device_ascend_ops };
 
 #define BACKEND_COUNT (sizeof(backends) / sizeof(backends[0]))
 #define NAME_LENGTH_MAX 32
@@ -134,7 +134,8 @@ const struct device_info *device_info(const struct device *device)
 const char *const *device_help(void)
 {
     static const char *const lines[BACKEND_COUNT + 1] = { DEVICE_CPU_HELP, DEVICE_SIM_HELP,
-                                                         DEVICE_ASCEND_HELP, NULL };
+                                                         DEVICE_CUDA_HELP, DEVICE_ASCEND_HELP,
+                                                         NULL };
 
     return lines;
 }

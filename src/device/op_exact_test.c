@@ -1,8 +1,9 @@
 /* device/op_exact_test.c - a row's result has the same bits alone, in any batch, however a prompt
  * is cut, on any number of threads and wherever its keys lie.
  *
- * Method: each op is run once for all rows by one thread of the processor; then every device with
- * the same kernels runs it again in chunks of many sizes, and the bytes are compared. Sizes are
+ * Method: each op is run once for all rows by one thread of the processor, and by the device itself
+ * where that has kernels of its own; then every device with the same kernels runs it again in
+ * chunks of many sizes, and the bytes are compared. Sizes are
  * chosen to cross the kernels' tiles: rows by 4, 6 and 24, weight rows by 8 and 12, keys by 64.
  * NPUs promise none of that (docs/ascend.md). */
 #include "device/test_harness.h"
@@ -40,24 +41,43 @@ static void check_chunks(struct harness *h, const struct problem *p, const float
     free(out);
 }
 
+/* The device, in chunks, against the bits that `one` gives for all rows at once. */
+static void check_against(const struct problem *p, const struct harness_config *one,
+                          const struct harness_config *const *configs, size_t count)
+{
+    float *wanted = calloc((size_t)p->row_count * p->out_width, sizeof(*wanted));
+    struct harness h;
+
+    assert_non_null(wanted);
+    harness_open(&h, one);
+    p->run(&h, p->data, 0, p->row_count, wanted);
+    harness_close(&h);
+    for (size_t i = 0; i < count; i++) {
+        harness_open(&h, configs[i]);
+        check_chunks(&h, p, wanted);
+        harness_close(&h);
+    }
+    free(wanted);
+}
+
 static void check_problem(const struct problem *p)
 {
     for (int scalar = 0; scalar < 2; scalar++) {
-        const struct harness_config one = { "cpu", scalar != 0, 1, false };
-        float *wanted = calloc((size_t)p->row_count * p->out_width, sizeof(*wanted));
-        struct harness h;
-        assert_non_null(wanted);
-        harness_open(&h, &one);
-        p->run(&h, p->data, 0, p->row_count, wanted);
-        harness_close(&h);
+        const struct harness_config one = { "cpu", scalar != 0, 1, false, false };
+        const struct harness_config *alike[HARNESS_CONFIG_COUNT];
+        size_t count = 0;
+
         for (size_t i = 0; i < HARNESS_CONFIG_COUNT; i++) {
-            if (harness_configs[i].force_scalar != (scalar != 0) || harness_configs[i].is_npu)
-                continue;
-            harness_open(&h, &harness_configs[i]);
-            check_chunks(&h, p, wanted);
-            harness_close(&h);
+            const struct harness_config *config = &harness_configs[i];
+            if (config->force_scalar == (scalar != 0) && !config->is_npu && !config->is_gpu)
+                alike[count++] = config;
         }
-        free(wanted);
+        check_against(p, &one, alike, count);
+    }
+    for (size_t i = 0; i < HARNESS_CONFIG_COUNT; i++) {
+        const struct harness_config *config = &harness_configs[i];
+        if (config->is_gpu)
+            check_against(p, config, &config, 1);
     }
 }
 

@@ -18,7 +18,7 @@
 #define USE DEVICE_USE_WEIGHTS
 
 static const char *const specs[] = { "cpu", "sim:memory=1MiB", "sim:memory=1MiB,peer=1GB/s",
-                                     "ascend:0" };
+                                     "ascend:0", "cuda:0" };
 #define SPEC_COUNT (sizeof(specs) / sizeof(specs[0]))
 
 static uint8_t pattern(size_t i)
@@ -100,7 +100,7 @@ static void a_peer_reads_what_the_other_has_allocated(void **state)
 {
     (void)state;
     for (size_t i = 0; i < SPEC_COUNT; i++) {
-        const struct harness_config config = { specs[i], false, 1, false };
+        const struct harness_config config = { specs[i], false, 1, false, false };
         struct device_memory_report report;
         const void *memory, *again;
         struct peer peer;
@@ -134,7 +134,7 @@ static void shared_memory_is_the_devices_own(void **state)
 {
     (void)state;
     for (size_t i = 0; i < SPEC_COUNT; i++) {
-        const struct harness_config config = { specs[i], false, 1, false };
+        const struct harness_config config = { specs[i], false, 1, false, false };
         struct device_memory_report report;
         struct device_handle handle;
         struct harness h;
@@ -229,7 +229,7 @@ static void failures_leave_no_trace(void **state)
 
 static void copies_from_elsewhere_are_refused(void **state)
 {
-    const struct harness_config config = { "sim:memory=1MiB", false, 1, false };
+    const struct harness_config config = { "sim:memory=1MiB", false, 1, false, false };
     static const uint8_t elsewhere[64];
     struct harness h;
     struct err err;

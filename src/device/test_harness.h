@@ -26,17 +26,19 @@ struct harness_config {
     uint32_t thread_count;
     bool is_npu; /* has operators of its own: they round x to the weights' dtype, may sum in another
                     order for other rows, and know no quantised weights */
+    bool is_gpu; /* has kernels of its own: as exact as the processor's, with other bits */
 };
 
 /* Where the processor has no AVX2 the table of kernels is scalar everywhere. */
 static const struct harness_config harness_configs[] = {
-    { "cpu", true, 1, false },
-    { "cpu", false, 1, false },
-    { "cpu", false, 3, false },
-    { "sim:memory=64MiB", true, 2, false },
-    { "sim:memory=64MiB", false, 2, false },
-    { "ascend:0", false, 1, true },
-    { "ascend:1,layout=nd", false, 1, true },
+    { "cpu", true, 1, false, false },
+    { "cpu", false, 1, false, false },
+    { "cpu", false, 3, false, false },
+    { "sim:memory=64MiB", true, 2, false, false },
+    { "sim:memory=64MiB", false, 2, false, false },
+    { "ascend:0", false, 1, true, false },
+    { "ascend:1,layout=nd", false, 1, true, false },
+    { "cuda:0", false, 1, false, true },
 };
 #define HARNESS_CONFIG_COUNT (sizeof(harness_configs) / sizeof(harness_configs[0]))
 
@@ -58,28 +60,30 @@ static inline void must(enum status st, const struct err *err)
         fail_msg("%s: %s", status_name(st), err->message);
 }
 
-/* Where the build has the stand-in of CANN's libraries: BUILD/tests/ROOM/NAME_test runs, and they
- * are in BUILD/tests/cann/lib64. */
-static inline const char *harness_cann_folder(void)
+/* Where the build has the stand-ins of CANN's libraries and of CUDA's module: BUILD/tests/ROOM/
+ * NAME_test runs, and they are in BUILD/tests/cann/lib64 and BUILD/tests/cuda. */
+static inline const char *harness_library_path(void)
 {
-    static char folder[4096];
-    const ssize_t size = readlink("/proc/self/exe", folder, sizeof(folder) - 32);
+    static char folders[8192 + 64];
+    char self[4096];
+    const ssize_t size = readlink("/proc/self/exe", self, sizeof(self) - 1);
     char *tests;
 
     assert_true(size > 0);
-    folder[size] = '\0';
-    tests = strstr(folder, "/tests/");
+    self[size] = '\0';
+    tests = strstr(self, "/tests/");
     assert_non_null(tests);
     for (char *next = tests; next != NULL; next = strstr(next + 1, "/tests/"))
         tests = next;
-    (void)snprintf(tests, 32, "/tests/cann/lib64");
-    return folder;
+    *tests = '\0';
+    (void)snprintf(folders, sizeof(folders), "%s/tests/cann/lib64:%s/tests/cuda", self, self);
+    return folders;
 }
 
 static inline enum status harness_device_open(const char *spec, struct device_options options,
                                               struct device **device_out, struct err *err)
 {
-    options.library_path = harness_cann_folder();
+    options.library_path = harness_library_path();
     return device_open(spec, &options, device_out, err);
 }
 

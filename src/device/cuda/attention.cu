@@ -1,0 +1,314 @@
+/* device/cuda/attention.cu - OP_ATTENTION: softmax over a paged cache, a tile of keys at a time.
+ *
+ * A block has one row and up to eight of the query heads that share a kv head, so that a key is
+ * read once for all of them. Keys are visited in tiles of TILE positions, counted from position 0,
+ * so that a row's tiles are the same however its prompt was cut (Milakov and Gimelshein 2018, arXiv
+ * 1805.02867, algorithm 3, by tiles):
+ *
+ *     scores   a warp per key: lanes have four elements each of every 128, then sums over lanes
+ *     softmax  a warp for every two heads: m' = max(m, scores), p = exp(score - m'), f = exp(m -
+ * m')
+ *     values   a thread per column: o = o * f + sum p_j v_j, j ascending
+ *
+ * A sink is where m and the sum begin: at its logit and at 1. A window makes a row's first tile
+ * begin later, or within. Sums stop at the row's own position, and begin where its window does:
+ * what other keys hold, NaN perhaps, does not touch it, and pages before a window are not looked
+ * up. */
+#include "device/cuda/kernels.h"
+
+#define HEADS 8
+#define TILE 64
+#define THREADS 128
+#define WARPS (THREADS / GPU_WARP)
+#define COLUMNS 4                    /* of a thread */
+#define BLOCK_COLUMNS (COLUMNS * THREADS)
+#define LANE_ELEMENTS 4
+#define KEYS 4                       /* that a warp scores together, once q is loaded */
+
+struct attention_shared {
+    float p[TILE][HEADS];            /* scores, then their exponentials */
+    float factor[HEADS], sum[HEADS];
+    uint32_t slots[TILE];
+    float q[4];                      /* [HEADS][q_stride] */
+};
+
+struct attention_block {
+    const struct op_attention *op;
+    struct attention_shared *shared;
+    uint32_t row, kv_head, first_head, head_count; /* first_head among all */
+    uint32_t q_stride;               /* k_width in fours; what is above it is 0 */
+    bool is_aligned;                 /* keys can be read in fours */
+    uint32_t begin, end;             /* keys of the tile at hand that the row sees */
+};
+
+/* Which of its kv head's query heads the block has: parts of HEADS. */
+__device__ static inline void choose_heads(struct attention_block *block)
+{
+    const struct op_attention *op = block->op;
+    const uint32_t group = op->head_count / op->kv_head_count;
+    const uint32_t parts = (group + HEADS - 1) / HEADS, part = blockIdx.y % parts;
+
+    block->kv_head = blockIdx.y / parts;
+    block->first_head = block->kv_head * group + part * HEADS;
+    block->head_count = group - part * HEADS < HEADS ? group - part * HEADS : HEADS;
+}
+
+/* Heads that are not there have zeros. */
+__device__ static inline void load_q(const struct attention_block *block)
+{
+    const struct op_attention *op = block->op;
+    const float *from = op->q + block->row * op->q_row_stride +
+                        (uint64_t)block->first_head * op->k_width;
+
+    for (uint32_t i = threadIdx.x; i < HEADS * block->q_stride; i += THREADS) {
+        const uint32_t h = i / block->q_stride, k = i % block->q_stride;
+
+        block->shared->q[i] =
+            h < block->head_count && k < op->k_width ? from[(uint64_t)h * op->k_width + k] : 0;
+    }
+}
+
+/* Of the tile that begins at position `first`. */
+__device__ static inline void find_slots(const struct attention_block *block, uint32_t first)
+{
+    const struct op_attention *op = block->op;
+    const int32_t *pages = op->pages + (uint64_t)op->sequences[block->row] * op->page_count_max;
+
+    for (uint32_t j = block->begin + threadIdx.x; j < block->end; j += THREADS)
+        block->shared->slots[j] = (uint32_t)pages[(first + j) / op->page_size] * op->page_size +
+                                  (first + j) % op->page_size;
+}
+
+/* Sums of eight values over all lanes; lane l gets the sum of value l / 4. */
+__device__ static inline float sum_eight(float values[HEADS])
+{
+    const uint32_t lane = threadIdx.x % GPU_WARP;
+
+#pragma unroll
+    for (int width = HEADS / 2, distance = 16; width > 0; width /= 2, distance /= 2) {
+        const bool upper = (lane & distance) != 0;
+
+#pragma unroll
+        for (int i = 0; i < width; i++) {
+            const float kept = upper ? values[i + width] : values[i];
+            const float given = upper ? values[i] : values[i + width];
+
+            values[i] = kept + __shfl_xor_sync(GPU_ALL_LANES, given, distance);
+        }
+    }
+    values[0] += __shfl_xor_sync(GPU_ALL_LANES, values[0], 2);
+    return values[0] + __shfl_xor_sync(GPU_ALL_LANES, values[0], 1);
+}
+
+__device__ static inline float4 load_four(const float *from, uint32_t left, bool is_aligned)
+{
+    if (is_aligned && left >= LANE_ELEMENTS)
+        return *(const float4 *)from;
+    return make_float4(from[0], left > 1 ? from[1] : 0, left > 2 ? from[2] : 0,
+                       left > 3 ? from[3] : 0);
+}
+
+/* p[j][h] = q[h] . key j for KEYS keys from `first` on, some of which may not be there. */
+__device__ static inline void score_some(const struct attention_block *block, uint32_t first)
+{
+    const struct op_attention *op = block->op;
+    struct attention_shared *shared = block->shared;
+    const uint32_t lane = threadIdx.x % GPU_WARP, width = op->k_width;
+    const float *keys[KEYS];
+    float sums[KEYS][HEADS] = { 0 };
+
+#pragma unroll
+    for (uint32_t u = 0; u < KEYS; u++) {
+        const uint32_t j = first + u < block->end ? first + u : first;
+
+        keys[u] = op->k_cache + shared->slots[j] * op->k_cache_row_stride +
+                  (uint64_t)block->kv_head * width;
+    }
+    for (uint32_t i = lane * LANE_ELEMENTS; i < width; i += GPU_WARP * LANE_ELEMENTS) {
+        float4 k[KEYS];
+
+#pragma unroll
+        for (uint32_t u = 0; u < KEYS; u++)
+            k[u] = load_four(keys[u] + i, width - i, block->is_aligned);
+#pragma unroll
+        for (uint32_t h = 0; h < HEADS; h++) {
+            const float4 q = *(const float4 *)(shared->q + h * block->q_stride + i);
+
+#pragma unroll
+            for (uint32_t u = 0; u < KEYS; u++) {
+                sums[u][h] = fmaf(q.x, k[u].x, sums[u][h]);
+                sums[u][h] = fmaf(q.y, k[u].y, sums[u][h]);
+                sums[u][h] = fmaf(q.z, k[u].z, sums[u][h]);
+                sums[u][h] = fmaf(q.w, k[u].w, sums[u][h]);
+            }
+        }
+    }
+#pragma unroll
+    for (uint32_t u = 0; u < KEYS; u++) {
+        const float sum = sum_eight(sums[u]);
+
+        if (lane % 4 == 0 && first + u < block->end)
+            shared->p[first + u][lane / 4] = sum;
+    }
+}
+
+__device__ static inline float score_of(const struct op_attention *op, float product)
+{
+    const float score = product * op->scale;
+
+    return op->score_cap == 0 ? score : op->score_cap * tanhf(score / op->score_cap);
+}
+
+/* A warp's two heads; max and sum are theirs so far. */
+__device__ static inline void exponentiate(const struct attention_block *block, float max[2],
+                                           float sum[2])
+{
+    struct attention_shared *shared = block->shared;
+    const uint32_t lane = threadIdx.x % GPU_WARP;
+
+    for (uint32_t i = 0; i < 2; i++) {
+        const uint32_t h = threadIdx.x / GPU_WARP * 2 + i;
+        float scores[2], best = max[i], part = 0, factor;
+
+        for (uint32_t k = 0; k < 2; k++) {
+            const uint32_t j = lane + k * GPU_WARP;
+            const bool is_seen = j >= block->begin && j < block->end;
+
+            scores[k] = is_seen ? score_of(block->op, shared->p[j][h]) : -INFINITY;
+            best = fmaxf(best, scores[k]);
+        }
+        best = gpu_warp_max(best);
+        for (uint32_t k = 0; k < 2; k++) {
+            const uint32_t j = lane + k * GPU_WARP;
+            const bool is_seen = j >= block->begin && j < block->end;
+            const float p = is_seen ? expf(scores[k] - best) : 0;
+
+            if (is_seen)
+                shared->p[j][h] = p;
+            part += p;
+        }
+        factor = expf(max[i] - best);
+        sum[i] = fmaf(sum[i], factor, gpu_warp_sum(part));
+        max[i] = best;
+        if (lane == 0)
+            shared->factor[h] = factor;
+    }
+}
+
+__device__ static inline void add_values(const struct attention_block *block,
+                                         uint32_t first_column, float acc[COLUMNS][HEADS])
+{
+    const struct op_attention *op = block->op;
+    const struct attention_shared *shared = block->shared;
+
+#pragma unroll
+    for (uint32_t h = 0; h < HEADS; h++)
+#pragma unroll
+        for (uint32_t c = 0; c < COLUMNS; c++)
+            acc[c][h] *= shared->factor[h];
+    for (uint32_t j = block->begin; j < block->end; j++) {
+        const float *value = op->v_cache + shared->slots[j] * op->v_cache_row_stride +
+                             (uint64_t)block->kv_head * op->v_width;
+
+#pragma unroll
+        for (uint32_t c = 0; c < COLUMNS; c++) {
+            const uint32_t column = first_column + c * THREADS;
+            const float v = column < op->v_width ? value[column] : 0;
+
+#pragma unroll
+            for (uint32_t h = 0; h < HEADS; h++)
+                acc[c][h] = fmaf(shared->p[j][h], v, acc[c][h]);
+        }
+    }
+}
+
+__device__ static inline void write_out(const struct attention_block *block, uint32_t first_column,
+                                        float acc[COLUMNS][HEADS])
+{
+    const struct op_attention *op = block->op;
+    float *out = op->out + block->row * op->out_row_stride +
+                 (uint64_t)block->first_head * op->v_width;
+
+    for (uint32_t h = 0; h < HEADS && h < block->head_count; h++)
+        for (uint32_t c = 0; c < COLUMNS; c++)
+            if (first_column + c * THREADS < op->v_width)
+                out[h * op->v_width + first_column + c * THREADS] =
+                    acc[c][h] / block->shared->sum[h];
+}
+
+/* Where a warp's two heads begin. */
+__device__ static inline void begin_sums(const struct attention_block *block, float max[2],
+                                         float sum[2])
+{
+    for (uint32_t i = 0; i < 2; i++) {
+        const uint32_t h = threadIdx.x / GPU_WARP * 2 + i;
+        const bool has_sink = block->op->sinks != nullptr && h < block->head_count;
+
+        max[i] = has_sink ? block->op->sinks[block->first_head + h] : -INFINITY;
+        sum[i] = has_sink ? 1 : 0;
+    }
+}
+
+__device__ static inline void attend_tile(struct attention_block *block, uint32_t first,
+                                          uint32_t first_column, float max[2], float sum[2],
+                                          float acc[COLUMNS][HEADS])
+{
+    find_slots(block, first);
+    __syncthreads();
+    for (uint32_t j = block->begin + threadIdx.x / GPU_WARP * KEYS; j < block->end;
+         j += WARPS * KEYS)
+        score_some(block, j);
+    __syncthreads();
+    exponentiate(block, max, sum);
+    __syncthreads();
+    add_values(block, first_column, acc);
+    __syncthreads();
+}
+
+__global__ void __launch_bounds__(THREADS) attention(const struct op_attention op)
+{
+    GPU_SHARED(memory);
+    const uint32_t first_column = blockIdx.z * BLOCK_COLUMNS + threadIdx.x;
+    const uint32_t key_end = (uint32_t)op.positions[blockIdx.x] + 1;
+    const uint32_t key_begin = op.window == 0 || op.window >= key_end ? 0 : key_end - op.window;
+    struct attention_block block;
+    float max[2], sum[2], acc[COLUMNS][HEADS] = { 0 };
+
+    block.op = &op;
+    block.shared = (struct attention_shared *)memory;
+    block.row = blockIdx.x;
+    block.q_stride = (op.k_width + 3) / 4 * 4;
+    block.is_aligned = (((uintptr_t)op.k_cache | op.k_cache_row_stride * 4 | op.k_width * 4) &
+                        15) == 0;
+    choose_heads(&block);
+    load_q(&block);
+    begin_sums(&block, max, sum);
+    for (uint32_t first = key_begin / TILE * TILE; first < key_end; first += TILE) {
+        block.begin = key_begin > first ? key_begin - first : 0;
+        block.end = key_end - first < TILE ? key_end - first : TILE;
+        attend_tile(&block, first, first_column, max, sum, acc);
+    }
+    if (threadIdx.x % GPU_WARP == 0) {
+        block.shared->sum[threadIdx.x / GPU_WARP * 2] = sum[0];
+        block.shared->sum[threadIdx.x / GPU_WARP * 2 + 1] = sum[1];
+    }
+    __syncthreads();
+    write_out(&block, first_column, acc);
+}
+
+cudaError_t cuda_attention(const struct op_attention *op, cudaStream_t stream)
+{
+    const struct op_attention copy = *op;
+    const uint32_t group = op->head_count / op->kv_head_count;
+    const dim3 grid(op->row_count, op->kv_head_count * ((group + HEADS - 1) / HEADS),
+                    (op->v_width + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS);
+    const size_t shared_bytes =
+        sizeof(struct attention_shared) + HEADS * (op->k_width + 3) * sizeof(float);
+    cudaError_t code = cudaFuncSetAttribute(
+        attention, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
+
+    if (code != cudaSuccess)
+        return code;
+    GPU_LAUNCH(attention, grid, THREADS, shared_bytes, stream, copy);
+    return cudaGetLastError();
+}

@@ -1,0 +1,359 @@
+/* device/cuda/product_plain.cu - product.h for weights in F32, F16 and BF16. */
+#include "device/cuda/product.h"
+
+#define X_PARTS 3
+#define UNROLL 4
+#define LANE_ELEMENTS 8 /* of a chunk's 32, side by side */
+
+template <int dtype> struct plain_type {
+    static constexpr int parts = dtype == DTYPE_F32 ? 3 : dtype == DTYPE_F16 ? 2 : 1;
+    static constexpr int words = dtype == DTYPE_F32 ? 8 : 4; /* of eight elements */
+};
+
+/* Two numbers as `count` BF16 numbers each, the greatest parts first, that add up to them where
+ * count is enough; the first number's in the low halves. What is cut off is exact, so nothing is
+ * rounded. A number that is not finite is its first part alone. */
+template <int count>
+__device__ static inline void split(uint32_t parts[count], float left, float right)
+{
+#pragma unroll
+    for (int i = 0; i < count; i++) {
+        const uint32_t a = __float_as_uint(left), b = __float_as_uint(right);
+
+        parts[i] = __byte_perm(a, b, 0x7632);
+        left = gpu_is_finite(left) ? left - __uint_as_float(a & 0xffff0000u) : 0;
+        right = gpu_is_finite(right) ? right - __uint_as_float(b & 0xffff0000u) : 0;
+    }
+}
+
+/* Eight adjacent weights from element k on, as they lie in memory; zeros behind the row's end. */
+template <int dtype>
+__device__ static inline void load_weights(uint32_t raw[], const uint8_t *row, uint32_t k,
+                                           uint32_t k_count, bool is_aligned)
+{
+    constexpr uint32_t bytes = dtype == DTYPE_F32 ? 4 : 2;
+
+    if (is_aligned && k + LANE_ELEMENTS <= k_count) {
+        const uint4 *from = (const uint4 *)(row + (uint64_t)k * bytes);
+
+#pragma unroll
+        for (int i = 0; i < plain_type<dtype>::words / 4; i++) {
+            const uint4 four = __ldcs(from + i);
+
+            raw[4 * i] = four.x;
+            raw[4 * i + 1] = four.y;
+            raw[4 * i + 2] = four.z;
+            raw[4 * i + 3] = four.w;
+        }
+        return;
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < LANE_ELEMENTS; i++) {
+        const bool is_there = k + i < k_count;
+
+        if (dtype == DTYPE_F32) {
+            raw[i] = is_there ? ((const uint32_t *)row)[k + i] : 0;
+        } else {
+            const uint32_t bits = is_there ? ((const uint16_t *)row)[k + i] : 0;
+
+            raw[i / 2] = i % 2 == 0 ? bits : raw[i / 2] | bits << 16;
+        }
+    }
+}
+
+/* The parts of eight weights: parts[i][j] has elements 2j and 2j + 1. */
+template <int dtype>
+__device__ static inline void weight_parts(uint32_t parts[][4], const uint32_t raw[])
+{
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        uint32_t both[plain_type<dtype>::parts];
+
+        if (dtype == DTYPE_BF16)
+            both[0] = raw[j];
+        else if (dtype == DTYPE_F16)
+            split<plain_type<dtype>::parts>(both, gpu_f16_to_f32(raw[j] & 0xffff),
+                                            gpu_f16_to_f32(raw[j] >> 16));
+        else
+            split<plain_type<dtype>::parts>(both, __uint_as_float(raw[2 * j]),
+                                            __uint_as_float(raw[2 * j + 1]));
+#pragma unroll
+        for (int i = 0; i < plain_type<dtype>::parts; i++)
+            parts[i][j] = both[i];
+    }
+}
+
+/* Eight adjacent elements of a row of x; NULL: zeros. */
+__device__ static inline void load_x(float values[LANE_ELEMENTS], const float *row, uint32_t k,
+                                     uint32_t k_count)
+{
+    if (row != nullptr && k + LANE_ELEMENTS <= k_count && (uintptr_t)row % 16 == 0) {
+        const float4 low = *(const float4 *)(row + k), high = *(const float4 *)(row + k + 4);
+
+        values[0] = low.x;
+        values[1] = low.y;
+        values[2] = low.z;
+        values[3] = low.w;
+        values[4] = high.x;
+        values[5] = high.y;
+        values[6] = high.z;
+        values[7] = high.w;
+        return;
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < LANE_ELEMENTS; i++)
+        values[i] = row != nullptr && k + i < k_count ? row[k + i] : 0;
+}
+
+__device__ static inline void x_parts(uint32_t parts[X_PARTS][4], const float values[LANE_ELEMENTS])
+{
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        uint32_t both[X_PARTS];
+
+        split<X_PARTS>(both, values[2 * j], values[2 * j + 1]);
+#pragma unroll
+        for (int i = 0; i < X_PARTS; i++)
+            parts[i][j] = both[i];
+    }
+}
+
+/* What a chunk adds: lane q has elements 8q to 8q + 7, which the two products share in pairs. The
+ * least products come first. */
+template <int dtype>
+__device__ static inline void multiply_chunk(float acc[4], uint32_t top[][4], uint32_t bottom[][4],
+                                             uint32_t x[X_PARTS][4])
+{
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+#pragma unroll
+        for (int sum = X_PARTS - 1; sum >= 0; sum--) {
+#pragma unroll
+            for (int i = 0; i < plain_type<dtype>::parts && i <= sum; i++) {
+                const uint32_t a[4] = { top[i][2 * half], bottom[i][2 * half],
+                                        top[i][2 * half + 1], bottom[i][2 * half + 1] };
+                const uint32_t b[2] = { x[sum - i][2 * half], x[sum - i][2 * half + 1] };
+
+                gpu_mma_bf16(acc, a, b);
+            }
+        }
+    }
+}
+
+__device__ static inline const uint8_t *weight_row(const struct product *p,
+                                                   const struct product_group *group, uint32_t n)
+{
+    if (n >= p->n_count)
+        n = p->n_count - 1; /* computed, and not stored */
+    return group->weight + n * p->weight_row_bytes;
+}
+
+__device__ static inline bool rows_are_aligned(const struct product *p,
+                                               const struct product_group *group)
+{
+    return ((uintptr_t)group->weight | p->weight_row_bytes) % 16 == 0;
+}
+
+/* One warp's slice of a 16 x 8 tile. */
+template <int dtype>
+__device__ static inline void narrow_slice(float acc[4], const struct product *p,
+                                           const struct product_group *group, uint32_t n0,
+                                           uint32_t r0)
+{
+    constexpr int parts = plain_type<dtype>::parts, words = plain_type<dtype>::words;
+    const uint32_t lane = threadIdx.x % GPU_WARP, g = lane / 4, q = lane % 4;
+    const uint32_t chunk_count = (p->k_count + PRODUCT_CHUNK - 1) / PRODUCT_CHUNK;
+    const uint32_t each = (chunk_count + PRODUCT_SLICES - 1) / PRODUCT_SLICES;
+    const uint32_t begin = threadIdx.x / GPU_WARP * each;
+    const uint32_t end = begin + each < chunk_count ? begin + each : chunk_count;
+    const uint8_t *top_row = weight_row(p, group, n0 + g);
+    const uint8_t *bottom_row = weight_row(p, group, n0 + g + 8);
+    const float *x_row = product_x_row(p, group, r0 + g);
+    const bool is_aligned = rows_are_aligned(p, group);
+
+    for (uint32_t first = begin; first < end; first += UNROLL) {
+        uint32_t raw[UNROLL][2][words];
+
+#pragma unroll
+        for (uint32_t u = 0; u < UNROLL; u++) {
+            const uint32_t k = (first + u) * PRODUCT_CHUNK + q * LANE_ELEMENTS;
+
+            if (first + u < end) {
+                load_weights<dtype>(raw[u][0], top_row, k, p->k_count, is_aligned);
+                load_weights<dtype>(raw[u][1], bottom_row, k, p->k_count, is_aligned);
+            }
+        }
+#pragma unroll
+        for (uint32_t u = 0; u < UNROLL; u++) {
+            const uint32_t k = (first + u) * PRODUCT_CHUNK + q * LANE_ELEMENTS;
+            uint32_t top[parts][4], bottom[parts][4], x[X_PARTS][4];
+            float values[LANE_ELEMENTS];
+
+            if (first + u >= end)
+                break;
+            load_x(values, x_row, k, p->k_count);
+            x_parts(x, values);
+            weight_parts<dtype>(top, raw[u][0]);
+            weight_parts<dtype>(bottom, raw[u][1]);
+            multiply_chunk<dtype>(acc, top, bottom, x);
+        }
+    }
+}
+
+template <int dtype>
+__global__ void __launch_bounds__(PRODUCT_THREADS) narrow_plain(const struct product p)
+{
+    GPU_SHARED(shared);
+    const uint32_t n0 = blockIdx.y * PRODUCT_NARROW_N;
+    struct product_group group;
+
+    if (!product_group_of(&p, &group))
+        return;
+    for (uint32_t r0 = blockIdx.x * PRODUCT_NARROW_ROWS; r0 < group.count;
+         r0 += gridDim.x * PRODUCT_NARROW_ROWS) {
+        float acc[4] = { 0, 0, 0, 0 };
+
+        narrow_slice<dtype>(acc, &p, &group, n0, r0);
+        product_join_slices(&p, &group, (float *)shared, acc, n0, r0);
+    }
+}
+
+/* The parts of 64 rows of x, one chunk of each: [part][row][q] of four words. */
+#define WIDE_X_VECTORS (X_PARTS * PRODUCT_WIDE_ROWS * 4)
+
+__device__ static inline void wide_put_x(uint4 *to, const float values[LANE_ELEMENTS])
+{
+    uint32_t parts[X_PARTS][4];
+
+    x_parts(parts, values);
+#pragma unroll
+    for (int i = 0; i < X_PARTS; i++)
+        to[i * PRODUCT_WIDE_ROWS * 4 + threadIdx.x] =
+            make_uint4(parts[i][0], parts[i][1], parts[i][2], parts[i][3]);
+}
+
+/* A warp's 32 rows of weights: tile m has rows g and g + 8 of its 16. */
+template <int dtype>
+__device__ static inline void wide_load(uint32_t raw[2][2][plain_type<dtype>::words],
+                                        const struct product *p, const struct product_group *group,
+                                        uint32_t n0, uint32_t k, bool is_aligned)
+{
+    const uint32_t g = threadIdx.x % GPU_WARP / 4;
+
+#pragma unroll
+    for (uint32_t i = 0; i < 4; i++)
+        load_weights<dtype>(raw[i / 2][i % 2],
+                            weight_row(p, group, n0 + i / 2 * 16 + i % 2 * 8 + g), k, p->k_count,
+                            is_aligned);
+}
+
+template <int dtype>
+__device__ static inline void wide_multiply(float acc[2][4][4],
+                                            uint32_t raw[2][2][plain_type<dtype>::words],
+                                            const uint4 *x, uint32_t row)
+{
+    constexpr int parts = plain_type<dtype>::parts;
+    const uint32_t lane = threadIdx.x % GPU_WARP;
+    uint32_t weights[2][2][parts][4];
+
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        weight_parts<dtype>(weights[i / 2][i % 2], raw[i / 2][i % 2]);
+#pragma unroll
+    for (uint32_t t = 0; t < 4; t++) {
+        uint32_t part[X_PARTS][4];
+
+#pragma unroll
+        for (int i = 0; i < X_PARTS; i++) {
+            const uint4 four = x[(i * PRODUCT_WIDE_ROWS + row + t * 8) * 4 + lane];
+
+            part[i][0] = four.x;
+            part[i][1] = four.y;
+            part[i][2] = four.z;
+            part[i][3] = four.w;
+        }
+        multiply_chunk<dtype>(acc[0][t], weights[0][0], weights[0][1], part);
+        multiply_chunk<dtype>(acc[1][t], weights[1][0], weights[1][1], part);
+    }
+}
+
+/* A block's 128 x 64 tile. x lies in two places by turns, so that one barrier per chunk is enough;
+ * what the next chunk needs is loaded before this one is multiplied. */
+template <int dtype>
+__device__ static inline void wide_tile(const struct product *p, const struct product_group *group,
+                                        uint4 *shared, uint32_t r0)
+{
+    const uint32_t warp = threadIdx.x / GPU_WARP, q = threadIdx.x % 4;
+    const uint32_t n0 = blockIdx.y * PRODUCT_WIDE_N + warp % 4 * PRODUCT_TILE_N;
+    const uint32_t row = warp / 4 * PRODUCT_TILE_ROWS;
+    const uint32_t chunk_count = (p->k_count + PRODUCT_CHUNK - 1) / PRODUCT_CHUNK;
+    const uint32_t each = (chunk_count + PRODUCT_SLICES - 1) / PRODUCT_SLICES;
+    const float *x_row = product_x_row(p, group, r0 + threadIdx.x / 4);
+    const bool is_aligned = rows_are_aligned(p, group);
+    float total[2][4][4] = { 0 }, acc[2][4][4] = { 0 }, values[LANE_ELEMENTS];
+    uint32_t next[2][2][plain_type<dtype>::words];
+
+    load_x(values, x_row, q * LANE_ELEMENTS, p->k_count);
+    wide_load<dtype>(next, p, group, n0, q * LANE_ELEMENTS, is_aligned);
+    for (uint32_t c = 0; c < chunk_count; c++) {
+        const uint32_t k = (c + 1) * PRODUCT_CHUNK + q * LANE_ELEMENTS;
+        uint4 *x = shared + c % 2 * WIDE_X_VECTORS;
+        uint32_t raw[2][2][plain_type<dtype>::words];
+
+        wide_put_x(x, values);
+#pragma unroll
+        for (int i = 0; i < 4 * plain_type<dtype>::words; i++)
+            (&raw[0][0][0])[i] = (&next[0][0][0])[i];
+        __syncthreads();
+        if (c + 1 < chunk_count) {
+            load_x(values, x_row, k, p->k_count);
+            wide_load<dtype>(next, p, group, n0, k, is_aligned);
+        }
+        wide_multiply<dtype>(acc, raw, x, row);
+        if ((c + 1) % each == 0)
+            product_end_slice(total, acc);
+    }
+    if (chunk_count % each != 0)
+        product_end_slice(total, acc);
+    product_store_tile(p, group, total, n0, r0 + row);
+    __syncthreads(); /* before the next tile's x */
+}
+
+template <int dtype>
+__global__ void __launch_bounds__(PRODUCT_THREADS) wide_plain(const struct product p)
+{
+    GPU_SHARED(shared);
+    struct product_group group;
+
+    if (!product_group_of(&p, &group))
+        return;
+    for (uint32_t r0 = blockIdx.x * PRODUCT_WIDE_ROWS; r0 < group.count;
+         r0 += gridDim.x * PRODUCT_WIDE_ROWS)
+        wide_tile<dtype>(&p, &group, (uint4 *)shared, r0);
+}
+
+template <int dtype>
+static cudaError_t launch(const struct product *p, const struct product_grid *grid,
+                          cudaStream_t stream)
+{
+    constexpr size_t narrow_bytes =
+        PRODUCT_SLICES * PRODUCT_NARROW_N * PRODUCT_NARROW_ROWS * sizeof(float);
+    const struct product copy = *p;
+
+    if (grid->narrow)
+        GPU_LAUNCH(narrow_plain<dtype>, grid->blocks, PRODUCT_THREADS, narrow_bytes, stream, copy);
+    else
+        GPU_LAUNCH(wide_plain<dtype>, grid->blocks, PRODUCT_THREADS,
+                   2 * WIDE_X_VECTORS * sizeof(uint4), stream, copy);
+    return cudaGetLastError();
+}
+
+cudaError_t product_launch_plain(const struct product *p, int dtype,
+                                 const struct product_grid *grid, cudaStream_t stream)
+{
+    switch (dtype) {
+    case DTYPE_F32: return launch<DTYPE_F32>(p, grid, stream);
+    case DTYPE_F16: return launch<DTYPE_F16>(p, grid, stream);
+    default: return launch<DTYPE_BF16>(p, grid, stream);
+    }
+}

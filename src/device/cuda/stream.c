@@ -1,0 +1,168 @@
+/* device/cuda/stream.c - streams and what is queued on them: copies, fills, operators.
+ *
+ * A stream is one of CUDA's. Its first error stays: what is queued later is refused with it, while
+ * records and waits go on (event.c), so that nobody hangs. A copy from host memory that is not
+ * pinned has read it when the call returns, and one to such memory is complete then. */
+#include <stdlib.h>
+
+#include "device/cuda/internal.h"
+#include "device/operands.h"
+
+static struct cuda_device *device_of(const struct cuda_stream *stream)
+{
+    return (struct cuda_device *)stream->base.device;
+}
+
+static enum status broken(const struct cuda_stream *stream, struct err *err)
+{
+    if (err != NULL && stream->error.status != STATUS_OK)
+        *err = stream->error;
+    return stream->error.status;
+}
+
+/* Keeps what CUDA says to `what`, unless there was an error before. */
+static enum status break_stream(struct cuda_stream *stream, int code, const char *what,
+                                struct err *err)
+{
+    const struct cuda_device *device = device_of(stream);
+
+    if (stream->error.status == STATUS_OK) {
+        (void)cuda__fail(device->module, device->base.info.name, code, &stream->error, "%s", what);
+        stream->error.status = STATUS_DEVICE;
+    }
+    return broken(stream, err);
+}
+
+static enum status enter(const struct cuda_stream *stream, struct err *err)
+{
+    const enum status st = broken(stream, err);
+
+    return st == STATUS_OK ? cuda__enter(device_of(stream), err) : st;
+}
+
+enum status cuda__stream_create(struct device *base, enum stream_kind kind,
+                                struct stream **stream_out, struct err *err)
+{
+    const struct cuda_device *device = (const struct cuda_device *)base;
+    struct cuda_stream *stream = calloc(1, sizeof(*stream));
+    enum status st;
+    int code;
+
+    (void)kind; /* the copy engines have queues of their own */
+    if (stream == NULL)
+        return err_set(err, STATUS_NO_MEMORY, "%s: no memory for a stream", base->info.name);
+    stream->base.device = base;
+    st = cuda__enter(device, err);
+    if (st == STATUS_OK) {
+        code = device->module->stream_create(&stream->handle);
+        if (code != 0)
+            st = cuda__fail(device->module, base->info.name, code, err,
+                            "cudaStreamCreateWithFlags");
+    }
+    if (st != STATUS_OK) {
+        free(stream);
+        return st;
+    }
+    *stream_out = &stream->base;
+    return STATUS_OK;
+}
+
+void cuda__stream_destroy(struct stream *base)
+{
+    struct cuda_stream *stream = (struct cuda_stream *)base;
+    const struct cuda_module *module = device_of(stream)->module;
+
+    (void)cuda__enter(device_of(stream), NULL);
+    (void)module->stream_sync(stream->handle);
+    (void)module->stream_destroy(stream->handle);
+    free(stream);
+}
+
+enum status cuda__stream_sync(struct stream *base, struct err *err)
+{
+    struct cuda_stream *stream = (struct cuda_stream *)base;
+    const enum status st = cuda__enter(device_of(stream), err);
+    int code;
+
+    if (st != STATUS_OK)
+        return st;
+    code = device_of(stream)->module->stream_sync(stream->handle);
+    return code == 0 ? broken(stream, err)
+                     : break_stream(stream, code, "cudaStreamSynchronize", err);
+}
+
+static enum status copy(struct stream *base, enum cuda_copy kind, void *dst, const void *src,
+                        uint64_t size_bytes, struct err *err)
+{
+    static const char *const names[] = {
+        [CUDA_COPY_IN] = "cudaMemcpyAsync from the host",
+        [CUDA_COPY_OUT] = "cudaMemcpyAsync to the host",
+        [CUDA_COPY_PEER] = "cudaMemcpyAsync between devices",
+    };
+    struct cuda_stream *stream = (struct cuda_stream *)base;
+    const enum status st = enter(stream, err);
+    int code;
+
+    if (st != STATUS_OK)
+        return st;
+    code = device_of(stream)->module->copy(stream->handle, kind, dst, src, size_bytes);
+    return code == 0 ? STATUS_OK : break_stream(stream, code, names[kind], err);
+}
+
+enum status cuda__copy_in(struct stream *stream, void *dst, const void *src, uint64_t size_bytes,
+                          struct err *err)
+{
+    return copy(stream, CUDA_COPY_IN, dst, src, size_bytes, err);
+}
+
+enum status cuda__copy_out(struct stream *stream, void *dst, const void *src, uint64_t size_bytes,
+                           struct err *err)
+{
+    return copy(stream, CUDA_COPY_OUT, dst, src, size_bytes, err);
+}
+
+enum status cuda__copy_peer(struct stream *stream, void *dst, const void *src, uint64_t size_bytes,
+                            struct err *err)
+{
+    return copy(stream, CUDA_COPY_PEER, dst, src, size_bytes, err);
+}
+
+enum status cuda__fill(struct stream *base, void *dst, uint8_t value, uint64_t size_bytes,
+                       struct err *err)
+{
+    struct cuda_stream *stream = (struct cuda_stream *)base;
+    const enum status st = enter(stream, err);
+    int code;
+
+    if (st != STATUS_OK)
+        return st;
+    code = device_of(stream)->module->fill(stream->handle, dst, value, size_bytes);
+    return code == 0 ? STATUS_OK : break_stream(stream, code, "cudaMemsetAsync", err);
+}
+
+/* Whether there are kernels for the weights that it reads. */
+static enum status check_weights(const struct device *device, const struct op *op, struct err *err)
+{
+    enum status st = STATUS_OK;
+    enum dtype dtype;
+
+    if (device__op_weight_dtype(op, &dtype))
+        st = device->ops->weights_check(device, dtype, err);
+    if (st == STATUS_OK && op->kind == OP_MOE)
+        st = device->ops->weights_check(device, op->moe.down_dtype, err);
+    return st;
+}
+
+enum status cuda__launch(struct stream *base, const struct op *op, struct err *err)
+{
+    struct cuda_stream *stream = (struct cuda_stream *)base;
+    enum status st = enter(stream, err);
+    int code;
+
+    if (st == STATUS_OK)
+        st = check_weights(base->device, op, err);
+    if (st != STATUS_OK)
+        return st;
+    code = device_of(stream)->module->launch(stream->handle, op);
+    return code == 0 ? STATUS_OK : break_stream(stream, code, op_kind_name(op->kind), err);
+}
