@@ -216,8 +216,6 @@ static enum status run(const struct cli_session *session, const struct cli_optio
                        const struct cli_bench_shape *shape, const struct log *log,
                        struct results *results, struct err *err)
 {
-    const uint32_t threads =
-        options->threads > 0 ? (uint32_t)options->threads : thread_count_available();
     enum status st = measure(session, shape, (uint32_t)options->repeat, log, results, err);
     double passes;
 
@@ -234,7 +232,7 @@ static enum status run(const struct cli_session *session, const struct cli_optio
         results->moved_per_pass = number_at(results->decode_report, "bytes_moved") / passes;
         results->units_per_pass = onloads / passes;
     }
-    return cli_bench_read_bandwidth(threads, &results->read_bytes_per_s, err);
+    return STATUS_OK;
 }
 
 enum status cli_bench(struct cli_context *context, struct err *err)
@@ -250,11 +248,16 @@ enum status cli_bench(struct cli_context *context, struct err *err)
     struct cli_session session = { 0 };
     struct results results = { .prefill = calloc((size_t)options->repeat, sizeof(double)),
                                .decode = calloc((size_t)options->repeat, sizeof(double)) };
-    enum status st;
+    const uint32_t threads =
+        options->threads > 0 ? (uint32_t)options->threads : thread_count_available();
+    enum status st = STATUS_OK;
 
     if (results.prefill == NULL || results.decode == NULL)
         st = err_set(err, STATUS_NO_MEMORY, "no memory for the results");
-    else
+    /* Before the model takes the memory that it needs. */
+    if (st == STATUS_OK)
+        st = cli_bench_read_bandwidth(threads, &results.read_bytes_per_s, err);
+    if (st == STATUS_OK)
         st = cli_session_start(&session, options,
                                &(struct cli_demand){
                                    .sequence_count = shape.batch,

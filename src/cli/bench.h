@@ -43,7 +43,7 @@ struct cli_bench_bytes {
 void cli_bench_bytes(const struct ckpt *ckpt, const struct model_info *info,
                      const struct cli_bench_shape *shape, struct cli_bench_bytes *bytes_out);
 /* What thread_count threads read from memory in a plain loop, bytes per second; the best of some
- * passes over half a gigabyte. */
+ * passes over half a gigabyte, or half of the memory that is left. */
 enum status cli_bench_read_bandwidth(uint32_t thread_count, double *bytes_per_s_out,
                                      struct err *err);
 

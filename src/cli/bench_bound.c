@@ -6,13 +6,15 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/memory_left.h"
 #include "base/size.h"
 #include "base/thread_pool.h"
 #include "cli/bench.h"
 #include "model/model.h"
 #include "tensor/quant.h"
 
-#define READ_BYTES (512 * MIB)
+#define READ_BYTES_MAX (512 * MIB)
+#define READ_BYTES_MIN (1 * MIB)
 #define READ_PASSES 4
 #define LANES 8
 
@@ -101,9 +103,12 @@ enum status cli_bench_read_bandwidth(uint32_t thread_count, double *bytes_per_s_
                                      struct err *err)
 {
     struct thread_pool *pool = NULL;
-    uint64_t *words = malloc(READ_BYTES);
+    const uint64_t room_bytes = memory_left_bytes() / 2;
+    const uint64_t read_bytes = room_bytes > READ_BYTES_MAX ? READ_BYTES_MAX
+                                : room_bytes < READ_BYTES_MIN ? READ_BYTES_MIN : room_bytes;
+    uint64_t *words = malloc(read_bytes);
     uint64_t *sums = calloc(thread_count, sizeof(*sums));
-    struct read_job job = { words, READ_BYTES / sizeof(*words) / thread_count, sums };
+    struct read_job job = { words, read_bytes / sizeof(*words) / thread_count, sums };
     double best_s = INFINITY;
     enum status st = STATUS_OK;
 
@@ -113,7 +118,7 @@ enum status cli_bench_read_bandwidth(uint32_t thread_count, double *bytes_per_s_
     }
     st = thread_pool_create(thread_count, &pool, err);
     if (st == STATUS_OK) {
-        memset(words, 1, READ_BYTES); /* real pages, not the one page of zeros */
+        memset(words, 1, read_bytes); /* real pages, not the one page of zeros */
         for (int pass = 0; pass < READ_PASSES; pass++) {
             const uint64_t from_ns = clock_now_ns();
             double seconds;
@@ -121,7 +126,7 @@ enum status cli_bench_read_bandwidth(uint32_t thread_count, double *bytes_per_s_
             seconds = (double)(clock_now_ns() - from_ns) * 1e-9;
             best_s = seconds < best_s ? seconds : best_s;
         }
-        *bytes_per_s_out = (double)READ_BYTES / best_s;
+        *bytes_per_s_out = (double)read_bytes / best_s;
     }
 done:
     thread_pool_destroy(pool);
