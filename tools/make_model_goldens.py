@@ -74,6 +74,24 @@ def olmoe(scale, **more):
                  pad_token_id=0, **more)
 
 
+def gemma2(scale, **more):
+    return dense(scale, head_dim=12 * scale, query_pre_attn_scalar=10 * scale,
+                 sliding_window=7 * scale, attn_logit_softcapping=4.0,
+                 final_logit_softcapping=3.0, pad_token_id=0, **more)
+
+
+def gemma3(scale, **more):
+    """Windows of layers before the last one, whose rope is scaled."""
+    return dense(scale, head_dim=12 * scale, query_pre_attn_scalar=10 * scale,
+                 sliding_window=7 * scale, pad_token_id=0, layer_types=[
+                     "sliding_attention" if i % 3 != 1 else "full_attention"
+                     for i in range(layers(scale))],
+                 rope_parameters=dict(
+                     sliding_attention=rope("default") | {"rope_theta": 5000.0},
+                     full_attention=rope("linear", factor=8.0) | {"rope_theta": 1000000.0}),
+                 **more)
+
+
 def glm4(scale, **more):
     return dense(scale, head_dim=16 * scale, pad_token_id=0, **more)
 
@@ -187,6 +205,13 @@ CASES = [
     ("mixtral", "Mixtral", mixtral, "bfloat16", ("old",)),
     ("mixtral_fused", "Mixtral", lambda s: mixtral(s, num_experts_per_tok=3, head_dim=12 * s),
      "float16", ("fused",)),
+    ("gemma2", "Gemma2", gemma2, "bfloat16", ("old",)),
+    ("gemma3", "Gemma3Text", gemma3, "bfloat16", ()),
+    ("gemma3_old", "Gemma3Text", lambda s: gemma3(s, attn_logit_softcapping=20.0,
+                                                  final_logit_softcapping=10.0), None,
+     ("old_by_layer",)),
+    ("gemma3_sees", "Gemma3", gemma3, "float16", ("text_part",)),
+    ("gemma3_sees_new", "Gemma3", gemma3, None, ("text_part", "fused")),
     ("deepseek_v2_lite", "DeepseekV2", lambda s: deepseek(
         s, q_lora_rank=None, topk_method="greedy", n_group=1, topk_group=1,
         routed_scaling_factor=1.0, rope_parameters=yarn(mscale=0.707, mscale_all_dim=0.707)),
@@ -216,8 +241,9 @@ def randomise(model, seed):
     """Draws every weight so that nothing is idle: an untrained model's norms are ones, its biases
     zeros, and its attention nearly uniform."""
     generator = torch.Generator().manual_seed(seed)
+    gemma = type(model).__name__.startswith("Gemma")  # scales embeddings, adds 1 to norms
     for name, tensor in sorted(list(model.named_parameters()) + list(model.named_buffers())):
-        if "inv_freq" in name:
+        if "inv_freq" in name or "embed_scale" in name or tensor.dtype == torch.int64:
             continue
         noise = torch.randn(tensor.shape, generator=generator)
         with torch.no_grad():
@@ -226,9 +252,9 @@ def randomise(model, seed):
             elif name.endswith(".bias"):
                 tensor.copy_(0.3 * noise)
             elif tensor.dim() == 1:
-                tensor.copy_(1 + 0.25 * noise)
+                tensor.copy_((0 if gemma else 1) + 0.25 * noise)
             elif "embed_tokens" in name:
-                tensor.copy_(0.7 * noise)
+                tensor.copy_(0.7 * noise / (tensor.shape[-1] ** 0.5 if gemma else 1))
             else:
                 tensor.copy_(1.6 * noise / tensor.shape[-1] ** 0.5)
 
@@ -260,10 +286,36 @@ def add_predict_layer(folder, layer_count, dtype):
     save_file(tensors, path, metadata={"format": "pt"})
 
 
+def to_old_style_by_layer(path):
+    """Gemma 3's ropes as its first files have them."""
+    with open(path) as file:
+        config = json.load(file)
+    parameters = config.pop("rope_parameters")
+    config["rope_theta"] = parameters["full_attention"].pop("rope_theta")
+    config["rope_local_base_freq"] = parameters["sliding_attention"]["rope_theta"]
+    config["rope_scaling"] = parameters["full_attention"]
+    with open(path, "w") as file:
+        json.dump(config, file, indent=2)
+        file.write("\n")
+
+
+TINY_VISION = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+                   image_size=28, patch_size=14)
+
+
+def make_model(family, values, how):
+    if "text_part" in how:
+        config = getattr(transformers, family + "Config")(
+            text_config=values, vision_config=TINY_VISION, mm_tokens_per_image=4)
+        return getattr(transformers, family + "ForConditionalGeneration")(config)
+    config = getattr(transformers, family + "Config")(**values)
+    return getattr(transformers, family.removesuffix("Text") + "ForCausalLM")(config)
+
+
 def make_checkpoint(case, scale, dtype, folder, seed=SEED):
     name, family, config_of, _, how = case
-    config = getattr(transformers, family + "Config")(**config_of(scale))
-    model = getattr(transformers, family + "ForCausalLM")(config)
+    model = make_model(family, config_of(scale), how)
+    config = model.config
     if "period" in how:
         from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2MLP
         for index, layer in enumerate(model.model.layers):
@@ -279,6 +331,8 @@ def make_checkpoint(case, scale, dtype, folder, seed=SEED):
         os.remove(os.path.join(folder, "generation_config.json"))
     if "old" in how:
         to_old_style(os.path.join(folder, "config.json"))
+    if "old_by_layer" in how:
+        to_old_style_by_layer(os.path.join(folder, "config.json"))
     if "mtp" in how:
         add_predict_layer(folder, config.num_hidden_layers, getattr(torch, dtype))
     return model

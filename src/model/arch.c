@@ -18,6 +18,9 @@ static const struct model_arch *const arches[] = {
     &model_arch_granite,
     &model_arch_granite_moe,
     &model_arch_granite_moe_shared,
+    &model_arch_gemma2,
+    &model_arch_gemma3,
+    &model_arch_gemma3_sees,
     &model_arch_deepseek_v2,
     &model_arch_deepseek_v3,
 };
@@ -42,7 +45,8 @@ const char *const *model_architectures(void)
         "LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM", "Qwen2ForCausalLM",
         "Qwen3ForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM", "OlmoeForCausalLM",
         "Glm4ForCausalLM", "Glm4MoeForCausalLM", "Phi3ForCausalLM", "GraniteForCausalLM",
-        "GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM", "DeepseekV2ForCausalLM",
+        "GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM", "Gemma2ForCausalLM",
+        "Gemma3ForCausalLM", "Gemma3ForConditionalGeneration", "DeepseekV2ForCausalLM",
         "DeepseekV3ForCausalLM", NULL,
     };
 

@@ -140,7 +140,8 @@ static void read_architecture(struct config_reader *reader, struct model_config 
                    config->arch->model_type);
 }
 
-static void refuse_what_is_not_built(struct config_reader *reader)
+static void refuse_what_is_not_built(struct config_reader *reader,
+                                     const struct model_config *config)
 {
     static const char *const keys[] = { "quantization_config", "compression_config" };
     const char *act = model__read_string(reader, "hidden_act", "silu");
@@ -154,7 +155,11 @@ static void refuse_what_is_not_built(struct config_reader *reader)
                                "F16 and BF16 weights can be loaded", keys[i],
                                method != NULL ? method : "method not named");
     }
-    if (reader->status == STATUS_OK && strcmp(act, "silu") != 0 && strcmp(act, "swish") != 0)
+    if (reader->status != STATUS_OK)
+        return;
+    assert(config->arch != NULL);
+    if (!config->arch->reads_activation &&
+        strcmp(act, "silu") != 0 && strcmp(act, "swish") != 0)
         model__read_refuse(reader, "\"hidden_act\" is \"%.32s\", only \"silu\" is built", act);
 }
 
@@ -198,6 +203,45 @@ static void read_special_ids(struct config_reader *reader, struct model_config *
         read_eos(reader, config);
 }
 
+/* What has other parts too has the language model's configuration in one of its own. */
+static void enter_text_part(struct config_reader *reader)
+{
+    const json_t *text = NULL;
+
+    reader->status = json_get_object(reader->json, "text_config", reader->what, &text, reader->err);
+    if (reader->status == STATUS_OK && text == NULL)
+        model__read_refuse(reader, "there is no \"text_config\"");
+    if (reader->status == STATUS_OK)
+        reader->json = text;
+}
+
+static void read_sizes(struct config_reader *reader, struct model_config *config)
+{
+    static const struct config_missing none = { 0 };
+    const struct config_missing *missing =
+        reader->status == STATUS_OK && config->arch->missing != NULL ? config->arch->missing
+                                                                     : &none;
+    const struct {
+        const char *key;
+        uint32_t *out;
+        uint32_t max, missing;
+    } all[] = {
+        { "num_hidden_layers", &config->layer_count, CONFIG_LAYERS_MAX, missing->layer_count },
+        { "vocab_size", &config->vocab_size, CONFIG_VOCAB_MAX, missing->vocab_size },
+        { "hidden_size", &config->hidden_size, CONFIG_HIDDEN_MAX, missing->hidden_size },
+        { "num_attention_heads", &config->head_count, CONFIG_HEADS_MAX, missing->head_count },
+        { "intermediate_size", &config->ffn_width, CONFIG_FFN_MAX, missing->ffn_width },
+        { "max_position_embeddings", &config->context_length, CONFIG_CONTEXT_MAX,
+          missing->context_length },
+    };
+
+    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
+        *all[i].out = all[i].missing == 0
+                          ? model__read_count(reader, all[i].key, all[i].max)
+                          : model__read_count_or(reader, all[i].key, 1, all[i].max,
+                                                 all[i].missing);
+}
+
 enum status model__config_read(const json_t *json, const char *what,
                                struct model_config *config_out, struct err *err)
 {
@@ -209,14 +253,13 @@ enum status model__config_read(const json_t *json, const char *what,
         return err_set(err, STATUS_BAD_INPUT, "%s: it is %s, an object is wanted", what,
                        json_kind(json));
     read_architecture(&reader, &config);
-    refuse_what_is_not_built(&reader);
-    config.layer_count = model__read_count(&reader, "num_hidden_layers", CONFIG_LAYERS_MAX);
-    config.vocab_size = model__read_count(&reader, "vocab_size", CONFIG_VOCAB_MAX);
-    config.hidden_size = model__read_count(&reader, "hidden_size", CONFIG_HIDDEN_MAX);
-    config.head_count = model__read_count(&reader, "num_attention_heads", CONFIG_HEADS_MAX);
-    config.ffn_width = model__read_count(&reader, "intermediate_size", CONFIG_FFN_MAX);
-    config.context_length = model__read_count(&reader, "max_position_embeddings",
-                                              CONFIG_CONTEXT_MAX);
+    refuse_what_is_not_built(&reader, &config);
+    if (reader.status == STATUS_OK) {
+        assert(config.arch != NULL);
+        if (config.arch->is_text_part)
+            enter_text_part(&reader);
+    }
+    read_sizes(&reader, &config);
     config.norm_epsilon = (float)model__read_double(&reader, "rms_norm_eps", 0.0, 1.0, 1e-6);
     config.tied_embeddings = model__read_bool(&reader, "tie_word_embeddings", false);
     config.rope_scale = 1.0f;
@@ -225,6 +268,8 @@ enum status model__config_read(const json_t *json, const char *what,
         assert(config.arch != NULL);
         config.arch->read_config(&reader, &config);
     }
+    read_special_ids(&reader, &config);
+    reader.json = json; /* beside a text part there may be such ids too */
     read_special_ids(&reader, &config);
     if (reader.status == STATUS_OK)
         *config_out = config;

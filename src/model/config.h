@@ -52,6 +52,9 @@ struct model_config {
                                         shorter than the context */
     bool is_sliding[CONFIG_LAYERS_MAX]; /* which layers these are */
     float attention_scale;           /* on q . k, YaRN's factor included */
+    float score_cap, logits_cap;     /* soft ones; 0: none */
+    float norm_offset;               /* to norms' weights: 1, or 0 */
+    enum op_gate gate;               /* of dense FFNs and of experts */
 
     uint32_t rope_pair_count;
     float rope_frequencies[CONFIG_ROPE_PAIRS_MAX];
@@ -60,6 +63,8 @@ struct model_config {
     /* LongRoPE: contexts of more positions than that have these; 0: there are no others. */
     uint32_t rope_long_past;
     float rope_long_frequencies[CONFIG_ROPE_PAIRS_MAX];
+    bool has_sliding_rope;           /* sliding layers have these, and a rope_scale of 1 */
+    float rope_sliding_frequencies[CONFIG_ROPE_PAIRS_MAX];
 
     /* Multi-head latent attention; kv_lora_rank 0: none. */
     uint32_t q_lora_rank;            /* 0: q_proj is one matrix */
@@ -120,10 +125,16 @@ bool model__read_is_null(const struct config_reader *reader, const char *key);
 void model__read_refuse(struct config_reader *reader, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
+/* What stands for missing sizes, where they need not be there. */
+struct config_missing {
+    uint32_t layer_count, vocab_size, hidden_size, head_count, ffn_width, context_length;
+};
+
 /* What stands for missing keys. */
 struct rope_missing {
     double theta;
     double partial; /* "partial_rotary_factor"; 0: 1 is meant, and the family has no other */
+    bool by_layer;  /* layers with a window have another rope: model__read_sliding_rope */
 };
 /* rope.c: fills the rope_ fields for heads of 2 * pair_count elements, of which the first are
  * rotated, all but in some families. *scaling_out: what DeepSeek's YaRN multiplies the softmax's
@@ -131,6 +142,10 @@ struct rope_missing {
 void model__read_rope(struct config_reader *reader, uint32_t pair_count,
                       const struct rope_missing *missing, struct model_config *config,
                       double *scaling_out);
+/* The frequencies of sliding layers, after model__read_rope; theta_missing stands for a missing
+ * "rope_local_base_freq" and what has taken its place in newer files. */
+void model__read_sliding_rope(struct config_reader *reader, double theta_missing,
+                              struct model_config *config);
 /* Takes the frequencies that are meant for config's context_length, once that is settled. */
 void model__choose_rope(struct model_config *config);
 

@@ -36,7 +36,7 @@
 static void read_attention(struct config_reader *reader, struct model_config *config)
 {
     const uint32_t q_missing = model__read_is_null(reader, "q_lora_rank") ? 0 : 1536;
-    const struct rope_missing rope = { ROPE_THETA, 0.0 };
+    const struct rope_missing rope = { .theta = ROPE_THETA };
     double scaling = 1.0;
 
     config->q_lora_rank = model__read_count_or(reader, "q_lora_rank", 1, CONFIG_LORA_RANK_MAX,
@@ -272,7 +272,7 @@ static void make_queries(struct model_pass *pass, uint32_t layer)
         model__pass_norm(pass, &norm);
     }
     model__pass_linear(pass, &b);
-    model__pass_rope(pass, buffers->q + config->qk_nope_dim, config->head_count,
+    model__pass_rope(pass, layer, buffers->q + config->qk_nope_dim, config->head_count,
                      (uint64_t)config->head_count * config->head_dim, config->head_dim);
 }
 
@@ -292,7 +292,7 @@ static void make_latents(struct model_pass *pass, uint32_t layer)
 
     model__pass_linear(pass, &a);
     model__pass_norm(pass, &norm);
-    model__pass_rope(pass, buffers->kv_a + config->kv_lora_rank, 1, width, width);
+    model__pass_rope(pass, layer, buffers->kv_a + config->kv_lora_rank, 1, width, width);
     model__pass_kv_write(pass, layer, model__kv_keys(pass->model, layer), buffers->kv_a,
                          (uint32_t)width,
                          width);

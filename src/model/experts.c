@@ -442,7 +442,7 @@ static struct op mixture(const struct model_pass *pass, const struct tensor *w13
         .row_count = pass->row_count, .top_k = config->expert_top_k,
         .expert_count = config->expert_count, .width = config->hidden_size,
         .ffn_width = config->expert_ffn_width, .out_row_stride = config->hidden_size,
-        .x_row_stride = config->hidden_size,
+        .x_row_stride = config->hidden_size, .gate = config->gate,
     } };
 }
 

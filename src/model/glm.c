@@ -17,7 +17,7 @@
  * (models/glm4, glm4_moe). */
 #include "model/internal.h"
 
-#define ROPE_MISSING { 10000.0, 0.5 }
+#define ROPE_MISSING { .theta = 10000.0, .partial = 0.5 }
 
 static void read_glm4(struct config_reader *reader, struct model_config *config)
 {

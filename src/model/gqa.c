@@ -128,7 +128,7 @@ static void attend(struct model_pass *pass, uint32_t layer)
         .out_row_stride = (uint64_t)config->head_count * config->head_dim,
         .q_row_stride = qkv_width(config),
         .k_cache_row_stride = kv_width, .v_cache_row_stride = kv_width,
-        .scale = config->attention_scale,
+        .scale = config->attention_scale, .score_cap = config->score_cap,
         .window = model__layer_has_window(config, layer) ? config->sliding_window : 0,
     } };
 
@@ -174,7 +174,7 @@ void model__gqa_pass(struct model_pass *pass, uint32_t layer)
     if (config->qk_norm || config->qk_norm_whole)
         normalise(pass, layer, q, k);
     /* queries and keys are adjacent heads: one rotation turns both */
-    model__pass_rope(pass, q, config->head_count + config->kv_head_count, stride,
+    model__pass_rope(pass, layer, q, config->head_count + config->kv_head_count, stride,
                      config->head_dim);
     model__pass_kv_write(pass, layer, model__kv_keys(pass->model, layer), k, kv_width, stride);
     model__pass_kv_write(pass, layer, model__kv_values(pass->model, layer), k + kv_width, kv_width,

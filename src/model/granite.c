@@ -19,7 +19,7 @@ static float read_multiplier(struct config_reader *reader, const char *key)
 
 static void read_granite(struct config_reader *reader, struct model_config *config)
 {
-    static const struct gqa_missing missing = { 0, 0, { 10000.0, 0 } };
+    static const struct gqa_missing missing = { 0, 0, { .theta = 10000.0 } };
 
     model__gqa_read_heads(reader, config, &missing);
     config->qkv_bias = config->o_bias = model__read_bool(reader, "attention_bias", false);

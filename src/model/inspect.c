@@ -103,6 +103,9 @@ static void log_what_is_odd(const struct model_config *config,
         log_line(log, LOG_INFO,
                  "%zu tensors of layers %u and above are skipped: multi-token prediction is not "
                  "used", skipped->predict_count, config->layer_count);
+    if (skipped->vision_count > 0)
+        log_line(log, LOG_INFO, "%zu tensors of the vision tower are skipped: only text is served",
+                 skipped->vision_count);
     if (skipped->tied_count > 0)
         log_line(log, LOG_INFO, "lm_head.weight is skipped: \"tie_word_embeddings\" is true");
     if (skipped->inv_freq_count > 0)

@@ -69,7 +69,7 @@ void model__param_stack(struct params *params, const struct param_spec *spec, ui
 /* Checks everything against the checkpoint: all loaders, and that no tensor is left that nobody
  * asked for. Tensors that are known to be of no use are counted. */
 struct params_skipped {
-    size_t inv_freq_count, tied_count, predict_count;
+    size_t inv_freq_count, tied_count, predict_count, vision_count;
 };
 enum status model__params_check(struct params *params, struct params_skipped *skipped_out,
                                 struct err *err);
@@ -101,6 +101,7 @@ struct model_buffers {
     int32_t *iota;          /* 0, 1, 2, ...: row_count x iota_per_row of it */
     float *frequencies;     /* [rope_pair_count] */
     float *rope_table;      /* [rows][rope_pair_count][2] */
+    float *sliding_frequencies, *sliding_rope_table; /* the same of sliding layers that differ */
     float *x;               /* [rows][hidden]: the residual stream */
     float *normed;          /* [rows][hidden] */
     float *addition;        /* [rows][hidden]: what is not added to x as it is computed */
@@ -141,6 +142,10 @@ struct model_arch {
     /* Reads what is the architecture's own, rope included. */
     void (*read_config)(struct config_reader *reader, struct model_config *config);
     struct kv_widths (*kv_widths)(const struct model_config *config);
+    const struct config_missing *missing; /* NULL: sizes must be there */
+    bool is_text_part;     /* of a configuration that has others: "text_config", tensors of another
+                              root, and a vision tower that is left out */
+    bool reads_activation; /* read_config looks at the activation's name; else it must be SiLU */
     /* Adds the parameters of one layer, in the order in which a pass uses them. */
     void (*describe_layer)(struct params *params, const struct model_config *config,
                            uint32_t layer);
@@ -155,8 +160,9 @@ struct model_arch {
     void (*ffn)(struct model_pass *pass, uint32_t layer);
 };
 extern const struct model_arch model_arch_llama, model_arch_mistral, model_arch_mixtral,
-    model_arch_qwen2, model_arch_qwen3, model_arch_qwen2_moe, model_arch_qwen3_moe,
-    model_arch_olmoe, model_arch_glm4, model_arch_glm4_moe, model_arch_phi3, model_arch_granite,
+    model_arch_gemma2, model_arch_gemma3, model_arch_gemma3_sees, model_arch_qwen2,
+    model_arch_qwen3, model_arch_qwen2_moe, model_arch_qwen3_moe, model_arch_olmoe,
+    model_arch_glm4, model_arch_glm4_moe, model_arch_phi3, model_arch_granite,
     model_arch_granite_moe, model_arch_granite_moe_shared, model_arch_deepseek_v2,
     model_arch_deepseek_v3;
 /* By architecture, or by model_type when that is NULL; NULL: not known. */
@@ -289,8 +295,8 @@ struct pass_norm {
 void model__pass_norm(struct model_pass *pass, const struct pass_norm *norm);
 /* x[rows][width] *= factor. */
 void model__pass_scale(struct model_pass *pass, float *x, uint32_t width, float factor);
-void model__pass_rope(struct model_pass *pass, float *x, uint32_t head_count, uint64_t row_stride,
-                      uint64_t head_stride);
+void model__pass_rope(struct model_pass *pass, uint32_t layer, float *x, uint32_t head_count,
+                      uint64_t row_stride, uint64_t head_stride);
 /* cache: the layer's keys or values. */
 void model__pass_kv_write(struct model_pass *pass, uint32_t layer, float *cache, const float *x,
                           uint32_t width, uint64_t x_row_stride);

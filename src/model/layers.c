@@ -79,6 +79,7 @@ void model__pass_mlp(struct model_pass *pass, uint32_t layer, const float *row_w
     const struct op silu_mul = { .kind = OP_SILU_MUL, .silu_mul = {
         .out = buffers->product, .x = buffers->gate_up, .row_count = pass->row_count,
         .width = width, .out_row_stride = width, .x_row_stride = 2 * (uint64_t)width,
+        .gate = pass->config->gate,
     } };
     const struct pass_addition back = {
         .x = buffers->product, .layer = (int32_t)layer, .weight = ROLE_DOWN,

@@ -33,7 +33,7 @@ static void read_qwen_window(struct config_reader *reader, struct model_config *
 
 static void read_llama(struct config_reader *reader, struct model_config *config)
 {
-    static const struct gqa_missing missing = { 0, 0, { ROPE_THETA, 0 } };
+    static const struct gqa_missing missing = { 0, 0, { .theta = ROPE_THETA } };
 
     model__gqa_read_heads(reader, config, &missing);
     config->qkv_bias = config->o_bias = model__read_bool(reader, "attention_bias", false);
@@ -47,7 +47,7 @@ static void read_llama(struct config_reader *reader, struct model_config *config
 
 static void read_mistral(struct config_reader *reader, struct model_config *config)
 {
-    static const struct gqa_missing missing = { 8, 0, { ROPE_THETA, 0 } };
+    static const struct gqa_missing missing = { 8, 0, { .theta = ROPE_THETA } };
 
     model__gqa_read_heads(reader, config, &missing);
     (void)model__read_layer_types(reader, config); /* for what is not known */
@@ -57,7 +57,7 @@ static void read_mistral(struct config_reader *reader, struct model_config *conf
 
 static void read_qwen2(struct config_reader *reader, struct model_config *config)
 {
-    static const struct gqa_missing missing = { 32, 0, { ROPE_THETA, 0 } };
+    static const struct gqa_missing missing = { 32, 0, { .theta = ROPE_THETA } };
 
     model__gqa_read_heads(reader, config, &missing);
     config->qkv_bias = true;
@@ -67,7 +67,7 @@ static void read_qwen2(struct config_reader *reader, struct model_config *config
 static void read_qwen3(struct config_reader *reader, struct model_config *config)
 {
     const struct gqa_missing missing = {
-        32, model__read_is_null(reader, "head_dim") ? 0 : 128, { ROPE_THETA, 0 },
+        32, model__read_is_null(reader, "head_dim") ? 0 : 128, { .theta = ROPE_THETA },
     };
 
     model__gqa_read_heads(reader, config, &missing);

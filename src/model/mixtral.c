@@ -12,7 +12,7 @@
 
 static void read_mixtral(struct config_reader *reader, struct model_config *config)
 {
-    static const struct gqa_missing missing = { 8, 0, { 1000000.0, 0 } };
+    static const struct gqa_missing missing = { 8, 0, { .theta = 1000000.0 } };
 
     model__gqa_read_heads(reader, config, &missing);
     if (!model__read_has(reader, "rms_norm_eps"))

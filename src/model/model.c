@@ -59,6 +59,11 @@ static enum status upload_constants(struct model *model, struct err *err)
     memcpy(staged, config->rope_frequencies, config->rope_pair_count * sizeof(float));
     st = upload_staged(model, model->buffers.frequencies,
                        config->rope_pair_count * sizeof(float), err);
+    if (st == STATUS_OK && config->has_sliding_rope) {
+        memcpy(staged, config->rope_sliding_frequencies, config->rope_pair_count * sizeof(float));
+        st = upload_staged(model, model->buffers.sliding_frequencies,
+                           config->rope_pair_count * sizeof(float), err);
+    }
     for (uint64_t done = 0; st == STATUS_OK && done < count;) {
         const uint64_t piece = count - done < piece_max ? count - done : piece_max;
 
@@ -200,7 +205,11 @@ static enum status check_ops(const struct model *model, struct err *err)
     const bool scales = model__adds_apart(config) || config->embedding_scale != 1.0f ||
                         config->logits_scale != 1.0f;
     const uint32_t needed = (scales ? OP_FEATURE_SCALE : 0u) |
-                            (config->sliding_window != 0 ? OP_FEATURE_WINDOW : 0u);
+                            (config->sliding_window != 0 ? OP_FEATURE_WINDOW : 0u) |
+                            (config->score_cap > 0 || config->logits_cap > 0 ? OP_FEATURE_SOFT_CAP
+                                                                             : 0u) |
+                            (config->norm_offset != 0 ? OP_FEATURE_NORM_OFFSET : 0u) |
+                            (config->gate == GATE_GELU_TANH ? OP_FEATURE_GATE_GELU : 0u);
     const enum status st = device_features_check(model->device, needed, err);
 
     return st == STATUS_OK ? st : err_prefix(err, st, "%s", config->architecture);

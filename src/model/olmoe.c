@@ -10,7 +10,7 @@
 
 static void read_olmoe(struct config_reader *reader, struct model_config *config)
 {
-    static const struct gqa_missing missing = { 0, 0, { 10000.0, 0 } };
+    static const struct gqa_missing missing = { 0, 0, { .theta = 10000.0 } };
 
     model__gqa_read_heads(reader, config, &missing);
     if (!model__read_has(reader, "rms_norm_eps"))

@@ -18,6 +18,10 @@
 #include "tensor/quant.h"
 
 #define NAME_BYTES_MAX 192
+#define TEXT_PART "language_model."
+
+/* What checkpoints' names have more than parameters' have. */
+enum root { ROOT_PLAIN, ROOT_IN_FRONT, ROOT_BEHIND };
 
 struct param_source {
     char *name;
@@ -36,6 +40,7 @@ struct params {
     struct err *err;            /* valid during model__params_create only */
     bool has_dtype;
     enum dtype dtype;           /* of matrices, when has_dtype */
+    enum root root;
     struct offload_param_desc *descs;
     size_t count, capacity;     /* the descs' names are owned here */
     struct role_slot (*layers)[ROLE_COUNT]; /* [layer_count + 1]: the last is outside the layers */
@@ -89,6 +94,33 @@ static void format_name(int32_t layer, char *out, size_t out_size, const char *n
         (void)snprintf(out, out_size, "model.layers.%" PRId32 ".%s", layer, name);
 }
 
+/* A checkpoint's name of the tensor. Where the language model is a part of it, it has that part's
+ * name in front, as published, or behind "model.", as transformers 5 writes it. */
+static void format_source(const struct params *params, int32_t layer, char *out, size_t out_size,
+                          const char *name)
+{
+    static const char root[] = "model.";
+    char plain[NAME_BYTES_MAX - sizeof(root) - sizeof(TEXT_PART)];
+
+    format_name(layer, plain, sizeof(plain), name);
+    if (params->root == ROOT_IN_FRONT)
+        (void)snprintf(out, out_size, TEXT_PART "%s", plain);
+    else if (params->root == ROOT_BEHIND && strncmp(plain, root, sizeof(root) - 1) == 0)
+        (void)snprintf(out, out_size, "%s" TEXT_PART "%s", root, plain + sizeof(root) - 1);
+    else
+        (void)snprintf(out, out_size, "%s", plain);
+}
+
+static enum root find_root(const struct params *params)
+{
+    if (!params->config->arch->is_text_part)
+        return ROOT_PLAIN;
+    if (ckpt_find(params->ckpt, TEXT_PART "model.embed_tokens.weight") != NULL)
+        return ROOT_IN_FRONT;
+    return ckpt_find(params->ckpt, "model." TEXT_PART "embed_tokens.weight") != NULL ? ROOT_BEHIND
+                                                                                     : ROOT_PLAIN;
+}
+
 void model__param_begin(struct params *params, const struct param_spec *spec)
 {
     if (params->status != STATUS_OK)
@@ -107,7 +139,7 @@ bool model__param_source_exists(const struct params *params, int32_t layer, cons
 {
     char full[NAME_BYTES_MAX];
 
-    format_name(layer, full, sizeof(full), name);
+    format_source(params, layer, full, sizeof(full), name);
     return ckpt_find(params->ckpt, full) != NULL;
 }
 
@@ -116,7 +148,7 @@ uint32_t model__param_source_rank(const struct params *params, int32_t layer, co
     const struct ckpt_tensor *tensor;
     char full[NAME_BYTES_MAX];
 
-    format_name(layer, full, sizeof(full), name);
+    format_source(params, layer, full, sizeof(full), name);
     tensor = ckpt_find(params->ckpt, full);
     return tensor != NULL ? tensor->rank : 0;
 }
@@ -130,7 +162,7 @@ void model__param_add_view(struct params *params, const struct loader_part *part
 
     if (params->status != STATUS_OK)
         return;
-    format_name(params->open.layer, full, sizeof(full), name);
+    format_source(params, params->open.layer, full, sizeof(full), name);
     if (ckpt_find(params->ckpt, full) == NULL) {
         params->status = err_set(params->err, STATUS_BAD_INPUT,
                                  "%s: the tensor %s is missing; the parameter %s is made of it",
@@ -430,6 +462,7 @@ enum status model__params_create(const struct ckpt *ckpt, const struct model_con
     params->ckpt = ckpt;
     params->config = config;
     params->err = err;
+    params->root = find_root(params);
     st = read_dtype(params, dtype, err);
     if (st == STATUS_OK)
         st = map_create(ckpt_tensor_count(ckpt), &params->used, err);
@@ -469,6 +502,19 @@ void model__params_destroy(struct params *params)
     free(params);
 }
 
+static bool is_vision(const char *name)
+{
+    static const char *const parts[] = { "vision_tower.", "vision_model.",
+                                         "multi_modal_projector." };
+
+    if (strncmp(name, "model.", 6) == 0)
+        name += 6;
+    for (size_t i = 0; i < sizeof(parts) / sizeof(parts[0]); i++)
+        if (strncmp(name, parts[i], strlen(parts[i])) == 0)
+            return true;
+    return false;
+}
+
 /* True for a tensor that a right checkpoint may hold although nothing here reads it. */
 static bool is_of_no_use(const struct params *params, const char *name,
                          struct params_skipped *skipped)
@@ -486,8 +532,13 @@ static bool is_of_no_use(const struct params *params, const char *name,
     if (strcmp(name, "rope_freqs.weight") == 0 || strcmp(name, "rope_factors_long.weight") == 0 ||
         strcmp(name, "rope_factors_short.weight") == 0)
         return true;
-    if (config->tied_embeddings && strcmp(name, "lm_head.weight") == 0) {
+    if (config->tied_embeddings && (strcmp(name, "lm_head.weight") == 0 ||
+                                    strcmp(name, TEXT_PART "lm_head.weight") == 0)) {
         skipped->tied_count++;
+        return true;
+    }
+    if (config->arch->is_text_part && is_vision(name)) {
+        skipped->vision_count++;
         return true;
     }
     if (strncmp(name, layers, sizeof(layers) - 1) != 0)
@@ -553,7 +604,7 @@ static enum status check_experts(const struct params *params, struct err *err)
 enum status model__params_check(struct params *params, struct params_skipped *skipped_out,
                                 struct err *err)
 {
-    struct params_skipped skipped = { 0, 0, 0 };
+    struct params_skipped skipped = { 0 };
     enum status st = STATUS_OK;
 
     for (size_t i = 0; st == STATUS_OK && i < params->count; i++)

@@ -138,17 +138,20 @@ void model__pass_norm(struct model_pass *pass, const struct pass_norm *norm)
         .out = norm->out, .x = norm->x, .weight = weight->data, .row_count = pass->row_count,
         .group_count = norm->group_count, .width = (uint32_t)weight->shape[0],
         .out_row_stride = norm->row_stride, .x_row_stride = norm->row_stride,
-        .epsilon = norm->epsilon,
+        .epsilon = norm->epsilon, .weight_offset = pass->config->norm_offset,
     } };
 
     model__pass_launch(pass, &op);
 }
 
-void model__pass_rope(struct model_pass *pass, float *x, uint32_t head_count, uint64_t row_stride,
-                      uint64_t head_stride)
+void model__pass_rope(struct model_pass *pass, uint32_t layer, float *x, uint32_t head_count,
+                      uint64_t row_stride, uint64_t head_stride)
 {
+    const bool is_other = pass->config->has_sliding_rope && pass->config->is_sliding[layer];
+    const float *table =
+        is_other ? pass->buffers->sliding_rope_table : pass->buffers->rope_table;
     const struct op op = { .kind = OP_ROPE, .rope = {
-        .x = x, .table = pass->buffers->rope_table, .row_count = pass->row_count,
+        .x = x, .table = table, .row_count = pass->row_count,
         .head_count = head_count, .pair_count = pass->config->rope_pair_count,
         .row_stride = row_stride, .head_stride = head_stride,
         .interleaved = pass->config->rope_interleaved,

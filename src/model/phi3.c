@@ -10,7 +10,7 @@
 
 static void read_phi3(struct config_reader *reader, struct model_config *config)
 {
-    static const struct gqa_missing missing = { 0, 0, { 10000.0, 1.0 } };
+    static const struct gqa_missing missing = { 0, 0, { .theta = 10000.0, .partial = 1.0 } };
 
     if (!model__read_has(reader, "rms_norm_eps"))
         config->norm_epsilon = 1e-5f; /* the class's own */

@@ -43,7 +43,7 @@ static void read_dense_layers(struct config_reader *reader, struct model_config 
 
 static void read_qwen3_moe(struct config_reader *reader, struct model_config *config)
 {
-    static const struct gqa_missing missing = { 4, 0, { 10000.0, 0 } };
+    static const struct gqa_missing missing = { 4, 0, { .theta = 10000.0 } };
 
     model__gqa_read_heads(reader, config, &missing);
     config->qkv_bias = config->o_bias = model__read_bool(reader, "attention_bias", false);
@@ -76,7 +76,7 @@ static void read_alternate_windows(struct config_reader *reader, struct model_co
 
 static void read_qwen2_moe(struct config_reader *reader, struct model_config *config)
 {
-    static const struct gqa_missing missing = { 16, 0, { 10000.0, 0 } };
+    static const struct gqa_missing missing = { 16, 0, { .theta = 10000.0 } };
 
     model__gqa_read_heads(reader, config, &missing);
     config->qkv_bias = model__read_bool(reader, "qkv_bias", true);

@@ -28,6 +28,9 @@
 #include "model/config.h"
 
 #define PI 3.14159265358979323846
+/* In newer files, where ropes differ by layer, "rope_parameters" holds an object for each kind. */
+#define FULL "full_attention"
+#define SLIDING "sliding_attention"
 
 /* What an object says, before its kind's own settings. */
 struct rope_kind {
@@ -179,8 +182,9 @@ void model__choose_rope(struct model_config *config)
                config->rope_pair_count * sizeof(config->rope_frequencies[0]));
 }
 
-/* "rope_parameters" or "rope_scaling", or an empty reader when there is neither. */
-static const json_t *rope_object(struct config_reader *reader)
+/* "rope_parameters" or "rope_scaling", or NULL when there is neither; of one kind of layers, where
+ * that is not NULL and they differ. */
+static const json_t *rope_object(struct config_reader *reader, const char *layer_type)
 {
     const json_t *object = NULL;
 
@@ -191,6 +195,13 @@ static const json_t *rope_object(struct config_reader *reader)
     if (reader->status == STATUS_OK && json_object_size(object) == 0)
         reader->status = json_get_object(reader->json, "rope_parameters", reader->what, &object,
                                          reader->err);
+    if (reader->status == STATUS_OK && layer_type != NULL &&
+        (json_object_get(object, FULL) != NULL || json_object_get(object, SLIDING) != NULL)) {
+        const json_t *all = object;
+
+        object = NULL;
+        reader->status = json_get_object(all, layer_type, reader->what, &object, reader->err);
+    }
     return object;
 }
 
@@ -243,8 +254,8 @@ static void read_kind(struct config_reader *reader, struct config_reader *rope,
         kind->factor = config->context_length / kind->context;
     kind->partial = model__read_double(reader, "partial_rotary_factor", 0.0, 1.0, kind->partial);
     kind->partial = model__read_double(rope, "partial_rotary_factor", 0.0, 1.0, kind->partial);
-    if (json_is_object(json_object_get(rope->json, "full_attention")) ||
-        json_is_object(json_object_get(rope->json, "sliding_attention")))
+    if (json_is_object(json_object_get(rope->json, FULL)) ||
+        json_is_object(json_object_get(rope->json, SLIDING)))
         model__read_refuse(rope, "rope parameters that differ by layer are not built");
     if (rope->status == STATUS_OK)
         rope->status = reader->status;
@@ -311,7 +322,7 @@ void model__read_rope(struct config_reader *reader, uint32_t pair_count,
                       const struct rope_missing *missing, struct model_config *config,
                       double *scaling_out)
 {
-    const json_t *object = rope_object(reader);
+    const json_t *object = rope_object(reader, missing->by_layer ? FULL : NULL);
     json_t *empty = object == NULL ? json_object() : NULL;
     struct config_reader rope = { object != NULL ? object : empty, reader->what, reader->err,
                                   reader->status };
@@ -336,4 +347,34 @@ void model__read_rope(struct config_reader *reader, uint32_t pair_count,
     if (reader->status == STATUS_OK)
         reader->status = rope.status;
     json_decref(empty);
+}
+
+void model__read_sliding_rope(struct config_reader *reader, double theta_missing,
+                              struct model_config *config)
+{
+    double theta = model__read_double(reader, "rope_local_base_freq", 1e-3, 1e15, theta_missing);
+    const json_t *all = NULL, *object = NULL;
+    struct config_reader rope;
+
+    if (reader->status == STATUS_OK)
+        reader->status = json_get_object(reader->json, "rope_parameters", reader->what, &all,
+                                         reader->err);
+    if (reader->status == STATUS_OK && all != NULL)
+        reader->status = json_get_object(all, SLIDING, reader->what, &object, reader->err);
+    if (reader->status == STATUS_OK && object != NULL) {
+        rope = (struct config_reader){ object, reader->what, reader->err, STATUS_OK };
+        theta = model__read_double(&rope, "rope_theta", 1e-3, 1e15, theta);
+        if (strcmp(model__read_string(&rope, "rope_type", "default"), "default") != 0)
+            model__read_refuse(&rope, "the rope of layers with a window is not of the kind "
+                               "\"default\", which is the only one that is built");
+        reader->status = rope.status;
+    }
+    config->has_sliding_rope = true;
+    for (uint32_t i = 0; i < config->rope_pair_count; i++) {
+        config->rope_sliding_frequencies[i] =
+            1.0f / angular_step(theta, i, config->rope_pair_count);
+        if (!isfinite(config->rope_sliding_frequencies[i]))
+            model__read_refuse(reader, "frequency %u of the rope of layers with a window is not "
+                               "finite", i);
+    }
 }

@@ -32,6 +32,12 @@ uint64_t model__slice_scratch(const struct model_config *config, const struct mo
     buffers->frequencies = model__slice(&common, config->rope_pair_count * sizeof(float));
     buffers->rope_table = model__slice(&common,
                                        rows * config->rope_pair_count * 2 * sizeof(float));
+    if (config->has_sliding_rope) {
+        buffers->sliding_frequencies =
+            model__slice(&common, config->rope_pair_count * sizeof(float));
+        buffers->sliding_rope_table =
+            model__slice(&common, rows * config->rope_pair_count * 2 * sizeof(float));
+    }
     buffers->x = model__slice(&common, rows * config->hidden_size * sizeof(float));
     buffers->normed = model__slice(&common, rows * config->hidden_size * sizeof(float));
     buffers->addition = model__slice(&common, model__adds_apart(config)

@@ -135,7 +135,7 @@ static void embed(struct model_pass *pass, const struct model_step *step)
         .table_row_count = (uint32_t)table->shape[0],
         .out_row_stride = config->hidden_size,
     } };
-    const struct op rope = { .kind = OP_ROPE_TABLE, .rope_table = {
+    struct op rope = { .kind = OP_ROPE_TABLE, .rope_table = {
         .table = pass->buffers->rope_table, .positions = pass->positions,
         .frequencies = pass->buffers->frequencies, .row_count = pass->row_count,
         .pair_count = config->rope_pair_count, .scale = config->rope_scale,
@@ -145,6 +145,12 @@ static void embed(struct model_pass *pass, const struct model_step *step)
         look_up(pass, index, step, &rows.embed);
     model__pass_launch(pass, &rows);
     model__pass_scale(pass, pass->buffers->x, config->hidden_size, config->embedding_scale);
+    model__pass_launch(pass, &rope);
+    if (!config->has_sliding_rope)
+        return;
+    rope.rope_table.table = pass->buffers->sliding_rope_table;
+    rope.rope_table.frequencies = pass->buffers->sliding_frequencies;
+    rope.rope_table.scale = 1.0f;
     model__pass_launch(pass, &rope);
 }
 
@@ -191,12 +197,18 @@ static void some_logits(struct model_pass *pass, uint32_t first, uint32_t count,
         .out = buffers->logits, .x = buffers->gathered, .layer = OFFLOAD_NO_LAYER,
         .weight = ROLE_LM_HEAD, .bias = ROLE_COUNT,
     };
+    const struct op cap = { .kind = OP_SOFT_CAP, .soft_cap = {
+        .x = buffers->logits, .row_count = count, .width = config->vocab_size,
+        .row_stride = config->vocab_size, .cap = config->logits_cap,
+    } };
 
     model__pass_launch(pass, &gather);
     pass->row_count = count;
     model__pass_norm(pass, &norm);
     model__pass_linear(pass, &head);
     model__pass_scale(pass, buffers->logits, config->vocab_size, config->logits_scale);
+    if (config->logits_cap > 0)
+        model__pass_launch(pass, &cap);
     pass->row_count = row_count;
     if (pass->status == STATUS_OK)
         pass->status = device_copy_out(pass->model->stream, out, buffers->logits,

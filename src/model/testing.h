@@ -31,6 +31,7 @@ static const char *const golden_names[] = {
     "qwen2_moe",          "qwen2_moe_mixed",    "olmoe",               "glm4",
     "glm4_moe",           "phi3",               "phi3_long",           "granite",
     "granite_moe",        "granite_moe_shared", "mistral_window",      "qwen2_window",
+    "gemma2",             "gemma3",             "gemma3_sees",
 };
 #define GOLDEN_COUNT (sizeof(golden_names) / sizeof(golden_names[0]))
 

@@ -31,13 +31,14 @@ static const struct {
     FIELD(tied_embeddings), FIELD(qkv_bias), FIELD(o_bias), FIELD(mlp_bias), FIELD(qk_norm),
     FIELD(qk_norm_whole), FIELD(out_norms), FIELD(embedding_scale), FIELD(residual_scale),
     FIELD(logits_scale), FIELD(shared_gate),
-    FIELD(sliding_window), FIELD(is_sliding), FIELD(attention_scale), FIELD(rope_pair_count),
-    FIELD(rope_frequencies), FIELD(rope_scale), FIELD(rope_interleaved), FIELD(q_lora_rank),
-    FIELD(kv_lora_rank), FIELD(qk_nope_dim), FIELD(qk_rope_dim), FIELD(v_dim),
-    FIELD(latent_norm_epsilon), FIELD(latent_bias), FIELD(expert_count), FIELD(expert_top_k),
-    FIELD(expert_ffn_width), FIELD(shared_ffn_width), FIELD(has_experts), FIELD(group_count),
-    FIELD(kept_group_count), FIELD(scoring), FIELD(groups), FIELD(route_bias),
-    FIELD(route_normalise), FIELD(route_scale),
+    FIELD(score_cap), FIELD(logits_cap), FIELD(norm_offset), FIELD(gate), FIELD(has_sliding_rope),
+    FIELD(rope_sliding_frequencies), FIELD(sliding_window), FIELD(is_sliding),
+    FIELD(attention_scale), FIELD(rope_pair_count), FIELD(rope_frequencies), FIELD(rope_scale),
+    FIELD(rope_interleaved), FIELD(q_lora_rank), FIELD(kv_lora_rank), FIELD(qk_nope_dim),
+    FIELD(qk_rope_dim), FIELD(v_dim), FIELD(latent_norm_epsilon), FIELD(latent_bias),
+    FIELD(expert_count), FIELD(expert_top_k), FIELD(expert_ffn_width), FIELD(shared_ffn_width),
+    FIELD(has_experts), FIELD(group_count), FIELD(kept_group_count), FIELD(scoring), FIELD(groups),
+    FIELD(route_bias), FIELD(route_normalise), FIELD(route_scale),
 };
 #define FIELD_COUNT (sizeof(fields) / sizeof(fields[0]))
 
