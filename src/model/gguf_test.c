@@ -105,6 +105,9 @@ static void what_is_converted_is_the_same_model(void **state)
         { "qwen2_moe_mixed", "layers without experts" },
         { "phi3_long", "longrope" },
         { "qwen2_window", "sliding window" },
+        { "gemma2", "not written as GGUF" },
+        { "gemma3", "not written as GGUF" },
+        { "gemma3_sees", "not written as GGUF" },
         { "deepseek_v2_biases", NULL }, /* here the reader has no use for the biases */
     };
     const struct setting resident = { .device = "cpu" };
