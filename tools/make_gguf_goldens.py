@@ -32,6 +32,8 @@ GOLDENS = {
     "glm4": ("glm4", 0),
     "glm4_moe": ("glm4moe", 0),
     "phi3_long": ("phi3", 0),
+    "gemma2": ("gemma2", 0),
+    "gemma3": ("gemma3", 0),
     "granite": ("granite", 0),
     "granite_moe": ("granitemoe", 0),
     "granite_moe_shared": ("granitemoe", 0),
@@ -57,7 +59,9 @@ NAMES = {
     "post_self_attn_layernorm": "post_attention_norm", "post_mlp_layernorm": "post_ffw_norm",
 }
 # Norms whose names mean something else in some architectures.
-NAMES_OF = {"glm4moe": {"post_attention_layernorm": "post_attention_norm"}}
+GEMMA = {"post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
+         "post_feedforward_layernorm": "post_ffw_norm"}
+NAMES_OF = {"glm4moe": {"post_attention_layernorm": "post_attention_norm"}, "gemma2": GEMMA, "gemma3": GEMMA}
 # Tensors that hold gate above up.
 HALVES = {"block_sparse_moe.input_linear": ("ffn_gate_exps", "ffn_up_exps"),
           "shared_mlp.input_linear": ("ffn_gate_shexp", "ffn_up_shexp")}
@@ -72,6 +76,8 @@ def read_model(name):
     tensors = {}
     for path in sorted(glob.glob(os.path.join(folder, "*.safetensors"))):
         tensors.update({key: value.float().numpy() for key, value in load_file(path).items()})
+    if config["model_type"].startswith("gemma"):  # llama.cpp's converter adds the 1
+        tensors = {key: value + 1 if key.endswith("norm.weight") else value for key, value in tensors.items()}
     return config, tensors
 
 
@@ -105,6 +111,7 @@ def llama3_divisors(config, rope):
 
 def add_rope(writer, config):
     rope = rope_of(config)
+    rope = rope.get("full_attention", rope)
     writer.add_rope_freq_base(rope.get("rope_theta", config.get("rope_theta")))
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "yarn":
@@ -118,6 +125,9 @@ def add_rope(writer, config):
                             ("beta_slow", writer.add_rope_scaling_yarn_beta_slow)):
             if key in rope:
                 method(rope[key])
+    if kind == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
     if kind == "longrope":
         original = rope["original_max_position_embeddings"]
         factor = config["max_position_embeddings"] / original
@@ -166,6 +176,14 @@ def add_own(writer, arch, config, rope):
     if arch in ("glm4", "glm4moe", "phi3"):
         partial = rope.get("partial_rotary_factor", 1.0 if arch == "phi3" else 0.5)
         writer.add_rope_dimension_count(int(head * partial))
+    if arch.startswith("gemma"):
+        writer.add_sliding_window(config["sliding_window"])
+    if arch == "gemma3":
+        writer.add_uint32("gemma3.attention.sliding_window_pattern", 2)
+        writer.add_float32("gemma3.rope.freq_base_swa", config["rope_parameters"]["sliding_attention"]["rope_theta"])
+    if arch == "gemma2":
+        writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
+        writer.add_final_logit_softcapping(config["final_logit_softcapping"])
     if arch == "qwen2moe":
         writer.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
     if arch == "glm4moe":

@@ -75,21 +75,20 @@ def olmoe(scale, **more):
 
 
 def gemma2(scale, **more):
-    return dense(scale, head_dim=12 * scale, query_pre_attn_scalar=10 * scale,
+    return dense(scale, head_dim=12 * scale, query_pre_attn_scalar=12 * scale,
                  sliding_window=7 * scale, attn_logit_softcapping=4.0,
                  final_logit_softcapping=3.0, pad_token_id=0, **more)
 
 
 def gemma3(scale, **more):
     """Windows of layers before the last one, whose rope is scaled."""
-    return dense(scale, head_dim=12 * scale, query_pre_attn_scalar=10 * scale,
-                 sliding_window=7 * scale, pad_token_id=0, layer_types=[
+    return dense(scale, head_dim=12 * scale, sliding_window=7 * scale, pad_token_id=0, layer_types=[
                      "sliding_attention" if i % 3 != 1 else "full_attention"
                      for i in range(layers(scale))],
                  rope_parameters=dict(
                      sliding_attention=rope("default") | {"rope_theta": 5000.0},
                      full_attention=rope("linear", factor=8.0) | {"rope_theta": 1000000.0}),
-                 **more)
+                 **(dict(query_pre_attn_scalar=12 * scale) | more))
 
 
 def glm4(scale, **more):
@@ -207,8 +206,9 @@ CASES = [
      "float16", ("fused",)),
     ("gemma2", "Gemma2", gemma2, "bfloat16", ("old",)),
     ("gemma3", "Gemma3Text", gemma3, "bfloat16", ()),
-    ("gemma3_old", "Gemma3Text", lambda s: gemma3(s, attn_logit_softcapping=20.0,
-                                                  final_logit_softcapping=10.0), None,
+    ("gemma3_old", "Gemma3Text", lambda s: gemma3(
+        s, attn_logit_softcapping=20.0, final_logit_softcapping=10.0,
+        query_pre_attn_scalar=10 * s), None,
      ("old_by_layer",)),
     ("gemma3_sees", "Gemma3", gemma3, "float16", ("text_part",)),
     ("gemma3_sees_new", "Gemma3", gemma3, None, ("text_part", "fused")),

@@ -221,6 +221,57 @@ static void make_phi3(struct maker *maker)
     gguf__put_heads(maker, false);
 }
 
+/* The norms' weights have the 1 added. What scores are scaled with is llama.cpp's knowledge: the
+ * 27B models have the root of hidden size / heads instead of that of a head. */
+static void put_gemma(struct maker *maker, uint64_t layers_of_27b)
+{
+    const uint64_t heads = gguf__count_of(maker, "attention.head_count");
+    const uint64_t hidden = gguf__count_of(maker, "embedding_length");
+    const bool is_27b = gguf__count_of(maker, "block_count") == layers_of_27b;
+    const uint64_t each = heads > 0 ? hidden / heads : 0;
+
+    gguf__put_number(maker, "gguf_norm_offset", 0.0);
+    gguf__put_number(maker, "query_pre_attn_scalar",
+                     (double)(is_27b ? each : gguf__count_or(maker, "attention.key_length", each)));
+    gguf__put_heads(maker, false);
+}
+
+/* A cap; null where there is none. */
+static void put_cap(struct maker *maker, const char *key, const char *gguf_key, double missing)
+{
+    const double cap = gguf__number_or(maker, gguf_key, missing);
+
+    gguf__put(maker, maker->config, key, cap > 0.0 ? json_real(cap) : json_null());
+}
+
+static void make_gemma2(struct maker *maker)
+{
+    gguf__put_names(maker, "Gemma2ForCausalLM", "gemma2");
+    gguf__put_count(maker, "sliding_window",
+                    gguf__count_or(maker, "attention.sliding_window", 4096));
+    gguf__put_count(maker, "sliding_window_pattern",
+                    gguf__count_or(maker, "attention.sliding_window_pattern", 2));
+    put_cap(maker, "attn_logit_softcapping", "attn_logit_softcapping", 50.0);
+    put_cap(maker, "final_logit_softcapping", "final_logit_softcapping", 30.0);
+    put_gemma(maker, 46);
+}
+
+/* Without a window all layers have the same rope. */
+static void make_gemma3(struct maker *maker)
+{
+    const uint64_t window = gguf__count_or(maker, "attention.sliding_window", 0);
+
+    gguf__put_names(maker, "Gemma3ForCausalLM", "gemma3_text");
+    if (window > 0)
+        gguf__put_count(maker, "sliding_window", window);
+    gguf__put_count(maker, "sliding_window_pattern",
+                    window > 0 ? gguf__count_or(maker, "attention.sliding_window_pattern", 6) : 1);
+    gguf__put_number(maker, "rope_local_base_freq",
+                     gguf__number_or(maker, "rope.freq_base_swa", 10000.0));
+    put_cap(maker, "final_logit_softcapping", "final_logit_softcapping", 0.0);
+    put_gemma(maker, 62);
+}
+
 static void put_multipliers(struct maker *maker)
 {
     static const char *const names[][2] = { { "embedding_scale", "embedding_multiplier" },
@@ -270,6 +321,7 @@ const struct gguf_family gguf__families[] = {
     { "qwen3moe", make_qwen3moe },   { "olmoe", make_olmoe },
     { "glm4", make_glm4 },           { "glm4moe", make_glm4moe },
     { "phi3", make_phi3 },           { "granite", make_granite },
+    { "gemma2", make_gemma2 },       { "gemma3", make_gemma3 },
     { "granitemoe", make_granitemoe }, { "deepseek2", make_deepseek2 },
     { NULL, NULL },
 };

@@ -78,6 +78,11 @@ static const struct renaming inside_glm4[] = {
 static const struct renaming inside_glm4moe[] = {
     { "post_attention_norm", "post_attention_layernorm" },
 };
+static const struct renaming inside_gemma[] = {
+    { "post_attention_norm", "post_attention_layernorm" },
+    { "ffn_norm", "pre_feedforward_layernorm" },
+    { "post_ffw_norm", "post_feedforward_layernorm" },
+};
 static const struct renaming inside_phi3[] = {
     { "ffn_up", "mlp.gate_up_proj" },
 };
@@ -100,6 +105,7 @@ static const struct {
 } own_names[] = {
     OWN("llama", inside_mixtral), OWN("qwen2moe", inside_qwen2moe), OWN("glm4", inside_glm4),
     OWN("glm4moe", inside_glm4moe), OWN("phi3", inside_phi3),
+    OWN("gemma2", inside_gemma), OWN("gemma3", inside_gemma),
 };
 
 static const char *find(const struct renaming *table, size_t count, const char *from,

@@ -58,6 +58,8 @@ static void logits_are_those_of_the_same_model(void **state)
         { "glm4", "glm4" },
         { "glm4_moe", "glm4_moe" },
         { "phi3_long", "phi3_long" },
+        { "gemma2", "gemma2" },
+        { "gemma3", "gemma3" },
         { "granite", "granite" },
         { "granite_moe", "granite_moe" },
         { "granite_moe_shared", "granite_moe_shared" },
