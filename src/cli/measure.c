@@ -10,6 +10,7 @@
 
 #define DISK_MEMORY_MIN (4 * MIB)
 #define BUDGET_SHARE 2 /* of the device's memory, one part in so many may be used */
+#define SPREAD_NS UINT64_C(150000000)
 
 /* A rate given as "1GB/s". */
 static enum status read_assumed(const char *assume, struct model_rates *rates, struct err *err)
@@ -67,9 +68,51 @@ static const char *largest_file(const struct ckpt *ckpt)
     return largest;
 }
 
-/* Through no more memory than the host's budget has room for. */
+/* Of the largest matrix, which stands for the others. */
+static enum dtype largest_dtype(const struct ckpt *ckpt)
+{
+    enum dtype dtype = DTYPE_F32;
+    uint64_t most_bytes = 0;
+
+    for (size_t i = 0; i < ckpt_tensor_count(ckpt); i++) {
+        const struct ckpt_tensor *tensor = ckpt_tensor_at(ckpt, i);
+
+        if (tensor->rank < 2 || tensor->dtype >= DTYPE_COUNT ||
+            tensor->size_bytes <= most_bytes)
+            continue;
+        dtype = tensor->dtype;
+        most_bytes = tensor->size_bytes;
+    }
+    return dtype;
+}
+
+/* As tiles and experts are read; and the same while the processors compute, where the device is
+ * them, because reading takes them, too. What cannot be measured stays 0. */
+static void measure_spread(struct device *device, const struct ckpt *ckpt,
+                           const struct disk_file *file, const struct disk_measure_options *how,
+                           const struct disk_measured *measured, uint64_t memory_bytes,
+                           struct model_rates *rates)
+{
+    const struct device_info *info = device_info(device);
+    struct disk_measure_options shorter = *how;
+    struct device_busy *busy = NULL;
+    uint64_t rate = 0;
+
+    shorter.time_ns = SPREAD_NS;
+    if (disk_measure_spread(file, &shorter, measured, &rate, NULL) != STATUS_OK)
+        return;
+    rates->disk_spread_bytes_per_s = (double)rate;
+    if ((!info->memory_is_host && !info->memory_takes_host) ||
+        device_busy_begin(device, largest_dtype(ckpt), memory_bytes, &busy, NULL) != STATUS_OK)
+        return;
+    if (disk_measure_spread(file, &shorter, measured, &rate, NULL) == STATUS_OK)
+        rates->disk_beside_bytes_per_s = (double)rate;
+    device_busy_end(busy);
+}
+
+/* Through no more memory than the host's budget has room for; of the device's, memory_bytes. */
 static void measure_disk(struct device *device, const struct ckpt *ckpt, const char *settings,
-                         const struct log *log, struct model_rates *rates,
+                         uint64_t memory_bytes, const struct log *log, struct model_rates *rates,
                          struct disk_measured *disk_out)
 {
     struct disk_measure_options how = { .memory_bytes = DISK_MEASURE_BYTES };
@@ -89,6 +132,8 @@ static void measure_disk(struct device *device, const struct ckpt *ckpt, const c
     }
     if (st == STATUS_OK) {
         st = disk_measure(file, &how, disk_out, &why);
+        if (st == STATUS_OK)
+            measure_spread(device, ckpt, file, &how, disk_out, memory_bytes, rates);
         device_host_discharge(device, how.memory_bytes);
     }
     disk_file_close(file);
@@ -140,7 +185,7 @@ enum status cli_measure(struct device *device, const struct ckpt *ckpt,
     if (rates_out->read_bytes_per_s == 0)
         rates_out->read_bytes_per_s = rates_out->matmul[DTYPE_F32].one_row_bytes_per_s;
     if (rates_out->disk_bytes_per_s == 0)
-        measure_disk(device, ckpt, options->offload_disk, log, rates_out, disk_out);
+        measure_disk(device, ckpt, options->offload_disk, memory_bytes, log, rates_out, disk_out);
     if (rates_out->link_bytes_per_s == 0)
         rates_out->link_bytes_per_s = (double)device_info(device)->link_bytes_per_s;
     if (rates_out->link_bytes_per_s == 0 &&

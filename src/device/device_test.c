@@ -8,6 +8,7 @@
 #include "base/clock.h"
 #include "base/size.h"
 #include "device/cpu/kernels.h"
+#include "device/measure.h"
 #include "device/settings.h"
 
 static enum status try_open(const char *spec, const struct device_options *options,
@@ -170,6 +171,32 @@ static void memory_that_is_the_hosts_is_what_is_free(void **state)
         assert_int_equal(report.budget_bytes, cases[i].wanted_bytes);
         device_close(device);
     }
+}
+
+/* A device that is kept busy gives back all that it took for it. */
+static void a_busy_device_is_idle_again(void **state)
+{
+    static const char *const specs[] = { "cpu", "sim:memory=32MiB" };
+    const struct device_options options = { .thread_count = 1 };
+
+    (void)state;
+    for (size_t i = 0; i < 2; i++) {
+        struct device_memory_report report;
+        struct device_busy *busy = NULL;
+        struct device *device;
+        struct err err;
+
+        assert_int_equal(device_open(specs[i], &options, &device, &err), STATUS_OK);
+        assert_int_equal(device_busy_begin(device, DTYPE_F32, 16 * MIB, &busy, &err), STATUS_OK);
+        device_memory_report(device, &report);
+        assert_true(report.used_bytes > 8 * MIB && report.used_bytes <= 16 * MIB);
+        device_busy_end(busy);
+        device_memory_report(device, &report);
+        assert_int_equal(report.used_bytes, 0);
+        assert_int_equal(device_busy_begin(device, DTYPE_F32, 1000, &busy, &err), STATUS_NO_MEMORY);
+        device_close(device);
+    }
+    device_busy_end(NULL);
 }
 
 static void every_byte_is_accounted(void **state)
@@ -356,6 +383,7 @@ int main(void)
         cmocka_unit_test(bad_specs_name_the_nearest),
         cmocka_unit_test(a_budget_above_the_memory_is_refused),
         cmocka_unit_test(memory_that_is_the_hosts_is_what_is_free),
+        cmocka_unit_test(a_busy_device_is_idle_again),
         cmocka_unit_test(every_byte_is_accounted),
         cmocka_unit_test(a_failed_allocation_leaves_no_trace),
         cmocka_unit_test(reports_may_be_read_from_any_thread),

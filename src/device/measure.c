@@ -1,6 +1,9 @@
 /* device/measure.c - see measure.h. */
 #include "device/measure.h"
 
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -130,6 +133,60 @@ enum status device_measure_matmul(struct device *device, enum dtype dtype,
     }
     bench_close(&bench);
     return st;
+}
+
+struct device_busy {
+    struct bench bench;
+    struct op op;
+    pthread_t thread;
+    atomic_bool ends; /* orders nothing but itself */
+};
+
+static void *busy_thread(void *user)
+{
+    struct device_busy *busy = user;
+    enum status st = STATUS_OK;
+
+    while (st == STATUS_OK && !atomic_load_explicit(&busy->ends, memory_order_relaxed)) {
+        st = device_launch(busy->bench.stream, &busy->op, NULL);
+        if (st == STATUS_OK)
+            st = stream_sync(busy->bench.stream, NULL);
+    }
+    return NULL;
+}
+
+enum status device_busy_begin(struct device *device, enum dtype dtype, uint64_t memory_bytes_max,
+                              struct device_busy **busy_out, struct err *err)
+{
+    struct device_busy *busy = calloc(1, sizeof(*busy));
+    enum status st;
+
+    if (busy == NULL)
+        return err_set(err, STATUS_NO_MEMORY, "no memory to keep the device busy");
+    busy->bench.device = device;
+    st = bench_open(&busy->bench, dtype, memory_bytes_max, err);
+    if (st == STATUS_OK)
+        st = stream_sync(busy->bench.stream, err);
+    busy->op = product(&busy->bench, dtype, 1, busy->bench.n_count);
+    if (st == STATUS_OK && pthread_create(&busy->thread, NULL, busy_thread, busy) != 0)
+        st = err_set(err, STATUS_NO_MEMORY, "no thread to keep the device busy");
+    if (st != STATUS_OK) {
+        bench_close(&busy->bench);
+        free(busy);
+        return st;
+    }
+    *busy_out = busy;
+    return STATUS_OK;
+}
+
+void device_busy_end(struct device_busy *busy)
+{
+    if (busy == NULL)
+        return;
+    atomic_store_explicit(&busy->ends, true, memory_order_relaxed);
+    (void)pthread_join(busy->thread, NULL);
+    bench_close(&busy->bench);
+    free(busy);
 }
 
 enum status device_measure_link(struct device *device, uint64_t memory_bytes_max,

@@ -21,6 +21,12 @@ struct device_matmul_rates {
 enum status device_measure_matmul(struct device *device, enum dtype dtype,
                                   uint64_t memory_bytes_max,
                                   struct device_matmul_rates *rates_out, struct err *err);
+/* Keeps the device busy with products of one row, as decoding does, on a thread of its own from
+ * begin to end. end: NULL is fine. */
+struct device_busy;
+enum status device_busy_begin(struct device *device, enum dtype dtype, uint64_t memory_bytes_max,
+                              struct device_busy **busy_out, struct err *err);
+void device_busy_end(struct device_busy *busy);
 /* Of copies from host memory. 0: the device's memory is the host's. */
 enum status device_measure_link(struct device *device, uint64_t memory_bytes_max,
                                 double *bytes_per_s_out, struct err *err);

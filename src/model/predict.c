@@ -80,6 +80,26 @@ static double longer(double a, double b)
     return a > b ? a : b;
 }
 
+/* The disk's rate while nothing computes. */
+static double idle_rate(const struct model_rates *rates)
+{
+    return rates->disk_spread_bytes_per_s > 0 ? rates->disk_spread_bytes_per_s
+                                              : rates->disk_bytes_per_s;
+}
+
+/* As long as the processors compute, reading has less of them. */
+static double disk_s(const struct model_rates *rates, double bytes, double compute_s)
+{
+    const double idle = idle_rate(rates), beside = rates->disk_beside_bytes_per_s;
+    const double meanwhile_bytes = beside * compute_s;
+
+    if (beside <= 0 || beside >= idle)
+        return over(bytes, idle);
+    if (bytes <= meanwhile_bytes)
+        return bytes / beside;
+    return compute_s + over(bytes - meanwhile_bytes, idle);
+}
+
 /* What comes from each kind of home in a pass of so many rows. */
 static void move_forecast(const struct model *model, const struct model_rates *rates,
                           struct model_forecast_step *step)
@@ -88,7 +108,7 @@ static void move_forecast(const struct model *model, const struct model_rates *r
     const struct offload_traffic *traffic = &step->traffic;
 
     offload_traffic(model->offload, step->row_count, &step->traffic);
-    step->disk_s = over(traffic->disk_bytes, rates->disk_bytes_per_s);
+    step->disk_s = disk_s(rates, traffic->disk_bytes, step->compute_s);
     step->link_s = over(traffic->link_bytes, rates->link_bytes_per_s) +
                    over(traffic->peer_bytes, peer_set > 0 ? peer_set : rates->link_bytes_per_s);
     step->moved_bytes = longer(traffic->link_bytes + traffic->peer_bytes, traffic->disk_bytes);
@@ -99,14 +119,16 @@ static void move_forecast(const struct model *model, const struct model_rates *r
 static void step_time(const struct model_rates *rates, struct model_forecast_step *step)
 {
     const struct offload_traffic *traffic = &step->traffic;
-    const double disk_s = over(traffic->expert_disk_bytes, rates->disk_bytes_per_s);
+    const double expert_disk_s = over(traffic->expert_disk_bytes, idle_rate(rates));
     const double link_s = over(traffic->expert_link_bytes, rates->link_bytes_per_s);
-    const double ring_s = longer(step->disk_s - disk_s, step->link_s - link_s);
+    const double ring_disk_s =
+        disk_s(rates, traffic->disk_bytes - traffic->expert_disk_bytes, step->compute_s);
+    const double ring_s = longer(ring_disk_s, step->link_s - link_s);
 
     step->step_s = step->step_s_least = longer(step->compute_s, step->move_s);
     if (step->row_count > 1 || traffic->expert_hit_rate < 0)
         return;
-    step->expert_s = longer(disk_s, link_s);
+    step->expert_s = longer(expert_disk_s, link_s);
     step->step_s = longer(step->compute_s, ring_s) + step->expert_s;
     step->step_s_least = traffic->expert_tokens_known > 0 ? step->step_s
                                                           : longer(step->compute_s, ring_s);
@@ -202,9 +224,12 @@ static json_t *step_json(const struct model_forecast_step *step)
 
 static json_t *rates_json(const struct model_rates *rates)
 {
-    json_t *json = json_pack("{s:f, s:f, s:f, s:{}}", "disk_bytes_per_s", rates->disk_bytes_per_s,
-                             "link_bytes_per_s", rates->link_bytes_per_s, "read_bytes_per_s",
-                             rates->read_bytes_per_s, "matmul");
+    json_t *json = json_pack("{s:f, s:f, s:f, s:f, s:f, s:{}}", "disk_bytes_per_s",
+                             rates->disk_bytes_per_s, "disk_spread_bytes_per_s",
+                             rates->disk_spread_bytes_per_s, "disk_beside_bytes_per_s",
+                             rates->disk_beside_bytes_per_s, "link_bytes_per_s",
+                             rates->link_bytes_per_s, "read_bytes_per_s", rates->read_bytes_per_s,
+                             "matmul");
 
     for (size_t i = 0; json != NULL && i < DTYPE_COUNT; i++) {
         if (rates->matmul[i].one_row_bytes_per_s > 0)

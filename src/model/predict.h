@@ -4,7 +4,8 @@
  *                                                              2 R elements / many-rows rate)
  *                                   + keys and values read / read rate
  *                        link       bytes that are copied to the device / its rate
- *                        disk       bytes that are read from files / its rate
+ *                        disk       bytes that are read from files / its rate for pieces here and
+ *                                   there, which is another while the processors compute
  *                        takes      the longest of these: all three run beside each other, and what
  *                                   moves is spread over the pass. But for a token's experts: these
  *                                   are asked for when the router has chosen, and what the cache
@@ -27,6 +28,8 @@
 /* What the machine does, in bytes and flops per second; 0: not known. */
 struct model_rates {
     double disk_bytes_per_s, link_bytes_per_s;
+    double disk_spread_bytes_per_s; /* of the disk, when pieces are read here and there */
+    double disk_beside_bytes_per_s; /* the same while the processors compute */
     double read_bytes_per_s;  /* the device's memory */
     struct device_matmul_rates matmul[DTYPE_COUNT];
 };

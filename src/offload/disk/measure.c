@@ -239,36 +239,51 @@ static void set_blocks(const struct disk_measure_options *options, struct disk_m
     }
 }
 
+/* Memory in large pages, as slots are, and there before the first read; and a reader. */
+static enum status probe_open(struct probe *probe, const struct disk_measure_options *options,
+                              uint32_t depth, uint64_t piece_bytes, struct err *err)
+{
+    const struct disk_reader_options reader_options = {
+        .depth = depth, .piece_bytes = piece_bytes, .uring = options->uring,
+    };
+
+    probe->memory_bytes = options->memory_bytes != 0 ? options->memory_bytes : DISK_MEASURE_BYTES;
+    assert(probe->memory_bytes >= 1 * MIB);
+    if (probe->file->size_bytes < DISK_MEASURE_FILE_BYTES_MIN)
+        return err_set(err, STATUS_UNAVAILABLE, "%s is too small to measure its disk by",
+                       probe->file->path);
+    probe->memory = mmap(NULL, probe->memory_bytes, PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (probe->memory == MAP_FAILED) {
+        probe->memory = NULL;
+        return err_set(err, STATUS_NO_MEMORY, "no memory to measure the disk of %s with",
+                       probe->file->path);
+    }
+    (void)madvise(probe->memory, probe->memory_bytes, MADV_HUGEPAGE);
+    memset(probe->memory, 0, probe->memory_bytes);
+    return disk_reader_create(&reader_options, &probe->reader, err);
+}
+
+static void probe_close(struct probe *probe)
+{
+    disk_reader_destroy(probe->reader);
+    if (probe->memory != NULL)
+        (void)munmap(probe->memory, probe->memory_bytes);
+}
+
 enum status disk_measure(const struct disk_file *file, const struct disk_measure_options *options,
                          struct disk_measured *measured_out, struct err *err)
 {
     const uint64_t time_ns = options->time_ns != 0 ? options->time_ns : TIME_NS_DEFAULT;
-    const struct disk_reader_options reader_options = {
-        .depth = DEPTH_LIMIT, .piece_bytes = DISK_PIECE_BYTES_MAX, .uring = options->uring,
-    };
     struct disk_measured measured = { .depth = 0 };
     struct probe probe = { .file = file, .random = UINT64_C(0x9E3779B97F4A7C15) };
     const uint64_t begin_ns = clock_now_ns();
     uint64_t share_ns, best_rate = 0;
-    enum status st;
+    enum status st = probe_open(&probe, options, DEPTH_LIMIT, DISK_PIECE_BYTES_MAX, err);
 
-    probe.memory_bytes = options->memory_bytes != 0 ? options->memory_bytes : DISK_MEASURE_BYTES;
-    assert(probe.memory_bytes >= 1 * MIB);
-    if (file->size_bytes < DISK_MEASURE_FILE_BYTES_MIN)
-        return err_set(err, STATUS_UNAVAILABLE, "%s is too small to measure its disk by",
-                       file->path);
     set_blocks(options, &measured);
     share_ns = time_ns * PAIRS_PERCENT / 100 /
                (measured.block_count * DISK_MEASURE_DEPTHS * ROUNDS);
-    probe.memory = mmap(NULL, probe.memory_bytes, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (probe.memory == MAP_FAILED)
-        return err_set(err, STATUS_NO_MEMORY, "no memory to measure the disk of %s with",
-                       file->path);
-    /* In large pages, as slots are, and there before the first read. */
-    (void)madvise(probe.memory, probe.memory_bytes, MADV_HUGEPAGE);
-    memset(probe.memory, 0, probe.memory_bytes);
-    st = disk_reader_create(&reader_options, &probe.reader, err);
     for (int round = 0; round < ROUNDS && st == STATUS_OK; round++)
         st = measure_pairs(&probe, share_ns, &best_rate, &measured, err);
     if (st == STATUS_OK) {
@@ -276,14 +291,31 @@ enum status disk_measure(const struct disk_file *file, const struct disk_measure
         st = measure_sequential(&probe, time_ns * (100 - PAIRS_PERCENT) / 100, best_rate, &measured,
                                 err);
     }
-    disk_reader_destroy(probe.reader);
-    (void)munmap(probe.memory, probe.memory_bytes);
+    probe_close(&probe);
     if (st != STATUS_OK)
         return st;
     measured.read_bytes = probe.read_bytes;
     measured.took_ns = clock_now_ns() - begin_ns;
     *measured_out = measured;
     return STATUS_OK;
+}
+
+enum status disk_measure_spread(const struct disk_file *file,
+                                const struct disk_measure_options *options,
+                                const struct disk_measured *measured, uint64_t *bytes_per_s_out,
+                                struct err *err)
+{
+    struct probe probe = { .file = file, .random = UINT64_C(0x9E3779B97F4A7C15) };
+    enum status st = probe_open(&probe, options, measured->depth, measured->piece_bytes, err);
+    uint64_t block_bytes = DISK_SPREAD_BYTES;
+
+    if (block_bytes > probe.memory_bytes)
+        block_bytes = probe.memory_bytes;
+    if (st == STATUS_OK)
+        st = measure_rate(&probe, block_bytes, (uint32_t)(probe.memory_bytes / block_bytes), false,
+                          options->time_ns, bytes_per_s_out, err);
+    probe_close(&probe);
+    return st;
 }
 
 void disk_reader_options_apply(struct disk_reader_options *options,

@@ -82,8 +82,10 @@ static void a_disk_is_measured(void **state)
     const struct disk_measure_options options = { .time_ns = 50000000 };
     char *const paths[] = { testing_file(1 * MIB), testing_file(16 * MIB) };
     struct disk_reader_options given = { .depth = 3 }, open = { .depth = 0 };
+    const struct disk_measure_options spread = { .time_ns = 20000000 };
     struct disk_measured measured;
     struct disk_file *file;
+    uint64_t rate = 0;
     struct err err;
 
     (void)state;
@@ -104,6 +106,8 @@ static void a_disk_is_measured(void **state)
     assert_true(measured.depth >= 8 && measured.depth <= DISK_DEPTH_MAX);
     assert_true(measured.piece_bytes >= 128 * KIB && measured.piece_bytes <= 1 * MIB);
     assert_true(measured.read_bytes > 0 && measured.took_ns > 0);
+    assert_int_equal(disk_measure_spread(file, &spread, &measured, &rate, &err), STATUS_OK);
+    assert_true(rate > 0);
     disk_reader_options_tune(&given, file);
     assert_true(given.depth == 3 && given.piece_bytes == 0);
     disk_reader_options_tune(&open, file);

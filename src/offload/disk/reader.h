@@ -228,6 +228,13 @@ struct disk_measured {
  * than 16 MiB is too small to say anything about its disk: STATUS_UNAVAILABLE. */
 enum status disk_measure(const struct disk_file *file, const struct disk_measure_options *options,
                          struct disk_measured *measured_out, struct err *err);
+/* What reads of DISK_SPREAD_BYTES at random places bring, as tiles and experts are read, with the
+ * depth and the pieces that were chosen before; for options->time_ns. */
+#define DISK_SPREAD_BYTES (UINT64_C(4) << 20)
+enum status disk_measure_spread(const struct disk_file *file,
+                               const struct disk_measure_options *options,
+                               const struct disk_measured *measured, uint64_t *bytes_per_s_out,
+                               struct err *err);
 
 /* Sets depth and piece_bytes to what was measured where both are left open (0), and says so in the
  * options' log. */
