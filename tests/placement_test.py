@@ -3,10 +3,12 @@
 on the demo model, a dense model and a mixture of experts, bit for bit against everything resident. In every
 run the program checks by itself that the bytes moved are what plan and misses demand (generate fails
 otherwise), and here that the memory taken never passed the budget."""
+import concurrent.futures
 import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,6 +26,8 @@ CHOICES = {
 EXPERTS = ["--offload-experts", "--offload-expert-slots", "12"]
 MODES = ["cpu", "disk", "shm_cpu", "sharded_gpu"]
 CHUNKS = [7, 64]
+HAS_MPI = shutil.which("mpirun") is not None and os.path.exists(
+    os.path.join(os.path.dirname(lighter.PROGRAM), "lighter_mpi.so"))
 
 
 def make_model(path, preset, *more):
@@ -105,6 +109,64 @@ def test_batches_give_the_same_ids_wherever_weights_live():
             with lighter.Server("--model", lighter.DEMO, *cache, "--device", device, *placement) as server:
                 answers = server.generate(input_ids=prompts, sampling_params=sampling)
             assert [answer["output_ids"] for answer in answers] == wanted, (device, placement)
+
+
+def check_ranks_reports(server, count, budget):
+    """Each rank has worked, moved what its plan and its misses demand, and kept its budget."""
+    info = server.request("/get_server_info")[1]
+    reports = [rank["report"] for rank in info["ranks"]] if count > 1 else [info["engine"]]
+    for report in reports:
+        offload = report["offload"]
+        assert report["finished"] >= 1 and report["failed_steps"] == 0, report
+        assert offload["bytes_moved"] == offload["bytes_planned"], offload
+        assert budget is None or offload["memory"]["peak_bytes"] <= budget, offload["memory"]
+
+
+def test_ranks_give_the_same_bits_whatever_the_placement():
+    """1, 2 and 3 ranks x homes and choices x batches x chunks, a dense model and a mixture in turn: the mixture's ids
+    and log probabilities, to the last digit, and the dense one's draws at a high temperature are those of one rank
+    with everything resident."""
+    sim = ["--device", "sim:memory=256MiB,link=8GB/s"]
+    placements = (
+        (None, ["--offload-mode", "cpu", "--cpu-offload-gb", "0.001", *sim]),
+        (None, ["--offload-mode", "shm_cpu", *V2]),
+        (None, ["--offload-mode", "shm_cpu", *CHOICES["v2 all, far ahead"], *sim]),
+        (None, ["--offload-mode", "sharded_gpu", *V2, *sim]),
+        (None, ["--offload-mode", "disk", *CHOICES["v2 all, far ahead"], *sim]),
+        (None, ["--offload-mode", "disk", *EXPERTS]),
+        (6 << 20, ["--assume", "disk=1GB/s"]),
+        (6 << 20, ["--assume", "disk=1GB/s", "--host-memory-budget", "40MiB", *sim]),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(folder)
+        bench.models["dense"] = make_model(os.path.join(folder, "dense-small"), "llama-small")
+        cache = ["--max-total-tokens", "256", "--threads", "1", "--offload-cache-dir", os.path.join(folder, "cache")]
+        prompts = [list(range(5 + i, 12 + 4 * i)) for i in range(6)]
+
+        def ask(server, name, prompt):
+            if name == "dense":  # has no tokenizer
+                return server.generate(input_ids=prompt, sampling_params={
+                    "max_new_tokens": 6, "temperature": 2, "sampling_seed": 7, "ignore_eos": True})["output_ids"]
+            status, answer = server.request("/v1/completions", {
+                "model": "m", "prompt": prompt, "max_tokens": 4, "temperature": 0, "logprobs": 5, "ignore_eos": True})
+            assert status == 200, answer
+            return answer["choices"][0]["logprobs"]
+
+        wanted = {}
+        for name in ("demo", "dense"):
+            with lighter.Server("--model", bench.models[name], *cache) as server:
+                wanted[name] = [ask(server, name, prompt) for prompt in prompts]
+        for count in (1, 2, 3) if HAS_MPI else (1,):
+            for number, (budget, options) in enumerate(placements):
+                name = "demo" if "--offload-experts" in options or (number + count) % 2 else "dense"
+                batch, chunk = (1, 5)[number % 2], CHUNKS[(number + count) % 2]
+                more = [] if budget is None else ["--memory-budget", budget]
+                with lighter.Server("--model", bench.models[name], *cache, *options, *more, "--dp-size", count,
+                                    "--max-running-requests", batch, "--chunked-prefill-size", chunk) as server:
+                    with concurrent.futures.ThreadPoolExecutor(len(prompts)) as pool:
+                        answers = list(pool.map(lambda prompt: ask(server, name, prompt), prompts))
+                    assert answers == wanted[name], (count, name, options, batch, chunk)
+                    check_ranks_reports(server, count, budget)
 
 
 def check_smallest_budget(bench, name, *run):

@@ -148,6 +148,26 @@ def test_mpirun_on_two_hosts():
         server.process.stderr.close()
 
 
+def test_every_home_and_an_update_on_two_hosts():
+    with two_hosts() as (host, mpirun), tempfile.TemporaryDirectory() as folder:
+        new = os.path.join(folder, "new")
+        shutil.copytree(lighter.DEMO, new)
+        for options in (["--offload-mode", "sharded_gpu", "--offload-group-size", 1, "--device", "sim:memory=64MiB"],
+                        ["--memory-budget", "8MiB", "--max-total-tokens", 512, "--assume", "disk=1GB/s"]):
+            server = Mpirun(4, "--model", lighter.DEMO, *options, host=host, mpirun=mpirun)
+            assert server.up.wait(lighter.WAIT_SECONDS) and server.url, server.log
+            for version in ("default", "2"):
+                answers = [server.ask("/generate", QUESTION) for _ in range(8)]
+                assert all("Paris" in answer["text"] for answer in answers), answers
+                assert {answer["meta_info"]["dp_rank"] for answer in answers} == set(range(4)), answers
+                assert {answer["meta_info"]["weight_version"] for answer in answers} == {version}, answers
+                if version == "default":
+                    server.ask("/update_weights_from_disk", {"model_path": new, "weight_version": "2"})
+            assert len({rank["host"] for rank in server.ask("/get_server_info")["ranks"]}) == 2
+            server.stop()
+            server.process.stderr.close()
+
+
 def can_make_hosts():
     if os.geteuid() != 0 or shutil.which("ip") is None:
         return False
@@ -162,5 +182,5 @@ if __name__ == "__main__":
         sys.exit(0)
     if not can_make_hosts():
         print("network namespaces need root and iproute2: two hosts are not tested")
-        del test_mpirun_on_two_hosts
+        del test_mpirun_on_two_hosts, test_every_home_and_an_update_on_two_hosts
     sys.exit(lighter.main(sys.modules[__name__]))

@@ -263,6 +263,21 @@ def test_a_rank_that_comes_back_to_other_files_is_refused():
             assert "Paris" in server.generate(**QUESTION)["text"]
 
 
+def test_each_rank_writes_a_timeline():
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "trace.json")
+        with lighter.Server("--model", lighter.DEMO, "--dp-size", 2, "--offload-mode", "disk", *MODES["disk"],
+                            "--device", "sim:memory=64MiB", "--trace", path) as server:
+            assert {server.generate(**QUESTION)["meta_info"]["dp_rank"] for _ in range(4)} == {0, 1}
+        assert sorted(os.listdir(folder)) == ["trace.json.rank0", "trace.json.rank1"]
+        for rank in (0, 1):
+            with open(f"{path}.rank{rank}", encoding="utf-8") as file:
+                spans = [event for event in json.load(file)["traceEvents"] if event["ph"] == "X"]
+            assert {span["pid"] for span in spans} == {rank}, rank
+            assert {"step", "compute", "copy", "disk"} <= {span["cat"] for span in spans}, {s["cat"] for s in spans}
+            assert any(span["name"].endswith(".attention") and span["args"].get("bytes") for span in spans)
+
+
 def test_all_ranks_die_and_come_back():
     with lighter.Server("--model", lighter.DEMO, "--dp-size", 2) as server:
         old = [rank["pid"] for rank in ranks(server)]

@@ -144,6 +144,19 @@ def test_metrics_are_the_reports_numbers():
         assert abs(float(values[name]) - value) <= 1e-6 * abs(value), (name, values.get(name), value)
 
 
+def test_a_disk_that_stalls_delays_and_one_that_errs_ends_a_step():
+    home = ("--offload-mode", "disk", "--offload-group-size", "1", "--offload-params", "*.self_attn.o_proj.weight")
+    with lighter.Server("--model", lighter.DEMO, *home, "--offload-disk", "stall=20:3s") as own:
+        for _ in range(3):
+            assert "Paris" in own.generate(text=PROMPTS[0], sampling_params=GREEDY)["text"]
+    with lighter.Server("--model", lighter.DEMO, *home, "--offload-disk", "eio=40:2") as own:
+        answers = [own.request("/generate", {"text": PROMPTS[0], "sampling_params": GREEDY}) for _ in range(8)]
+        failed = [answer for status, answer in answers if status != 200]
+        assert len(failed) == 1 and "model.safetensors" in failed[0]["error"]["message"], answers
+        assert all("Paris" in answer["text"] for status, answer in answers if status == 200), answers
+        assert own.request("/health")[0] == 200
+
+
 def test_health_says_when_the_device_has_failed_for_good():
     with lighter.Server("--model", lighter.DEMO, "--device", "sim:fail_launch=2000") as own:
         assert own.request("/health")[0] == 200
