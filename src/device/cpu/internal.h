@@ -11,10 +11,10 @@ struct cpu_executor {
     const struct cpu_kernels *kernels;
     uint32_t thread_count;
     void *scratch; /* [thread_count][CPU_STRIP_SCRATCH_BYTES], 64-byte aligned */
-    void *blocks;  /* CPU_BLOCKS_BYTES: rows of x, quantised */
+    void *blocks;  /* CPU_BLOCKS_BYTES, 64-byte aligned: rows of x, quantised or packed */
 };
 
-#define CPU_BLOCKS_BYTES UINT64_C(4194304)
+#define CPU_BLOCKS_BYTES UINT64_C(8388608)
 
 /* The calling task's own scratch for kernels->matmul. */
 static inline void *cpu__scratch(const struct cpu_executor *executor, uint32_t thread_index)

@@ -12,6 +12,8 @@
  *     output  = ((lane0 + lane1) + (lane2 + lane3)) + ((lane4 + lane5) + (lane6 + lane7))
  *     output  = output (+ bias) (+ what was there)
  *
+ * Where there is AMX, F16 and BF16 weights have another order, that of matmul_amx.c.
+ *
  * With quantised weights x is quantised too, to 8 bits in blocks of 32, once for all its products.
  * A row of weights is runs of 32 integers with scales (tensor/quant.h). The dot products of runs
  * are sums of integers, exact in any order, and in every table, for b ascending from output = 0
@@ -36,7 +38,8 @@
 
 #define CPU_LANES 8
 #define CPU_STRIP_ROWS_MAX 128 /* of x in one strip */
-#define CPU_STRIP_SCRATCH_BYTES (1536 << 10)
+#define CPU_STRIP_SCRATCH_BYTES (2 << 20)
+#define CPU_PACK_ROWS 16
 
 /* 32 elements of x, quantised: element i is near scale * q[i]. */
 struct cpu_quant_block {
@@ -51,6 +54,7 @@ struct cpu_strip {
     float *out;
     const float *const *x_rows; /* [row_count], each with k_count elements; and for quantised */
     const struct cpu_quant_block *const *x_blocks; /* weights these, each of k_count / 32 blocks */
+    const void *x_packed;       /* for plain weights: the rows packed, or NULL */
     const void *weight;         /* rows weight_row_stride elements apart, unless ... */
     const float *const *weight_rows; /* ... not NULL: [n_count], F32, each anywhere */
     const float *bias;          /* [n_count] or NULL */
@@ -72,6 +76,12 @@ struct cpu_kernels {
     /* For F32, F16 and BF16 weights. scratch: CPU_STRIP_SCRATCH_BYTES, 64-byte aligned, the
      * thread's own. */
     void (*matmul)(const struct cpu_strip *strip, void *scratch);
+    /* What `matmul` would else do in each call: packs up to CPU_PACK_ROWS rows of x. packed_bytes
+     * is what that many rows take, a multiple of 64, at which the next ones follow; 0, or NULL: x
+     * is taken as it is. */
+    uint64_t (*packed_bytes)(enum dtype weight_dtype, uint32_t k_count);
+    void (*pack)(void *packed, enum dtype weight_dtype, const float *const *x_rows,
+                 uint32_t row_count, uint32_t k_count);
     /* For quantised weights. */
     void (*matmul_quant)(const struct cpu_strip *strip, void *scratch);
     /* x as blocks, whole ones. Blocks below 2^-100 everywhere become 0. */

@@ -286,10 +286,10 @@ static void avx2_add_weighted_rows(float *const *out, uint32_t out_count, const 
                          width);
 }
 
-#define TABLE(kernels_name, quant_kernel)                                                          \
+#define TABLE(kernels_name, kernel, quant_kernel, ...)                                             \
     {                                                                                              \
         .name = (kernels_name),                                                                    \
-        .matmul = cpu__matmul_avx2,                                                                \
+        .matmul = (kernel),                                                                        \
         .matmul_quant = (quant_kernel),                                                            \
         .quantise = cpu__quantise_avx2,                                                            \
         .rms_norm = avx2_rms_norm,                                                                 \
@@ -298,11 +298,15 @@ static void avx2_add_weighted_rows(float *const *out, uint32_t out_count, const 
         .scale_max = avx2_scale_max,                                                               \
         .exp_minus = avx2_exp_minus,                                                               \
         .add_weighted_rows = avx2_add_weighted_rows,                                               \
+        __VA_ARGS__                                                                                \
     }
 
-const struct cpu_kernels cpu_kernels_avx2 = TABLE("AVX2", cpu__matmul_quant_avx2);
-const struct cpu_kernels cpu_kernels_vnni = TABLE("AVX2 with VNNI", cpu__matmul_quant_vnni);
+const struct cpu_kernels cpu_kernels_avx2 =
+    TABLE("AVX2", cpu__matmul_avx2, cpu__matmul_quant_avx2, .pack = NULL);
+const struct cpu_kernels cpu_kernels_vnni =
+    TABLE("AVX2 with VNNI", cpu__matmul_avx2, cpu__matmul_quant_vnni, .pack = NULL);
 const struct cpu_kernels cpu_kernels_avx512 =
-    TABLE("AVX2 with AVX-512 VNNI", cpu__matmul_quant_avx512);
+    TABLE("AVX2 with AVX-512 VNNI", cpu__matmul_avx2, cpu__matmul_quant_avx512, .pack = NULL);
 const struct cpu_kernels cpu_kernels_amx =
-    TABLE("AVX2 with AVX-512 VNNI and AMX", cpu__matmul_quant_amx);
+    TABLE("AVX2 with AVX-512 VNNI and AMX", cpu__matmul_amx, cpu__matmul_quant_amx,
+          .packed_bytes = cpu__packed_bytes_amx, .pack = cpu__pack_amx);

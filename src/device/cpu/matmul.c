@@ -4,8 +4,9 @@
  * thread; x is read by all. The rows of x are done in strips that stay in the second-level cache
  * while the run goes over them, with a run short enough to stay there beside them.
  *
- * For quantised weights the rows of x are quantised first, as many as the executor has room for; if
- * there are more, the weights are read again for the next ones. */
+ * For quantised weights the rows of x are quantised first, for others packed where the kernels want
+ * it, as many as the executor has room for; if there are more, the weights are read again for the
+ * next ones. */
 #include "device/cpu/internal.h"
 
 #define RUN_GRANULE 48                      /* weight rows: whole panels, of 12 or 16 rows */
@@ -20,14 +21,17 @@ struct matmul_job {
     uint32_t run_length, runs_per_batch;
     uint32_t strip_rows;
     uint32_t rows_per_task;                 /* when quantising */
+    uint64_t packed_bytes;                  /* of CPU_PACK_ROWS rows of x; 0: they aren't packed */
 };
 
-static uint32_t strip_rows(const struct op_matmul *op)
+static uint32_t strip_rows(const struct op_matmul *op, uint64_t packed_bytes)
 {
     const uint64_t row_bytes = cpu_is_quantised(op->weight_dtype) ? cpu_quant_row_bytes(op->k_count)
                                                                   : op->k_count * sizeof(float);
     const uint64_t rows = STRIP_BYTES_MAX / row_bytes;
 
+    if (packed_bytes > 0)
+        return CPU_STRIP_ROWS_MAX;
     return rows < STRIP_ROWS_MIN       ? STRIP_ROWS_MIN
            : rows > CPU_STRIP_ROWS_MAX ? CPU_STRIP_ROWS_MAX
                                        : (uint32_t)rows;
@@ -65,6 +69,31 @@ static void quantise_task(void *context, size_t index, uint32_t thread_index)
     }
 }
 
+/* Packed rows of this round: [batch_count][groups of CPU_PACK_ROWS rows][packed_bytes]. */
+static char *packed_group(const struct matmul_job *job, uint64_t group, uint64_t batch)
+{
+    const uint64_t group_count = (job->row_count + CPU_PACK_ROWS - 1) / CPU_PACK_ROWS;
+
+    return (char *)job->executor->blocks + (batch * group_count + group) * job->packed_bytes;
+}
+
+static void pack_task(void *context, size_t index, uint32_t thread_index)
+{
+    const struct matmul_job *job = context;
+    const struct op_matmul *op = job->op;
+    const uint64_t group = index / op->batch_count, batch = index % op->batch_count;
+    const uint32_t first = job->row_first + (uint32_t)group * CPU_PACK_ROWS;
+    const uint32_t left = job->row_first + job->row_count - first;
+    const uint32_t count = left < CPU_PACK_ROWS ? left : CPU_PACK_ROWS;
+    const float *rows[CPU_PACK_ROWS];
+
+    (void)thread_index;
+    for (uint32_t r = 0; r < count; r++)
+        rows[r] = x_row(op, first + r, batch);
+    job->executor->kernels->pack(packed_group(job, group, batch), op->weight_dtype, rows, count,
+                                 op->k_count);
+}
+
 static void matmul_task(void *context, size_t index, uint32_t thread_index)
 {
     const struct matmul_job *job = context;
@@ -96,6 +125,8 @@ static void matmul_task(void *context, size_t index, uint32_t thread_index)
         const uint32_t left = row_end - row;
         strip.row_count = left < job->strip_rows ? left : job->strip_rows;
         strip.out = out + row * op->out_row_stride;
+        if (job->packed_bytes > 0)
+            strip.x_packed = packed_group(job, (row - job->row_first) / CPU_PACK_ROWS, batch);
         for (uint32_t r = 0; r < strip.row_count; r++) {
             if (quantised)
                 x_blocks[r] = blocks_row(job, row + r, batch);
@@ -119,9 +150,14 @@ static void multiply_rows(struct matmul_job *job)
                         (job->row_count + job->rows_per_task - 1) / job->rows_per_task,
                         quantise_task, job);
     }
+    if (job->packed_bytes > 0)
+        thread_pool_run(executor->pool,
+                        (job->row_count + CPU_PACK_ROWS - 1) / CPU_PACK_ROWS *
+                            (size_t)op->batch_count,
+                        pack_task, job);
     job->run_length = cpu__task_size(executor, op->n_count, (uint64_t)op->k_count * job->row_count,
                                      RUN_GRANULE);
-    if (job->row_count > job->strip_rows) {
+    if (job->row_count > job->strip_rows && job->packed_bytes == 0) {
         const uint64_t row_bytes = dtype_row_bytes(op->weight_dtype, op->k_count);
         const uint64_t most =
             (RUN_BYTES_MAX / row_bytes + RUN_GRANULE) / RUN_GRANULE * RUN_GRANULE;
@@ -133,13 +169,29 @@ static void multiply_rows(struct matmul_job *job)
                     job);
 }
 
+/* 0 also where not one group of rows has room. */
+static uint64_t packed_bytes(const struct cpu_executor *executor, const struct op_matmul *op)
+{
+    const struct cpu_kernels *kernels = executor->kernels;
+    uint64_t bytes;
+
+    if (kernels->packed_bytes == NULL || cpu_is_quantised(op->weight_dtype))
+        return 0;
+    bytes = kernels->packed_bytes(op->weight_dtype, op->k_count);
+    return bytes * op->batch_count > CPU_BLOCKS_BYTES ? 0 : bytes;
+}
+
 void cpu__matmul(struct cpu_executor *executor, const struct op_matmul *op)
 {
-    struct matmul_job job = { .executor = executor, .op = op, .strip_rows = strip_rows(op) };
+    struct matmul_job job = { .executor = executor, .op = op };
     uint64_t rows_max = op->row_count;
 
+    job.packed_bytes = packed_bytes(executor, op);
+    job.strip_rows = strip_rows(op, job.packed_bytes);
     if (cpu_is_quantised(op->weight_dtype))
         rows_max = CPU_BLOCKS_BYTES / (op->batch_count * cpu_quant_row_bytes(op->k_count));
+    else if (job.packed_bytes > 0)
+        rows_max = CPU_BLOCKS_BYTES / (op->batch_count * job.packed_bytes) * CPU_PACK_ROWS;
     for (; job.row_first < op->row_count; job.row_first += job.row_count) {
         const uint32_t left = op->row_count - job.row_first;
         job.row_count = left < rows_max ? left : (uint32_t)rows_max;

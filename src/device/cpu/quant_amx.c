@@ -103,7 +103,7 @@ INLINE void add_run(__m512 sums[TILE], const struct dots *dots, const struct x_r
         _tile_stored(tile, (dots)->of_row, 64);                                                    \
     } while (0)
 
-/* Sixteen rows by two groups over all runs. Each run is multiplied while the one before is added. */
+/* Sixteen rows by two groups, all runs: each is multiplied while the one before is added. */
 INLINE void tile(const struct cpu_strip *strip, uint32_t row, const struct group groups[GROUPS],
                  uint32_t group_count, const struct x_run *x, const struct panel_run *weights,
                  const bool mins)

@@ -1,0 +1,638 @@
+/* device/cpu/matmul_amx.c - the matrix product with BF16 and F16 weights in AMX's tiles.
+ *
+ * A tile product multiplies BF16 numbers and adds F32 ones. Nothing is lost to BF16, because every
+ * factor is cut into as many parts as hold all its bits, each part the upper half of what the ones
+ * before left (8 bits each): x, of 24 bits, into three, an F16 weight, of 11, into two. A row of x
+ * becomes three columns, and an output is what its columns sum up to:
+ *
+ *     c[p]   = sum over blocks of 32 k, ascending, of the block's product with x's p-th part
+ *              (for F16: with the weights' upper parts, then with the lower)
+ *     output = (c[2] + c[1]) + c[0]     output = output (+ bias) (+ what was there)
+ *
+ * Inside a block the order is TDPBF16PS's: the first of each pair of k in one chain of FMAs, the
+ * second in another, both added to c. Pairs are adjacent k, but i and i + 16 for F16 (Intel,
+ * Architecture Instruction Set Extensions Programming Reference, chapter 3). Columns have nothing
+ * to do with each other, so a row's bits don't depend on how many there are. Numbers below 2^-126
+ * count as 0, and x that is not finite makes NaN. Sums like these are closer to the true ones than
+ * the lanes of kernels.h.
+ *
+ *     first factor     16 weight rows by 32 k: BF16 as it lies; F16 converted to two in scratch
+ *     second factor    x packed: 16 pairs of k by 16 columns; 16 rows of x are three such tiles
+ *
+ * Arithmetic: 16 x 16 x 32 products take 16 cycles, so BF16 makes 512 / 3 = 171 products of an F32
+ * with a weight in a cycle, F16 half as many; FMAs of AVX-512 make 32, AVX2's 16. Where the factors
+ * come from the second-level cache a tile product took 25 cycles. For one row of x 1 KiB of weights
+ * takes 16 cycles, where memory gives it in 230; to cut F16 in two takes 14 instructions for 64
+ * bytes, at least 112 cycles for a KiB. */
+#include <assert.h>
+#include <string.h>
+
+#include "device/cpu/amx.h"
+#include "device/cpu/avx2.h"
+
+#define TILE 16              /* rows of a tile, and columns of 32 bits */
+#define BLOCK 32             /* k of a tile product */
+#define PARTS 3              /* of x */
+#define TILE_BYTES 1024
+#define FEW_ROWS_MAX (TILE / PARTS) /* of x: one tile has them all */
+#define SPREAD_ROWS_MAX 24   /* of x: with fewer, memory is what takes time */
+#define AHEAD 2048           /* bytes of a row that are asked for before they are needed */
+#define PIECE 4              /* blocks that are converted while others multiply, for few rows */
+#define CHUNK_MAX 128        /* blocks of k that many rows take at a time */
+#define K_MAX 61440          /* so that few rows of x fit; longer rows are left to AVX2 */
+
+/* Scratch: tiles of weights, two groups with two parts each; x, unless it comes packed; sums. */
+#define PART_BYTES ((size_t)CHUNK_MAX * TILE_BYTES)
+#define PANEL_BYTES (2 * 2 * PART_BYTES)
+#define X_BYTES (768 << 10)
+#define SUMS_BYTES (CPU_STRIP_SCRATCH_BYTES - PANEL_BYTES - X_BYTES)
+#define SUMS_FLOATS (TILE * PARTS * TILE) /* of 16 weight rows by 16 rows of x */
+static_assert(SUMS_BYTES >= 2 * CPU_STRIP_ROWS_MAX / TILE * SUMS_FLOATS * 4, "of two groups");
+static_assert(CPU_STRIP_SCRATCH_BYTES >= (4 * PIECE + K_MAX / BLOCK) * TILE_BYTES,
+              "few rows of x have all of scratch but for two pieces of weights");
+static_assert(X_BYTES / (CPU_STRIP_ROWS_MAX / TILE * PARTS * TILE_BYTES) >= 32, "a chunk's k");
+
+/* A factor's tiles of blocks 0, 1, ... */
+struct factor {
+    const char *at;
+    size_t row_stride; /* bytes; 64 in a panel */
+};
+
+/* Sixteen weight rows, n, n + step, ..., or fewer. */
+struct rows {
+    const char *first;
+    size_t stride;               /* bytes */
+    uint32_t n, step, count;
+};
+
+struct product {
+    const struct cpu_strip *strip;
+    bool is_f16;
+    uint32_t block_count;        /* of all k */
+    const char *x;               /* packed: tiles of the chunk at hand, ... */
+    size_t x_stride;             /* ... bytes from a column tile's first to the next one's */
+    uint32_t first, end;         /* blocks of the chunk */
+    char *panel;                 /* [group][part][chunk] tiles; for few rows two pieces of it */
+    float *sums;                 /* [group][row group][16][3 * 16] */
+};
+
+static void configure(void)
+{
+    struct amx_config config = { .palette = 1 };
+
+    for (uint32_t i = 0; i < 8; i++) {
+        config.rows[i] = TILE;
+        config.column_bytes[i] = 64;
+    }
+    _tile_loadconfig(&config);
+}
+
+/* ---- x ---- */
+
+/* 16 vectors of 16 numbers each, in place. */
+INLINE void transpose(__m512i v[TILE])
+{
+    __m512i t[TILE];
+
+#pragma GCC unroll 8
+    for (uint32_t i = 0; i < TILE; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
+    }
+#pragma GCC unroll 4
+    for (uint32_t i = 0; i < TILE; i += 4) {
+        v[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        v[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        v[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        v[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+#pragma GCC unroll 4
+    for (uint32_t i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_i32x4(v[i], v[4 + i], 0x88);
+        t[4 + i] = _mm512_shuffle_i32x4(v[i], v[4 + i], 0xDD);
+        t[8 + i] = _mm512_shuffle_i32x4(v[8 + i], v[12 + i], 0x88);
+        t[12 + i] = _mm512_shuffle_i32x4(v[8 + i], v[12 + i], 0xDD);
+    }
+#pragma GCC unroll 4
+    for (uint32_t i = 0; i < 4; i++) {
+        v[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
+        v[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xDD);
+        v[4 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88);
+        v[12 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xDD);
+    }
+}
+
+/* The upper halves of the numbers of two vectors, as pairs: in order for BF16, a's i-th with b's
+ * i-th for F16, which takes no permutation. Both factors must have the same pairs. */
+INLINE __m512i upper_halves(__m512 a, __m512 b, const bool is_f16)
+{
+    const __m512i lanes = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37,
+                                           35, 33, 31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9,
+                                           7, 5, 3, 1);
+    const __m512i mask = _mm512_set1_epi32((int)0xFFFF0000u);
+    const __m512i low = _mm512_castps_si512(a), high = _mm512_castps_si512(b);
+
+    if (!is_f16)
+        return _mm512_permutex2var_epi16(low, lanes, high);
+    return _mm512_or_si512(_mm512_srli_epi32(low, 16), _mm512_and_si512(high, mask));
+}
+
+/* What the upper half leaves. */
+INLINE __m512 rest(__m512 a)
+{
+    const __m512i mask = _mm512_set1_epi32((int)0xFFFF0000u);
+
+    return _mm512_sub_ps(
+        a, _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a), mask)));
+}
+
+/* Of k numbers from `at` on, 16; zeros behind the end. */
+INLINE __m512 load_x(const float *x, uint32_t at, uint32_t k_count)
+{
+    const uint32_t left = k_count > at ? k_count - at : 0;
+
+    return _mm512_maskz_loadu_ps(left >= TILE ? (__mmask16)0xFFFF
+                                              : (__mmask16)((1u << left) - 1),
+                                 x + at);
+}
+
+/* Blocks [first, end) of up to 16 rows: [3 or fewer tiles][block][16 pairs of k][16 columns][2]. */
+static void pack_tiles(char *out, const float *const *x, uint32_t row_count, uint32_t k_count,
+                       uint32_t first, uint32_t end, bool is_f16)
+{
+    const uint32_t tile_count = (row_count * PARTS + TILE - 1) / TILE;
+    __m512i columns[PARTS * TILE];
+
+    for (uint32_t c = 0; c < PARTS * TILE; c++)
+        columns[c] = _mm512_setzero_si512();
+    for (uint32_t b = first; b < end; b++) {
+        for (uint32_t r = 0; r < row_count; r++) {
+            __m512 low = load_x(x[r], b * BLOCK, k_count);
+            __m512 high = load_x(x[r], b * BLOCK + TILE, k_count);
+            for (uint32_t p = 0; p < PARTS; p++) {
+                columns[r * PARTS + p] = upper_halves(low, high, is_f16);
+                low = rest(low);
+                high = rest(high);
+            }
+        }
+        for (uint32_t t = 0; t < tile_count; t++) {
+            char *tile = out + ((uint64_t)t * (end - first) + b - first) * TILE_BYTES;
+            __m512i v[TILE];
+#pragma GCC unroll 16
+            for (uint32_t i = 0; i < TILE; i++)
+                v[i] = columns[t * TILE + i];
+            transpose(v);
+#pragma GCC unroll 16
+            for (uint32_t i = 0; i < TILE; i++)
+                _mm512_store_si512(tile + 64 * i, v[i]);
+        }
+    }
+}
+
+uint64_t cpu__packed_bytes_amx(enum dtype dtype, uint32_t k_count)
+{
+    return dtype == DTYPE_F32 || k_count > K_MAX
+               ? 0
+               : (uint64_t)((k_count + BLOCK - 1) / BLOCK) * PARTS * TILE_BYTES;
+}
+
+void cpu__pack_amx(void *packed, enum dtype weight_dtype, const float *const *x_rows,
+                   uint32_t row_count, uint32_t k_count)
+{
+    pack_tiles(packed, x_rows, row_count, k_count, 0, (k_count + BLOCK - 1) / BLOCK,
+               weight_dtype == DTYPE_F16);
+}
+
+/* ---- weights ---- */
+
+/* 16 of the halves from `at` on, zeros behind k_count. */
+INLINE __m256i load_halves(const char *row, uint32_t at, uint32_t k_count)
+{
+    const uint32_t left = k_count > at ? k_count - at : 0;
+
+    if (__builtin_expect(left >= TILE, 1))
+        return _mm256_loadu_si256((const __m256i *)(const void *)(row + 2 * (size_t)at));
+    return _mm256_maskz_loadu_epi16((__mmask16)((1u << left) - 1), row + 2 * (size_t)at);
+}
+
+/* Blocks [first, end) of the rows into a panel, which begins with block `first`: BF16 as it is, F16
+ * as two parts, the lower ones `lower` bytes behind. Rows that are not there are zeros. */
+INLINE void fill_panel(char *panel, size_t lower, const struct rows *rows, const bool is_f16,
+                       uint32_t first, uint32_t end, uint32_t k_count)
+{
+    for (uint32_t i = 0; i < TILE; i++) {
+        const char *row = rows->first + (i < rows->count ? i : 0) * rows->stride;
+        char *out = panel + 64 * i;
+        for (uint32_t b = first; b < end; b++, out += TILE_BYTES) {
+            __m256i halves[2] = { load_halves(row, b * BLOCK, k_count),
+                                  load_halves(row, b * BLOCK + TILE, k_count) };
+            __m512 a, c;
+            if (i >= rows->count)
+                halves[0] = halves[1] = _mm256_setzero_si256();
+            if (!is_f16) {
+                _mm256_store_si256((__m256i *)(void *)out, halves[0]);
+                _mm256_store_si256((__m256i *)(void *)(out + 32), halves[1]);
+                continue;
+            }
+            a = _mm512_cvtph_ps(halves[0]);
+            c = _mm512_cvtph_ps(halves[1]);
+            _mm512_store_si512(out, upper_halves(a, c, true));
+            _mm512_store_si512(out + lower, upper_halves(rest(a), rest(c), true));
+        }
+    }
+}
+
+/* The same of sixteen F16 rows by whole blocks, where memory is waited for. */
+INLINE void fill_piece(char *panel, size_t lower, const struct rows *rows, uint32_t first,
+                       uint32_t end)
+{
+    const __m512i mask = _mm512_set1_epi32((int)0xFFFF0000u);
+
+    for (uint32_t b = first; b < end; b++, panel += TILE_BYTES) {
+        const char *at = rows->first + (size_t)b * 2 * BLOCK;
+#pragma GCC unroll 4
+        for (uint32_t i = 0; i < TILE; i++, at += rows->stride) {
+            const __m512 a = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)at));
+            const __m512 c =
+                _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(at + 32)));
+            const __m512i a_upper = _mm512_and_si512(_mm512_castps_si512(a), mask);
+            const __m512i c_upper = _mm512_and_si512(_mm512_castps_si512(c), mask);
+            const __m512i a_rest =
+                _mm512_castps_si512(_mm512_sub_ps(a, _mm512_castsi512_ps(a_upper)));
+            const __m512i c_rest =
+                _mm512_castps_si512(_mm512_sub_ps(c, _mm512_castsi512_ps(c_upper)));
+            _mm_prefetch(at + AHEAD, _MM_HINT_T0);
+            _mm512_store_si512(panel + 64 * i,
+                               _mm512_or_si512(_mm512_srli_epi32(a_upper, 16), c_upper));
+            _mm512_store_si512(panel + lower + 64 * i,
+                               _mm512_or_si512(_mm512_srli_epi32(a_rest, 16), c_rest));
+        }
+    }
+}
+
+/* ---- products ---- */
+
+#define TILE_WEIGHTS 6
+#define TILE_X 7
+
+/* A block of weights by one to three column tiles of x, into as many registers. */
+#define ADD_BLOCK(c0, c1, c2, weights, row_stride, x, tiles)                                       \
+    do {                                                                                           \
+        _tile_loadd(TILE_WEIGHTS, weights, row_stride);                                            \
+        _tile_loadd(TILE_X, (x)[0], 64);                                                           \
+        _tile_dpbf16ps(c0, TILE_WEIGHTS, TILE_X);                                                  \
+        if ((tiles) > 1) {                                                                         \
+            _tile_loadd(TILE_X, (x)[1], 64);                                                       \
+            _tile_dpbf16ps(c1, TILE_WEIGHTS, TILE_X);                                              \
+        }                                                                                          \
+        if ((tiles) > 2) {                                                                         \
+            _tile_loadd(TILE_X, (x)[2], 64);                                                       \
+            _tile_dpbf16ps(c2, TILE_WEIGHTS, TILE_X);                                              \
+        }                                                                                          \
+    } while (0)
+
+/* Adds blocks to registers 0..2 (the first group) and 3..5 (the second); the lower parts of F16
+ * weights are `lower` bytes behind the upper ones. What is a constant where this is inlined stays
+ * out of registers, of which the addresses need all. */
+INLINE void add_blocks(const char *first, const char *second, size_t block_stride,
+                       size_t row_stride, size_t lower, const char *x, size_t x_stride,
+                       uint32_t block_count, const uint32_t tiles, const bool is_f16,
+                       const uint32_t groups)
+{
+    const char *columns[PARTS] = { x, x + x_stride, x + 2 * x_stride };
+
+    for (uint32_t b = 0; b < block_count; b++) {
+        ADD_BLOCK(0, 1, 2, first, row_stride, columns, tiles);
+        if (groups > 1)
+            ADD_BLOCK(3, 4, 5, second, row_stride, columns, tiles);
+        if (is_f16)
+            ADD_BLOCK(0, 1, 2, first + lower, row_stride, columns, tiles);
+        if (is_f16 && groups > 1)
+            ADD_BLOCK(3, 4, 5, second + lower, row_stride, columns, tiles);
+        first += block_stride;
+        second += block_stride;
+        columns[0] += TILE_BYTES;
+        columns[1] += TILE_BYTES;
+        columns[2] += TILE_BYTES;
+    }
+}
+
+/* Outputs n, n + step, ... of a row. */
+INLINE void put_row(const struct cpu_strip *strip, const struct rows *rows, uint32_t row,
+                    __m512 sums)
+{
+    float *out = strip->out + row * strip->out_row_stride + rows->n;
+    const float *bias = strip->bias == NULL ? NULL : strip->bias + rows->n;
+    float lanes[TILE];
+
+    if (rows->step == 1) {
+        const __mmask16 mask = (__mmask16)((1u << rows->count) - 1);
+        if (bias != NULL)
+            sums = _mm512_add_ps(sums, _mm512_maskz_loadu_ps(mask, bias));
+        if (strip->accumulate)
+            sums = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), sums);
+        _mm512_mask_storeu_ps(out, mask, sums);
+        return;
+    }
+    _mm512_storeu_ps(lanes, sums);
+    for (uint32_t i = 0; i < rows->count; i++) {
+        const uint64_t at = (uint64_t)i * rows->step;
+        if (bias != NULL)
+            lanes[i] += bias[at];
+        out[at] = strip->accumulate ? out[at] + lanes[i] : lanes[i];
+    }
+}
+
+/* Sixteen weight rows by up to sixteen rows of x from `row` on: sums[16][3 * 16]. */
+static void put(const struct cpu_strip *strip, const struct rows *rows, uint32_t row,
+                const float *sums)
+{
+    const uint32_t left = strip->row_count - row;
+    const uint32_t row_count = left < TILE ? left : TILE;
+    __m512i columns[PARTS * TILE];
+
+    for (uint32_t t = 0; t * TILE < row_count * PARTS; t++) {
+        __m512i v[TILE];
+#pragma GCC unroll 16
+        for (uint32_t i = 0; i < TILE; i++)
+            v[i] = _mm512_loadu_si512(sums + (i * PARTS + t) * TILE);
+        transpose(v);
+#pragma GCC unroll 16
+        for (uint32_t i = 0; i < TILE; i++)
+            columns[t * TILE + i] = v[i];
+    }
+    for (uint32_t r = 0; r < row_count; r++) {
+        const __m512i *parts = &columns[r * PARTS];
+        put_row(strip, rows, row + r,
+                _mm512_add_ps(_mm512_add_ps(_mm512_castsi512_ps(parts[2]),
+                                            _mm512_castsi512_ps(parts[1])),
+                              _mm512_castsi512_ps(parts[0])));
+    }
+}
+
+static void zero_registers(void)
+{
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_zero(4);
+    _tile_zero(5);
+}
+
+/* A group's registers and its sums in memory. */
+#define SUMS_STRIDE (PARTS * TILE * sizeof(float))
+#define LOAD_SUMS(c0, c1, c2, sums)                                                                \
+    do {                                                                                           \
+        _tile_loadd(c0, sums, SUMS_STRIDE);                                                        \
+        _tile_loadd(c1, (sums) + TILE, SUMS_STRIDE);                                               \
+        _tile_loadd(c2, (sums) + 2 * TILE, SUMS_STRIDE);                                           \
+    } while (0)
+#define STORE_SUMS(c0, c1, c2, sums)                                                               \
+    do {                                                                                           \
+        _tile_stored(c0, sums, SUMS_STRIDE);                                                       \
+        _tile_stored(c1, (sums) + TILE, SUMS_STRIDE);                                              \
+        _tile_stored(c2, (sums) + 2 * TILE, SUMS_STRIDE);                                          \
+    } while (0)
+
+/* One or two groups' weights by 16 rows of x, from `row` on: a chunk more in their sums. */
+INLINE void multiply_tiles(const struct product *product, const struct factor factors[2],
+                           uint32_t row, float *const sums[2], const bool is_f16,
+                           const bool in_panel, const uint32_t groups)
+{
+    const char *x = product->x + row / TILE * PARTS * product->x_stride;
+    const uint32_t columns = (product->strip->row_count - row) * PARTS;
+    const uint32_t blocks = product->end - product->first;
+    const size_t block_stride = in_panel ? TILE_BYTES : 2 * BLOCK;
+    const size_t row_stride = in_panel ? 64 : factors[0].row_stride;
+    const size_t x_stride = product->x_stride;
+
+    if (product->first == 0) {
+        zero_registers();
+    } else {
+        LOAD_SUMS(0, 1, 2, sums[0]);
+        LOAD_SUMS(3, 4, 5, sums[1]);
+    }
+    if (columns <= 2 * TILE)
+        add_blocks(factors[0].at, factors[1].at, block_stride, row_stride, PART_BYTES, x, x_stride,
+                   blocks, 2, is_f16, groups);
+    else
+        add_blocks(factors[0].at, factors[1].at, block_stride, row_stride, PART_BYTES, x, x_stride,
+                   blocks, 3, is_f16, groups);
+    STORE_SUMS(0, 1, 2, sums[0]);
+    if (groups > 1)
+        STORE_SUMS(3, 4, 5, sums[1]);
+}
+
+/* Whether the rows' tiles are had from where they lie: if they are read once. Rows of a power of
+ * two would all fall into the same sets of the first-level cache. */
+static bool lies_in_tiles(const struct product *product, const struct rows *rows)
+{
+    return !product->is_f16 && rows->count == TILE && product->strip->k_count % BLOCK == 0 &&
+           product->strip->row_count <= TILE;
+}
+
+/* Whether both groups' are: then they have one stride. */
+static bool lie_in_tiles(const struct product *product, const struct rows *rows, uint32_t groups)
+{
+    return lies_in_tiles(product, &rows[0]) &&
+           (groups == 1 || (lies_in_tiles(product, &rows[1]) && rows[0].stride == rows[1].stride));
+}
+
+/* One or two groups by all rows of x: the chunk's part. */
+INLINE void multiply_groups(const struct product *product, const struct rows *rows, float *sums,
+                            const bool is_f16, const uint32_t groups)
+{
+    const struct cpu_strip *strip = product->strip;
+    const uint64_t group_floats = (uint64_t)(strip->row_count + TILE - 1) / TILE * SUMS_FLOATS;
+    const bool in_panel = is_f16 || !lie_in_tiles(product, rows, groups);
+    struct factor factors[2];
+
+    for (uint32_t g = 0; g < groups; g++) {
+        char *panel = product->panel + 2 * g * PART_BYTES;
+        factors[g] = (struct factor){ rows[g].first + (size_t)product->first * 2 * BLOCK,
+                                      rows[g].stride };
+        if (!in_panel)
+            continue;
+        fill_panel(panel, PART_BYTES, &rows[g], is_f16, product->first, product->end,
+                   strip->k_count);
+        factors[g].at = panel;
+    }
+    if (groups == 1)
+        factors[1] = factors[0];
+    for (uint32_t row = 0; row < strip->row_count; row += TILE) {
+        float *const first = sums + row / TILE * SUMS_FLOATS;
+        float *const both[2] = { first, groups > 1 ? first + group_floats : first };
+        if (in_panel)
+            multiply_tiles(product, factors, row, both, is_f16, true, groups);
+        else
+            multiply_tiles(product, factors, row, both, false, false, groups);
+    }
+}
+
+static __attribute__((noinline)) void multiply_f16(const struct product *product,
+                                                   const struct rows *rows, uint32_t groups,
+                                                   float *sums)
+{
+    if (groups > 1)
+        multiply_groups(product, rows, sums, true, 2);
+    else
+        multiply_groups(product, rows, sums, true, 1);
+}
+
+static __attribute__((noinline)) void multiply_bf16(const struct product *product,
+                                                    const struct rows *rows, uint32_t groups,
+                                                    float *sums)
+{
+    if (groups > 1)
+        multiply_groups(product, rows, sums, false, 2);
+    else
+        multiply_groups(product, rows, sums, false, 1);
+}
+
+/* A group whose tiles must be made, by few rows of x. Some blocks are made while the ones before
+ * are multiplied: a tile's load waits until what was stored has reached the cache. */
+INLINE void make_and_multiply(const struct product *product, const struct rows *rows,
+                              const bool is_f16)
+{
+    enum { PIECE_BYTES = PIECE * TILE_BYTES };
+    const uint32_t block_count = product->block_count;
+
+    for (uint32_t first = 0; first < block_count + PIECE; first += PIECE) {
+        char *next = product->panel + first / PIECE % 2 * 2 * PIECE_BYTES;
+        const char *ready = product->panel + (first / PIECE + 1) % 2 * 2 * PIECE_BYTES;
+        if (is_f16 && rows->count == TILE && (first + PIECE) * BLOCK <= product->strip->k_count)
+            fill_piece(next, PIECE_BYTES, rows, first, first + PIECE);
+        else if (first < block_count)
+            fill_panel(next, PIECE_BYTES, rows, is_f16, first,
+                       first + PIECE < block_count ? first + PIECE : block_count,
+                       product->strip->k_count);
+        if (first == 0)
+            continue;
+        for (uint32_t b = first - PIECE; b < first && b < block_count; b++, ready += TILE_BYTES) {
+            _tile_loadd(TILE_X, product->x + (size_t)b * TILE_BYTES, 64);
+            _tile_loadd(TILE_WEIGHTS, ready, 64);
+            _tile_dpbf16ps(0, TILE_WEIGHTS, TILE_X);
+            if (is_f16) {
+                _tile_loadd(TILE_WEIGHTS, ready + PIECE_BYTES, 64);
+                _tile_dpbf16ps(0, TILE_WEIGHTS, TILE_X);
+            }
+        }
+    }
+}
+
+/* A group by at most FEW_ROWS_MAX rows of x, over all k. */
+static void multiply_few(const struct product *product, const struct rows *rows)
+{
+    _Alignas(64) float sums[TILE][PARTS * TILE];
+
+    _tile_zero(0);
+    if (lies_in_tiles(product, rows))
+        add_blocks(rows->first, rows->first, 2 * BLOCK, rows->stride, 0, product->x, 0,
+                   product->block_count, 1, false, 1);
+    else if (product->is_f16)
+        make_and_multiply(product, rows, true);
+    else
+        make_and_multiply(product, rows, false);
+    _tile_stored(0, &sums[0][0], SUMS_STRIDE);
+    put(product->strip, rows, 0, &sums[0][0]);
+}
+
+/* The g-th group, of which the first `part` are spread. As in quant_tiles.h: for few rows of x the
+ * strip is cut into sixteen parts, and a group has a row of each, because hardware fetches long
+ * streams best. */
+static struct rows rows_at(const struct cpu_strip *strip, uint32_t part, uint32_t g)
+{
+    const size_t row_bytes = 2 * strip->weight_row_stride;
+    const uint32_t n = g < part ? g : part * TILE + (g - part) * TILE;
+    const uint32_t left = strip->n_count - n;
+
+    return (struct rows){
+        .first = (const char *)strip->weight + n * row_bytes,
+        .stride = g < part ? part * row_bytes : row_bytes,
+        .n = n,
+        .step = g < part ? part : 1,
+        .count = g < part || left >= TILE ? TILE : left,
+    };
+}
+
+/* Groups [from, to), whose sums fit into scratch, chunk by chunk. */
+static void multiply_chunks(struct product *product, char *x_scratch, uint32_t part, uint32_t from,
+                            uint32_t to)
+{
+    const struct cpu_strip *strip = product->strip;
+    const uint32_t row_groups = (strip->row_count + TILE - 1) / TILE;
+    const uint32_t fitting = X_BYTES / (row_groups * PARTS * TILE_BYTES);
+    const uint32_t chunk = fitting < CHUNK_MAX ? fitting : CHUNK_MAX;
+    const char *x_packed = strip->x_packed;
+
+    for (uint32_t first = 0; first < product->block_count; first = product->end) {
+        const uint32_t left = product->block_count - first;
+        product->first = first;
+        product->end = first + (left < chunk ? left : chunk);
+        product->x = x_packed + (size_t)first * TILE_BYTES;
+        product->x_stride = (size_t)product->block_count * TILE_BYTES;
+        if (x_packed == NULL) {
+            product->x = x_scratch;
+            product->x_stride = (size_t)(product->end - first) * TILE_BYTES;
+            for (uint32_t row = 0; row < strip->row_count; row += TILE)
+                pack_tiles(x_scratch + row / TILE * PARTS * product->x_stride, strip->x_rows + row,
+                           strip->row_count - row < TILE ? strip->row_count - row : TILE,
+                           strip->k_count, first, product->end, product->is_f16);
+        }
+        for (uint32_t g = from; g < to; g += 2) {
+            const struct rows rows[2] = { rows_at(strip, part, g),
+                                          rows_at(strip, part, g + 1 < to ? g + 1 : g) };
+            float *sums = product->sums + (uint64_t)(g - from) * row_groups * SUMS_FLOATS;
+            if (product->is_f16)
+                multiply_f16(product, rows, to - g < 2 ? 1 : 2, sums);
+            else
+                multiply_bf16(product, rows, to - g < 2 ? 1 : 2, sums);
+        }
+    }
+    for (uint32_t g = from; g < to; g++) {
+        const struct rows rows = rows_at(strip, part, g);
+        for (uint32_t r = 0; r < row_groups; r++)
+            put(strip, &rows, r * TILE,
+                product->sums + ((uint64_t)(g - from) * row_groups + r) * SUMS_FLOATS);
+    }
+}
+
+void cpu__matmul_amx(const struct cpu_strip *strip, void *scratch)
+{
+    const uint32_t part = strip->row_count < SPREAD_ROWS_MAX ? strip->n_count / TILE : 0;
+    const uint32_t group_count = (strip->n_count + TILE - 1) / TILE;
+    const uint32_t row_groups = (strip->row_count + TILE - 1) / TILE;
+    const uint32_t most = SUMS_BYTES / sizeof(float) / SUMS_FLOATS / row_groups / 2 * 2;
+    struct product product = {
+        .strip = strip,
+        .is_f16 = strip->weight_dtype == DTYPE_F16,
+        .block_count = (strip->k_count + BLOCK - 1) / BLOCK,
+        .panel = scratch,
+        .sums = (float *)(void *)((char *)scratch + PANEL_BYTES + X_BYTES),
+    };
+
+    if (strip->weight_dtype == DTYPE_F32 || strip->k_count > K_MAX) {
+        cpu__matmul_avx2(strip, scratch);
+        return;
+    }
+    configure();
+    if (strip->row_count <= FEW_ROWS_MAX) {
+        product.x = strip->x_packed;
+        if (product.x == NULL) {
+            char *x = (char *)scratch + (size_t)4 * PIECE * TILE_BYTES;
+            pack_tiles(x, strip->x_rows, strip->row_count, strip->k_count, 0, product.block_count,
+                       product.is_f16);
+            product.x = x;
+        }
+        for (uint32_t g = 0; g < group_count; g++) {
+            const struct rows rows = rows_at(strip, part, g);
+            multiply_few(&product, &rows);
+        }
+    } else {
+        for (uint32_t g = 0; g < group_count; g += most)
+            multiply_chunks(&product, (char *)scratch + PANEL_BYTES, part, g,
+                            group_count - g < most ? group_count : g + most);
+    }
+    _tile_release();
+}

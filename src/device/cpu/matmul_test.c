@@ -1,0 +1,168 @@
+/* device/cpu/matmul_test.c - products with plain weights: near the true value in every table, and
+ * the same bits for a row whatever is computed with it.
+ *
+ * Method: odd shapes around all tile sizes, weights and x of mixed magnitudes. The true value and
+ * the sum of magnitudes are computed in double; a sum of k products in F32, in any order, is off by
+ * at most k / 2 ulps of the latter. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+#include "device/cpu/kernels.h"
+
+enum { ROWS_MAX = 50, N_MAX = 83, K_MAX = 4200 };
+
+struct problem {
+    enum dtype dtype;
+    uint32_t row_count, n_count, k_count;
+    bool bias, accumulate;
+    float x[ROWS_MAX * K_MAX], biases[N_MAX];
+    uint8_t weight[N_MAX * K_MAX * sizeof(float)];
+};
+
+static uint64_t random_bits(uint64_t *state)
+{
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    return *state;
+}
+
+static float any_float(uint64_t *state)
+{
+    const uint64_t bits = random_bits(state);
+
+    return ldexpf((float)(int32_t)(bits >> 32) * 0x1p-31f, (int)(bits % 9) - 4);
+}
+
+static void fill(struct problem *p, uint64_t *state)
+{
+    for (uint32_t i = 0; i < p->row_count * p->k_count; i++)
+        p->x[i] = any_float(state);
+    for (uint32_t i = 0; i < p->n_count * p->k_count; i++) {
+        const float value = i % 64 == 5 ? 0x1.8p-24f : any_float(state); /* F16's subnormals too */
+        dtype_convert(p->weight + i * dtype_info(p->dtype)->block_bytes, p->dtype, &value,
+                      DTYPE_F32, 1);
+    }
+    for (uint32_t i = 0; i < p->n_count; i++)
+        p->biases[i] = any_float(state);
+}
+
+/* Rows [first, first + count) of the product into out, as the executor asks for them. */
+static void multiply(const struct cpu_kernels *table, const struct problem *p, uint32_t first,
+                     uint32_t count, bool packed, float *out, void *scratch, void *pack)
+{
+    const float *rows[ROWS_MAX];
+    struct cpu_strip strip = {
+        .out = out, .x_rows = rows, .weight = p->weight, .bias = p->bias ? p->biases : NULL,
+        .weight_dtype = p->dtype, .row_count = count, .n_count = p->n_count,
+        .k_count = p->k_count, .out_row_stride = N_MAX, .weight_row_stride = p->k_count,
+        .accumulate = p->accumulate,
+    };
+
+    for (uint32_t r = 0; r < count; r++) {
+        rows[r] = p->x + (size_t)(first + r) * p->k_count;
+        for (uint32_t n = 0; n < N_MAX; n++)
+            out[r * N_MAX + n] = (float)n;
+    }
+    if (packed) {
+        const uint64_t bytes = table->packed_bytes(p->dtype, p->k_count);
+        for (uint32_t r = 0; r < count; r += CPU_PACK_ROWS)
+            table->pack((char *)pack + r / CPU_PACK_ROWS * bytes, p->dtype, rows + r,
+                        count - r < CPU_PACK_ROWS ? count - r : CPU_PACK_ROWS, p->k_count);
+        strip.x_packed = pack;
+    }
+    table->matmul(&strip, scratch);
+}
+
+static void check_value(const struct cpu_kernels *table, const struct problem *p, uint32_t r,
+                        uint32_t n, float value)
+{
+    double sum = p->bias ? p->biases[n] : 0, magnitude;
+
+    sum += p->accumulate ? n : 0;
+    magnitude = fabs(sum);
+    for (uint32_t k = 0; k < p->k_count; k++) {
+        const uint32_t size = dtype_info(p->dtype)->block_bytes;
+        const uint8_t *at = p->weight + ((size_t)n * p->k_count + k) * size;
+        float weight;
+        dtype_convert(&weight, DTYPE_F32, at, p->dtype, 1);
+        sum += (double)weight * p->x[(size_t)r * p->k_count + k];
+        magnitude += fabs((double)weight * p->x[(size_t)r * p->k_count + k]);
+    }
+    if (!(fabs(value - sum) <= magnitude * (p->k_count + 8) * 0x1p-24))
+        fail_msg("%s, %s, %u x %u x %u: row %u, output %u is %a, not %a", table->name,
+                 dtype_info(p->dtype)->name, p->row_count, p->n_count, p->k_count, r, n, value,
+                 sum);
+}
+
+static void check_table(const struct cpu_kernels *table, const struct problem *p, void *scratch,
+                        void *pack)
+{
+    static float together[ROWS_MAX * N_MAX], apart[ROWS_MAX * N_MAX];
+    const bool packs =
+        table->packed_bytes != NULL && table->packed_bytes(p->dtype, p->k_count) > 0;
+
+    multiply(table, p, 0, p->row_count, packs, together, scratch, pack);
+    for (uint32_t r = 0; r < p->row_count; r++) {
+        for (uint32_t n = 0; n < N_MAX; n += 1 + (r + n) % 3) {
+            if (n < p->n_count)
+                check_value(table, p, r, n, together[r * N_MAX + n]);
+            else
+                assert_true(together[r * N_MAX + n] == (float)n);
+        }
+    }
+    for (uint32_t r = 0, count; r < p->row_count; r += count) { /* 1, 2, 3, ... at a time */
+        const uint32_t left = p->row_count - r;
+        count = r % 7 + 1 < left ? r % 7 + 1 : left;
+        multiply(table, p, r, count, packs && r % 2 == 0, apart, scratch, pack);
+        assert_memory_equal(apart, together + (size_t)r * N_MAX,
+                            (size_t)count * N_MAX * sizeof(float));
+    }
+}
+
+static void a_row_has_the_same_bits_alone(void **state)
+{
+    static const uint32_t shapes[][3] = {
+        { 1, 1, 1 },    { 3, 16, 32 },  { 5, 31, 64 },   { 6, 33, 31 },   { 16, 48, 96 },
+        { 17, 83, 40 }, { 25, 64, 160 }, { 50, 80, 416 }, { 7, 17, 4200 }, { 33, 20, 4128 },
+    };
+    static const enum dtype dtypes[] = { DTYPE_F32, DTYPE_F16, DTYPE_BF16 };
+    const struct cpu_kernels *tables[CPU_KERNELS_MAX];
+    const uint32_t table_count = cpu_kernels_list(tables);
+    void *scratch = aligned_alloc(64, CPU_STRIP_SCRATCH_BYTES);
+    void *pack = aligned_alloc(64, (size_t)4 * 3 * 1024 * (K_MAX / 32 + 1));
+    static struct problem p;
+    uint64_t random = 88172645463325252u;
+
+    (void)state;
+    assert_non_null(scratch);
+    assert_non_null(pack);
+    for (uint32_t i = 0; i < 3 * sizeof(shapes) / sizeof(shapes[0]); i++) {
+        p.dtype = dtypes[i % 3];
+        p.row_count = shapes[i / 3][0];
+        p.n_count = shapes[i / 3][1];
+        p.k_count = shapes[i / 3][2];
+        p.bias = i % 4 == 0;
+        p.accumulate = i % 5 == 0;
+        fill(&p, &random);
+        for (uint32_t t = 0; t < table_count; t++)
+            check_table(tables[t], &p, scratch, pack);
+    }
+    free(pack);
+    free(scratch);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_row_has_the_same_bits_alone),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
