@@ -13,7 +13,8 @@
 static const enum dtype weight_dtypes[] = {
     DTYPE_F32,  DTYPE_F16,   DTYPE_BF16, DTYPE_Q8_0, DTYPE_Q4_0, /* all shapes */
     DTYPE_Q4_1, DTYPE_Q5_0,  DTYPE_Q5_1, DTYPE_Q2_K, DTYPE_Q3_K, /* some */
-    DTYPE_Q4_K, DTYPE_Q5_K,  DTYPE_Q6_K, DTYPE_IQ4_NL, DTYPE_IQ4_XS, DTYPE_MXFP4,
+    DTYPE_Q4_K, DTYPE_Q5_K,  DTYPE_Q6_K, DTYPE_IQ4_NL, DTYPE_IQ4_XS, DTYPE_MXFP4, DTYPE_F8_E4M3,
+    DTYPE_INT4,
 };
 enum { ALL_SHAPES = 5 };
 #define WEIGHT_DTYPE_COUNT (sizeof(weight_dtypes) / sizeof(weight_dtypes[0]))
@@ -69,7 +70,7 @@ static double quantised_error(const struct harness *h, enum dtype dtype, const d
         product += x[i] * w[i];
     }
     sum += fmax(unit * (fabs(product) + sum), least);
-    for (size_t b = 0; dtype_info(dtype)->block_elements > 1 && b < count; b += 32) {
+    for (size_t b = 0; quant_has_runs(dtype) && b < count; b += 32) {
         double largest = 0, weights = 0;
         for (size_t i = b; i < b + 32; i++) {
             largest = fmax(largest, fabs(x[i]) + (error == NULL ? 0 : error[i]));

@@ -15,7 +15,7 @@ enum dtype {
     DTYPE_F16,  /* IEEE 754 binary16 */
     DTYPE_BF16, /* the upper half of a binary32 */
     DTYPE_I32,
-    /* GGUF's quantised blocks: tensor/quant.h. Of 32 elements: */
+    /* Quantised blocks: tensor/quant.h. GGUF's of 32 elements: */
     DTYPE_Q8_0,
     DTYPE_Q4_0,
     DTYPE_Q4_1,
@@ -30,6 +30,9 @@ enum dtype {
     DTYPE_Q5_K,
     DTYPE_Q6_K,
     DTYPE_IQ4_XS,
+    /* Of safetensors whose weights are quantised: 128 elements, and 32. */
+    DTYPE_F8_E4M3,
+    DTYPE_INT4,
     DTYPE_COUNT
 };
 

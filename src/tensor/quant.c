@@ -23,12 +23,17 @@ static const struct {
     [DTYPE_Q3_K] = { false, true, 4 },    [DTYPE_Q4_K] = { true, false, 0 },
     [DTYPE_Q5_K] = { true, false, 0 },    [DTYPE_Q6_K] = { false, true, 32 },
     [DTYPE_IQ4_NL] = { false, false, 128 }, [DTYPE_IQ4_XS] = { false, false, 128 },
-    [DTYPE_MXFP4] = { false, false, 12 },
+    [DTYPE_MXFP4] = { false, false, 12 },  [DTYPE_INT4] = { false, false, 15 },
 };
 
 bool quant_is_quantised(enum dtype dtype)
 {
     return dtype_info(dtype)->block_elements > 1;
+}
+
+bool quant_has_runs(enum dtype dtype)
+{
+    return quant_is_quantised(dtype) && dtype != DTYPE_F8_E4M3;
 }
 
 bool quant_has_mins(enum dtype dtype)
@@ -50,7 +55,7 @@ uint32_t quant_runs_per_block(enum dtype dtype)
 {
     const uint32_t elements = dtype_info(dtype)->block_elements;
 
-    return elements < QUANT_RUN_ELEMENTS ? 1 : elements / QUANT_RUN_ELEMENTS;
+    return quant_has_runs(dtype) ? elements / QUANT_RUN_ELEMENTS : 1;
 }
 
 static float read_f16(const uint8_t *at)
@@ -231,6 +236,7 @@ static void read_small(struct quant_run *run, enum dtype dtype, const uint8_t *b
         add_bits(run, block + 4, 16);
         break;
     case DTYPE_IQ4_NL: look_up_halves(run, block + 2, quant_iq4_values); break;
+    case DTYPE_INT4: read_halves(run, block + 3, block[2] & 15); break;
     default: assert(!"a type without blocks");
     }
 }
@@ -252,6 +258,16 @@ void quant_run_read(struct quant_run *run, enum dtype dtype, const void *block,
     }
 }
 
+static void f8_to_f32(float *restrict to, const uint8_t *block, size_t block_count)
+{
+    for (size_t b = 0; b < block_count; b++, block += QUANT_F8_BYTES, to += QUANT_F8_ELEMENTS) {
+        float scale;
+        memcpy(&scale, block, sizeof(scale));
+        for (size_t i = 0; i < QUANT_F8_ELEMENTS; i++)
+            to[i] = scale * (256 * f16_to_f32(quant_e4m3_f16(block[4 + i])));
+    }
+}
+
 void quant_to_f32(float *restrict to, enum dtype dtype, const void *blocks, size_t block_count)
 {
     const uint32_t runs = quant_runs_per_block(dtype);
@@ -259,6 +275,10 @@ void quant_to_f32(float *restrict to, enum dtype dtype, const void *blocks, size
     const uint8_t *block = blocks;
     struct quant_run run;
 
+    if (dtype == DTYPE_F8_E4M3) {
+        f8_to_f32(to, block, block_count);
+        return;
+    }
     for (size_t b = 0; b < block_count; b++, block += dtype_info(dtype)->block_bytes) {
         for (uint32_t r = 0; r < runs; r++, to += QUANT_RUN_ELEMENTS) {
             quant_run_read(&run, dtype, block, r);

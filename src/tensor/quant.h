@@ -1,4 +1,4 @@
-/* tensor/quant.h - GGUF's quantised blocks, as integers with scales and as F32.
+/* tensor/quant.h - quantised blocks, as integers with scales and as F32.
  *
  * Whatever a type packs away, each of its elements is a small integer with a scale, and in some
  * types a minimum, that 16 or 32 adjacent elements share:
@@ -28,9 +28,19 @@
  *     IQ4_XS  d F16, 2 bytes of scales' upper bits, 4 of lower (6 bits s), 128 of halves
  *                                                             d * (s - 32) * table[h]
  *
+ * and two that no file has: what safetensors checkpoints hold in several tensors, weights here,
+ * scales there, is put together into them when it is loaded (checkpoint/packed.h):
+ *
+ *     INT4    d F16, z, 16 bytes of halves                    d * (h - z), z below 16
+ *     F8_E4M3 s F32, 128 bytes e                              s * e
+ *
+ * F8_E4M3 has blocks of 128 and is the exception: its elements are small floats, not integers, so
+ * it has no runs. e has 4 bits of exponent and 3 of mantissa ("FP8 Formats for Deep Learning",
+ * arXiv 2209.05433); 0x7F and 0xFF, NaN there, come into no block, and would be 480 and -480.
+ *
  * Of a run's 16 bytes of halves, the low ones are elements 0..15, the high ones 16..31. In Q4_K and
- * Q5_K a run has 32 bytes in common with the next one: the first takes the low halves. Source: the
- * PyPI package gguf 0.19, gguf/quants.py, whose values these are bit for bit.
+ * Q5_K a run has 32 bytes in common with the next one: the first takes the low halves. Source, of
+ * GGUF's types: the PyPI package gguf 0.19, gguf/quants.py, whose values these are bit for bit.
  *
  * A row is its blocks one behind the other, so blocks stand at any address. */
 #ifndef LIGHTER_TENSOR_QUANT_H
@@ -45,6 +55,9 @@
 #define QUANT_RUN_ELEMENTS 32
 #define QUANT_Q8_0_BYTES 34
 #define QUANT_Q4_0_BYTES 18
+#define QUANT_INT4_BYTES 19
+#define QUANT_F8_ELEMENTS 128
+#define QUANT_F8_BYTES 132
 
 /* What IQ4_NL and IQ4_XS mean by the numbers 0 to 15, and what MXFP4 does. */
 extern const int8_t quant_iq4_values[16];
@@ -56,15 +69,17 @@ struct quant_run {
     int8_t q[QUANT_RUN_ELEMENTS];
 };
 
-/* What a type's runs have; the same for all of a type's. False and 1 for plain types. */
 bool quant_is_quantised(enum dtype dtype);
+/* Of all quantised types but F8_E4M3. */
+bool quant_has_runs(enum dtype dtype);
+/* What a type's runs have; the same for all of a type's. False and 1 for types without. */
 bool quant_has_mins(enum dtype dtype);
 bool quant_has_two_scales(enum dtype dtype); /* scales[0] and [1], mins[0] and [1] may differ */
 /* What must be added to q to make it unsigned and small: 0 in types that are. */
 int32_t quant_offset(enum dtype dtype);
 uint32_t quant_runs_per_block(enum dtype dtype);
 
-/* The run_index-th run of a block of a quantised type. */
+/* The run_index-th run of a block of a type that has runs. */
 void quant_run_read(struct quant_run *run, enum dtype dtype, const void *block,
                     uint32_t run_index);
 
@@ -75,6 +90,11 @@ void quant_k3_scales(const uint8_t packed[12], int8_t scales_out[16]);
 void quant_iq4_xs_scales(const uint8_t *block, int8_t scales_out[8]);
 /* MXFP4's factor. */
 float quant_mxfp4_scale(uint8_t exponent);
+/* e of F8_E4M3 divided by 256, as F16: its bits only have to move. */
+static inline uint16_t quant_e4m3_f16(uint8_t e)
+{
+    return (uint16_t)((e & 0x80) << 8 | (e & 0x7F) << 7);
+}
 
 /* Of any quantised type. */
 void quant_to_f32(float *to, enum dtype dtype, const void *blocks, size_t block_count);

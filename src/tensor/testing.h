@@ -13,6 +13,16 @@ static inline uint64_t testing_bits(uint64_t *state)
     return *state;
 }
 
+/* A scale below 1 / 448, and no NaN. */
+static inline void testing_f8_block(uint8_t *block)
+{
+    const float scale = (float)(1 + block[0]) * 0x1p-17f;
+
+    memcpy(block, &scale, sizeof(scale));
+    for (size_t i = 4; i < QUANT_F8_BYTES; i++)
+        block[i] ^= (block[i] & 0x7F) == 0x7F ? 1 : 0;
+}
+
 /* Random blocks, `count` elements of a quantised type, in which no |scale * q| + |min| is above 1.
  * state: not 0. */
 static inline void testing_blocks(void *blocks, enum dtype dtype, uint64_t count, uint64_t *state)
@@ -27,6 +37,7 @@ static inline void testing_blocks(void *blocks, enum dtype dtype, uint64_t count
         [DTYPE_Q2_K] = { 80, 82, 7 },     [DTYPE_Q3_K] = { 108, 108, 8 },
         [DTYPE_Q4_K] = { 0, 2, 11 },      [DTYPE_Q5_K] = { 0, 2, 12 },
         [DTYPE_Q6_K] = { 208, 208, 13 },  [DTYPE_IQ4_XS] = { 0, 0, 13 },
+        [DTYPE_INT4] = { 0, 0, 4 },
     };
     const struct dtype_info *info = dtype_info(dtype);
     uint8_t *block = blocks;
@@ -35,11 +46,13 @@ static inline void testing_blocks(void *blocks, enum dtype dtype, uint64_t count
         block[i] = (uint8_t)(testing_bits(state) >> 24);
     for (; count > 0; count -= info->block_elements, block += info->block_bytes) {
         const uint8_t places[2] = { types[dtype].first, types[dtype].second };
-        for (size_t i = 0; i < 2 && dtype != DTYPE_MXFP4; i++) /* F16: sign, exponent */
-            block[places[i] + 1] =
+        for (size_t i = 0; i < 2 && dtype != DTYPE_MXFP4 && dtype != DTYPE_F8_E4M3; i++)
+            block[places[i] + 1] = /* F16: sign, exponent */
                 (uint8_t)((block[places[i] + 1] & 0x83) | (14 - types[dtype].bits) << 2);
         if (dtype == DTYPE_MXFP4)
             block[0] = (uint8_t)(120 + block[0] % 4);
+        if (dtype == DTYPE_F8_E4M3)
+            testing_f8_block(block);
     }
 }
 

@@ -24,6 +24,13 @@
  *
  * and then output = output (+ bias) (+ what was there).
  *
+ * F8_E4M3's elements are floats, and x is not quantised for them. Each output is summed in 16
+ * lanes, in all tables alike, with e / 256 and 256 * s, which are exact:
+ *
+ *     part[l] = fma over i of x[16 i + l], e[16 i + l], i ascending in the block of 128, from 0
+ *     lane[l] = fma over the blocks b ascending of part[l], s[b], from 0
+ *     output  = the lanes l + (l + 8) as those of a plain product, above
+ *
  * Threads: a table is constant; calls on different outputs may run beside each other. */
 #ifndef LIGHTER_DEVICE_CPU_KERNELS_H
 #define LIGHTER_DEVICE_CPU_KERNELS_H
@@ -82,8 +89,9 @@ struct cpu_kernels {
     uint64_t (*packed_bytes)(enum dtype weight_dtype, uint32_t k_count);
     void (*pack)(void *packed, enum dtype weight_dtype, const float *const *x_rows,
                  uint32_t row_count, uint32_t k_count);
-    /* For quantised weights. */
+    /* For quantised weights that have runs, and for F8_E4M3. */
     void (*matmul_quant)(const struct cpu_strip *strip, void *scratch);
+    void (*matmul_f8)(const struct cpu_strip *strip, void *scratch);
     /* x as blocks, whole ones. Blocks below 2^-100 everywhere become 0. */
     void (*quantise)(struct cpu_quant_block *blocks, const float *x, uint32_t count);
     /* One group of a row, as the op says but for where it lies. */
@@ -110,9 +118,10 @@ static inline uint64_t cpu_quant_row_bytes(uint64_t count)
     return count / CPU_QUANT_BLOCK_ELEMENTS * sizeof(struct cpu_quant_block);
 }
 
+/* Whether products take x quantised. */
 static inline bool cpu_is_quantised(enum dtype dtype)
 {
-    return quant_is_quantised(dtype);
+    return quant_has_runs(dtype);
 }
 
 extern const struct cpu_kernels cpu_kernels_scalar;

@@ -286,11 +286,12 @@ static void avx2_add_weighted_rows(float *const *out, uint32_t out_count, const 
                          width);
 }
 
-#define TABLE(kernels_name, kernel, quant_kernel, ...)                                             \
+#define TABLE(kernels_name, kernel, quant_kernel, f8_kernel, ...)                                  \
     {                                                                                              \
         .name = (kernels_name),                                                                    \
         .matmul = (kernel),                                                                        \
         .matmul_quant = (quant_kernel),                                                            \
+        .matmul_f8 = (f8_kernel),                                                                  \
         .quantise = cpu__quantise_avx2,                                                            \
         .rms_norm = avx2_rms_norm,                                                                 \
         .gate_mul = { avx2_silu_mul, avx2_gelu_mul, avx2_clamped_mul },                            \
@@ -302,11 +303,13 @@ static void avx2_add_weighted_rows(float *const *out, uint32_t out_count, const 
     }
 
 const struct cpu_kernels cpu_kernels_avx2 =
-    TABLE("AVX2", cpu__matmul_avx2, cpu__matmul_quant_avx2, .pack = NULL);
+    TABLE("AVX2", cpu__matmul_avx2, cpu__matmul_quant_avx2, cpu__matmul_f8_avx2, .pack = NULL);
 const struct cpu_kernels cpu_kernels_vnni =
-    TABLE("AVX2 with VNNI", cpu__matmul_avx2, cpu__matmul_quant_vnni, .pack = NULL);
+    TABLE("AVX2 with VNNI", cpu__matmul_avx2, cpu__matmul_quant_vnni, cpu__matmul_f8_avx2,
+          .pack = NULL);
 const struct cpu_kernels cpu_kernels_avx512 =
-    TABLE("AVX2 with AVX-512 VNNI", cpu__matmul_avx2, cpu__matmul_quant_avx512, .pack = NULL);
+    TABLE("AVX2 with AVX-512 VNNI", cpu__matmul_avx2, cpu__matmul_quant_avx512,
+          cpu__matmul_f8_avx512, .pack = NULL);
 const struct cpu_kernels cpu_kernels_amx =
     TABLE("AVX2 with AVX-512 VNNI and AMX", cpu__matmul_amx, cpu__matmul_quant_amx,
-          .packed_bytes = cpu__packed_bytes_amx, .pack = cpu__pack_amx);
+          cpu__matmul_f8_avx512, .packed_bytes = cpu__packed_bytes_amx, .pack = cpu__pack_amx);

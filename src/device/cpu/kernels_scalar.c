@@ -145,6 +145,7 @@ const struct cpu_kernels cpu_kernels_scalar = {
     .name = "scalar",
     .matmul = scalar_matmul,
     .matmul_quant = cpu__matmul_quant_scalar,
+    .matmul_f8 = cpu__matmul_f8_scalar,
     .quantise = cpu__quantise_scalar,
     .rms_norm = scalar_rms_norm,
     .gate_mul = { scalar_silu_mul, scalar_gelu_mul, scalar_clamped_mul },

@@ -175,7 +175,7 @@ static uint64_t packed_bytes(const struct cpu_executor *executor, const struct o
     const struct cpu_kernels *kernels = executor->kernels;
     uint64_t bytes;
 
-    if (kernels->packed_bytes == NULL || cpu_is_quantised(op->weight_dtype))
+    if (kernels->packed_bytes == NULL || quant_is_quantised(op->weight_dtype))
         return 0;
     bytes = kernels->packed_bytes(op->weight_dtype, op->k_count);
     return bytes * op->batch_count > CPU_BLOCKS_BYTES ? 0 : bytes;

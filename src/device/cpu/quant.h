@@ -12,6 +12,7 @@
 #define CPU_INFINITY_BITS 0x7F800000
 
 void cpu__matmul_quant_scalar(const struct cpu_strip *strip, void *scratch);
+void cpu__matmul_f8_scalar(const struct cpu_strip *strip, void *scratch);
 void cpu__quantise_scalar(struct cpu_quant_block *blocks, const float *x, uint32_t count);
 
 #endif

@@ -194,6 +194,7 @@ MULTIPLY(multiply_mxfp4, DTYPE_MXFP4)
 MULTIPLY(multiply_q4_k, DTYPE_Q4_K)
 MULTIPLY(multiply_q5_k, DTYPE_Q5_K)
 MULTIPLY(multiply_iq4_xs, DTYPE_IQ4_XS)
+MULTIPLY(multiply_int4, DTYPE_INT4)
 
 /* NULL: vectors do it. */
 static void (*multiply_of(enum dtype dtype))(const struct cpu_strip *, void *)
@@ -209,6 +210,7 @@ static void (*multiply_of(enum dtype dtype))(const struct cpu_strip *, void *)
     case DTYPE_Q4_K: return multiply_q4_k;
     case DTYPE_Q5_K: return multiply_q5_k;
     case DTYPE_IQ4_XS: return multiply_iq4_xs;
+    case DTYPE_INT4: return multiply_int4;
     default: return NULL;
     }
 }

@@ -38,6 +38,7 @@ INLINE int16_t offset_of(const enum dtype dtype)
     case DTYPE_Q3_K: return 4;
     case DTYPE_Q6_K: return 32;
     case DTYPE_MXFP4: return 12;
+    case DTYPE_INT4: return 15;
     default: return 0;
     }
 }

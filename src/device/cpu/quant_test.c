@@ -19,7 +19,7 @@ enum { BLOCK = CPU_QUANT_BLOCK_ELEMENTS, ROWS_MAX = 20, N_MAX = 37, RUNS_MAX = 2
 
 static const enum dtype dtypes[] = {
     DTYPE_Q8_0, DTYPE_Q4_0, DTYPE_Q4_1, DTYPE_Q5_0, DTYPE_Q5_1, DTYPE_IQ4_NL, DTYPE_MXFP4,
-    DTYPE_Q2_K, DTYPE_Q3_K, DTYPE_Q4_K, DTYPE_Q5_K, DTYPE_Q6_K, DTYPE_IQ4_XS,
+    DTYPE_Q2_K, DTYPE_Q3_K, DTYPE_Q4_K, DTYPE_Q5_K, DTYPE_Q6_K, DTYPE_IQ4_XS, DTYPE_INT4,
 };
 enum { DTYPES = sizeof(dtypes) / sizeof(dtypes[0]) };
 

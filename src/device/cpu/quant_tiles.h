@@ -526,6 +526,7 @@ MULTIPLY(multiply_q4_k, DTYPE_Q4_K)
 MULTIPLY(multiply_q5_k, DTYPE_Q5_K)
 MULTIPLY(multiply_q6_k, DTYPE_Q6_K)
 MULTIPLY(multiply_iq4_xs, DTYPE_IQ4_XS)
+MULTIPLY(multiply_int4, DTYPE_INT4)
 
 static inline void multiply_any(const struct cpu_strip *strip, void *scratch)
 {
@@ -543,6 +544,7 @@ static inline void multiply_any(const struct cpu_strip *strip, void *scratch)
     case DTYPE_Q5_K: multiply_q5_k(strip, scratch); break;
     case DTYPE_Q6_K: multiply_q6_k(strip, scratch); break;
     case DTYPE_IQ4_XS: multiply_iq4_xs(strip, scratch); break;
+    case DTYPE_INT4: multiply_int4(strip, scratch); break;
     default: cpu__matmul_quant_scalar(strip, scratch);
     }
 }

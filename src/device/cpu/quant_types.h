@@ -71,7 +71,7 @@ INLINE bool is_wide(const enum dtype dtype)
 INLINE bool is_medium(const enum dtype dtype)
 {
     return dtype == DTYPE_Q5_0 || dtype == DTYPE_Q5_1 || dtype == DTYPE_Q5_K ||
-           dtype == DTYPE_Q6_K || dtype == DTYPE_MXFP4;
+           dtype == DTYPE_Q6_K || dtype == DTYPE_MXFP4 || dtype == DTYPE_INT4;
 }
 
 INLINE uint32_t block_bytes(const enum dtype dtype)
@@ -82,6 +82,7 @@ INLINE uint32_t block_bytes(const enum dtype dtype)
     case DTYPE_Q5_0: return 22;
     case DTYPE_Q5_1: return 24;
     case DTYPE_MXFP4: return 17;
+    case DTYPE_INT4: return QUANT_INT4_BYTES;
     case DTYPE_Q2_K: return 84;
     case DTYPE_Q3_K: return 110;
     case DTYPE_Q4_K: return 144;
@@ -159,12 +160,22 @@ INLINE uint32_t halves_at(const enum dtype dtype, uint32_t run)
 {
     switch (dtype) {
     case DTYPE_MXFP4: return 1;
+    case DTYPE_INT4: return 3;
     case DTYPE_Q4_1: return 4;
     case DTYPE_Q5_0: return 6;
     case DTYPE_IQ4_XS: return 8 + 16 * run;
     case DTYPE_Q5_1: return 8;
     default: return 2;
     }
+}
+
+/* INT4's zero points, as what makes the numbers unsigned: 15 - z for each byte of the two rows. */
+INLINE __m256i zeros_left(const uint8_t *low, const uint8_t *high)
+{
+    const __m128i first = _mm_set1_epi8((char)(15 - (low[2] & 15)));
+
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(first),
+                                   _mm_set1_epi8((char)(15 - (high[2] & 15))), 1);
 }
 
 INLINE void load_small_pair(const enum dtype dtype, const uint8_t *low, const uint8_t *high,
@@ -179,6 +190,10 @@ INLINE void load_small_pair(const enum dtype dtype, const uint8_t *low, const ui
     if (has_table(dtype)) {
         *first = _mm256_shuffle_epi8(value_table(dtype), *first);
         *second = _mm256_shuffle_epi8(value_table(dtype), *second);
+    }
+    if (dtype == DTYPE_INT4) {
+        *first = _mm256_add_epi8(*first, zeros_left(low, high));
+        *second = _mm256_add_epi8(*second, zeros_left(low, high));
     }
     if (dtype == DTYPE_Q5_0 || dtype == DTYPE_Q5_1) {
         const uint32_t bits = dtype == DTYPE_Q5_0 ? 2 : 4;
