@@ -11,6 +11,7 @@
 
 #include "base/size.h"
 #include "checkpoint/internal.h"
+#include "checkpoint/packed.h"
 
 /* Every format that is read. */
 static const struct ckpt_format *const formats[] = {
@@ -90,6 +91,8 @@ void ckpt_close(struct ckpt *ckpt)
     for (uint32_t i = 0; i < ckpt->file_count; i++)
         file_close(&ckpt->files[i]);
     map_destroy(ckpt->tensor_by_name);
+    packed__destroy(ckpt->packed, ckpt->packed_count);
+    free(ckpt->refusal);
     json_decref(ckpt->config);
     free(ckpt->tensors);
     free(ckpt->files);
@@ -169,6 +172,7 @@ enum status ckpt__add_tensor(struct ckpt *ckpt, const struct ckpt_tensor *tensor
     }
     ckpt->tensors[ckpt->tensor_count] = *tensor;
     ckpt->tensors[ckpt->tensor_count].name = copy;
+    ckpt->tensors[ckpt->tensor_count].packed = NULL; /* formats know nothing of it */
     ckpt->tensor_count++;
     return STATUS_OK;
 }
@@ -233,6 +237,16 @@ const char *ckpt_config_suffix(const struct ckpt *ckpt)
     return ckpt->format->config_suffix;
 }
 
+const char *ckpt_packing(const struct ckpt *ckpt)
+{
+    return ckpt->packing;
+}
+
+const char *ckpt_refusal(const struct ckpt *ckpt)
+{
+    return ckpt->refusal;
+}
+
 size_t ckpt_tensor_count(const struct ckpt *ckpt)
 {
     return ckpt->tensor_count;
@@ -293,8 +307,11 @@ enum status ckpt_read(const struct ckpt *ckpt, const struct ckpt_tensor *tensor,
 
     assert(size_bytes <= tensor->size_bytes);
     assert(offset_bytes <= tensor->size_bytes - size_bytes);
-    st = file_read_at(&ckpt->files[tensor->file_index], tensor->offset_bytes + offset_bytes, dst,
-                      size_bytes, err);
+    if (tensor->packed != NULL)
+        st = packed__read(ckpt, tensor->packed, offset_bytes, dst, size_bytes, err);
+    else
+        st = file_read_at(&ckpt->files[tensor->file_index], tensor->offset_bytes + offset_bytes,
+                          dst, size_bytes, err);
     return st == STATUS_OK ? st : err_prefix(err, st, "tensor '%s'", tensor->name);
 }
 
@@ -313,7 +330,12 @@ void ckpt_drop_cache(const struct ckpt *ckpt)
 
 void ckpt_read_ahead(const struct ckpt *ckpt, const struct ckpt_tensor *tensor)
 {
-    if (tensor->size_bytes > 0)
-        (void)posix_fadvise(ckpt->files[tensor->file_index].fd, (off_t)tensor->offset_bytes,
-                            (off_t)tensor->size_bytes, POSIX_FADV_WILLNEED);
+    uint64_t offset_bytes = tensor->offset_bytes, size_bytes = tensor->size_bytes;
+
+    if (tensor->packed != NULL)
+        packed__span(tensor->packed, offset_bytes - tensor->packed->weight.offset_bytes,
+                     tensor->size_bytes, &offset_bytes, &size_bytes);
+    if (size_bytes > 0)
+        (void)posix_fadvise(ckpt->files[tensor->file_index].fd, (off_t)offset_bytes,
+                            (off_t)size_bytes, POSIX_FADV_WILLNEED);
 }

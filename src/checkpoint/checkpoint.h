@@ -12,6 +12,7 @@
 #define LIGHTER_CHECKPOINT_CHECKPOINT_H
 
 #include <jansson.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -24,6 +25,7 @@
 #define CKPT_CONFIG_BYTES_MAX (16u << 20)
 
 struct ckpt;
+struct packed;
 
 struct ckpt_tensor {
     const char *name;       /* owned by the checkpoint; no control characters */
@@ -35,6 +37,9 @@ struct ckpt_tensor {
     uint32_t file_index;
     uint64_t offset_bytes;  /* in the file */
     uint64_t size_bytes;
+    /* Not NULL: blocks that are put together from several tensors of the file when they are read
+     * (packed.h), whole blocks at a time; offset_bytes is where the weights lie. */
+    const struct packed *packed;
 };
 
 /* Opens a Hugging Face folder: config.json and either model.safetensors, or the files that
@@ -57,6 +62,19 @@ const char *ckpt_file_path(const struct ckpt *ckpt, uint32_t file_index);
  * inodes, as they are now. Of this machine only. */
 uint64_t ckpt_stamp(const struct ckpt *ckpt);
 
+/* NULL, or in which way tensors are put together, as "gptq_v2": what their bytes depend on beside
+ * the files. Static. */
+const char *ckpt_packing(const struct ckpt *ckpt);
+/* NULL, or why the checkpoint's quantised weights cannot be used; then its tensors are listed as
+ * they are in the files. */
+const char *ckpt_refusal(const struct ckpt *ckpt);
+
+/* Whether the name is of a scale to quantise activations or the KV cache with, which quantised
+ * checkpoints may have and which nothing here needs. */
+bool ckpt_is_unused_scale(const char *name);
+
+/* What a read of packed tensors takes while it works. */
+#define CKPT_READ_BYTES_MAX (UINT64_C(3) << 19)
 /* Reads size_bytes of the tensor's data, from offset_bytes in it. */
 enum status ckpt_read(const struct ckpt *ckpt, const struct ckpt_tensor *tensor,
                       uint64_t offset_bytes, void *dst, uint64_t size_bytes, struct err *err);

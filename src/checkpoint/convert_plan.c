@@ -289,14 +289,15 @@ static uint64_t layer_of(const char *name, const char **rest_out)
 }
 
 /* What a folder may have and the file does not: layers of multi-token prediction, frequencies that
- * follow from the configuration, an output matrix that is the embedding's. */
+ * follow from the configuration, scales of activations, an output matrix that is the embedding. */
 static bool is_left_out(const struct gguf_model *model, const char *name)
 {
     const char *rest;
     const uint64_t layer = layer_of(name, &rest);
 
     if (layer != UINT64_MAX)
-        return layer >= model->layer_count || strstr(rest, "rotary_emb.inv_freq") != NULL;
+        return layer >= model->layer_count || strstr(rest, "rotary_emb.inv_freq") != NULL ||
+               ckpt_is_unused_scale(name);
     return model->tied_embeddings && strcmp(name, "lm_head.weight") == 0;
 }
 
@@ -620,6 +621,8 @@ enum status convert__plan_make(const struct ckpt *ckpt, const struct convert_opt
     enum status st;
 
     *plan = (struct convert_plan){ .tensor_count = 0 };
+    if (ckpt_refusal(ckpt) != NULL)
+        return err_set(err, STATUS_BAD_INPUT, "%s", ckpt_refusal(ckpt));
     buf_init(&plan->head, 2 * (size_t)GGUF_META_BYTES_MAX + GGUF_ALIGNMENT + 64);
     gguf__header_init(&header, err);
     st = map_create(0, &planner.by_name, err);

@@ -165,11 +165,57 @@ static void every_read_may_fail(void **state)
     ckpt_testing_remove(folder);
 }
 
+/* Opens a checkpoint with quantised weights and puts some together. */
+static enum status run_packed(struct err *err)
+{
+    static uint8_t blocks[1 << 16];
+    struct ckpt *ckpt = NULL;
+    enum status st = ckpt_open("tests/golden/packed/llama_gptq", &ckpt, err);
+
+    if (st == STATUS_OK) {
+        const struct ckpt_tensor *tensor = ckpt_find(ckpt, "model.layers.0.mlp.up_proj.weight");
+        assert_true(tensor != NULL && tensor->packed != NULL);
+        assert_true(tensor->size_bytes <= sizeof(blocks));
+        st = ckpt_read(ckpt, tensor, 0, blocks, tensor->size_bytes, err);
+    }
+    ckpt_close(ckpt);
+    return st;
+}
+
+static void quantised_weights_may_fail(void **state)
+{
+    atomic_long *const left[] = { &allocations_left, &reads_left };
+    struct err err;
+
+    (void)state;
+    json_set_alloc_funcs(__libc_malloc, __libc_free);
+    read_fault = READ_FAILS;
+    assert_int_equal(run_packed(&err), STATUS_OK);
+    for (size_t i = 0; i < 2; i++) {
+        bool met = true;
+        long n = 0;
+        for (; met; n++) {
+            const long before_count = atomic_load(&block_count);
+            enum status st;
+            atomic_store(left[i], n);
+            st = run_packed(&err);
+            met = atomic_load(left[i]) < 0;
+            atomic_store(left[i], -1);
+            assert_int_equal(atomic_load(&block_count), before_count);
+            assert_true(met || st == STATUS_OK);
+            assert_true(i == 0 || (st == STATUS_OK) == !met);
+        }
+        assert_in_range(n, i == 0 ? 100 : 5, 5000);
+    }
+    json_set_alloc_funcs(malloc, free);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_allocation_may_fail),
         cmocka_unit_test(every_read_may_fail),
+        cmocka_unit_test(quantised_weights_may_fail),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -21,6 +21,7 @@
 #include "base/map.h"
 #include "checkpoint/internal.h"
 #include "checkpoint/members.h"
+#include "checkpoint/packed.h"
 
 #define CONFIG_NAME "config.json"
 #define SINGLE_NAME "model.safetensors"
@@ -393,17 +394,42 @@ static enum status read_only_file(struct ckpt *ckpt, struct err *err)
                    "%s: has no weights: neither " SINGLE_NAME " nor " INDEX_NAME, ckpt->path);
 }
 
-static enum status hf_open(struct ckpt *ckpt, struct err *err)
+static enum status read_weights(struct ckpt *ckpt, struct err *err)
 {
-    enum status st = read_config(ckpt, err);
-
-    if (st != STATUS_OK)
-        return st;
     if (has_file(ckpt->path, SINGLE_NAME))
         return read_safetensors(ckpt, SINGLE_NAME, err);
     if (has_file(ckpt->path, INDEX_NAME))
         return read_index(ckpt, err);
     return read_only_file(ckpt, err);
+}
+
+/* Quantised weights that cannot be used are told of to whoever wants to use them, so that what the
+ * files hold can still be listed. */
+static enum status compose(struct ckpt *ckpt, struct err *err)
+{
+    char *path = NULL;
+    enum status st = join(ckpt->path, CONFIG_NAME, &path, err);
+    struct err why;
+
+    if (st != STATUS_OK)
+        return st;
+    st = packed__compose(ckpt, path, &why);
+    free(path);
+    if (st != STATUS_BAD_INPUT)
+        return st == STATUS_OK ? st : err_set(err, st, "%s", why.message);
+    ckpt->refusal = strdup(why.message);
+    return ckpt->refusal != NULL
+               ? STATUS_OK
+               : err_set(err, STATUS_NO_MEMORY, "%s: no memory to open it", ckpt->path);
+}
+
+static enum status hf_open(struct ckpt *ckpt, struct err *err)
+{
+    enum status st = read_config(ckpt, err);
+
+    if (st == STATUS_OK)
+        st = read_weights(ckpt, err);
+    return st == STATUS_OK ? compose(ckpt, err) : st;
 }
 
 const struct ckpt_format ckpt__format_hf = {

@@ -34,6 +34,10 @@ struct ckpt {
     struct ckpt_tensor *tensors; /* by file, then by offset; names are owned */
     size_t tensor_count, tensor_capacity;
     struct map *tensor_by_name;  /* to the index in tensors */
+    struct packed *packed;       /* what tensors' .packed points to */
+    size_t packed_count;
+    const char *packing;         /* ckpt_packing */
+    char *refusal;               /* ckpt_refusal */
 };
 
 enum status ckpt__create(const char *path, struct ckpt **ckpt_out, struct err *err);

@@ -179,9 +179,11 @@ enum status loader_staging_create(struct loader_staging **staging_out, struct er
     return load__staging_create(BUFFER_BYTES, staging_out, err);
 }
 
-uint64_t loader_staging_bytes(void)
+uint64_t loader_staging_bytes(const struct ckpt *ckpt)
 {
-    return 2 * BUFFER_BYTES;
+    const bool packed = ckpt != NULL && ckpt_packing(ckpt) != NULL;
+
+    return 2 * (BUFFER_BYTES + (packed ? CKPT_READ_BYTES_MAX : 0));
 }
 
 void loader_staging_destroy(struct loader_staging *staging)

@@ -207,7 +207,7 @@ bool loader_extent(const struct loader *loader, const struct ckpt *ckpt, uint64_
         tensor = ckpt_find(ckpt, loader->parts[i].tensor);
         assert(tensor != NULL);
         run -= run % info->block_elements;
-        if (tensor->dtype != loader->dtype || run == 0 ||
+        if (tensor->dtype != loader->dtype || tensor->packed != NULL || run == 0 ||
             !dtype_bytes(loader->dtype, src, &src_bytes) ||
             !dtype_bytes(loader->dtype, run, &extent_out->size_bytes))
             return false;

@@ -84,13 +84,14 @@ struct loader_extent {
 bool loader_extent(const struct loader *loader, const struct ckpt *ckpt, uint64_t offset_bytes,
                    struct loader_extent *extent_out);
 
-/* Memory for loading, made once and used for every parameter: bounded, and apart from it a load
- * takes none. It reads ahead on a thread of its own, so that the disk and the conversion work at
- * once. */
+/* Memory for loading, made once and used for every parameter: bounded, and apart from it, and from
+ * what a read of packed tensors takes, a load takes none. It reads ahead on a thread of its own, so
+ * that the disk and the conversion work at once. */
 struct loader_staging;
 enum status loader_staging_create(struct loader_staging **staging_out, struct err *err);
 void loader_staging_destroy(struct loader_staging *staging);
-uint64_t loader_staging_bytes(void); /* that one takes */
+/* That one takes, with two reads at once of the checkpoint; NULL: of one without packed tensors. */
+uint64_t loader_staging_bytes(const struct ckpt *ckpt);
 
 /* Fills dst[loader_size_bytes] (host memory, aligned for its dtype). loader_check must have passed
  * for this checkpoint. *done_bytes (may be NULL) is raised as loading goes on, by

@@ -143,18 +143,8 @@ static void read_architecture(struct config_reader *reader, struct model_config 
 static void refuse_what_is_not_built(struct config_reader *reader,
                                      const struct model_config *config)
 {
-    static const char *const keys[] = { "quantization_config", "compression_config" };
     const char *act = model__read_string(reader, "hidden_act", "silu");
 
-    for (size_t i = 0; i < sizeof(keys) / sizeof(keys[0]); i++) {
-        const json_t *quantised = json_object_get(reader->json, keys[i]);
-        const char *method = json_string_value(json_object_get(quantised, "quant_method"));
-
-        if (quantised != NULL && !json_is_null(quantised))
-            model__read_refuse(reader, "\"%s\" says the weights are quantised (%.32s); only F32, "
-                               "F16 and BF16 weights can be loaded", keys[i],
-                               method != NULL ? method : "method not named");
-    }
     if (reader->status != STATUS_OK)
         return;
     assert(config->arch != NULL);

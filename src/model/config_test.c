@@ -214,8 +214,6 @@ static const struct change changes[] = {
     { "llama-2-7b.json", "{\"architectures\": null}", NULL },
     { "llama-2-7b.json", "{\"architectures\": [], \"model_type\": \"gpt2\"}", "\"gpt2\"" },
     { "llama-2-7b.json", "{\"architectures\": [], \"model_type\": null}", "neither" },
-    { "llama-2-7b.json", "{\"quantization_config\": {\"quant_method\": \"fp8\"}}", "(fp8)" },
-    { "llama-2-7b.json", "{\"quantization_config\": 1}", "quantised" },
     { "llama-2-7b.json", "{\"eos_token_id\": \"</s>\"}", "\"eos_token_id\" holds a string" },
     { "llama-2-7b.json", "{\"eos_token_id\": [1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1]}", "17 ids" },
     { "llama-2-7b.json", "{\"eos_token_id\": [99999999, -7]}", NULL },

@@ -108,6 +108,12 @@ static void log_what_is_odd(const struct model_config *config,
                  skipped->vision_count);
     if (skipped->tied_count > 0)
         log_line(log, LOG_INFO, "lm_head.weight is skipped: \"tie_word_embeddings\" is true");
+    if (skipped->scale_count > 0)
+        log_line(log, LOG_INFO, "%zu scales of activations and of the KV cache are skipped: "
+                 "neither is quantised as they say", skipped->scale_count);
+    if (skipped->zero_bias_count > 0)
+        log_line(log, LOG_INFO, "%zu biases of quantised matrices are skipped: they are zero and "
+                 "the model has none", skipped->zero_bias_count);
     if (skipped->inv_freq_count > 0)
         log_line(log, LOG_INFO, "%zu rotary_emb.inv_freq tensors are skipped: config.json says "
                  "the same", skipped->inv_freq_count);
@@ -120,6 +126,8 @@ enum status model__read(const struct ckpt *ckpt, const struct model_options *opt
     struct params_skipped skipped;
     enum status st = read_config(ckpt, config_out, err);
 
+    if (st == STATUS_OK && ckpt_refusal(ckpt) != NULL)
+        st = err_set(err, STATUS_BAD_INPUT, "%s", ckpt_refusal(ckpt));
     if (st != STATUS_OK)
         return st;
     fill_info(config_out, info_out);

@@ -515,11 +515,41 @@ static bool is_vision(const char *name)
     return false;
 }
 
+/* Whether it is the bias of a quantised matrix, and zero: tools that quantise add such to matrices
+ * without one. */
+static bool is_zero_bias(const struct params *params, const struct ckpt_tensor *tensor)
+{
+    const size_t size = strlen(tensor->name);
+    char name[NAME_BYTES_MAX];
+    const struct ckpt_tensor *weight;
+    uint8_t bytes[4096];
+
+    if (size < 5 || strcmp(tensor->name + size - 5, ".bias") != 0)
+        return false;
+    (void)snprintf(name, sizeof(name), "%.*s.weight", (int)(size - 5), tensor->name);
+    weight = ckpt_find(params->ckpt, name);
+    if (weight == NULL || weight->packed == NULL || tensor->rank != 1 ||
+        tensor->shape[0] != weight->shape[0])
+        return false;
+    for (uint64_t at = 0; at < tensor->size_bytes; at += sizeof(bytes)) {
+        const uint64_t left = tensor->size_bytes - at;
+        const size_t count = left < sizeof(bytes) ? left : sizeof(bytes);
+
+        if (ckpt_read(params->ckpt, tensor, at, bytes, count, NULL) != STATUS_OK)
+            return false;
+        for (size_t i = 0; i < count; i++)
+            if (bytes[i] != 0)
+                return false;
+    }
+    return true;
+}
+
 /* True for a tensor that a right checkpoint may hold although nothing here reads it. */
-static bool is_of_no_use(const struct params *params, const char *name,
+static bool is_of_no_use(const struct params *params, const struct ckpt_tensor *tensor,
                          struct params_skipped *skipped)
 {
     const struct model_config *config = params->config;
+    const char *name = tensor->name;
     static const char layers[] = "model.layers.";
     unsigned long layer;
 
@@ -535,6 +565,14 @@ static bool is_of_no_use(const struct params *params, const char *name,
     if (config->tied_embeddings && (strcmp(name, "lm_head.weight") == 0 ||
                                     strcmp(name, TEXT_PART "lm_head.weight") == 0)) {
         skipped->tied_count++;
+        return true;
+    }
+    if (ckpt_is_unused_scale(name)) {
+        skipped->scale_count++;
+        return true;
+    }
+    if (is_zero_bias(params, tensor)) {
+        skipped->zero_bias_count++;
         return true;
     }
     if (config->arch->is_text_part && is_vision(name)) {
@@ -562,7 +600,7 @@ static enum status check_nothing_left(const struct params *params,
         const struct ckpt_tensor *tensor = ckpt_tensor_at(params->ckpt, i);
 
         if (map_get(params->used, tensor->name, strlen(tensor->name), NULL) ||
-            is_of_no_use(params, tensor->name, skipped))
+            is_of_no_use(params, tensor, skipped))
             continue;
         first = first == NULL ? tensor : first;
         left++;

@@ -111,7 +111,7 @@ static const struct refusal {
     { "mixtral_fused", "{\"num_local_experts\": 9}", { "mlp.gate.weight", "[8, 32]", "[9, 32]" } },
     { "deepseek_v3", "{\"architectures\": [\"DeepseekV2ForCausalLM\"], \"topk_method\": "
       "\"greedy\"}", { "e_score_correction_bias", "unexpected" } },
-    { "deepseek_v3", "{\"quantization_config\": {\"quant_method\": \"fp8\"}}", { "fp8" } },
+    { "deepseek_v3", "{\"quantization_config\": {\"quant_method\": \"hqq\"}}", { "hqq" } },
 };
 
 static void tensors_that_don_t_fit_are_named(void **state)

@@ -48,6 +48,7 @@ struct setting {
     bool meta;
     bool disk;               /* instead of the host */
     bool automatic;
+    const char *cache_dir;
     const char *disk_settings; /* as --offload-disk; borrowed until the model is made */
     bool experts;            /* are units */
     int64_t expert_slot_count;
@@ -96,6 +97,7 @@ static inline struct model_options harness_options(const struct setting *setting
         options.offload.home = OFFLOAD_HOME_DISK;
     options.offload.automatic = setting->automatic;
     options.offload.disk = setting->disk_settings;
+    options.offload.cache_dir = setting->cache_dir;
     options.offload.experts = setting->experts;
     options.offload.expert_slot_count = setting->expert_slot_count;
     options.offload.poison = true;

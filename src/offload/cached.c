@@ -66,8 +66,8 @@ static enum status units_list(struct offload *offload, struct offload__cached *c
 static enum status memory_take(struct offload__cached *cached, struct err *err)
 {
     const uint64_t finish_bytes = cached->offload->finish_bytes;
-    const uint64_t bytes =
-        cached->record_bytes + cached->param_bytes + finish_bytes + loader_staging_bytes();
+    const uint64_t bytes = cached->record_bytes + cached->param_bytes + finish_bytes +
+                           loader_staging_bytes(cached->ckpt);
     const enum status st = device_host_charge(cached->offload->device, bytes, err);
 
     assert(cached->record_bytes > 0);
@@ -184,13 +184,21 @@ enum status offload__fingerprint(const struct ckpt *ckpt, const struct cache_has
 {
     const uint32_t count = ckpt_file_count(ckpt);
     const char **paths = calloc((size_t)count + 1, sizeof(*paths));
+    struct cache_hash whole = *layout;
     enum status st;
 
     if (paths == NULL)
         return err_set(err, STATUS_NO_MEMORY, "no memory for %" PRIu32 " paths", count);
     for (uint32_t i = 0; i < count; i++)
         paths[i] = ckpt_file_path(ckpt, i);
-    st = cache_fingerprint(paths, count, layout, out, err);
+    if (ckpt_packing(ckpt) != NULL) {
+        const struct cache_hash packing = cache_hash_of(ckpt_packing(ckpt),
+                                                        strlen(ckpt_packing(ckpt)));
+
+        for (size_t i = 0; i < sizeof(whole.bytes); i++)
+            whole.bytes[i] ^= packing.bytes[i];
+    }
+    st = cache_fingerprint(paths, count, &whole, out, err);
     free(paths);
     return st;
 }

@@ -89,8 +89,9 @@ static uint64_t load_bytes(const struct offload *offload, uint64_t cached)
     const uint64_t filling = offload__bounce_bytes(offload, offload->options.ckpt);
     const uint64_t most = filling > cached ? filling : cached;
 
-    return loader_staging_bytes() + (most > OFFLOAD_PIECE_BYTES ? most : OFFLOAD_PIECE_BYTES) +
-           2 * (uint64_t)DISK_ALIGN + offload->finish_bytes;
+    return loader_staging_bytes(offload->options.ckpt) +
+           (most > OFFLOAD_PIECE_BYTES ? most : OFFLOAD_PIECE_BYTES) + 2 * (uint64_t)DISK_ALIGN +
+           offload->finish_bytes;
 }
 
 static uint64_t ring_table_bytes(uint64_t ring_count, uint64_t slot_count)

@@ -175,10 +175,10 @@ static enum status bounce_take(struct offload__fill *job, struct err *err)
             job->total_bytes += loader_source_bytes(param->loader, job->ckpt);
     }
     job->bounce_bytes = offload__bounce_bytes(offload, job->ckpt);
-    st = device_host_charge(offload->device, loader_staging_bytes(), err);
+    st = device_host_charge(offload->device, loader_staging_bytes(job->ckpt), err);
     if (st != STATUS_OK)
         return err_prefix(err, st, "memory to load weights through");
-    job->charged_bytes = loader_staging_bytes();
+    job->charged_bytes = loader_staging_bytes(job->ckpt);
     st = loader_staging_create(&job->staging, err);
     if (st != STATUS_OK || job->bounce_bytes == 0)
         return st;

@@ -140,7 +140,8 @@ static enum status read_tensors(const struct reading *reading, const struct load
         for (uint64_t done = 0; !reading->seen[index] && done < tensor->size_bytes &&
                                 st == STATUS_OK;) {
             const uint64_t left = tensor->size_bytes - done;
-            const uint64_t size_bytes = left < READ_BYTES ? left : READ_BYTES;
+            const uint64_t most = READ_BYTES - READ_BYTES % dtype_info(tensor->dtype)->block_bytes;
+            const uint64_t size_bytes = left < most ? left : most;
 
             st = ckpt_read(ckpt, tensor, done, reading->buffer, size_bytes, err);
             done += size_bytes;

@@ -1,0 +1,89 @@
+/* checkpoint/packed.h - quantised weights that a safetensors checkpoint holds in several tensors.
+ *
+ * A module X is listed as one tensor X.weight whose rows are blocks (tensor/quant.h), put together
+ * when they are read; so nothing above this room sees what it was made of. N rows, K columns:
+ *
+ *     FP8, INT8    X.weight [N, K] F8_E4M3 or I8, and X.weight_scale_inv or X.weight_scale: for
+ *                  each block of rows and columns one (DeepSeek: 128 x 128), each row one, or one
+ *     compressed   X.weight_packed [N, K/8] I32, X.weight_scale [N, K/G], with zero points also
+ *                  X.weight_zero_point [N/8, K/G] I32; X.weight_shape [2] I64 says N, K
+ *     GPTQ         X.qweight [K/8, N] I32, X.scales [K/G, N], X.qzeros [K/G, N/8] I32, X.g_idx [K]
+ *     AWQ          X.qweight [K, N/8] I32, X.scales [K/G, N], X.qzeros [K/G, N/8] I32
+ *
+ * Eight numbers of 4 bits are in an I32, the first in the low bits; of AWQ's eight columns in the
+ * order 0, 2, 4, 6, 1, 3, 5, 7. A weight is scale * (number - zero point), where compressed-tensors
+ * without zero points have 8. GPTQ's zero points are stored less 1, borrowing from the next in the
+ * word, unless "checkpoint_format" is "gptq_v2". G columns share a scale. X.g_idx says which group
+ * a column is in: they must be in order, since a row's blocks have a scale each.
+ *
+ * What becomes of it:
+ *
+ *     FP8          F8_E4M3, scales in F32: exact
+ *     INT8         Q8_0, scales in F16
+ *     4 bits       Q4_0 where the configuration says that all zero points are 8, INT4 elsewhere;
+ *                  scales in F16
+ *
+ * F16 holds every F16 scale, and every BF16 one from 2^-17 to 65280; a smaller one becomes the
+ * nearest, off by at most 2^-25, and one in F32 is rounded by at most 2^-11 of itself.
+ *
+ * Sources: transformers 5.24 (integrations/finegrained_fp8.py), AutoGPTQ 0.7 (qlinear_cuda.py) and
+ * GPTQModel 4 (utils/model.py, convert_gptq_v1_to_v2_format_module) for zero points, AutoAWQ 0.2
+ * (modules/linear/gemm.py), compressed-tensors 0.12 (compressors/). */
+#ifndef LIGHTER_CHECKPOINT_PACKED_H
+#define LIGHTER_CHECKPOINT_PACKED_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "checkpoint/internal.h"
+#include "tensor/quant.h"
+
+#define PACKED_COLUMNS_MAX (UINT64_C(1) << 20)
+#define PACKED_GROUP 32 /* columns of a block of 4 bits, and of Q8_0; groups are multiples */
+
+enum packed_kind { PACKED_F8, PACKED_INT8, PACKED_COMPRESSED, PACKED_GPTQ, PACKED_AWQ };
+
+/* What config.json says of all modules. */
+struct packed_config {
+    bool quantised;           /* false: nothing, and there is nothing else here */
+    bool has_f8, has_int8, has_compressed, has_gptq, has_awq; /* what to look for */
+    uint64_t group_size;      /* of GPTQ and AWQ; 0: all columns */
+    uint64_t block_rows, block_columns; /* of FP8 scales; 0: none */
+    bool zeros_less_one;      /* GPTQ's */
+    bool symmetric, reordered;
+    const char *name;         /* "gptq", "gptq_v2", ...; static */
+};
+
+/* BAD_INPUT: says why such weights are not read. `what` names the file. */
+enum status packed__config_read(const json_t *config, const char *what,
+                                struct packed_config *config_out, struct err *err);
+
+struct packed {
+    enum packed_kind kind;
+    /* The tensors it is made of, with names of their own; .name is NULL: there is none. */
+    struct ckpt_tensor weight, scales, zeros, order, shape;
+    enum dtype dtype;
+    uint64_t row_count, column_count;
+    uint64_t scale_rows, scale_columns; /* of the matrix, that share a scale */
+    bool zeros_less_one;
+};
+
+/* Replaces what a Hugging Face checkpoint has of quantised modules, as above. BAD_INPUT: they are
+ * not as they should be; the tensors are as they were. */
+enum status packed__compose(struct ckpt *ckpt, const char *config_path, struct err *err);
+void packed__destroy(struct packed *packed, size_t count);
+
+/* Puts whole blocks together: from offset_bytes of the tensor on. Takes CKPT_READ_BYTES_MAX for as
+ * long as it works. Refuses E4M3's NaN, scales that F16 does not hold, groups out of order, and a
+ * zero point that is not the one that was said. */
+enum status packed__read(const struct ckpt *ckpt, const struct packed *packed,
+                         uint64_t offset_bytes, void *dst, uint64_t size_bytes, struct err *err);
+/* Which bytes of the weights that is about; of those in another order as many. */
+void packed__span(const struct packed *packed, uint64_t offset_bytes, uint64_t size_bytes,
+                  uint64_t *file_offset_out, uint64_t *size_out);
+/* Reads the columns' groups and refuses them out of order. */
+enum status packed__check_order(const struct ckpt *ckpt, const struct packed *packed,
+                                struct err *err);
+
+#endif

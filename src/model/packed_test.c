@@ -1,0 +1,196 @@
+/* model/packed_test.c - checkpoints whose quantised weights are in several tensors.
+ *
+ * The goldens (tests/golden/packed, made by tools/make_packed_goldens.py) are in each of the ways
+ * that checkpoint/packed.h lists, with what transformers computes in float32 with the weights that
+ * they mean. With weights decoded to F32 logits are within the bound of other models, packed within
+ * that of their types; and the same to the last bit wherever the weights live. */
+#include "model/testing.h"
+
+#include <ftw.h>
+
+#include "tensor/quant.h"
+
+/* Largest difference of a logit, in standard deviations. */
+#define CLOSE 1e-4
+/* E4M3 is multiplied as it is; but MLA's cut matrices are rounded to F16. */
+#define CLOSE_F16 1.5e-2
+/* The same of integers, for which x is off by 0.5 % in each product; and where a router may then
+ * choose another expert. */
+#define CLOSE_INTEGERS 0.5
+#define UNDECIDED 2.0
+
+static const struct {
+    const char *name;
+    double bound;
+    enum dtype dtype;
+    bool experts;
+} cases[] = {
+    { "deepseek_v3_fp8", CLOSE_F16, DTYPE_F8_E4M3, true },
+    { "qwen3_fp8", CLOSE, DTYPE_F8_E4M3, false },
+    { "llama_fp8_channel", CLOSE, DTYPE_F8_E4M3, false },
+    { "llama_fp8_tensor", CLOSE, DTYPE_F8_E4M3, false },
+    { "llama_gptq", CLOSE_INTEGERS, DTYPE_Q4_0, false },
+    { "qwen3_gptq_asym", CLOSE_INTEGERS, DTYPE_INT4, false },
+    { "llama_gptq_v2", CLOSE_INTEGERS, DTYPE_INT4, false },
+    { "qwen3_moe_gptq", UNDECIDED, DTYPE_Q4_0, true },
+    { "llama_awq", CLOSE_INTEGERS, DTYPE_INT4, false },
+    { "deepseek_v3_awq", CLOSE_INTEGERS, DTYPE_INT4, true },
+    { "llama_w8a8", CLOSE_INTEGERS, DTYPE_Q8_0, false },
+    { "llama_w4a16", CLOSE_INTEGERS, DTYPE_Q4_0, false },
+    { "qwen3_w4a16_asym", CLOSE_INTEGERS, DTYPE_INT4, false },
+};
+#define CASE_COUNT (sizeof(cases) / sizeof(cases[0]))
+
+static struct golden read_case(size_t i, char path[256])
+{
+    char name[128];
+
+    (void)snprintf(path, 256, "tests/golden/packed/%s", cases[i].name);
+    (void)snprintf(name, sizeof(name), "../packed/%s", cases[i].name);
+    return golden_read(name);
+}
+
+static float *run(const char *path, const struct golden *golden, const struct setting *setting,
+                  uint32_t chunk)
+{
+    const struct paging paging = { 0, 1 };
+    struct loaded loaded = harness_open(path, setting);
+    float *logits = logits_alloc(loaded.model, golden->prompt_count);
+    struct err err;
+
+    harness_run(loaded.model, golden->prompt, 0, golden->prompt_count, chunk, &paging, logits);
+    if (offload_report_check(model_offload(loaded.model), &err) != STATUS_OK)
+        fail_msg("%s: %s", path, err.message);
+    harness_close(&loaded);
+    return logits;
+}
+
+/* How far the logits are off at most, in standard deviations. */
+static double distance(const struct golden *golden, const float *logits, size_t count)
+{
+    double sum = 0, squares = 0, largest = 0;
+
+    for (size_t i = 0; i < count; i++) {
+        sum += golden->logits[i];
+        squares += (double)golden->logits[i] * golden->logits[i];
+        largest = fmax(largest, fabs((double)logits[i] - golden->logits[i]));
+    }
+    return largest / sqrt(squares / (double)count - pow(sum / (double)count, 2));
+}
+
+static size_t logit_count(const char *path, const struct golden *golden)
+{
+    const struct setting setting = { .device = "cpu" };
+    struct loaded loaded = harness_open(path, &setting);
+    const size_t count = (size_t)golden->prompt_count * model_info(loaded.model)->vocab_size;
+
+    harness_close(&loaded);
+    return count;
+}
+
+static void check_distance(size_t i, const char *path, const struct golden *golden,
+                           const struct setting *setting, double bound)
+{
+    float *logits = run(path, golden, setting, 32);
+    const double off = distance(golden, logits, logit_count(path, golden));
+
+    if (!(off <= bound))
+        fail_msg("%s: a logit is off by %.3g standard deviations, the bound is %.3g",
+                 cases[i].name, off, bound);
+    free(logits);
+}
+
+static void logits_are_those_of_what_the_weights_mean(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < CASE_COUNT; i++) {
+        const struct setting decoded = { .device = "cpu", .dtype = "float32" };
+        const struct setting scalar = { .device = "cpu", .force_scalar = true };
+        const struct setting best = { .device = "cpu", .thread_count = 2 };
+        char path[256];
+        struct golden golden = read_case(i, path);
+
+        check_distance(i, path, &golden, &decoded, CLOSE);
+        check_distance(i, path, &golden, &scalar, cases[i].bound);
+        check_distance(i, path, &golden, &best, cases[i].bound);
+        free(golden.logits);
+    }
+}
+
+static void weights_stay_packed(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < CASE_COUNT; i++) {
+        const struct setting setting = { .device = "cpu" };
+        struct loaded loaded;
+        char path[256];
+        struct golden golden = read_case(i, path);
+
+        loaded = harness_open(path, &setting);
+        assert_int_equal(model_info(loaded.model)->weight_dtype, cases[i].dtype);
+        harness_close(&loaded);
+        free(golden.logits);
+    }
+}
+
+static int remove_one(const char *path, const struct stat *info, int kind, struct FTW *where)
+{
+    (void)info;
+    (void)kind;
+    (void)where;
+    return remove(path);
+}
+
+/* Homes on the disk need a cache file: the first start makes it, the second reads it. */
+static void nothing_changes_a_bit(void **state)
+{
+    static const struct setting settings[] = {
+        { .device = "sim:memory=64MiB,link=0", .group_size = 1, .num_in_group = 1 },
+        { .device = "sim:memory=64MiB,link=0", .group_size = 1, .num_in_group = 1, .disk = true },
+        { .device = "sim:memory=64MiB,link=0", .group_size = 1, .num_in_group = 1, .disk = true,
+          .params_glob = "*_proj*" },
+        { .cpu_offload_bytes = 60000 },
+        { .device = "sim:memory=64MiB,link=0", .group_size = 2, .num_in_group = 1,
+          .home = OFFLOAD_HOME_SHM },
+        { .automatic = true },
+        { .device = "sim:memory=64MiB,link=0", .experts = true, .expert_slot_count = 4 },
+        { .device = "sim:memory=64MiB,link=0", .experts = true, .disk = true,
+          .expert_slot_count = 4 },
+    };
+
+    (void)state;
+    for (size_t i = 0; i < CASE_COUNT; i++) {
+        const struct setting plain = { .device = "cpu" };
+        char path[256], cache[] = "/tmp/lighter_packed_XXXXXX";
+        struct golden golden = read_case(i, path);
+        const size_t count = logit_count(path, &golden);
+        float *wanted = run(path, &golden, &plain, 32);
+
+        assert_non_null(mkdtemp(cache));
+        for (size_t s = 0; s < (cases[i].experts ? 8 : 6); s++) {
+            for (uint32_t start = 0; start < (settings[s].disk ? 2 : 1); start++) {
+                struct setting setting = settings[s];
+                float *logits;
+                setting.cache_dir = cache;
+                logits = run(path, &golden, &setting, 7);
+                if (memcmp((const void *)logits, (const void *)wanted, count * sizeof(float)) != 0)
+                    fail_msg("%s: setting %zu gives other bits", cases[i].name, s);
+                free(logits);
+            }
+        }
+        free(wanted);
+        free(golden.logits);
+        assert_int_equal(nftw(cache, remove_one, 8, FTW_DEPTH | FTW_PHYS), 0);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(logits_are_those_of_what_the_weights_mean),
+        cmocka_unit_test(weights_stay_packed),
+        cmocka_unit_test(nothing_changes_a_bit),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
