@@ -176,11 +176,10 @@ __device__ static inline void product_store_tile(const struct product *p,
 {
     const uint32_t lane = threadIdx.x % GPU_WARP, g = lane / 4, q = lane % 4;
 
-    for (uint32_t m = 0; m < 2; m++)
-        for (uint32_t t = 0; t < 4; t++)
-            for (uint32_t i = 0; i < 4; i++)
-                product_store(p, group, r0 + t * 8 + 2 * q + i % 2, n0 + m * 16 + g + i / 2 * 8,
-                              total[m][t][i]);
+#pragma unroll
+    for (uint32_t i = 0; i < 32; i++)
+        product_store(p, group, r0 + i / 4 % 4 * 8 + 2 * q + i % 2,
+                      n0 + i / 16 * 16 + g + i / 2 % 2 * 8, total[i / 16][i / 4 % 4][i % 4]);
 }
 
 /* Ends a slice of the wide kernel. */

@@ -2,12 +2,12 @@
 #include "device/cuda/product.h"
 
 #define X_PARTS 3
-#define UNROLL 4
 #define LANE_ELEMENTS 8 /* of a chunk's 32, side by side */
 
 template <int dtype> struct plain_type {
     static constexpr int parts = dtype == DTYPE_F32 ? 3 : dtype == DTYPE_F16 ? 2 : 1;
     static constexpr int words = dtype == DTYPE_F32 ? 8 : 4; /* of eight elements */
+    static constexpr uint32_t unroll = dtype == DTYPE_F32 ? 2 : 4; /* chunks loaded at once */
 };
 
 /* Two numbers as `count` BF16 numbers each, the greatest parts first, that add up to them where
@@ -154,14 +154,60 @@ __device__ static inline bool rows_are_aligned(const struct product *p,
     return ((uintptr_t)group->weight | p->weight_row_bytes) % 16 == 0;
 }
 
-/* One warp's slice of a 16 x 8 tile. */
+/* A warp's 16 rows of weights, some chunks of each. */
+template <int dtype> struct narrow_raw {
+    uint32_t words[plain_type<dtype>::unroll][2][plain_type<dtype>::words];
+};
+
+template <int dtype>
+__device__ static inline void narrow_load(struct narrow_raw<dtype> *raw, const uint8_t *top_row,
+                                          const uint8_t *bottom_row, uint32_t first, uint32_t end,
+                                          uint32_t k_count, bool is_aligned)
+{
+    const uint32_t q = threadIdx.x % 4;
+
+#pragma unroll
+    for (uint32_t u = 0; u < plain_type<dtype>::unroll; u++) {
+        const uint32_t k = (first + u) * PRODUCT_CHUNK + q * LANE_ELEMENTS;
+
+        if (first + u < end) {
+            load_weights<dtype>(raw->words[u][0], top_row, k, k_count, is_aligned);
+            load_weights<dtype>(raw->words[u][1], bottom_row, k, k_count, is_aligned);
+        }
+    }
+}
+
+template <int dtype>
+__device__ static inline void narrow_multiply(float acc[4], struct narrow_raw<dtype> *raw,
+                                              const float *x_row, uint32_t first, uint32_t end,
+                                              uint32_t k_count)
+{
+    constexpr int parts = plain_type<dtype>::parts;
+    const uint32_t q = threadIdx.x % 4;
+
+#pragma unroll
+    for (uint32_t u = 0; u < plain_type<dtype>::unroll; u++) {
+        const uint32_t k = (first + u) * PRODUCT_CHUNK + q * LANE_ELEMENTS;
+        uint32_t top[parts][4], bottom[parts][4], x[X_PARTS][4];
+        float values[LANE_ELEMENTS];
+
+        if (first + u < end) {
+            load_x(values, x_row, k, k_count);
+            x_parts(x, values);
+            weight_parts<dtype>(top, raw->words[u][0]);
+            weight_parts<dtype>(bottom, raw->words[u][1]);
+            multiply_chunk<dtype>(acc, top, bottom, x);
+        }
+    }
+}
+
+/* One warp's slice of a 16 x 8 tile. What comes next is loaded before this is multiplied. */
 template <int dtype>
 __device__ static inline void narrow_slice(float acc[4], const struct product *p,
                                            const struct product_group *group, uint32_t n0,
                                            uint32_t r0)
 {
-    constexpr int parts = plain_type<dtype>::parts, words = plain_type<dtype>::words;
-    const uint32_t lane = threadIdx.x % GPU_WARP, g = lane / 4, q = lane % 4;
+    const uint32_t g = threadIdx.x % GPU_WARP / 4;
     const uint32_t chunk_count = (p->k_count + PRODUCT_CHUNK - 1) / PRODUCT_CHUNK;
     const uint32_t each = (chunk_count + PRODUCT_SLICES - 1) / PRODUCT_SLICES;
     const uint32_t begin = threadIdx.x / GPU_WARP * each;
@@ -170,38 +216,19 @@ __device__ static inline void narrow_slice(float acc[4], const struct product *p
     const uint8_t *bottom_row = weight_row(p, group, n0 + g + 8);
     const float *x_row = product_x_row(p, group, r0 + g);
     const bool is_aligned = rows_are_aligned(p, group);
+    struct narrow_raw<dtype> raw, next;
 
-    for (uint32_t first = begin; first < end; first += UNROLL) {
-        uint32_t raw[UNROLL][2][words];
-
-#pragma unroll
-        for (uint32_t u = 0; u < UNROLL; u++) {
-            const uint32_t k = (first + u) * PRODUCT_CHUNK + q * LANE_ELEMENTS;
-
-            if (first + u < end) {
-                load_weights<dtype>(raw[u][0], top_row, k, p->k_count, is_aligned);
-                load_weights<dtype>(raw[u][1], bottom_row, k, p->k_count, is_aligned);
-            }
-        }
-#pragma unroll
-        for (uint32_t u = 0; u < UNROLL; u++) {
-            const uint32_t k = (first + u) * PRODUCT_CHUNK + q * LANE_ELEMENTS;
-            uint32_t top[parts][4], bottom[parts][4], x[X_PARTS][4];
-            float values[LANE_ELEMENTS];
-
-            if (first + u >= end)
-                break;
-            load_x(values, x_row, k, p->k_count);
-            x_parts(x, values);
-            weight_parts<dtype>(top, raw[u][0]);
-            weight_parts<dtype>(bottom, raw[u][1]);
-            multiply_chunk<dtype>(acc, top, bottom, x);
-        }
+    narrow_load<dtype>(&next, top_row, bottom_row, begin, end, p->k_count, is_aligned);
+    for (uint32_t first = begin; first < end; first += plain_type<dtype>::unroll) {
+        raw = next;
+        narrow_load<dtype>(&next, top_row, bottom_row, first + plain_type<dtype>::unroll, end,
+                           p->k_count, is_aligned);
+        narrow_multiply<dtype>(acc, &raw, x_row, first, end, p->k_count);
     }
 }
 
 template <int dtype>
-__global__ void __launch_bounds__(PRODUCT_THREADS) narrow_plain(const struct product p)
+__global__ void __launch_bounds__(PRODUCT_THREADS, 2) narrow_plain(const struct product p)
 {
     GPU_SHARED(shared);
     const uint32_t n0 = blockIdx.y * PRODUCT_NARROW_N;
@@ -319,8 +346,10 @@ __device__ static inline void wide_tile(const struct product *p, const struct pr
     __syncthreads(); /* before the next tile's x */
 }
 
+/* Two blocks on a multiprocessor, but for F32, whose parts take the registers of both. */
 template <int dtype>
-__global__ void __launch_bounds__(PRODUCT_THREADS) wide_plain(const struct product p)
+__global__ void __launch_bounds__(PRODUCT_THREADS, dtype == DTYPE_F32 ? 1 : 2)
+    wide_plain(const struct product p)
 {
     GPU_SHARED(shared);
     struct product_group group;

@@ -322,7 +322,7 @@ __device__ static inline void wide_tile(const struct product *p, const struct pr
 }
 
 template <int dtype>
-__global__ void __launch_bounds__(PRODUCT_THREADS) wide_quant(const struct product p)
+__global__ void __launch_bounds__(PRODUCT_THREADS, 2) wide_quant(const struct product p)
 {
     GPU_SHARED(shared);
     uint32_t *x = (uint32_t *)(shared + PRODUCT_WIDE_N * segment<dtype>::stride);
