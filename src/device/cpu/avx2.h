@@ -9,7 +9,7 @@
 /* A kernel's parts. Every data type and number of rows has code of its own, but in debug builds: of
  * so much code sanitizers make what takes a compiler a minute. */
 #ifdef LIGHTER_DEBUG
-#define INLINE static
+#define INLINE static __attribute__((unused))
 #else
 #define INLINE static inline __attribute__((always_inline))
 #endif
@@ -19,6 +19,8 @@ void cpu__matmul_quant_avx2(const struct cpu_strip *strip, void *scratch);
 void cpu__matmul_quant_vnni(const struct cpu_strip *strip, void *scratch);
 void cpu__matmul_quant_avx512(const struct cpu_strip *strip, void *scratch);
 void cpu__matmul_quant_amx(const struct cpu_strip *strip, void *scratch);
+void cpu__matmul_f8_avx2(const struct cpu_strip *strip, void *scratch);
+void cpu__matmul_f8_avx512(const struct cpu_strip *strip, void *scratch);
 void cpu__matmul_amx(const struct cpu_strip *strip, void *scratch);
 uint64_t cpu__packed_bytes_amx(enum dtype dtype, uint32_t k_count);
 void cpu__pack_amx(void *packed, enum dtype weight_dtype, const float *const *x_rows,

@@ -132,6 +132,12 @@ extern const struct cpu_kernels cpu_kernels_avx512; /* ... with AVX-512 VNNI */
 extern const struct cpu_kernels cpu_kernels_amx;    /* ... with AVX-512 VNNI and AMX */
 #endif
 
+#if defined(__aarch64__)
+extern const struct cpu_kernels cpu_kernels_neon;
+extern const struct cpu_kernels cpu_kernels_dotprod; /* NEON's with SDOT for quantised weights */
+extern const struct cpu_kernels cpu_kernels_i8mm;    /* ... with SDOT and SMMLA */
+#endif
+
 #define CPU_KERNELS_MAX 5
 
 /* The tables that this processor can run, the scalar one first and the fastest last. */
