@@ -54,6 +54,9 @@ ifneq ($(ARCH),x86_64)
 LIBRARY := $(filter-out %_avx2.c %_vnni.c %_avx512.c %_amx.c,$(LIBRARY))
 TESTS   := $(filter-out %_avx2_test.c,$(TESTS))
 endif
+ifneq ($(ARCH),aarch64)
+LIBRARY := $(filter-out %_neon.c %_dotprod.c %_i8mm.c,$(LIBRARY))
+endif
 OBJECTS  = $(LIBRARY:src/%.c=$(B)/obj/%.o)
 PROGRAMS = $(TESTS:src/%.c=$(B)/tests/%)
 FUZZERS  = $(FUZZ:src/%.c=$(B)/fuzz/%)
@@ -85,6 +88,8 @@ $(B)/obj/%_avx512.o $(B)/lint/%_avx512.tidy: \
 $(B)/obj/%_amx.o $(B)/lint/%_amx.tidy: \
     SET_CFLAGS = -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512vnni -mavx512bf16 \
                  -mamx-tile -mamx-int8 -mamx-bf16
+$(B)/obj/%_dotprod.o $(B)/lint/%_dotprod.tidy: SET_CFLAGS = -march=armv8.2-a+dotprod
+$(B)/obj/%_i8mm.o $(B)/lint/%_i8mm.tidy: SET_CFLAGS = -march=armv8.2-a+dotprod+i8mm
 
 $(B)/obj/%.o: src/%.c Makefile
 	@mkdir -p $(@D)

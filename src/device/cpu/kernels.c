@@ -1,6 +1,11 @@
 /* device/cpu/kernels.c - chooses a table of kernels for this processor. */
 #include "device/cpu/kernels.h"
 
+#if defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <sys/syscall.h>
@@ -64,6 +69,14 @@ uint32_t cpu_kernels_list(const struct cpu_kernels *tables[CPU_KERNELS_MAX])
             tables[count++] = &cpu_kernels_avx512;
         if (has_amx())
             tables[count++] = &cpu_kernels_amx;
+    }
+#endif
+#if defined(__aarch64__) /* NEON is a part of the architecture, what came later is told by Linux */
+    tables[count++] = &cpu_kernels_neon;
+    if ((getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0) {
+        tables[count++] = &cpu_kernels_dotprod;
+        if ((getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0)
+            tables[count++] = &cpu_kernels_i8mm;
     }
 #endif
     return count;
