@@ -59,7 +59,8 @@ enum op_feature {
     OP_FEATURE_GATE_CLAMPED = 1 << 5,   /* GATE_CLAMPED_SWISH */
     OP_FEATURE_EXPERT_BIAS = 1 << 6,    /* op_moe.w13_bias, w2_bias */
     OP_FEATURE_SCALE = 1 << 7,          /* op_scale */
-    OP_FEATURES_ALL = (1 << 8) - 1
+    OP_FEATURE_CHUNKS = 1 << 8,         /* op_attention.chunked */
+    OP_FEATURES_ALL = (1 << 9) - 1
 };
 
 /* out[row_count][width] = table[ids[row]][width]; ids in [0, table_row_count). */
@@ -142,7 +143,8 @@ struct op_kv_write {
  * Query head h uses kv head h / (head_count / kv_head_count):
  * out[t][h][v_width] = sum_j softmax_j(scale * q[t][h] . k[j][kv]) v[j][kv].
  * With a window it sees the keys at positions p - window + 1 .. p only; entries of the page table
- * that lie wholly before are not looked at, and nothing of what their pages hold matters. With a
+ * that lie wholly before are not looked at, and nothing of what their pages hold matters. A window
+ * that is chunked does not slide: positions p - p % window .. p are seen. With a
  * score_cap a score s becomes score_cap * tanh(s / score_cap). With sinks the softmax's sum has one
  * more term, exp(sinks[h]), to which no value belongs (gpt-oss, arXiv 2508.10925, section 2.2).
  * Multi-head latent attention in its absorbed form (DeepSeek-V2, arXiv 2405.04434, section 2.1) is
@@ -167,6 +169,7 @@ struct op_attention {
     float score_cap;            /* 0: none */
     const float *sinks;         /* [head_count] or NULL */
     uint32_t window;            /* 0: none */
+    bool chunked;               /* of a window */
 };
 
 /* How an FFN's gate g and up u become one. */

@@ -583,6 +583,7 @@ struct attention_case {
     uint32_t heads, kv_heads, k_width, v_width, page_size;
     bool latent; /* v_cache = k_cache */
     uint32_t window;
+    bool chunked;
     bool sinks;
     float score_cap;
 };
@@ -628,7 +629,9 @@ static void attention_wanted(const struct attention *a, size_t t, size_t head, f
     const size_t kv = head / (c->heads / c->kv_heads);
     const float *q = a->q + t * a->q_stride + head * c->k_width;
     const int32_t end = a->positions[t] + 1;
-    const int32_t first = c->window == 0 || (int32_t)c->window > end ? 0 : end - (int32_t)c->window;
+    const int32_t window = (int32_t)c->window;
+    const int32_t first = c->chunked                  ? (end - 1) / window * window
+                          : window == 0 || window > end ? 0 : end - window;
     double weights[ATTENTION_CONTEXT], max = c->sinks ? (double)a->sinks[head] : -1e30, sum = 0;
     size_t slot[ATTENTION_CONTEXT] = { 0 };
 
@@ -683,7 +686,8 @@ static void attention_case_run(struct harness *h, const struct attention_case *c
         .cache_row_count = (uint32_t)a.slot_count,
         .out_row_stride = a.out_stride, .q_row_stride = a.q_stride,
         .k_cache_row_stride = a.k_stride, .v_cache_row_stride = a.v_stride,
-        .scale = 0.3f, .window = c->window, .score_cap = c->score_cap,
+        .scale = 0.3f, .window = c->window, .chunked = c->chunked,
+        .score_cap = c->score_cap,
         .sinks = c->sinks ? harness_put(h, a.sinks, c->heads * 4) : NULL,
     };
     op.attention.v_cache =
@@ -715,6 +719,8 @@ static void attention_on(struct harness *h)
         { .heads = 8, .kv_heads = 2, .k_width = 64, .v_width = 64, .page_size = 7 },
         { .heads = 6, .kv_heads = 2, .k_width = 20, .v_width = 13, .page_size = 8, .window = 1 },
         { .heads = 8, .kv_heads = 2, .k_width = 64, .v_width = 64, .page_size = 7, .window = 70 },
+        { .heads = 8, .kv_heads = 2, .k_width = 32, .v_width = 32, .page_size = 5, .window = 24,
+          .chunked = true },
         { .heads = 4, .kv_heads = 4, .k_width = 16, .v_width = 16, .page_size = 16,
           .sinks = true },
         { .heads = 4, .kv_heads = 2, .k_width = 16, .v_width = 16, .page_size = 16,

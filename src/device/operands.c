@@ -184,6 +184,7 @@ static void assert_attention(const struct op_attention *op)
     assert(op->head_count > 0 && op->kv_head_count > 0);
     assert(op->head_count % op->kv_head_count == 0);
     assert(op->k_width > 0 && op->v_width > 0);
+    assert(!op->chunked || op->window > 0);
     assert(op->page_size > 0 && op->page_count_max > 0);
     assert(op->k_cache_row_stride >= (uint64_t)op->kv_head_count * op->k_width);
     assert(op->v_cache_row_stride >= (uint64_t)op->kv_head_count * op->v_width);
@@ -300,6 +301,7 @@ static uint32_t gate_features(enum op_gate gate)
 static uint32_t attention_features(const struct op_attention *op)
 {
     return (op->window > 0 ? OP_FEATURE_WINDOW : 0u) |
+           (op->chunked ? OP_FEATURE_CHUNKS : 0u) |
            (op->sinks != NULL ? OP_FEATURE_SINKS : 0u) |
            (op->score_cap > 0 ? OP_FEATURE_SOFT_CAP : 0u);
 }
@@ -325,6 +327,7 @@ const char *op_feature_name(enum op_feature feature)
     case OP_FEATURE_SCALE: return "scaled rows that are added";
     case OP_FEATURE_NORM_OFFSET: return "norms whose weights are added to 1";
     case OP_FEATURE_WINDOW: return "attention with a sliding window";
+    case OP_FEATURE_CHUNKS: return "attention in chunks";
     case OP_FEATURE_SINKS: return "attention with sinks";
     case OP_FEATURE_SOFT_CAP: return "soft caps on scores and logits";
     case OP_FEATURE_GATE_GELU: return "a GELU gate";

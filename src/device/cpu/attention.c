@@ -65,6 +65,8 @@ static uint32_t first_seen(const struct block *block, uint32_t row)
     const uint32_t window = block->job->op->window;
     const uint32_t end = (uint32_t)block->positions[row] + 1;
 
+    if (block->job->op->chunked)
+        return (end - 1) / window * window;
     return window == 0 || window >= end ? 0 : end - window;
 }
 
