@@ -185,7 +185,7 @@ static inline uint32_t whole_blocks(uint32_t count, enum dtype dtype)
 /* Whether the device has operators for weights of the dtype. */
 static inline bool has_weights(const struct harness *h, enum dtype dtype)
 {
-    return !h->is_npu || dtype_info(dtype)->block_elements == 1;
+    return device_weights_check(h->device, dtype, NULL) == STATUS_OK;
 }
 
 /* values in another dtype, and what that rounds them to, in place; of a type that nothing is turned

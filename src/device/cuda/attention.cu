@@ -11,9 +11,9 @@
  *     values   a thread per column: o = o * f + sum p_j v_j, j ascending
  *
  * A sink is where m and the sum begin: at its logit and at 1. A window makes a row's first tile
- * begin later, or within. Sums stop at the row's own position, and begin where its window does:
- * what other keys hold, NaN perhaps, does not touch it, and pages before a window are not looked
- * up. */
+ * begin later, or within; so does a chunk. Sums stop at the row's own position, and begin where its
+ * window does: what other keys hold, NaN perhaps, does not touch it, and pages before a window are
+ * not looked up. */
 #include "device/cuda/kernels.h"
 
 #define HEADS 8
@@ -270,7 +270,9 @@ __global__ void __launch_bounds__(THREADS) attention(const struct op_attention o
     GPU_SHARED(memory);
     const uint32_t first_column = blockIdx.z * BLOCK_COLUMNS + threadIdx.x;
     const uint32_t key_end = (uint32_t)op.positions[blockIdx.x] + 1;
-    const uint32_t key_begin = op.window == 0 || op.window >= key_end ? 0 : key_end - op.window;
+    const uint32_t key_begin = op.window == 0    ? 0
+                               : op.chunked      ? (key_end - 1) / op.window * op.window
+                               : op.window < key_end ? key_end - op.window : 0;
     struct attention_block block;
     float max[2], sum[2], acc[COLUMNS][HEADS] = { 0 };
 
