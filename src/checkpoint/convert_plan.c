@@ -370,11 +370,12 @@ static enum status add_folders(struct planner *planner, const struct ckpt_tensor
     return add_plain(planner, source, name);
 }
 
+/* Of the types that files have: others may need scales that are tensors of their own. */
 static bool is_convertible(enum dtype dtype)
 {
-    return dtype < DTYPE_COUNT &&
-           (dtype == DTYPE_F32 || dtype == DTYPE_F16 || dtype == DTYPE_BF16 ||
-            quant_is_quantised(dtype));
+    uint32_t number;
+
+    return dtype < DTYPE_COUNT && dtype != DTYPE_I32 && gguf__find_type(dtype, &number);
 }
 
 static enum status add_source(struct planner *planner, const struct ckpt_tensor *source)

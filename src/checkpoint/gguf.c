@@ -60,15 +60,14 @@ static const struct ggml_type {
 };
 #define GGML_TYPE_COUNT (sizeof(ggml_types) / sizeof(ggml_types[0]))
 
-uint32_t gguf__type_number(enum dtype dtype)
+bool gguf__find_type(enum dtype dtype, uint32_t *number_out)
 {
-    uint32_t number = 0;
-
-    while (number < GGML_TYPE_COUNT &&
-           (ggml_types[number].name == NULL || ggml_types[number].dtype != dtype))
-        number++;
-    assert(number < GGML_TYPE_COUNT);
-    return number;
+    for (uint32_t number = 0; number < GGML_TYPE_COUNT; number++)
+        if (ggml_types[number].name != NULL && ggml_types[number].dtype == dtype) {
+            *number_out = number;
+            return true;
+        }
+    return false;
 }
 
 /* One file while it is read. */

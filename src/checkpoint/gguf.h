@@ -96,8 +96,8 @@ void gguf__tensor_name(const char *arch, uint64_t layer_count, const char *name,
 void gguf__tensor_origin(const char *arch, uint64_t layer_count, const char *name, char *out,
                          size_t out_size, int64_t *expert_out);
 
-/* The number of a type that GGUF has. */
-uint32_t gguf__type_number(enum dtype dtype);
+/* The number of a type in files; false when they have none. */
+bool gguf__find_type(enum dtype dtype, uint32_t *number_out);
 
 /* gguf_config.c: a config.json for what metadata and tensors say. The caller owns *config_out. */
 enum status gguf__config(const struct ckpt *ckpt, const struct gguf_meta *meta,

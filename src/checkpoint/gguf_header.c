@@ -1,6 +1,7 @@
 /* checkpoint/gguf_header.c - see gguf_header.h. */
 #include "checkpoint/gguf_header.h"
 
+#include <assert.h>
 #include <string.h>
 
 #include "base/size.h"
@@ -108,11 +109,16 @@ void gguf__write_item(struct gguf_header *header, const void *item, size_t size)
 void gguf__write_tensor(struct gguf_header *header, const char *name, enum dtype dtype,
                       uint32_t rank, const uint64_t *shape, uint64_t size_bytes)
 {
+    uint32_t number = 0;
+    const bool found = gguf__find_type(dtype, &number);
+
+    assert(found);
+    (void)found;
     append_text(header, &header->tensors, name, strlen(name));
     append_integer(header, &header->tensors, rank, 4);
     for (uint32_t i = 0; i < rank; i++)
         append_integer(header, &header->tensors, shape[rank - 1 - i], 8);
-    append_integer(header, &header->tensors, gguf__type_number(dtype), 4);
+    append_integer(header, &header->tensors, number, 4);
     append_integer(header, &header->tensors, header->data_bytes, 8);
     header->data_bytes += size_align_up(size_bytes, GGUF_ALIGNMENT);
     header->tensor_count++;
