@@ -52,12 +52,15 @@ def test_every_type_answers_as_the_model_does():
     assert os.listdir(folder) == ["demo.gguf"], os.listdir(folder)
 
 
-def test_ids_of_a_file_are_those_of_the_folder():
-    """F32 loses nothing, and this architecture's rows are not permuted: every logit has the same bits."""
+def test_logits_of_a_file_are_those_of_the_folder():
+    """F32 loses nothing of BF16; kernels may add up in another order for it."""
     demo("demo.gguf", "F32")
     prompt = ("--prompt", "What is the capital of Peru?", "--quiet")
-    first = lighter.run_json("logits", "--model", lighter.DEMO, *prompt)
-    assert lighter.run_json("logits", "--model", path("demo.gguf"), *prompt)["logits"] == first["logits"]
+    first, second = (lighter.run_json("logits", "--model", model, *prompt) for model in (lighter.DEMO, path("demo.gguf")))
+    assert first["input_ids"] == second["input_ids"] and first["shape"] == second["shape"]
+    rows = list(zip(sum(first["logits"], []), sum(second["logits"], [])))
+    deviation = (sum(one * one for one, _ in rows) / len(rows)) ** 0.5
+    assert max(abs(one - other) for one, other in rows) < 1e-4 * deviation
 
 
 def test_a_file_becomes_another():
