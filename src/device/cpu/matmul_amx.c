@@ -570,9 +570,10 @@ static void multiply_chunks(struct product *product, char *x_scratch, uint32_t p
         const uint32_t left = product->block_count - first;
         product->first = first;
         product->end = first + (left < chunk ? left : chunk);
-        product->x = x_packed + (size_t)first * TILE_BYTES;
-        product->x_stride = (size_t)product->block_count * TILE_BYTES;
-        if (x_packed == NULL) {
+        if (x_packed != NULL) {
+            product->x = x_packed + (size_t)first * TILE_BYTES;
+            product->x_stride = (size_t)product->block_count * TILE_BYTES;
+        } else {
             product->x = x_scratch;
             product->x_stride = (size_t)(product->end - first) * TILE_BYTES;
             for (uint32_t row = 0; row < strip->row_count; row += TILE)

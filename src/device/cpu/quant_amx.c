@@ -165,7 +165,7 @@ INLINE void multiply(const struct cpu_strip *strip, const enum dtype dtype, void
         struct group groups[GROUPS];
         const uint32_t group_count = strip->n_count - n > WIDTH ? 2 : 1;
         groups[0] = group_at(strip, dtype, n, 1);
-        groups[1] = group_count > 1 ? group_at(strip, dtype, n + WIDTH, 1) : groups[0];
+        groups[GROUPS - 1] = group_count > 1 ? group_at(strip, dtype, n + WIDTH, 1) : groups[0];
         fill_panel(strip, dtype, &groups[0], 0, (int8_t)offset_of(dtype), panel);
         fill_panel(strip, dtype, &groups[1], 1, (int8_t)offset_of(dtype), panel);
         for (uint32_t t = 0; t < tile_count; t++) {
