@@ -82,13 +82,14 @@ def gemma2(scale, **more):
 
 def gemma3(scale, **more):
     """Windows of layers before the last one, whose rope is scaled."""
-    return dense(scale, head_dim=12 * scale, sliding_window=7 * scale, pad_token_id=0, layer_types=[
-                     "sliding_attention" if i % 3 != 1 else "full_attention"
-                     for i in range(layers(scale))],
-                 rope_parameters=dict(
-                     sliding_attention=rope("default") | {"rope_theta": 5000.0},
-                     full_attention=rope("linear", factor=8.0) | {"rope_theta": 1000000.0}),
-                 **(dict(query_pre_attn_scalar=12 * scale) | more))
+    config = dict(
+        head_dim=12 * scale, query_pre_attn_scalar=12 * scale, sliding_window=7 * scale,
+        pad_token_id=0, layer_types=["sliding_attention" if i % 3 != 1 else "full_attention"
+                                     for i in range(layers(scale))],
+        rope_parameters=dict(
+            sliding_attention=rope("default") | {"rope_theta": 5000.0},
+            full_attention=rope("linear", factor=8.0) | {"rope_theta": 1000000.0}))
+    return dense(scale, **(config | more))
 
 
 def glm4(scale, **more):
