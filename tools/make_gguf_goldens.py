@@ -35,6 +35,7 @@ GOLDENS = {
     "gemma2": ("gemma2", 0),
     "gemma3": ("gemma3", 0),
     "granite": ("granite", 0),
+    "llama4_plain": ("llama4", 0),
     "granite_moe": ("granitemoe", 0),
     "granite_moe_shared": ("granitemoe", 0),
     "deepseek_v2_lite": ("deepseek2", 0),
@@ -56,6 +57,9 @@ NAMES = {
     "mlp.shared_expert.gate_proj": "ffn_gate_shexp", "mlp.shared_expert.up_proj": "ffn_up_shexp",
     "mlp.shared_expert.down_proj": "ffn_down_shexp", "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
     "self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up",
+    "feed_forward.gate_proj": "ffn_gate", "feed_forward.up_proj": "ffn_up", "feed_forward.down_proj": "ffn_down",
+    "feed_forward.shared_expert.gate_proj": "ffn_gate_shexp", "feed_forward.shared_expert.up_proj": "ffn_up_shexp",
+    "feed_forward.shared_expert.down_proj": "ffn_down_shexp", "feed_forward.router": "ffn_gate_inp",
     "post_self_attn_layernorm": "post_attention_norm", "post_mlp_layernorm": "post_ffw_norm",
 }
 # Norms whose names mean something else in some architectures.
@@ -144,7 +148,7 @@ def add_metadata(writer, arch, config):
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"] + config.get("num_nextn_predict_layers", 0))
-    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_feed_forward_length(config.get("intermediate_size_mlp", config["intermediate_size"]))
     writer.add_head_count(heads)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_bos_token_id(1)
@@ -193,6 +197,9 @@ def add_own(writer, arch, config, rope):
         writer.add_expert_weights_scale(config["routed_scaling_factor"])
         writer.add_expert_weights_norm(config["norm_topk_prob"])
         writer.add_nextn_predict_layers(config["num_nextn_predict_layers"])
+    if arch == "llama4":
+        writer.add_interleave_moe_layer_step(config["interleave_moe_layer_step"])
+        writer.add_expert_feed_forward_length(config["intermediate_size"])
     if arch.startswith("granite"):
         writer.add_attention_scale(config["attention_multiplier"])
         writer.add_embedding_scale(config["embedding_multiplier"])
@@ -257,6 +264,12 @@ def add_layers(writer, arch, config, tensors, apart):
             add_kv_b(writer, block, config, array)
         else:
             base, suffix = rest.rsplit(".", 1)
+            if base == "feed_forward.experts":  # Llama 4's, the other way round
+                array = array.swapaxes(1, 2)
+                kinds = ("gate", "up") if suffix == "gate_up_proj" else ("down",)
+                for kind, part in zip(kinds, np.split(array, len(kinds), axis=1)):
+                    add(writer, f"{block}ffn_{kind}_exps.weight", part)
+                continue
             if base in HALVES:
                 for half, part in zip(HALVES[base], np.split(array, 2, axis=-2)):
                     add(writer, f"{block}{half}.weight", part)

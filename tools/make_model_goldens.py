@@ -121,6 +121,11 @@ def granite_moe(scale, **more):
                    **more)
 
 
+def llama4(scale, **more):
+    return dense(scale, intermediate_size=12 * scale, intermediate_size_mlp=48 * scale, head_dim=8 * scale,
+                 num_hidden_layers=4, num_local_experts=8, num_experts_per_tok=1, **more)
+
+
 def mixtral(scale, **more):
     return dense(scale, intermediate_size=12 * scale, num_local_experts=8, **more)
 
@@ -202,6 +207,12 @@ CASES = [
     ("granite_moe", "GraniteMoe", granite_moe, "float16", ("old",)),
     ("granite_moe_shared", "GraniteMoeShared", lambda s: granite_moe(
         s, shared_intermediate_size=20 * s), "bfloat16", ("shards",)),
+    ("llama4", "Llama4Text", lambda s: llama4(s, attention_chunk_size=16, floor_scale=8, no_rope_layers=[1, 0, 1, 1],
+                                          interleave_moe_layer_step=2), "bfloat16", ()),
+    ("llama4_images", "Llama4Text", lambda s: llama4(s, attention_chunk_size=8, no_rope_layer_interval=2,
+                                                 use_qk_norm=False, attn_temperature_tuning=False,
+                                                 moe_layers=[0, 3]), "float16", ("nested",)),
+    ("llama4_plain", "Llama4Text", llama4, "bfloat16", ("old",)),
     ("mixtral", "Mixtral", mixtral, "bfloat16", ("old",)),
     ("mixtral_fused", "Mixtral", lambda s: mixtral(s, num_experts_per_tok=3, head_dim=12 * s),
      "float16", ("fused",)),
@@ -313,6 +324,22 @@ def make_model(family, values, how):
     return getattr(transformers, family.removesuffix("Text") + "ForCausalLM")(config)
 
 
+def nest(folder):
+    """What published Llama 4 files are: a language model beside one that sees."""
+    from safetensors.torch import load_file, save_file
+    path = os.path.join(folder, "model.safetensors")
+    tensors = {"language_model." + name: tensor for name, tensor in load_file(path).items()}
+    tensors["vision_model.class_embedding"] = torch.ones(4)
+    save_file(tensors, path, metadata={"format": "pt"})
+    path = os.path.join(folder, "config.json")
+    with open(path) as file:
+        config = json.load(file)
+    with open(path, "w") as file:
+        json.dump({"architectures": ["Llama4ForConditionalGeneration"], "model_type": "llama4",
+                   "text_config": config, "vision_config": {"hidden_size": 4}}, file, indent=2)
+        file.write("\n")
+
+
 def make_checkpoint(case, scale, dtype, folder, seed=SEED):
     name, family, config_of, _, how = case
     model = make_model(family, config_of(scale), how)
@@ -334,6 +361,8 @@ def make_checkpoint(case, scale, dtype, folder, seed=SEED):
         to_old_style(os.path.join(folder, "config.json"))
     if "old_by_layer" in how:
         to_old_style_by_layer(os.path.join(folder, "config.json"))
+    if "nested" in how:
+        nest(folder)
     if "mtp" in how:
         add_predict_layer(folder, config.num_hidden_layers, getattr(torch, dtype))
     return model
@@ -428,9 +457,10 @@ def main():
         if case[3] is None or options.names and name not in options.names:
             continue
         folder = os.path.join(options.out, name)
-        make_checkpoint(case, 1, case[3], folder)
+        model = make_checkpoint(case, 1, case[3], folder)
         prompt = make_prompt(PROMPT_TOKENS)
-        logits, greedy, gap, route_gap = reference(folder, prompt, GREEDY_TOKENS)
+        logits, greedy, gap, route_gap = reference(folder, prompt, GREEDY_TOKENS,
+                                                   model if "nested" in case[4] else None)
         with open(os.path.join(folder, "logits.f32"), "wb") as file:
             file.write(logits.astype("<f4").tobytes())
         expected = dict(prompt=prompt, greedy=greedy, seed=SEED, torch=torch.__version__,

@@ -315,6 +315,26 @@ static void make_granitemoe(struct maker *maker)
     gguf__put_heads(maker, true);
 }
 
+/* What the format has no keys for is what all of the family have, and as llama.cpp has it: chunks
+ * of 8192 positions unless a window of 0 says that there are none, every fourth layer without
+ * positions, and queries and keys that are normalised but where there are 128 experts. */
+static void make_llama4(struct maker *maker)
+{
+    const uint64_t experts = gguf__count_of(maker, "expert_count");
+
+    gguf__put_names(maker, "Llama4ForCausalLM", "llama4_text");
+    put_attention_bias(maker);
+    put_count_of(maker, "intermediate_size", "expert_feed_forward_length");
+    put_count_of(maker, "intermediate_size_mlp", "feed_forward_length");
+    put_count_of(maker, "interleave_moe_layer_step", "interleave_moe_layer_step");
+    gguf__put_count(maker, "num_local_experts", experts);
+    put_count_of(maker, "num_experts_per_tok", "expert_used_count");
+    gguf__put_bool(maker, "use_qk_norm", experts != 128);
+    if (gguf__count_or(maker, "attention.sliding_window", 8192) == 0)
+        gguf__put(maker, maker->config, "attention_chunk_size", json_null());
+    gguf__put_heads(maker, true);
+}
+
 const struct gguf_family gguf__families[] = {
     { "llama", make_llama },         { "qwen2", make_qwen2 },
     { "qwen2moe", make_qwen2moe },   { "qwen3", make_qwen3 },
@@ -322,6 +342,7 @@ const struct gguf_family gguf__families[] = {
     { "glm4", make_glm4 },           { "glm4moe", make_glm4moe },
     { "phi3", make_phi3 },           { "granite", make_granite },
     { "gemma2", make_gemma2 },       { "gemma3", make_gemma3 },
-    { "granitemoe", make_granitemoe }, { "deepseek2", make_deepseek2 },
+    { "granitemoe", make_granitemoe }, { "llama4", make_llama4 },
+    { "deepseek2", make_deepseek2 },
     { NULL, NULL },
 };

@@ -83,6 +83,18 @@ static const struct renaming inside_gemma[] = {
     { "ffn_norm", "pre_feedforward_layernorm" },
     { "post_ffw_norm", "post_feedforward_layernorm" },
 };
+static const struct renaming inside_llama4[] = {
+    { "ffn_gate", "feed_forward.gate_proj" },
+    { "ffn_up", "feed_forward.up_proj" },
+    { "ffn_down", "feed_forward.down_proj" },
+    { "ffn_gate_shexp", "feed_forward.shared_expert.gate_proj" },
+    { "ffn_up_shexp", "feed_forward.shared_expert.up_proj" },
+    { "ffn_down_shexp", "feed_forward.shared_expert.down_proj" },
+    { "ffn_gate_inp", "feed_forward.router" },
+    { "ffn_gate_exps", "feed_forward.experts.gate_proj" },
+    { "ffn_up_exps", "feed_forward.experts.up_proj" },
+    { "ffn_down_exps", "feed_forward.experts.down_proj" },
+};
 static const struct renaming inside_phi3[] = {
     { "ffn_up", "mlp.gate_up_proj" },
 };
@@ -104,8 +116,8 @@ static const struct {
     size_t count;
 } own_names[] = {
     OWN("llama", inside_mixtral), OWN("qwen2moe", inside_qwen2moe), OWN("glm4", inside_glm4),
-    OWN("glm4moe", inside_glm4moe), OWN("phi3", inside_phi3),
-    OWN("gemma2", inside_gemma), OWN("gemma3", inside_gemma),
+    OWN("glm4moe", inside_glm4moe), OWN("phi3", inside_phi3), OWN("gemma2", inside_gemma),
+    OWN("gemma3", inside_gemma), OWN("llama4", inside_llama4),
 };
 
 static const char *find(const struct renaming *table, size_t count, const char *from,

@@ -21,6 +21,8 @@ static const struct model_arch *const arches[] = {
     &model_arch_gemma2,
     &model_arch_gemma3,
     &model_arch_gemma3_sees,
+    &model_arch_llama4,
+    &model_arch_llama4_sees,
     &model_arch_deepseek_v2,
     &model_arch_deepseek_v3,
 };
@@ -46,7 +48,8 @@ const char *const *model_architectures(void)
         "Qwen3ForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM", "OlmoeForCausalLM",
         "Glm4ForCausalLM", "Glm4MoeForCausalLM", "Phi3ForCausalLM", "GraniteForCausalLM",
         "GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM", "Gemma2ForCausalLM",
-        "Gemma3ForCausalLM", "Gemma3ForConditionalGeneration", "DeepseekV2ForCausalLM",
+        "Gemma3ForCausalLM", "Gemma3ForConditionalGeneration", "Llama4ForCausalLM",
+        "Llama4ForConditionalGeneration", "DeepseekV2ForCausalLM",
         "DeepseekV3ForCausalLM", NULL,
     };
 

@@ -44,6 +44,7 @@ struct model_config {
     bool qkv_bias, o_bias, mlp_bias;
     bool qk_norm;                    /* queries and keys are normalised, each head by itself ... */
     bool qk_norm_whole;              /* ... or all heads as one vector */
+    bool qk_norm_plain;              /* each head by itself, without weights, once it is rotated */
     bool out_norms;                  /* what attention and FFN give is normalised before it is
                                         added to the residual stream */
     float embedding_scale, residual_scale, logits_scale; /* on embeddings, on what layers add, on
@@ -51,6 +52,7 @@ struct model_config {
     uint32_t sliding_window;         /* of those layers that have one; 0: none has, or none that is
                                         shorter than the context */
     bool is_sliding[CONFIG_LAYERS_MAX]; /* which layers these are */
+    bool chunked;                    /* such a window does not slide: op_attention.chunked */
     float attention_scale;           /* on q . k, YaRN's factor included */
     float score_cap, logits_cap;     /* soft ones; 0: none */
     float norm_offset;               /* to norms' weights: 1, or 0 */
@@ -60,6 +62,11 @@ struct model_config {
     float rope_frequencies[CONFIG_ROPE_PAIRS_MAX];
     float rope_scale;                /* on cos and sin */
     bool rope_interleaved;
+    bool unrotated[CONFIG_LAYERS_MAX]; /* layers without positions. Their queries are multiplied
+                                          with 1 + temperature_scale ln(1 + floor((position + 1) /
+                                          temperature_floor)); temperature_floor 0: they are not */
+    uint32_t temperature_floor;
+    float temperature_scale;
     /* LongRoPE: contexts of more positions than that have these; 0: there are no others. */
     uint32_t rope_long_past;
     float rope_long_frequencies[CONFIG_ROPE_PAIRS_MAX];
@@ -75,6 +82,7 @@ struct model_config {
     /* Mixture of experts; expert_count 0: none. */
     uint32_t expert_count, expert_top_k, expert_ffn_width;
     uint32_t shared_ffn_width; /* of all shared experts together; 0: none */
+    bool weighs_inputs;        /* an expert's weight counts before it, not after: top_k is 1 */
     bool shared_gate;          /* each row weighs what they give by a sigmoid of its own */
     bool expert_units; /* each expert is a parameter of its own, not a part of two stacks */
     bool has_experts[CONFIG_LAYERS_MAX]; /* which layers; the others are dense */

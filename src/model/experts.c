@@ -167,6 +167,8 @@ static void describe_router(struct params *params, const struct model_config *co
     model__param_begin(params, &spec);
     if (find_arrangement(params, layer, names) == EXPERTS_FUSED)
         model__param_add(params, 2, spec.shape, "%s", fused_router(names));
+    else if (names->router != NULL)
+        model__param_add(params, 2, spec.shape, "%s", names->router);
     else
         model__param_add(params, 2, spec.shape, "%s.gate.weight", names->block);
     model__param_end(params);
@@ -185,7 +187,24 @@ static void add_apart(struct params *params, uint32_t expert, const struct exper
  * parameter, from first_row on. */
 struct stack {
     uint64_t rows, cols, first_row, rows_of_expert;
+    bool transposed; /* the tensor is [experts][cols][rows] */
 };
+
+/* From the expert `first` on `count` of them, each of which is all of its parameter's matrix. */
+static void add_experts_transposed(struct params *params, const struct stack *stack,
+                                   uint32_t expert_count, uint32_t first, uint32_t count,
+                                   const char *name)
+{
+    const uint64_t size = stack->rows * stack->cols;
+    const struct loader_part part = {
+        .rank = 3, .shape = { expert_count, stack->cols, stack->rows },
+        .src_offset = first * size,
+        .dims = { { count, size, size }, { stack->rows, 1, stack->cols },
+                  { stack->cols, stack->rows, 1 } },
+    };
+
+    model__param_add_view(params, &part, name);
+}
 
 static void add_stack(struct params *params, uint32_t expert_count, const struct stack *stack,
                       const char *name)
@@ -198,7 +217,10 @@ static void add_stack(struct params *params, uint32_t expert_count, const struct
                   { 1, 0, 0 }, { size, 1, 1 } },
     };
 
-    model__param_add_view(params, &part, name);
+    if (stack->transposed)
+        add_experts_transposed(params, stack, expert_count, 0, expert_count, name);
+    else
+        model__param_add_view(params, &part, name);
 }
 
 static void describe_w13(struct params *params, const struct model_config *config, uint32_t layer,
@@ -206,9 +228,9 @@ static void describe_w13(struct params *params, const struct model_config *confi
 {
     const uint64_t width = config->expert_ffn_width, hidden = config->hidden_size;
     const uint64_t shape[2] = { width, hidden };
-    const struct stack gate = { width, hidden, 0, 2 * width };
-    const struct stack up = { width, hidden, width, 2 * width };
-    const struct stack both = { 2 * width, hidden, 0, 2 * width };
+    const struct stack gate = { width, hidden, 0, 2 * width, false };
+    const struct stack up = { width, hidden, width, 2 * width, false };
+    const struct stack both = { 2 * width, hidden, 0, 2 * width, names->fused_transposed };
     const enum arrangement arrangement = find_arrangement(params, layer, names);
     char name[NAME_BYTES_MAX];
     const struct param_spec spec = { .name = "mlp.experts.w13_weight", .layer = (int32_t)layer,
@@ -236,7 +258,8 @@ static void describe_w2(struct params *params, const struct model_config *config
     const uint64_t width = config->expert_ffn_width, hidden = config->hidden_size;
     const uint64_t shape[2] = { hidden, width };
     const enum arrangement arrangement = find_arrangement(params, layer, names);
-    const struct stack down = { hidden, width, 0, hidden };
+    const struct stack down = { hidden, width, 0, hidden,
+                                arrangement == EXPERTS_FUSED && names->fused_transposed };
     char name[NAME_BYTES_MAX];
     const struct param_spec spec = { .name = "mlp.experts.w2_weight", .layer = (int32_t)layer,
                                      .role = ROLE_W2, .part = OFFLOAD_PART_FFN,
@@ -264,7 +287,10 @@ static void add_slice(struct params *params, const struct model_config *config, 
         .dims = { { 1, 0, 0 }, { 1, 0, 0 }, { size, 1, 1 } },
     };
 
-    model__param_add_view(params, &part, name);
+    if (stack->transposed)
+        add_experts_transposed(params, stack, config->expert_count, expert, 1, name);
+    else
+        model__param_add_view(params, &part, name);
 }
 
 static void describe_unit_w13(struct params *params, const struct model_config *config,
@@ -273,8 +299,9 @@ static void describe_unit_w13(struct params *params, const struct model_config *
 {
     const uint64_t width = config->expert_ffn_width, hidden = config->hidden_size;
     const uint64_t shape[2] = { width, hidden };
-    const struct stack gate = { width, hidden, 0, 0 }, up = { width, hidden, width, 0 };
-    const struct stack both = { 2 * width, hidden, 0, 0 };
+    const struct stack gate = { width, hidden, 0, 0, false };
+    const struct stack up = { width, hidden, width, 0, false };
+    const struct stack both = { 2 * width, hidden, 0, 0, names->fused_transposed };
     char name[NAME_BYTES_MAX];
 
     model__param_begin(params, spec);
@@ -294,7 +321,8 @@ static void describe_unit_w2(struct params *params, const struct model_config *c
                              const struct param_spec *spec, const struct expert_names *names,
                              enum arrangement arrangement)
 {
-    const struct stack down = { config->hidden_size, config->expert_ffn_width, 0, 0 };
+    const struct stack down = { config->hidden_size, config->expert_ffn_width, 0, 0,
+                                arrangement == EXPERTS_FUSED && names->fused_transposed };
     const uint64_t shape[2] = { config->hidden_size, config->expert_ffn_width };
     char name[NAME_BYTES_MAX];
 
@@ -436,14 +464,30 @@ static struct op mixture(const struct model_pass *pass, const struct tensor *w13
     const struct model_buffers *buffers = pass->buffers;
 
     return (struct op){ .kind = OP_MOE, .moe = {
-        .out = buffers->x, .x = buffers->normed, .ids = buffers->route_ids,
-        .weights = buffers->route_weights, .weight_dtype = w13->dtype,
+        .out = buffers->x, .x = config->weighs_inputs ? buffers->addition : buffers->normed,
+        .ids = buffers->route_ids,
+        .weights = config->weighs_inputs ? buffers->ones : buffers->route_weights,
+        .weight_dtype = w13->dtype,
         .weight_layout = w13->layout, .down_dtype = w2->dtype, .scratch = buffers->moe,
         .row_count = pass->row_count, .top_k = config->expert_top_k,
         .expert_count = config->expert_count, .width = config->hidden_size,
         .ffn_width = config->expert_ffn_width, .out_row_stride = config->hidden_size,
         .x_row_stride = config->hidden_size, .gate = config->gate,
     } };
+}
+
+/* Where an expert's weight counts before it: the rows times their one weight. */
+static void weigh_inputs(struct model_pass *pass)
+{
+    const struct model_config *config = pass->config;
+    const struct op op = { .kind = OP_SCALE, .scale = {
+        .out = pass->buffers->addition, .x = pass->buffers->normed,
+        .row_factors = pass->buffers->route_weights, .row_count = pass->row_count,
+        .width = config->hidden_size, .out_row_stride = config->hidden_size,
+        .x_row_stride = config->hidden_size, .factor = 1.0f,
+    } };
+
+    model__pass_launch(pass, &op);
 }
 
 static void mix_stacks(struct model_pass *pass, uint32_t layer)
@@ -546,6 +590,8 @@ void model__pass_ffn(struct model_pass *pass, uint32_t layer)
                                              pass->err);
     if (pass->config->shared_ffn_width > 0)
         pass_shared(pass, layer);
+    if (pass->config->weighs_inputs)
+        weigh_inputs(pass);
     if (!units) {
         mix_stacks(pass, layer);
         return;

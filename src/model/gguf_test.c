@@ -61,6 +61,7 @@ static void logits_are_those_of_the_same_model(void **state)
         { "gemma2", "gemma2" },
         { "gemma3", "gemma3" },
         { "granite", "granite" },
+        { "llama4_plain", "llama4_plain" },
         { "granite_moe", "granite_moe" },
         { "granite_moe_shared", "granite_moe_shared" },
         { "deepseek_v2_lite", "deepseek_v2_lite" },
@@ -110,6 +111,9 @@ static void what_is_converted_is_the_same_model(void **state)
         { "gemma2", "not written as GGUF" },
         { "gemma3", "not written as GGUF" },
         { "gemma3_sees", "not written as GGUF" },
+        { "llama4", "not written as GGUF" },
+        { "llama4_images", "not written as GGUF" },
+        { "llama4_plain", "not written as GGUF" },
         { "deepseek_v2_biases", NULL }, /* here the reader has no use for the biases */
     };
     const struct setting resident = { .device = "cpu" };

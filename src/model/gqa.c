@@ -130,6 +130,7 @@ static void attend(struct model_pass *pass, uint32_t layer)
         .k_cache_row_stride = kv_width, .v_cache_row_stride = kv_width,
         .scale = config->attention_scale, .score_cap = config->score_cap,
         .window = model__layer_has_window(config, layer) ? config->sliding_window : 0,
+        .chunked = config->chunked && model__layer_has_window(config, layer),
     } };
 
     model__pass_launch(pass, &attention);
@@ -153,6 +154,43 @@ static void normalise(struct model_pass *pass, uint32_t layer, float *q, float *
     model__pass_norm(pass, &norm);
 }
 
+/* The same without weights: queries and keys are adjacent heads. */
+static void normalise_plainly(struct model_pass *pass, float *q)
+{
+    const struct model_config *config = pass->config;
+    const uint64_t stride = qkv_width(config);
+    const struct op norm = { .kind = OP_RMS_NORM, .rms_norm = {
+        .out = q, .x = q, .weight = pass->buffers->ones, .row_count = pass->row_count,
+        .group_count = config->head_count + config->kv_head_count, .width = config->head_dim,
+        .out_row_stride = stride, .x_row_stride = stride, .epsilon = config->norm_epsilon,
+    } };
+
+    model__pass_launch(pass, &norm);
+}
+
+/* What queries and keys are told of their positions. */
+static void place(struct model_pass *pass, uint32_t layer, float *q)
+{
+    const struct model_config *config = pass->config;
+    const uint64_t stride = qkv_width(config);
+    const struct op scale = { .kind = OP_SCALE, .scale = {
+        .out = q, .x = q, .row_factors = pass->temperatures, .row_count = pass->row_count,
+        .width = config->head_count * config->head_dim, .out_row_stride = stride,
+        .x_row_stride = stride, .factor = 1.0f,
+    } };
+
+    if (config->unrotated[layer]) {
+        if (config->temperature_floor != 0)
+            model__pass_launch(pass, &scale);
+        return;
+    }
+    /* queries and keys are adjacent heads: one rotation turns both */
+    model__pass_rope(pass, layer, q, config->head_count + config->kv_head_count, stride,
+                     config->head_dim);
+    if (config->qk_norm_plain)
+        normalise_plainly(pass, q);
+}
+
 void model__gqa_pass(struct model_pass *pass, uint32_t layer)
 {
     const struct model_config *config = pass->config;
@@ -173,9 +211,7 @@ void model__gqa_pass(struct model_pass *pass, uint32_t layer)
     model__pass_linear(pass, &in);
     if (config->qk_norm || config->qk_norm_whole)
         normalise(pass, layer, q, k);
-    /* queries and keys are adjacent heads: one rotation turns both */
-    model__pass_rope(pass, layer, q, config->head_count + config->kv_head_count, stride,
-                     config->head_dim);
+    place(pass, layer, q);
     model__pass_kv_write(pass, layer, model__kv_keys(pass->model, layer), k, kv_width, stride);
     model__pass_kv_write(pass, layer, model__kv_values(pass->model, layer), k + kv_width, kv_width,
                          stride);

@@ -22,7 +22,7 @@ uint64_t model__host_leave(const struct model_config *config, const struct model
     const uint64_t pages = config->context_length / options->kv_page_size + 1;
     const uint64_t kinds = config->sliding_window == 0 ? 1 : 2;
     const struct model_sizes most = {
-        .metadata_bytes = ((4 + kinds) * (uint64_t)options->step_row_count_max +
+        .metadata_bytes = (model__numbers_per_row(config, kinds) * options->step_row_count_max +
                            kinds * options->step_sequence_count_max * pages) * sizeof(int32_t),
     };
     const uint64_t own_bytes = model__staging_bytes(&most) + options->host_reserve_bytes;

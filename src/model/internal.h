@@ -106,6 +106,7 @@ struct model_buffers {
     float *x;               /* [rows][hidden]: the residual stream */
     float *normed;          /* [rows][hidden] */
     float *addition;        /* [rows][hidden]: what is not added to x as it is computed */
+    float *ones;            /* [rows, or head_dim if that is more], where config needs them */
     float *gathered;        /* [logits rows][hidden] */
     float *logits;          /* [logits rows][vocab] */
     /* attention */
@@ -164,8 +165,8 @@ extern const struct model_arch model_arch_llama, model_arch_mistral, model_arch_
     model_arch_gemma2, model_arch_gemma3, model_arch_gemma3_sees, model_arch_qwen2,
     model_arch_qwen3, model_arch_qwen2_moe, model_arch_qwen3_moe, model_arch_olmoe,
     model_arch_glm4, model_arch_glm4_moe, model_arch_phi3, model_arch_granite,
-    model_arch_granite_moe, model_arch_granite_moe_shared, model_arch_deepseek_v2,
-    model_arch_deepseek_v3;
+    model_arch_granite_moe, model_arch_granite_moe_shared, model_arch_llama4,
+    model_arch_llama4_sees, model_arch_deepseek_v2, model_arch_deepseek_v3;
 /* By architecture, or by model_type when that is NULL; NULL: not known. */
 const struct model_arch *model__arch_find(const char *architecture, const char *model_type);
 
@@ -205,6 +206,8 @@ uint64_t model__sizes_smallest(const struct model_config *config,
 /* Lays scratch out from base; returns its size. */
 uint64_t model__slice_scratch(const struct model_config *config, const struct model_sizes *sizes,
                               char *base, struct model_buffers *buffers);
+/* 4-byte numbers of a step for each of its rows, beside the page tables. kinds: of caches. */
+uint64_t model__numbers_per_row(const struct model_config *config, uint64_t kinds);
 /* Rows of logits that are computed at once. */
 #define LOGITS_ROWS_AT_ONCE 32u
 /* Rows of a step whose experts are guessed a layer ahead. */
@@ -257,6 +260,7 @@ struct model_pass {
     const int32_t *token_ids, *positions, *sequences, *logits_rows; /* device's, as are ... */
     const int32_t *slots[KV_KIND_COUNT], *pages[KV_KIND_COUNT];     /* ... these */
     const int32_t *host_positions, *host_sequences; /* the same, the caller's */
+    const float *temperatures;   /* [rows], device's, where config has them */
 };
 
 /* NULL where the layer has none. */
@@ -356,7 +360,9 @@ struct expert_names {
     const char *router_bias;       /* whole; may be NULL where no config has it */
     const char *shared;            /* whole; NULL: the caller describes it */
     const char *shared_gate;
+    const char *router;            /* whole; NULL: BLOCK.gate.weight */
     const char *fused_router, *fused_in, *fused_out; /* whole; NULL: transformers' own */
+    bool fused_transposed;         /* [experts][columns][rows] */
 };
 /* Reads what says how many experts there are and how many are chosen, by the softmax of the
  * router's logits and without groups. The caller says which layers have them. */

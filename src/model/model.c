@@ -48,6 +48,29 @@ static enum status upload_staged(struct model *model, void *dst, uint64_t size_b
     return st == STATUS_OK ? stream_sync(model->stream, err) : st;
 }
 
+/* Ones, as many as scratch has room for. */
+static enum status upload_ones(struct model *model, struct err *err)
+{
+    const struct model_config *config = &model->config;
+    const uint64_t rows = model->sizes.row_count;
+    const uint64_t count = rows > config->head_dim ? rows : config->head_dim;
+    const uint64_t piece_max = model->staging_bytes / sizeof(float);
+    float *staged = model->staging;
+    enum status st = STATUS_OK;
+
+    if (!config->qk_norm_plain && !config->weighs_inputs)
+        return STATUS_OK;
+    for (uint64_t i = 0; i < count && i < piece_max; i++)
+        staged[i] = 1.0f;
+    for (uint64_t done = 0; st == STATUS_OK && done < count;) {
+        const uint64_t piece = count - done < piece_max ? count - done : piece_max;
+
+        st = upload_staged(model, model->buffers.ones + done, piece * sizeof(float), err);
+        done += piece;
+    }
+    return st;
+}
+
 static enum status upload_constants(struct model *model, struct err *err)
 {
     const struct model_config *config = &model->config;
@@ -72,7 +95,7 @@ static enum status upload_constants(struct model *model, struct err *err)
         st = upload_staged(model, model->buffers.iota + done, piece * sizeof(int32_t), err);
         done += piece;
     }
-    return st;
+    return st == STATUS_OK ? upload_ones(model, err) : st;
 }
 
 static enum status take_memory(struct model *model, struct err *err)
@@ -203,13 +226,15 @@ static enum status check_ops(const struct model *model, struct err *err)
 {
     const struct model_config *config = &model->config;
     const bool scales = model__adds_apart(config) || config->embedding_scale != 1.0f ||
-                        config->logits_scale != 1.0f;
+                        config->logits_scale != 1.0f || config->temperature_floor != 0;
     const uint32_t needed = (scales ? OP_FEATURE_SCALE : 0u) |
                             (config->sliding_window != 0 ? OP_FEATURE_WINDOW : 0u) |
                             (config->score_cap > 0 || config->logits_cap > 0 ? OP_FEATURE_SOFT_CAP
                                                                              : 0u) |
                             (config->norm_offset != 0 ? OP_FEATURE_NORM_OFFSET : 0u) |
-                            (config->gate == GATE_GELU_TANH ? OP_FEATURE_GATE_GELU : 0u);
+                            (config->gate == GATE_GELU_TANH ? OP_FEATURE_GATE_GELU : 0u) |
+                            (config->sliding_window != 0 && config->chunked ? OP_FEATURE_CHUNKS
+                                                                            : 0u);
     const enum status st = device_features_check(model->device, needed, err);
 
     return st == STATUS_OK ? st : err_prefix(err, st, "%s", config->architecture);

@@ -352,7 +352,7 @@ static bool are_mixed(const struct params *params, int32_t layer,
         const struct ckpt_tensor *tensor;
         char full[NAME_BYTES_MAX];
 
-        format_name(layer, full, sizeof(full), sources[i].name);
+        format_source(params, layer, full, sizeof(full), sources[i].name);
         tensor = ckpt_find(params->ckpt, full);
         if (tensor == NULL)
             return false;

@@ -86,7 +86,8 @@ void model__pass_linear(struct model_pass *pass, const struct pass_linear *linea
 
 bool model__adds_apart(const struct model_config *config)
 {
-    return config->out_norms || config->residual_scale != 1.0f || config->shared_gate;
+    return config->out_norms || config->residual_scale != 1.0f || config->shared_gate ||
+           config->weighs_inputs;
 }
 
 void model__pass_add(struct model_pass *pass, const struct pass_addition *addition)

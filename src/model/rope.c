@@ -59,9 +59,9 @@ static void fill_llama3(struct config_reader *rope, const struct rope_kind *kind
     const double low = model__read_double(rope, "low_freq_factor", 1e-6, 1e6, 0.0);
     const double high = model__read_double(rope, "high_freq_factor", 1e-6, 1e6, 0.0);
 
-    if (low == 0.0 || high <= low) {
-        model__read_refuse(rope, "rope kind \"llama3\" needs \"low_freq_factor\" below "
-                           "\"high_freq_factor\", found %g and %g", low, high);
+    if (low == 0.0 || high < low) {
+        model__read_refuse(rope, "rope kind \"llama3\" needs a \"low_freq_factor\" that is not "
+                           "above \"high_freq_factor\", found %g and %g", low, high);
         return;
     }
     fill_default(kind->theta, 1.0, config);
@@ -73,7 +73,7 @@ static void fill_llama3(struct config_reader *rope, const struct rope_kind *kind
 
         if (wavelength > (float)(kind->context / low))
             config->rope_frequencies[i] = frequency / (float)kind->factor;
-        else if (wavelength >= (float)(kind->context / high))
+        else if (wavelength >= (float)(kind->context / high) && high > low)
             config->rope_frequencies[i] =
                 (1.0f - smooth) * frequency / (float)kind->factor + smooth * frequency;
     }

@@ -20,6 +20,19 @@
 #define PAGE_SIZE_MAX (1u << 16)
 #define IMPOSSIBLE_BYTES (UINT64_C(1) << 60)
 
+uint64_t model__numbers_per_row(const struct model_config *config, uint64_t kinds)
+{
+    /* id, position, sequence, wanted row of logits; slots; temperature */
+    return 4 + kinds + (config->temperature_floor != 0 ? 1 : 0);
+}
+
+static uint64_t ones_count(const struct model_config *config, uint64_t row_count)
+{
+    return !config->qk_norm_plain && !config->weighs_inputs ? 0
+           : row_count > config->head_dim                   ? row_count
+                                                            : config->head_dim;
+}
+
 uint64_t model__slice_scratch(const struct model_config *config, const struct model_sizes *sizes,
                               char *base, struct model_buffers *buffers)
 {
@@ -43,6 +56,7 @@ uint64_t model__slice_scratch(const struct model_config *config, const struct mo
     buffers->addition = model__slice(&common, model__adds_apart(config)
                                                   ? rows * config->hidden_size * sizeof(float)
                                                   : 0);
+    buffers->ones = model__slice(&common, ones_count(config, rows) * sizeof(float));
     buffers->gathered = model__slice(&common, logits_rows * config->hidden_size * sizeof(float));
     buffers->logits = model__slice(&common, logits_rows * config->vocab_size * sizeof(float));
     attention = (struct slicer){ base == NULL ? NULL : base + common.used_bytes, 0 };
@@ -110,8 +124,8 @@ static uint64_t with_pages(const struct model_config *config, uint64_t page_coun
     page_count = sizes->kv[KV_ALL].page_count;
     sizes->page_table_width = page_count < context_pages ? page_count : context_pages;
     sizes->metadata_bytes =
-        ((4 + kinds) * sizes->row_count + kinds * sizes->sequence_count * sizes->page_table_width) *
-        sizeof(int32_t);
+        (model__numbers_per_row(config, kinds) * sizes->row_count +
+         kinds * sizes->sequence_count * sizes->page_table_width) * sizeof(int32_t);
     sizes->kv_bytes = 0;
     for (int kind = 0; kind < KV_KIND_COUNT; kind++) {
         const uint64_t slots = sizes->kv[kind].page_count * sizes->page_size;

@@ -11,6 +11,7 @@
  * Every operator's row depends on that row alone, so neither the rows beside it nor the chunk a
  * prompt was cut into change an answer. */
 #include <assert.h>
+#include <math.h>
 #include <string.h>
 
 #include "model/internal.h"
@@ -84,6 +85,23 @@ static const int32_t *put_pages(struct model_pass *pass, int32_t **next, const i
     return first;
 }
 
+/* Of queries in layers without positions: in single precision, as transformers has it. */
+static void put_temperatures(struct model_pass *pass, int32_t **next, const struct model_step *step)
+{
+    const struct model_config *config = pass->config;
+    float *temperatures = (float *)*next;
+
+    pass->temperatures = (const float *)(pass->model->buffers.metadata +
+                                         (*next - (int32_t *)pass->model->staging));
+    for (uint32_t i = 0; i < step->row_count; i++) {
+        const float turns = floorf(((float)step->positions[i] + 1.0f) /
+                                   (float)config->temperature_floor);
+
+        temperatures[i] = log1pf(turns) * config->temperature_scale + 1.0f;
+    }
+    *next += step->row_count;
+}
+
 static void upload(struct model_pass *pass, const struct model_step *step)
 {
     struct model *model = pass->model;
@@ -106,6 +124,8 @@ static void upload(struct model_pass *pass, const struct model_step *step)
         pass->slots[KV_WINDOW] = put(model, &next, step->window_slots, step->row_count);
         pass->pages[KV_WINDOW] = put_pages(pass, &next, step->window_pages, step);
     }
+    if (pass->config->temperature_floor != 0)
+        put_temperatures(pass, &next, step);
     size_bytes = (uint64_t)((char *)next - (char *)model->staging);
     assert(size_bytes <= model->sizes.metadata_bytes);
     pass->status = device_copy_in(model->stream, model->buffers.metadata, model->staging,

@@ -38,7 +38,9 @@ static const struct {
     FIELD(qk_rope_dim), FIELD(v_dim), FIELD(latent_norm_epsilon), FIELD(latent_bias),
     FIELD(expert_count), FIELD(expert_top_k), FIELD(expert_ffn_width), FIELD(shared_ffn_width),
     FIELD(has_experts), FIELD(group_count), FIELD(kept_group_count), FIELD(scoring), FIELD(groups),
-    FIELD(route_bias), FIELD(route_normalise), FIELD(route_scale),
+    FIELD(route_bias), FIELD(route_normalise), FIELD(route_scale), FIELD(chunked),
+    FIELD(qk_norm_plain), FIELD(unrotated), FIELD(temperature_floor), FIELD(temperature_scale),
+    FIELD(weighs_inputs),
 };
 #define FIELD_COUNT (sizeof(fields) / sizeof(fields[0]))
 
