@@ -89,10 +89,11 @@ static const int32_t *put_pages(struct model_pass *pass, int32_t **next, const i
 static void put_temperatures(struct model_pass *pass, int32_t **next, const struct model_step *step)
 {
     const struct model_config *config = pass->config;
-    float *temperatures = (float *)*next;
+    void *device = pass->model->buffers.metadata + (*next - (int32_t *)pass->model->staging);
+    void *host = *next;
+    float *temperatures = host;
 
-    pass->temperatures = (const float *)(pass->model->buffers.metadata +
-                                         (*next - (int32_t *)pass->model->staging));
+    pass->temperatures = device;
     for (uint32_t i = 0; i < step->row_count; i++) {
         const float turns = floorf(((float)step->positions[i] + 1.0f) /
                                    (float)config->temperature_floor);

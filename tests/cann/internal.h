@@ -166,6 +166,7 @@ struct task {
     void (*drop)(struct task *task);  /* frees it; after run, and instead of it */
     struct task *next;
     bool is_prompt;                   /* not delayed: markers */
+    bool is_instant;                  /* takes no time: nothing is left to do for it alone */
 };
 
 /* The stream behind a handle (NULL: the context's default stream), checked against this thread's

@@ -135,6 +135,7 @@ static void push(struct stream *stream, struct mark *mark,
     task->task.run = run;
     task->task.drop = mark_drop;
     task->task.is_prompt = true;
+    task->task.is_instant = run == mark_run;
     task->mark = standin_mark_ref(mark);
     standin_stream_push(stream, &task->task);
 }

@@ -18,6 +18,7 @@ struct stream {
     pthread_mutex_t lock;       /* guards the queue */
     pthread_cond_t changed;
     struct task *first, **last;
+    unsigned unfinished;        /* tasks that take time; guarded by lock */
     bool ends;                  /* after what is queued */
     bool drops;                 /* what is queued */
     uint64_t chance;
@@ -70,6 +71,11 @@ static void *stream_main(void *argument)
                 loiter(stream);
             task->run(task, stream);
         }
+        if (!task->is_instant) {
+            pthread_mutex_lock(&stream->lock);
+            stream->unfinished--;
+            pthread_mutex_unlock(&stream->lock);
+        }
         task->drop(task);
     }
 }
@@ -80,6 +86,7 @@ void standin_stream_push(struct stream *stream, struct task *task)
     pthread_mutex_lock(&stream->lock);
     *stream->last = task;
     stream->last = &task->next;
+    stream->unfinished += !task->is_instant;
     pthread_cond_signal(&stream->changed);
     pthread_mutex_unlock(&stream->lock);
 }
@@ -351,7 +358,11 @@ aclError aclrtStreamQuery(aclrtStream handle, aclrtStreamStatus *status)
     stream = standin_stream(handle, "aclrtStreamQuery", &code);
     if (stream == NULL)
         return code;
-    code = standin_stream_drain(stream, 0);
-    *status = code == E_STREAM_TIMEOUT ? ACL_STREAM_STATUS_NOT_READY : ACL_STREAM_STATUS_COMPLETE;
-    return code == E_STREAM_TIMEOUT ? 0 : code;
+    pthread_mutex_lock(&stream->lock);
+    *status = stream->unfinished != 0 ? ACL_STREAM_STATUS_NOT_READY : ACL_STREAM_STATUS_COMPLETE;
+    pthread_mutex_unlock(&stream->lock);
+    pthread_mutex_lock(&standin_world);
+    code = stream->context->error;
+    pthread_mutex_unlock(&standin_world);
+    return code == 0 ? 0 : standin_error(code, "%s", cann_standin_fault());
 }
