@@ -15,6 +15,8 @@
 #define LINK_BYTES_MAX (32 * MIB)
 #define K_COUNT 2048u
 #define N_COUNT_MANY 1536u
+#define N_COUNT_SMALL 1024u
+#define SMALL_COUNT_MAX 4096u
 #define TIME_NS UINT64_C(200000000)
 
 struct bench {
@@ -106,12 +108,33 @@ static struct op product(const struct bench *bench, enum dtype dtype, uint32_t r
     } };
 }
 
+/* Small products, each with weights of its own, which caches do not hold; *seconds_out: of one. */
+static enum status time_small(struct bench *bench, enum dtype dtype, double *seconds_out,
+                              struct err *err)
+{
+    const uint64_t small_bytes = N_COUNT_SMALL * dtype_row_bytes(dtype, K_COUNT);
+    const uint32_t fitting = bench->n_count / N_COUNT_SMALL;
+    const uint32_t count = fitting < SMALL_COUNT_MAX ? fitting : SMALL_COUNT_MAX;
+    struct op op = product(bench, dtype, 1, N_COUNT_SMALL);
+    const uint64_t began_ns = clock_now_ns();
+    enum status st = STATUS_OK;
+
+    for (uint32_t i = 0; st == STATUS_OK && i < count; i++) {
+        op.matmul.weight = (const char *)bench->weights + i * small_bytes;
+        st = device_launch(bench->stream, &op, err);
+    }
+    if (st == STATUS_OK)
+        st = stream_sync(bench->stream, err);
+    *seconds_out = (double)(clock_now_ns() - began_ns) * 1e-9 / (double)count;
+    return st;
+}
+
 enum status device_measure_matmul(struct device *device, enum dtype dtype,
                                   uint64_t memory_bytes_max,
                                   struct device_matmul_rates *rates_out, struct err *err)
 {
     struct bench bench = { .device = device };
-    double one_s = 0, many_s = 0;
+    double one_s = 0, many_s = 0, small_s = 0;
     uint32_t n_many;
     enum status st = bench_open(&bench, dtype, memory_bytes_max, err);
 
@@ -121,13 +144,18 @@ enum status device_measure_matmul(struct device *device, enum dtype dtype,
 
         st = time_op(&bench, &one, &one_s, err);
     }
+    if (st == STATUS_OK && bench.n_count >= N_COUNT_SMALL)
+        st = time_small(&bench, dtype, &small_s, err);
     if (st == STATUS_OK) {
         const struct op many = product(&bench, dtype, DEVICE_MEASURE_ROWS, n_many);
 
         st = time_op(&bench, &many, &many_s, err);
     }
     if (st == STATUS_OK) {
+        const double reading_s = one_s * N_COUNT_SMALL / bench.n_count;
+
         rates_out->one_row_bytes_per_s = (double)bench.weight_bytes / one_s;
+        rates_out->product_s = small_s > reading_s ? small_s - reading_s : 0;
         rates_out->many_rows_flops_per_s =
             2.0 * DEVICE_MEASURE_ROWS * (double)n_many * K_COUNT / many_s;
     }

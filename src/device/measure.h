@@ -11,6 +11,7 @@
 
 struct device_matmul_rates {
     double one_row_bytes_per_s;    /* weights read by a product with one row */
+    double product_s;              /* what each such product takes beside, however small */
     double many_rows_flops_per_s;  /* multiply-adds count twice; DEVICE_MEASURE_ROWS rows */
 };
 

@@ -11,6 +11,7 @@
 /* The weights that a step reads, by type. */
 struct demand {
     double bytes[DTYPE_COUNT], elements[DTYPE_COUNT];
+    double products[DTYPE_COUNT]; /* matrices: each expert's by itself */
 };
 
 /* The share of a layer's experts that so many rows are expected to choose, were all alike. */
@@ -19,6 +20,14 @@ static double expert_share(const struct model_config *config, uint32_t row_count
     if (config->expert_count == 0)
         return 1;
     return 1 - pow(1 - (double)config->expert_top_k / config->expert_count, row_count);
+}
+
+/* How many matrices it is: experts that are stacked are multiplied one by one, gate and up apart. */
+static double matrix_count(const struct offload_param_desc *desc)
+{
+    const bool is_gate_up = strstr(desc->name, "w13") != NULL;
+
+    return (desc->rank > 2 ? (double)desc->shape[0] : 1) * (is_gate_up ? 2 : 1);
 }
 
 /* rows of weights that a step reads, and the products of one row: experts count as often as they
@@ -43,6 +52,7 @@ static void demand_of(const struct model *model, uint32_t row_count, struct dema
         (void)dtype_bytes(desc->dtype, elements, &bytes);
         demand_out->bytes[desc->dtype] += (double)bytes * (is_expert ? share : 1);
         demand_out->elements[desc->dtype] += (double)elements * (is_expert ? used : 1);
+        demand_out->products[desc->dtype] += matrix_count(desc) * (is_expert ? share : 1);
     }
 }
 
@@ -70,7 +80,8 @@ static double compute_s(const struct demand *demand, const struct model_rates *r
         const double multiplying = over(2 * demand->elements[i] * row_count,
                                         rates->matmul[i].many_rows_flops_per_s);
 
-        seconds += reading > multiplying ? reading : multiplying;
+        seconds += (reading > multiplying ? reading : multiplying) +
+                   demand->products[i] * rates->matmul[i].product_s;
     }
     return seconds;
 }
@@ -235,8 +246,10 @@ static json_t *rates_json(const struct model_rates *rates)
         if (rates->matmul[i].one_row_bytes_per_s > 0)
             (void)json_object_set_new(
                 json_object_get(json, "matmul"), dtype_info((enum dtype)i)->name,
-                json_pack("{s:f, s:f}", "one_row_bytes_per_s", rates->matmul[i].one_row_bytes_per_s,
-                          "many_rows_flops_per_s", rates->matmul[i].many_rows_flops_per_s));
+                json_pack("{s:f, s:f, s:f}", "one_row_bytes_per_s",
+                          rates->matmul[i].one_row_bytes_per_s, "product_s",
+                          rates->matmul[i].product_s, "many_rows_flops_per_s",
+                          rates->matmul[i].many_rows_flops_per_s));
     }
     return json;
 }
