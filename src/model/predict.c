@@ -180,6 +180,25 @@ static void step_forecast(const struct model *model, const struct model_rates *r
     step->bound_s = bound_s(model, rates, &demand, kv_bytes, &step->traffic);
 }
 
+/* What the steps need and the rates lack; NULL: nothing. */
+static const char *lacking(const struct model *model, const struct model_rates *rates,
+                           const struct model_forecast *forecast)
+{
+    const struct offload_traffic *decode = &forecast->decode.traffic;
+    const struct offload_traffic *prefill = &forecast->prefill.traffic;
+    const bool has_peer_rate = device_info(model->device)->peer_bytes_per_s > 0;
+    const double peer_bytes = decode->peer_bytes + prefill->peer_bytes;
+
+    if (rates->read_bytes_per_s <= 0)
+        return "memory";
+    if (decode->disk_bytes + prefill->disk_bytes > 0 && rates->disk_bytes_per_s <= 0)
+        return "disk";
+    if (decode->link_bytes + prefill->link_bytes + (has_peer_rate ? 0 : peer_bytes) > 0 &&
+        rates->link_bytes_per_s <= 0)
+        return "link";
+    return NULL;
+}
+
 void model_forecast(const struct model *model, const struct model_rates *rates,
                     uint32_t prompt_tokens, uint32_t context_tokens,
                     struct model_forecast *forecast_out)
@@ -194,9 +213,9 @@ void model_forecast(const struct model *model, const struct model_rates *rates,
     forecast_out->decode_tokens_per_s_most = over(1, forecast_out->decode.step_s_least);
     forecast_out->decode_bound_tokens_per_s = over(1, forecast_out->decode.bound_s);
     forecast_out->prompt_tokens = prompt_tokens;
-    if (chunk == 0)
-        return;
-    step_forecast(model, rates, chunk, chunk / 2, &forecast_out->prefill);
+    if (chunk > 0)
+        step_forecast(model, rates, chunk, chunk / 2, &forecast_out->prefill);
+    forecast_out->lacks = lacking(model, rates, forecast_out);
     forecast_out->prompt_s = forecast_out->prefill.step_s * chunk_count;
     forecast_out->prefill_tokens_per_s = over(prompt_tokens, forecast_out->prompt_s);
 }
@@ -222,25 +241,40 @@ static json_t *homes_json(const struct offload_traffic *traffic)
     return homes;
 }
 
-static json_t *step_json(const struct model_forecast_step *step)
+/* null: not known. */
+static json_t *known_json(double number, bool is_known)
 {
-    return json_pack("{s:I, s:f, s:o, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "rows",
+    return is_known ? json_real(number) : json_null();
+}
+
+/* What takes time is known when the rates are. */
+static json_t *step_json(const struct model_forecast_step *step, bool is_known)
+{
+    return json_pack("{s:I, s:f, s:o, s:f, s:f, s:f, s:o, s:o, s:o, s:o, s:o, s:o}", "rows",
                      (json_int_t)step->row_count, "bytes_moved", step->moved_bytes,
                      "bytes_by_home", homes_json(&step->traffic), "link_bytes",
                      step->traffic.link_bytes, "disk_bytes", step->traffic.disk_bytes, "compute_s",
-                     step->compute_s, "link_s", step->link_s, "disk_s", step->disk_s, "expert_s",
-                     step->expert_s, "move_s", step->move_s, "step_s", step->step_s, "bound_s",
-                     step->bound_s);
+                     step->compute_s, "link_s", known_json(step->link_s, is_known), "disk_s",
+                     known_json(step->disk_s, is_known), "expert_s",
+                     known_json(step->expert_s, is_known), "move_s",
+                     known_json(step->move_s, is_known), "step_s",
+                     known_json(step->step_s, is_known), "bound_s",
+                     known_json(step->bound_s, is_known));
+}
+
+static json_t *rate_json(double rate)
+{
+    return known_json(rate, rate > 0);
 }
 
 static json_t *rates_json(const struct model_rates *rates)
 {
-    json_t *json = json_pack("{s:f, s:f, s:f, s:f, s:f, s:{}}", "disk_bytes_per_s",
-                             rates->disk_bytes_per_s, "disk_spread_bytes_per_s",
-                             rates->disk_spread_bytes_per_s, "disk_beside_bytes_per_s",
-                             rates->disk_beside_bytes_per_s, "link_bytes_per_s",
-                             rates->link_bytes_per_s, "read_bytes_per_s", rates->read_bytes_per_s,
-                             "matmul");
+    json_t *json = json_pack("{s:o, s:o, s:o, s:o, s:o, s:{}}", "disk_bytes_per_s",
+                             rate_json(rates->disk_bytes_per_s), "disk_spread_bytes_per_s",
+                             rate_json(rates->disk_spread_bytes_per_s), "disk_beside_bytes_per_s",
+                             rate_json(rates->disk_beside_bytes_per_s), "link_bytes_per_s",
+                             rate_json(rates->link_bytes_per_s), "read_bytes_per_s",
+                             rate_json(rates->read_bytes_per_s), "matmul");
 
     for (size_t i = 0; json != NULL && i < DTYPE_COUNT; i++) {
         if (rates->matmul[i].one_row_bytes_per_s > 0)
@@ -266,15 +300,22 @@ static json_t *experts_json(const struct offload_traffic *traffic)
 
 json_t *model_forecast_json(const struct model_rates *rates, const struct model_forecast *forecast)
 {
-    return json_pack("{s:o, s:o, s:o, s:o, s:I, s:f, s:f, s:f, s:f, s:f}", "rates",
-                     rates_json(rates), "experts", experts_json(&forecast->decode.traffic),
-                     "decode", step_json(&forecast->decode), "prefill",
-                     step_json(&forecast->prefill), "prompt_tokens",
-                     (json_int_t)forecast->prompt_tokens, "prompt_s", forecast->prompt_s,
-                     "decode_tokens_per_s", forecast->decode_tokens_per_s,
-                     "decode_tokens_per_s_most", forecast->decode_tokens_per_s_most,
-                     "decode_bound_tokens_per_s", forecast->decode_bound_tokens_per_s,
-                     "prefill_tokens_per_s", forecast->prefill_tokens_per_s);
+    const bool is_known = forecast->lacks == NULL;
+
+    return json_pack("{s:o, s:s?, s:o, s:o, s:o, s:I, s:o, s:o, s:o, s:o, s:o}", "rates",
+                     rates_json(rates), "lacks", forecast->lacks, "experts",
+                     experts_json(&forecast->decode.traffic), "decode",
+                     step_json(&forecast->decode, is_known), "prefill",
+                     step_json(&forecast->prefill, is_known), "prompt_tokens",
+                     (json_int_t)forecast->prompt_tokens, "prompt_s",
+                     known_json(forecast->prompt_s, is_known), "decode_tokens_per_s",
+                     known_json(forecast->decode_tokens_per_s, is_known),
+                     "decode_tokens_per_s_most",
+                     known_json(forecast->decode_tokens_per_s_most, is_known),
+                     "decode_bound_tokens_per_s",
+                     known_json(forecast->decode_bound_tokens_per_s, is_known),
+                     "prefill_tokens_per_s",
+                     known_json(forecast->prefill_tokens_per_s, is_known));
 }
 
 /* ": 1.2 GiB from the host, 0.3 GiB from the disk"; "" when nothing moves. */
@@ -312,20 +353,36 @@ static void experts_describe(const struct offload_traffic *traffic, const struct
                  traffic->expert_hit_rate * 100);
 }
 
+/* "1.2 GB/s", or that it is not known. */
+static const char *rate_describe(double rate, char *text, size_t text_size)
+{
+    if (rate <= 0)
+        return "not measured";
+    (void)snprintf(text, text_size, "%.3g GB/s", rate * 1e-9);
+    return text;
+}
+
 void model_forecast_log(const struct model_rates *rates, const struct model_forecast *forecast,
                         const struct log *log)
 {
     const struct model_forecast_step *decode = &forecast->decode;
-    char moved[24], prompt_moved[24], homes[160], most[32] = "";
+    char moved[24], prompt_moved[24], homes[160], most[32] = "", rate[3][24];
 
     (void)size_format((uint64_t)decode->moved_bytes, moved, sizeof(moved));
     homes_describe(&decode->traffic, homes, sizeof(homes));
     (void)size_format((uint64_t)forecast->prefill.moved_bytes, prompt_moved, sizeof(prompt_moved));
     log_line(log, LOG_INFO,
-             "measured: memory read %.3g GB/s, disk %.3g GB/s, link %.3g GB/s (0: none or not "
-             "needed)", rates->read_bytes_per_s * 1e-9, rates->disk_bytes_per_s * 1e-9,
-             rates->link_bytes_per_s * 1e-9);
+             "rates: memory %s, disk %s, link %s",
+             rate_describe(rates->read_bytes_per_s, rate[0], sizeof(rate[0])),
+             rate_describe(rates->disk_bytes_per_s, rate[1], sizeof(rate[1])),
+             rate_describe(rates->link_bytes_per_s, rate[2], sizeof(rate[2])));
     experts_describe(&decode->traffic, log);
+    if (forecast->lacks != NULL) {
+        log_line(log, LOG_INFO,
+                 "no forecast: a token moves %s%s, and the %s's rate could not be measured", moved,
+                 homes, forecast->lacks);
+        return;
+    }
     if (forecast->decode_tokens_per_s_most > forecast->decode_tokens_per_s)
         (void)snprintf(most, sizeof(most), " to %.3g", forecast->decode_tokens_per_s_most);
     log_line(log, LOG_INFO,

@@ -54,6 +54,9 @@ struct model_forecast {
     double decode_tokens_per_s, decode_bound_tokens_per_s, prefill_tokens_per_s;
     double decode_tokens_per_s_most;    /* more than the former when it is not known what routers
                                            favour */
+    const char *lacks;                  /* "disk", "link", "memory": a rate that is needed and not
+                                           known, so that no time and no tokens/s mean anything;
+                                           NULL: none */
 };
 
 /* Of a planned model, loaded or not. context_tokens: that a decoded token sees. */
