@@ -16,7 +16,7 @@ static const char *const names[] = {
 static const char *const devices[] = { "cpu", "sim:memory=64MiB" };
 #define DEVICE_COUNT (sizeof(devices) / sizeof(devices[0]))
 
-enum { EXPERT_COUNT = 8, CHUNK_MAX = 32 };
+enum { LAYER_COUNT = 2, EXPERT_COUNT = 8, CHUNK_MAX = 32 };
 
 static uint32_t top_k_of(const char *name)
 {
@@ -252,12 +252,73 @@ static void meta_and_reloading(void **state)
     }
 }
 
+/* The onloads of each layer's experts in the chunks since the last reset; returns their sum. */
+static json_int_t onloads_within(const char *what, struct loaded *loaded, uint32_t chunk_count)
+{
+    json_t *report = offload_report_json(model_offload(loaded->model));
+    const json_t *row;
+    json_int_t sum = 0;
+    size_t i;
+
+    assert_int_equal(json_integer_value(json_object_get(report, "passes")), chunk_count);
+    json_array_foreach(json_object_get(report, "units"), i, row)
+    {
+        const json_int_t units = json_integer_value(json_object_get(row, "units"));
+        const json_int_t onloads = json_integer_value(json_object_get(row, "onloads"));
+
+        if (strstr(json_string_value(json_object_get(row, "name")), "experts") == NULL)
+            continue;
+        assert_int_equal(units, EXPERT_COUNT);
+        if (onloads > units * chunk_count)
+            fail_msg("%s: %d onloads of a layer's %d experts in %u chunks", what, (int)onloads,
+                     (int)units, chunk_count);
+        sum += onloads;
+    }
+    json_decref(report);
+    return sum;
+}
+
+/* However many of a chunk's rows choose an expert, and however small the cache: it comes once. All
+ * eight are chosen in such a chunk, so one that came twice would show in the sum. */
+static void a_chunk_reads_no_expert_twice(void **state)
+{
+    struct golden golden = golden_read("qwen3_moe");
+    const uint32_t chunk_count = (golden.prompt_count + CHUNK_MAX - 1) / CHUNK_MAX;
+
+    (void)state;
+    assert_int_equal(chunk_count, 1);
+    for (int kind = 0; kind < 4; kind++) {
+        for (int64_t slots = 3; slots <= 9; slots += 3) {
+            const struct setting setting = { .device = devices[kind % 2], .disk = kind / 2 != 0,
+                                             .experts = true, .expert_slot_count = slots };
+            struct loaded loaded = harness_open_golden("qwen3_moe", &setting);
+            char what[64];
+
+            (void)snprintf(what, sizeof(what), "%s, %s, %d slots", setting.device,
+                           setting.disk ? "disk" : "host", (int)slots);
+            for (uint32_t round = 0; round < 3; round++) {
+                json_int_t onloads;
+
+                offload_report_reset(model_offload(loaded.model));
+                free(run(&loaded, &golden, CHUNK_MAX));
+                onloads = onloads_within(what, &loaded, chunk_count);
+                if (round == 0) /* on the cpu those on the host are used where they are */
+                    assert_int_equal(onloads, kind == 0 ? 0 : LAYER_COUNT * EXPERT_COUNT);
+                check_report(what, &loaded);
+            }
+            harness_close(&loaded);
+        }
+    }
+    free(golden.logits);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(no_cache_changes_a_bit),
         cmocka_unit_test(what_cannot_work_is_refused),
         cmocka_unit_test(the_budget_decides_when_nobody_else_does),
+        cmocka_unit_test(a_chunk_reads_no_expert_twice),
         cmocka_unit_test(a_failed_read_ends_its_step_only),
         cmocka_unit_test(meta_and_reloading),
     };
