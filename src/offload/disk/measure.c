@@ -26,6 +26,7 @@
 #define DEPTH_LIMIT 32 /* 1 << (DISK_MEASURE_DEPTHS - 1) */
 #define TIME_NS_DEFAULT UINT64_C(400000000)
 #define TUNE_NS UINT64_C(200000000)
+#define TUNE_SPREAD_NS UINT64_C(100000000)
 #define GOOD_PERCENT 95
 #define ROUNDS 2
 #define PAIRS_PERCENT 60 /* of the time */
@@ -327,17 +328,19 @@ void disk_reader_options_apply(struct disk_reader_options *options,
         return;
     options->depth = measured->depth;
     options->piece_bytes = measured->piece_bytes;
-    options->bytes_per_s = measured->sequential_bytes_per_s > measured->random_bytes_per_s_best
-                               ? measured->sequential_bytes_per_s
-                               : measured->random_bytes_per_s_best;
+    options->bytes_per_s = measured->spread_bytes_per_s > 0 ? measured->spread_bytes_per_s
+                                                            : measured->sequential_bytes_per_s;
     log_line(options->log, LOG_INFO, "disk: measured %.0f MB/s; reading with depth=%" PRIu32
-             ",piece=%s", (double)measured->random_bytes_per_s_best / 1e6, measured->depth,
+             ",piece=%s", (double)options->bytes_per_s / 1e6, measured->depth,
              size_format(measured->piece_bytes, piece, sizeof(piece)));
 }
 
 void disk_reader_options_tune(struct disk_reader_options *options, const struct disk_file *file)
 {
     const struct disk_measure_options how = { .time_ns = TUNE_NS, .uring = options->uring };
+    const struct disk_measure_options spread = {
+        .time_ns = TUNE_SPREAD_NS, .uring = options->uring,
+    };
     struct disk_measured measured;
     struct err why;
 
@@ -347,5 +350,6 @@ void disk_reader_options_tune(struct disk_reader_options *options, const struct 
         log_line(options->log, LOG_DEBUG, "disk: not measured: %s", why.message);
         return;
     }
+    (void)disk_measure_spread(file, &spread, &measured, &measured.spread_bytes_per_s, NULL);
     disk_reader_options_apply(options, &measured);
 }

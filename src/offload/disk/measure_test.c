@@ -77,6 +77,27 @@ static void a_few_rates_are_enough(void **state)
     assert_int_equal(measured.random_bytes_per_s_best, 5000000);
 }
 
+/* A report's shares are of what lasts, not of the best moment. */
+static void the_rate_is_that_of_spread_reads(void **state)
+{
+    struct disk_measured measured = {
+        .depth = 16, .piece_bytes = 1 * MIB, .random_bytes_per_s_best = 3000,
+        .sequential_bytes_per_s = 2000, .spread_bytes_per_s = 1000,
+    };
+    struct disk_reader_options options = { .depth = 0 }, given = { .depth = 3 };
+
+    (void)state;
+    disk_reader_options_apply(&options, &measured);
+    assert_int_equal(options.bytes_per_s, 1000);
+    assert_int_equal(options.depth, 16);
+    options = (struct disk_reader_options){ .depth = 0 };
+    measured.spread_bytes_per_s = 0;
+    disk_reader_options_apply(&options, &measured);
+    assert_int_equal(options.bytes_per_s, 2000);
+    disk_reader_options_apply(&given, &measured);
+    assert_int_equal(given.depth, 3);
+}
+
 static void a_disk_is_measured(void **state)
 {
     const struct disk_measure_options options = { .time_ns = 50000000 };
@@ -112,6 +133,7 @@ static void a_disk_is_measured(void **state)
     assert_true(given.depth == 3 && given.piece_bytes == 0);
     disk_reader_options_tune(&open, file);
     assert_true(open.depth >= 8 && open.piece_bytes >= 128 * KIB);
+    assert_true(open.bytes_per_s > 0);
     assert_int_equal(truncate(paths[1], 4096), 0); /* now the reads fail */
     assert_int_equal(disk_measure(file, &options, &measured, &err), STATUS_IO);
     assert_non_null(strstr(err.message, "was it truncated?"));
@@ -127,6 +149,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(enough_is_in_flight),
         cmocka_unit_test(a_few_rates_are_enough),
+        cmocka_unit_test(the_rate_is_that_of_spread_reads),
         cmocka_unit_test(a_disk_is_measured),
     };
 

@@ -219,6 +219,7 @@ struct disk_measured {
     uint64_t block_bytes[DISK_MEASURE_BLOCKS_MAX];
     uint32_t block_count;
     uint64_t random_bytes_per_s_best; /* the best that the disk does over all of them */
+    uint64_t spread_bytes_per_s;      /* by disk_measure_spread; 0: it was not called */
     uint32_t depth;       /* what a reader should use: enough in flight to reach that rate */
     uint64_t piece_bytes;
     uint64_t read_bytes, took_ns;
@@ -229,7 +230,8 @@ struct disk_measured {
 enum status disk_measure(const struct disk_file *file, const struct disk_measure_options *options,
                          struct disk_measured *measured_out, struct err *err);
 /* What reads of DISK_SPREAD_BYTES at random places bring, as tiles and experts are read, with the
- * depth and the pieces that were chosen before; for options->time_ns. */
+ * depth and the pieces that were chosen before; for options->time_ns, which is long beside one of
+ * disk_measure's: a rate that lasts. */
 #define DISK_SPREAD_BYTES (UINT64_C(4) << 20)
 enum status disk_measure_spread(const struct disk_file *file,
                                const struct disk_measure_options *options,
@@ -237,10 +239,10 @@ enum status disk_measure_spread(const struct disk_file *file,
                                struct err *err);
 
 /* Sets depth and piece_bytes to what was measured where both are left open (0), and says so in the
- * options' log. */
+ * options' log. bytes_per_s becomes the spread rate, else that of reading in order. */
 void disk_reader_options_apply(struct disk_reader_options *options,
                                const struct disk_measured *measured);
-/* Sets depth and piece_bytes by a shorter measurement (200 ms) where both are left open (0), and
+/* Sets depth and piece_bytes by a shorter measurement (300 ms) where both are left open (0), and
  * says so in the options' log; where the disk can't be measured they stay open. */
 void disk_reader_options_tune(struct disk_reader_options *options, const struct disk_file *file);
 
