@@ -138,6 +138,47 @@ def test_plan_tells_what_would_live_where_and_loads_nothing():
     fails("plan", "--model", lighter.DEMO, "--assume", "disk=fast", code=2, words=["fast"])
 
 
+def test_what_moves_is_forecast_before_it_is_loaded():
+    """In every mode, with what came of it afterwards; nothing is measured for a model that stays."""
+    ask = ("generate", "--model", lighter.DEMO, "--device", "sim:memory=64MiB,link=4GB/s", *SMALL, *GREEDY, "--prompt",
+           QUESTION)
+    for flags in (["--offload-group-size", "2"], ["--cpu-offload-gb", "0.002"],
+                  ["--offload-mode", "auto", "--memory-budget", "5MiB", "--max-total-tokens", "64"],
+                  ["--offload-group-size", "2", "--offload-params", "*.self_attn.o_proj.weight", "--offload-mode", "disk",
+                   "--assume", "disk=1GB/s"]):
+        err = lighter.run(*ask, *flags, check=0)[2]
+        before = err[:err.find("prompt tokens, ")]
+        assert 0 < before.find("rates: memory") < before.find("forecast: a token moves"), (flags, err)
+        assert re.search("^generated .* forecast", err[len(before):], re.M), (flags, err)
+        assert "has no effect" not in err, err
+        answer = lighter.run_json(*ask, *flags)["forecast"]
+        assert answer["decode_tokens_per_s"] > 0 and answer["lacks"] is None, answer
+        assert answer["rates"]["link_bytes_per_s"] == 4e9 and answer["decode"]["bytes_moved"] > 0, answer
+        assert answer["rates"]["disk_bytes_per_s"] == (1e9 if "--assume" in flags else None), answer
+    for flags in ([], ["--offload-mode", "auto"]):
+        assert "forecast" not in lighter.run(*ask, *flags, check=0)[2]
+        assert lighter.run_json(*ask, *flags)["forecast"] is None
+    for flags in (["--cpu-offload-gb", "0.002"], ["--offload-group-size", "2"]):  # used where it is: nothing moves
+        assert lighter.run_json("generate", "--model", lighter.DEMO, *SMALL, *GREEDY, "--prompt", QUESTION,
+                                *flags)["forecast"] is None
+    err = lighter.run(*ask, "--offload-group-size", "2", "--offload-mode", "meta", check=0)[2]
+    assert err.count("no forecast: weights at home in meta") == 1, err
+    with lighter.Server("--model", lighter.DEMO, *SIM) as server:
+        assert sum("forecast: a token moves" in line for line in server.log) == 1, server.log
+
+
+def test_a_rate_that_is_not_known_is_null():
+    """The demo's files are too small to measure a disk by."""
+    ask = ("--model", lighter.DEMO, "--memory-budget", "8MiB", "--max-total-tokens", "64")
+    forecast = lighter.run_json("plan", *ask)["forecast"]
+    assert forecast["lacks"] == "disk" and forecast["rates"]["disk_bytes_per_s"] is None, forecast
+    assert forecast["rates"]["read_bytes_per_s"] > 0 and forecast["decode"]["disk_bytes"] > 0, forecast
+    for key in ("decode_tokens_per_s", "decode_bound_tokens_per_s", "prefill_tokens_per_s", "prompt_s"):
+        assert forecast[key] is None and forecast["decode"]["step_s"] is None, forecast
+    err = lighter.run("plan", *ask, check=0)[2]
+    assert "disk not measured" in err and re.search("no forecast: a token moves .* the disk's rate", err), err
+
+
 def test_offload_settings_without_an_effect_say_so():
     ask = ("generate", "--model", lighter.DEMO, "--prompt", "x", "--max-new-tokens", "1", "--max-total-tokens", "64")
     for flags in (["--offload-prefetch-step", "3"], ["--offload-slots", "4"], ["--offload-num-in-group", "2"],

@@ -128,6 +128,14 @@ def test_every_mode_answers_from_every_rank():
                 assert all(answer["meta_info"]["garbage"] for answer in answers), answers
 
 
+def test_one_rank_says_the_forecast():
+    with lighter.Server("--model", lighter.DEMO, "--dp-size", 2, "--offload-group-size", 1, "--assume", "read=9GB/s",
+                        "--device", "sim:memory=1GiB,link=4GB/s") as server:
+        told = [line for line in server.log if "forecast: a token moves" in line]
+        assert len(told) == 1 and "rank 0" in told[0], server.log
+        assert not any("has no effect" in line for line in server.log), server.log
+
+
 def test_bad_requests_and_options_are_refused_by_the_front_end():
     with lighter.Server("--model", lighter.DEMO, "--dp-size", 2) as server:
         for body, word in (({"input_ids": [99999999]}, "vocabulary"),

@@ -85,19 +85,20 @@ static void tell_report(const struct cli_context *context, struct cli_session *s
     const struct log *log = &context->console->log;
     const struct model_forecast *forecast = model_forecast_made(session->model);
     const double rate = decode_rate(pieces);
+    const bool compares = forecast != NULL && forecast->lacks == NULL && rate > 0;
 
     log_line(log, LOG_INFO, "%llu prompt tokens, %llu generated in %.3f s; ended by %s",
              (unsigned long long)answer->prompt_token_count,
              (unsigned long long)answer->completion_token_count, answer->e2e_s,
              finish_reason_name(answer->finish));
     offload_report_log(model_offload(session->model), log);
-    if (forecast != NULL && rate > 0 &&
+    if (compares &&
         forecast->decode_tokens_per_s_most > forecast->decode_tokens_per_s)
         log_line(log, LOG_INFO,
                  "generated %.3g tokens/s, where %.3g to %.3g were forecast, not knowing what "
                  "routers favour; the next start does", rate, forecast->decode_tokens_per_s,
                  forecast->decode_tokens_per_s_most);
-    else if (forecast != NULL && rate > 0)
+    else if (compares)
         log_line(log, LOG_INFO,
                  "generated %.3g tokens/s, %.0f %% of the forecast and %.0f %% of the bound", rate,
                  100 * rate / forecast->decode_tokens_per_s,
@@ -131,6 +132,7 @@ enum status cli_generate(struct cli_context *context, struct err *err)
                                    .sequence_count = 1,
                                    .tokens_each = ids.count + (uint64_t)params.max_new_tokens,
                                    .prompt_tokens = (uint32_t)ids.count,
+                                   .forecast = true,
                                },
                                log, &context->console->progress, err);
     context->bad_usage = session.bad_usage;

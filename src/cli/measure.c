@@ -11,9 +11,11 @@
 #define DISK_MEMORY_MIN (4 * MIB)
 #define BUDGET_SHARE 2 /* of the device's memory, one part in so many may be used */
 #define SPREAD_NS UINT64_C(150000000)
+#define QUICK_DISK_NS UINT64_C(200000000)
+#define QUICK_SPREAD_NS UINT64_C(75000000)
+#define QUICK_DEVICE_NS UINT64_C(40000000)
 
-/* A rate given as "1GB/s". */
-static enum status read_assumed(const char *assume, struct model_rates *rates, struct err *err)
+enum status cli_assume(const char *assume, struct model_rates *rates, struct err *err)
 {
     struct {
         const char *name;
@@ -24,6 +26,7 @@ static enum status read_assumed(const char *assume, struct model_rates *rates, s
     const size_t count = sizeof(all) / sizeof(all[0]);
     const char *at = assume;
 
+    *rates = (struct model_rates){ 0 };
     while (at != NULL && *at != '\0') {
         const size_t length = strcspn(at, ","), name_length = strcspn(at, "=");
         char text[64];
@@ -88,22 +91,24 @@ static enum dtype largest_dtype(const struct ckpt *ckpt)
 
 /* As tiles and experts are read; and the same while the processors compute, where the device is
  * them, because reading takes them, too. What cannot be measured stays 0. */
-static void measure_spread(struct device *device, const struct ckpt *ckpt,
-                           const struct disk_file *file, const struct disk_measure_options *how,
-                           const struct disk_measured *measured, uint64_t memory_bytes,
+static void measure_spread(const struct cli_measure *what, const struct disk_file *file,
+                           const struct disk_measure_options *how,
+                           struct disk_measured *measured, uint64_t memory_bytes,
                            struct model_rates *rates)
 {
-    const struct device_info *info = device_info(device);
+    const struct device_info *info = device_info(what->device);
     struct disk_measure_options shorter = *how;
     struct device_busy *busy = NULL;
     uint64_t rate = 0;
 
-    shorter.time_ns = SPREAD_NS;
+    shorter.time_ns = what->quickly ? QUICK_SPREAD_NS : SPREAD_NS;
     if (disk_measure_spread(file, &shorter, measured, &rate, NULL) != STATUS_OK)
         return;
+    measured->spread_bytes_per_s = rate;
     rates->disk_spread_bytes_per_s = (double)rate;
     if ((!info->memory_is_host && !info->memory_takes_host) ||
-        device_busy_begin(device, largest_dtype(ckpt), memory_bytes, &busy, NULL) != STATUS_OK)
+        device_busy_begin(what->device, largest_dtype(what->ckpt), memory_bytes, &busy, NULL) !=
+            STATUS_OK)
         return;
     if (disk_measure_spread(file, &shorter, measured, &rate, NULL) == STATUS_OK)
         rates->disk_beside_bytes_per_s = (double)rate;
@@ -111,21 +116,23 @@ static void measure_spread(struct device *device, const struct ckpt *ckpt,
 }
 
 /* Through no more memory than the host's budget has room for; of the device's, memory_bytes. */
-static void measure_disk(struct device *device, const struct ckpt *ckpt, const char *settings,
-                         uint64_t memory_bytes, const struct log *log, struct model_rates *rates,
-                         struct disk_measured *disk_out)
+static void measure_disk(const struct cli_measure *what, uint64_t memory_bytes,
+                         struct model_rates *rates, struct disk_measured *disk_out)
 {
-    struct disk_measure_options how = { .memory_bytes = DISK_MEASURE_BYTES };
+    struct disk_measure_options how = {
+        .memory_bytes = DISK_MEASURE_BYTES, .time_ns = what->quickly ? QUICK_DISK_NS : 0,
+    };
     struct disk_reader_options reader = { 0 };
     struct disk_file *file = NULL;
     struct err why;
-    enum status st = disk_reader_options_parse(settings, "--offload-disk", &reader, &why);
+    enum status st =
+        disk_reader_options_parse(what->offload_disk, "--offload-disk", &reader, &why);
 
     how.uring = reader.uring;
     if (st == STATUS_OK)
-        st = disk_file_open(largest_file(ckpt), reader.direct, &file, &why);
+        st = disk_file_open(largest_file(what->ckpt), reader.direct, &file, &why);
     while (st == STATUS_OK &&
-           (st = device_host_charge(device, how.memory_bytes, &why)) == STATUS_NO_MEMORY &&
+           (st = device_host_charge(what->device, how.memory_bytes, &why)) == STATUS_NO_MEMORY &&
            how.memory_bytes >= 2 * DISK_MEMORY_MIN) {
         how.memory_bytes /= 2;
         st = STATUS_OK;
@@ -133,63 +140,67 @@ static void measure_disk(struct device *device, const struct ckpt *ckpt, const c
     if (st == STATUS_OK) {
         st = disk_measure(file, &how, disk_out, &why);
         if (st == STATUS_OK)
-            measure_spread(device, ckpt, file, &how, disk_out, memory_bytes, rates);
-        device_host_discharge(device, how.memory_bytes);
+            measure_spread(what, file, &how, disk_out, memory_bytes, rates);
+        device_host_discharge(what->device, how.memory_bytes);
     }
     disk_file_close(file);
     if (st == STATUS_OK)
         rates->disk_bytes_per_s = (double)disk_out->sequential_bytes_per_s;
     else
-        log_line(log, LOG_INFO, "the disk is not measured: %s", why.message);
+        log_line(what->log, LOG_INFO, "the disk is not measured: %s", why.message);
 }
 
-static void measure_products(struct device *device, const struct ckpt *ckpt, uint64_t memory_bytes,
-                             const struct log *log, struct model_rates *rates)
+static void measure_products(const struct cli_measure *what, uint64_t memory_bytes,
+                             uint64_t time_ns, struct model_rates *rates)
 {
     bool used[DTYPE_COUNT] = { false };
     struct err why;
 
-    for (size_t i = 0; i < ckpt_tensor_count(ckpt); i++) {
-        const struct ckpt_tensor *tensor = ckpt_tensor_at(ckpt, i);
+    for (size_t i = 0; i < ckpt_tensor_count(what->ckpt); i++) {
+        const struct ckpt_tensor *tensor = ckpt_tensor_at(what->ckpt, i);
 
         if (tensor->rank >= 2 && tensor->dtype < DTYPE_COUNT && tensor->dtype != DTYPE_I32)
             used[tensor->dtype] = true;
     }
     used[DTYPE_F32] = true; /* its rate with one row is that of reading memory */
     for (size_t i = 0; i < DTYPE_COUNT; i++) {
-        if (used[i] && device_measure_matmul(device, (enum dtype)i, memory_bytes, &rates->matmul[i],
-                                             &why) != STATUS_OK)
-            log_line(log, LOG_INFO, "products of %s are not measured: %s",
+        if (used[i] && device_measure_matmul(what->device, (enum dtype)i, memory_bytes, time_ns,
+                                             &rates->matmul[i], &why) != STATUS_OK)
+            log_line(what->log, LOG_INFO, "products of %s are not measured: %s",
                      dtype_info((enum dtype)i)->name, why.message);
     }
 }
 
-enum status cli_measure(struct device *device, const struct ckpt *ckpt,
-                        const struct cli_options *options, const struct log *log,
-                        struct model_rates *rates_out, struct disk_measured *disk_out,
-                        struct err *err)
+/* Of F32, whose products compute least; where the memory is too little for that, of another. */
+static double read_rate(const struct model_rates *rates)
 {
+    double rate = rates->matmul[DTYPE_F32].one_row_bytes_per_s;
+
+    for (size_t i = 0; rate == 0 && i < DTYPE_COUNT; i++)
+        rate = rates->matmul[i].one_row_bytes_per_s;
+    return rate;
+}
+
+void cli_measure(const struct cli_measure *what, struct model_rates *rates,
+                 struct disk_measured *disk_out)
+{
+    const uint64_t time_ns = what->quickly ? QUICK_DEVICE_NS : DEVICE_MEASURE_NS;
     struct device_memory_report memory;
     struct err why;
     uint64_t memory_bytes;
-    enum status st;
 
-    *rates_out = (struct model_rates){ 0 };
     *disk_out = (struct disk_measured){ .depth = 0 };
-    st = read_assumed(options->assume, rates_out, err);
-    if (st != STATUS_OK)
-        return st;
-    device_memory_report(device, &memory);
+    device_memory_report(what->device, &memory);
     memory_bytes = (memory.budget_bytes - memory.used_bytes) / BUDGET_SHARE;
-    measure_products(device, ckpt, memory_bytes, log, rates_out);
-    if (rates_out->read_bytes_per_s == 0)
-        rates_out->read_bytes_per_s = rates_out->matmul[DTYPE_F32].one_row_bytes_per_s;
-    if (rates_out->disk_bytes_per_s == 0)
-        measure_disk(device, ckpt, options->offload_disk, memory_bytes, log, rates_out, disk_out);
-    if (rates_out->link_bytes_per_s == 0)
-        rates_out->link_bytes_per_s = (double)device_info(device)->link_bytes_per_s;
-    if (rates_out->link_bytes_per_s == 0 &&
-        device_measure_link(device, memory_bytes, &rates_out->link_bytes_per_s, &why) != STATUS_OK)
-        log_line(log, LOG_INFO, "the link is not measured: %s", why.message);
-    return STATUS_OK;
+    measure_products(what, memory_bytes, time_ns, rates);
+    if (rates->read_bytes_per_s == 0)
+        rates->read_bytes_per_s = read_rate(rates);
+    if (what->disk && rates->disk_bytes_per_s == 0)
+        measure_disk(what, memory_bytes, rates, disk_out);
+    if (rates->link_bytes_per_s == 0)
+        rates->link_bytes_per_s = (double)device_info(what->device)->link_bytes_per_s;
+    if (what->link && rates->link_bytes_per_s == 0 &&
+        device_measure_link(what->device, memory_bytes, time_ns, &rates->link_bytes_per_s, &why) !=
+            STATUS_OK)
+        log_line(what->log, LOG_INFO, "the link is not measured: %s", why.message);
 }

@@ -9,14 +9,24 @@
 #include "model/predict.h"
 #include "offload/disk/reader.h"
 
-/* Measures for about a second: the disk that the checkpoint is on, the device's link, its memory,
- * and products with the types that the checkpoint has. options->offload_disk says how files are
- * read; what it leaves open is in *disk_out afterwards (depth 0: not measured). options->assume
- * gives some of them instead, as "disk=1GB/s,link=25GB/s,read=20GB/s". What can't be measured stays
- * 0, and the log says why. STATUS_BAD_INPUT: assume. */
-enum status cli_measure(struct device *device, const struct ckpt *ckpt,
-                        const struct cli_options *options, const struct log *log,
-                        struct model_rates *rates_out, struct disk_measured *disk_out,
-                        struct err *err);
+/* What is measured, and with what. */
+struct cli_measure {
+    struct device *device;
+    const struct ckpt *ckpt;
+    const char *offload_disk;   /* how files are read; NULL: defaults */
+    bool disk, link;            /* they are needed */
+    bool quickly;               /* for about half a second; else for one or two */
+    const struct log *log;
+};
+
+/* Rates that are given instead of measured, as "disk=1GB/s,link=25GB/s,read=20GB/s"; all others
+ * are 0. NULL: none. STATUS_BAD_INPUT: one that can't be. */
+enum status cli_assume(const char *assume, struct model_rates *rates_out, struct err *err);
+
+/* Measures what is 0 in *rates: the disk that the checkpoint is on, the device's link, its memory,
+ * and products with the types that the checkpoint has. How the disk is best read is in *disk_out
+ * afterwards (depth 0: not measured). What can't be measured stays 0, and the log says why. */
+void cli_measure(const struct cli_measure *what, struct model_rates *rates,
+                 struct disk_measured *disk_out);
 
 #endif

@@ -250,7 +250,7 @@ const struct cli_option cli_option_table[] = {
               "otherwise; default: ~/.cache/lighter",
       .group = GROUP_OFFLOAD, .commands = ON_RUN, AT(offload_cache_dir) },
     { .name = "assume", .kind = CLI_OPTION_TEXT, .value_name = "RATES",
-      .help = "for the forecast of plan and of --offload-mode auto, instead of measuring: such as "
+      .help = "for the forecast of what moves, instead of measuring: such as "
               "'disk=1GB/s,link=25GB/s,read=20GB/s'",
       .group = GROUP_OFFLOAD, .commands = ON_RUN, AT(assume) },
 

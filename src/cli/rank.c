@@ -190,7 +190,10 @@ static void take_weights(struct self *self)
 
 static enum status serve(struct self *self, bool *finalize_out, struct err *err)
 {
-    const struct cli_demand demand = { 0 };
+    /* One rank's is all ranks', and who comes back is waited for. */
+    const struct cli_demand demand = {
+        .forecast = true, .forecast_is_made = self->place.rank > 0 || !self->life->first,
+    };
     struct cli_console *console = self->context->console;
     char text[OFFLOAD_SHARE_TEXT_BYTES];
     enum status st;

@@ -155,7 +155,7 @@ struct serving {
 
 static enum status open_engine(struct serving *serving, struct err *err)
 {
-    const struct cli_demand demand = { 0 };
+    const struct cli_demand demand = { .forecast = true };
     struct cli_session *session = &serving->session;
     struct cli_console *console = serving->context->console;
     enum status st = cli_session_start(session, serving->context->options, &demand, &console->log,

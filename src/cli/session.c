@@ -164,6 +164,8 @@ static void warn_of_idle(const struct cli_options *options, const struct cli_dem
 {
     const char *mode = cli_options_offload_mode(options);
     const bool is_auto = strcmp(mode, "auto") == 0;
+    const bool may_move = is_auto || options->cpu_offload_gb > 0 ||
+                          options->offload_group_size > 0 || options->offload_experts;
     const struct {
         const char *name, *value, *where;
         bool is_idle;
@@ -172,8 +174,9 @@ static void warn_of_idle(const struct cli_options *options, const struct cli_dem
           !is_auto && strcmp(mode, "disk") != 0 },
         { "offload-cache-dir", options->offload_cache_dir, "--offload-mode disk or auto",
           !is_auto && strcmp(mode, "disk") != 0 },
-        { "assume", options->assume, "'plan' and --offload-mode auto",
-          !is_auto && !demand->plan_only },
+        { "assume", options->assume, "the forecast that 'plan' makes, and 'serve' and 'generate' "
+          "where something moves",
+          !demand->plan_only && !is_auto && !(demand->forecast && may_move) },
     };
 
     for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
@@ -349,10 +352,37 @@ static enum status open_checkpoint(struct cli_session *session, const struct cli
                    "(/update_weights_from_disk), or start the server again", options->model);
 }
 
+/* What model_options.measure needs. */
+struct measuring {
+    const struct cli_options *options;
+    const struct log *log;
+    const struct cli_session *session;
+    bool quickly;  /* the plan is neither all that is asked for nor the program's own */
+};
+
+static void measure(void *user, const struct offload_traffic *traffic, struct model_rates *rates,
+                    struct disk_measured *disk_out)
+{
+    const struct measuring *measuring = user;
+    const struct cli_options *options = measuring->options;
+    const struct cli_measure what = {
+        .device = measuring->session->device, .ckpt = measuring->session->ckpt,
+        .offload_disk = options->offload_disk, .disk = traffic->disk_bytes > 0,
+        .link = traffic->link_bytes + traffic->peer_bytes > 0,
+        .quickly = measuring->quickly, .log = measuring->log,
+    };
+
+    cli_measure(&what, rates, disk_out);
+}
+
 enum status cli_session_start(struct cli_session *session, const struct cli_options *options,
                               const struct cli_demand *demand, const struct log *log,
                               const struct progress *progress, struct err *err)
 {
+    struct measuring measuring = {
+        .options = options, .log = log, .session = session,
+        .quickly = !demand->plan_only && strcmp(cli_options_offload_mode(options), "auto") != 0,
+    };
     struct model_options model;
     struct engine_options engine;
     struct model_info info;
@@ -393,14 +423,15 @@ enum status cli_session_start(struct cli_session *session, const struct cli_opti
     } else {
         st = offload_mode_parse(cli_options_offload_mode(options), &model.offload.home, err);
     }
-    /* A forecast takes a second to measure: it is made where the program chooses by it. */
-    if (st == STATUS_OK && (demand->plan_only || model.offload.automatic)) {
-        st = cli_measure(session->device, session->ckpt, options, log, &session->rates,
-                         &model.offload.disk_measured, err);
-        model.rates = &session->rates;
-        model.forecast_prompt_tokens = demand->prompt_tokens;
-        model.plan_only = demand->plan_only;
-    }
+    if (st == STATUS_OK)
+        st = cli_assume(options->assume, &session->rates, err);
+    if ((demand->plan_only || demand->forecast || model.offload.automatic) &&
+        !demand->forecast_is_made)
+        model.measure = measure;
+    model.measure_user = &measuring;
+    model.rates = &session->rates;
+    model.forecast_prompt_tokens = demand->prompt_tokens;
+    model.plan_only = demand->plan_only;
     if (st == STATUS_OK) {
         set_sizes(&model, &engine, options, demand, device_info(session->device),
                   info.context_length);

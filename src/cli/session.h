@@ -43,7 +43,7 @@ struct cli_session {
     uint64_t charged_bytes;      /* of host memory, for the engine, and what was open
                                   before the model */
     uint64_t host_reserve_bytes; /* of host memory, for the same */
-    struct model_rates rates;    /* measured, when a forecast was made */
+    struct model_rates rates;    /* assumed or measured, when a forecast was made */
     bool bad_usage;              /* what failed was an option's fault, not the checkpoint's */
 };
 
@@ -52,7 +52,10 @@ struct cli_demand {
     uint32_t sequence_count;     /* requests at once; 0: unknown */
     uint64_t tokens_each;        /* prompt and answer together; 0: unknown */
     uint32_t prompt_tokens;      /* for a forecast; 0: unknown */
-    bool plan_only;              /* only device, checkpoint and model are opened, nothing loaded */
+    bool forecast;               /* of what moves; auto has one in any case, */
+    bool forecast_is_made;       /* unless another rank makes it, or this one did before */
+    bool plan_only;              /* only device, checkpoint and model are opened, nothing loaded;
+                                    with a forecast */
 };
 
 /* The tokenizer of a folder or a GGUF file. */

@@ -17,7 +17,6 @@
 #define N_COUNT_MANY 1536u
 #define N_COUNT_SMALL 1024u
 #define SMALL_COUNT_MAX 4096u
-#define TIME_NS UINT64_C(200000000)
 
 struct bench {
     struct device *device;
@@ -78,13 +77,13 @@ static enum status bench_open(struct bench *bench, enum dtype dtype, uint64_t me
 }
 
 /* Runs the product again and again; *seconds_out: of one. */
-static enum status time_op(struct bench *bench, const struct op *op, double *seconds_out,
-                           struct err *err)
+static enum status time_op(struct bench *bench, const struct op *op, uint64_t time_ns,
+                           double *seconds_out, struct err *err)
 {
     uint64_t began_ns = 0, now_ns = 0, count = 0;
     enum status st = STATUS_OK;
 
-    for (uint64_t i = 0; st == STATUS_OK && (i < 2 || now_ns - began_ns < TIME_NS); i++) {
+    for (uint64_t i = 0; st == STATUS_OK && (i < 2 || now_ns - began_ns < time_ns); i++) {
         st = device_launch(bench->stream, op, err);
         if (st == STATUS_OK)
             st = stream_sync(bench->stream, err);
@@ -130,7 +129,7 @@ static enum status time_small(struct bench *bench, enum dtype dtype, double *sec
 }
 
 enum status device_measure_matmul(struct device *device, enum dtype dtype,
-                                  uint64_t memory_bytes_max,
+                                  uint64_t memory_bytes_max, uint64_t time_ns,
                                   struct device_matmul_rates *rates_out, struct err *err)
 {
     struct bench bench = { .device = device };
@@ -142,14 +141,14 @@ enum status device_measure_matmul(struct device *device, enum dtype dtype,
     if (st == STATUS_OK) {
         const struct op one = product(&bench, dtype, 1, bench.n_count);
 
-        st = time_op(&bench, &one, &one_s, err);
+        st = time_op(&bench, &one, time_ns, &one_s, err);
     }
     if (st == STATUS_OK && bench.n_count >= N_COUNT_SMALL)
         st = time_small(&bench, dtype, &small_s, err);
     if (st == STATUS_OK) {
         const struct op many = product(&bench, dtype, DEVICE_MEASURE_ROWS, n_many);
 
-        st = time_op(&bench, &many, &many_s, err);
+        st = time_op(&bench, &many, time_ns, &many_s, err);
     }
     if (st == STATUS_OK) {
         const double reading_s = one_s * N_COUNT_SMALL / bench.n_count;
@@ -218,7 +217,7 @@ void device_busy_end(struct device_busy *busy)
 }
 
 enum status device_measure_link(struct device *device, uint64_t memory_bytes_max,
-                                double *bytes_per_s_out, struct err *err)
+                                uint64_t time_ns, double *bytes_per_s_out, struct err *err)
 {
     const uint64_t size_bytes = memory_bytes_max < LINK_BYTES_MAX ? memory_bytes_max
                                                                   : LINK_BYTES_MAX;
@@ -235,7 +234,7 @@ enum status device_measure_link(struct device *device, uint64_t memory_bytes_max
         st = device_host_alloc(device, size_bytes, &src, err);
     if (st == STATUS_OK)
         st = stream_create(device, STREAM_COPY, &stream, err);
-    for (uint64_t i = 0; st == STATUS_OK && (i < 2 || now_ns - began_ns < TIME_NS); i++) {
+    for (uint64_t i = 0; st == STATUS_OK && (i < 2 || now_ns - began_ns < time_ns); i++) {
         st = device_copy_in(stream, dst, src, size_bytes, err);
         if (st == STATUS_OK)
             st = stream_sync(stream, err);

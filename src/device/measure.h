@@ -1,7 +1,7 @@
 /* device/measure.h - what a device does in a short while, for those who plan.
  *
- * Each function takes memory from the device for a moment, works for about a fifth of a second, and
- * gives all of it back. Figures are of now: on a shared machine they drift.
+ * Each function takes memory from the device for a moment, works for about time_ns for each rate,
+ * and gives all of it back. Figures are of now: on a shared machine they drift.
  *
  * Threads: as device.h's. */
 #ifndef LIGHTER_DEVICE_MEASURE_H
@@ -16,11 +16,12 @@ struct device_matmul_rates {
 };
 
 #define DEVICE_MEASURE_ROWS 64
+#define DEVICE_MEASURE_NS UINT64_C(200000000) /* a good time_ns */
 
 /* Of OP_MATMUL with weights of this type. memory_bytes_max: of the device's memory, to be used at
  * most; with little of it, caches flatter the first figure. */
 enum status device_measure_matmul(struct device *device, enum dtype dtype,
-                                  uint64_t memory_bytes_max,
+                                  uint64_t memory_bytes_max, uint64_t time_ns,
                                   struct device_matmul_rates *rates_out, struct err *err);
 /* Keeps the device busy with products of one row, as decoding does, on a thread of its own from
  * begin to end. end: NULL is fine. */
@@ -30,6 +31,6 @@ enum status device_busy_begin(struct device *device, enum dtype dtype, uint64_t 
 void device_busy_end(struct device_busy *busy);
 /* Of copies from host memory. 0: the device's memory is the host's. */
 enum status device_measure_link(struct device *device, uint64_t memory_bytes_max,
-                                double *bytes_per_s_out, struct err *err);
+                                uint64_t time_ns, double *bytes_per_s_out, struct err *err);
 
 #endif

@@ -517,8 +517,10 @@ static json_t *report_of(struct selftest *test, double seconds)
     double link_bytes_per_s = 0;
 
     if (!test->broken) {
-        (void)device_measure_link(test->device, MEASURE_BYTES, &link_bytes_per_s, NULL);
-        (void)device_measure_matmul(test->device, DTYPE_BF16, MEASURE_BYTES, &rates, NULL);
+        (void)device_measure_link(test->device, MEASURE_BYTES, DEVICE_MEASURE_NS,
+                                  &link_bytes_per_s, NULL);
+        (void)device_measure_matmul(test->device, DTYPE_BF16, MEASURE_BYTES, DEVICE_MEASURE_NS,
+                                    &rates, NULL);
     }
     return json_pack("{s:s, s:s, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:o, s:o}", "device",
                      device_info(test->device)->description, "reference",

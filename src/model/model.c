@@ -186,11 +186,34 @@ static void log_plan(const struct model *model, const struct offload_sizes *weig
              size_format(weights->host_load_bytes, text[3], sizeof(text[3])), host);
 }
 
+static bool moves_anything(const struct offload_traffic *traffic)
+{
+    double bytes = 0;
+
+    for (unsigned home = 0; home < OFFLOAD_HOME_COUNT; home++)
+        bytes += traffic->home_bytes[home];
+    return bytes > 0;
+}
+
+/* What the model is going to do costs time to find out: only where there is something to plan. */
 static void make_forecast(struct model *model, const struct model_options *options,
                           const struct log *log)
 {
     const uint32_t prompt = options->forecast_prompt_tokens;
+    struct disk_measured disk = { .depth = 0 };
+    struct offload_traffic traffic;
 
+    if (options->measure == NULL)
+        return;
+    offload_traffic(model->offload, (uint32_t)model->sizes.row_count, &traffic);
+    if (!moves_anything(&traffic) && !options->plan_only) {
+        if (offload_is_garbage(model->offload))
+            log_line(log, LOG_INFO, "no forecast: weights at home in meta have no contents that "
+                     "would move");
+        return;
+    }
+    options->measure(options->measure_user, &traffic, options->rates, &disk);
+    offload_disk_known(model->offload, &disk);
     model_forecast(model, options->rates, prompt, prompt, &model->forecast);
     model->has_forecast = true;
     model_forecast_log(options->rates, &model->forecast, log);
@@ -315,7 +338,7 @@ static enum status plan_and_load(struct model *model, const struct ckpt *ckpt,
     fill_info(model);
     log_plan(model, &weights, &own.offload, log);
     st = offload_manifest_log(model->offload, log, err);
-    if (st == STATUS_OK && options->rates != NULL)
+    if (st == STATUS_OK)
         make_forecast(model, options, log);
     if (st != STATUS_OK || options->plan_only)
         return st;

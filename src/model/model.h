@@ -43,8 +43,13 @@ struct model_options {
     uint64_t host_reserve_bytes;    /* that the caller will take of it afterwards */
     bool budget_is_host;            /* the device's budget is what the host has free, so what is
                                        taken of the host's memory is taken of it too */
-    const struct model_rates *rates; /* of this machine, for a forecast (predict.h) in the log.
-                                       Borrowed by model_create; NULL: no forecast */
+    /* For a forecast (predict.h) in the log: sets what this machine does in *rates, by a pass's
+     * traffic, and how its disk is best read, where that is measured. Called once, between plan and
+     * loading, where something moves or plan_only. NULL: no forecast. */
+    void (*measure)(void *user, const struct offload_traffic *traffic, struct model_rates *rates,
+                    struct disk_measured *disk_out);
+    void *measure_user;
+    struct model_rates *rates;      /* Borrowed by model_create; not NULL with measure */
     uint32_t forecast_prompt_tokens; /* what it is for */
     bool plan_only;                 /* take no memory and load nothing: only what describes the
                                        model
@@ -94,7 +99,7 @@ enum status model_create(struct device *device, const struct ckpt *ckpt,
 void model_destroy(struct model *model);
 const struct model_info *model_info(const struct model *model);
 struct offload *model_offload(struct model *model);
-/* NULL: no rates were given. */
+/* NULL: none was asked for, or nothing moves. */
 const struct model_forecast *model_forecast_made(const struct model *model);
 /* Parameters are indexed 0 .. count - 1 in the offloader. */
 size_t model_param_count(const struct model *model);

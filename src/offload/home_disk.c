@@ -230,8 +230,8 @@ static enum status disk_open(struct offload *offload, struct err *err)
     units_measure(offload, &offload->disk->reads_max, &offload->disk->record_bytes);
     st = offload__disk_files_open(offload, offload->options.ckpt, offload->segments,
                                   &offload->disk->files, &offload->disk->file_count, err);
-    if (st == STATUS_OK && offload->options.disk_measured.depth != 0)
-        disk_reader_options_apply(&options, &offload->options.disk_measured);
+    if (st == STATUS_OK && offload->disk_known.depth != 0)
+        disk_reader_options_apply(&options, &offload->disk_known);
     else if (st == STATUS_OK)
         tune(offload, &options);
     offload->disk->bytes_per_s = options.bytes_per_s;

@@ -153,6 +153,7 @@ struct offload {
     struct device *device;
     const struct log *log;                  /* borrowed; may be NULL */
     struct offload_options options;         /* params_glob is not kept */
+    struct disk_measured disk_known;        /* depth 0: nothing is known of the disk */
     struct offload__param *params;
     size_t param_count;
     uint64_t finish_bytes;                  /* memory that finishing any of them takes; 0: none */

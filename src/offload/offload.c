@@ -166,6 +166,11 @@ void offload_sizes(const struct offload *offload, struct offload_sizes *sizes_ou
     *sizes_out = offload->sizes;
 }
 
+void offload_disk_known(struct offload *offload, const struct disk_measured *measured)
+{
+    offload->disk_known = *measured;
+}
+
 /* Adds what is fetched from a home. */
 static void traffic_add(const struct offload *offload, enum offload_home home, double bytes,
                         struct offload_traffic *traffic)

@@ -118,8 +118,6 @@ struct offload_options {
                                      */
     const char *disk;             /* --offload-disk: see disk_reader_options_parse. Borrowed until
                                      offload_load has returned; NULL: defaults */
-    struct disk_measured disk_measured; /* what is known of that disk; depth 0: nothing, and it is
-                                       measured */
     const char *cache_dir;        /* folder for cache files, of what the checkpoint has otherwise
                                      than
                                      it is used. Borrowed likewise; NULL: there is none */
@@ -197,6 +195,9 @@ void offload_destroy(struct offload *offload);
  * that each rank can free its own once all have come so far. No pass may follow. */
 void offload_peers_close(struct offload *offload);
 void offload_sizes(const struct offload *offload, struct offload_sizes *sizes_out);
+/* Before offload_load: what is known of the disk with homes; depth 0, or when this is not called:
+ * nothing, and offload_load measures it. */
+void offload_disk_known(struct offload *offload, const struct disk_measured *measured);
 
 /* Takes memory, checks every loader, loads every parameter into its home or onto the device, and
  * starts the first onloads. compute: the stream on which the model launches; borrowed until
