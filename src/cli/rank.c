@@ -244,8 +244,9 @@ static int live(void *user, const struct cli_life *life)
     if (st != STATUS_OK) /* whatever is half open ends with the process */
         return self.rank != NULL ? self.session.bad_usage ? 2 : 1 : life->first ? 1
                                                                                 : CLI_LIFE_ORPHAN;
-    if (offload_report_check(model_offload(self.session.model), &err) != STATUS_OK)
-        log_line(self.log, LOG_ERROR, "%s", err.message);
+    st = offload_report_check(model_offload(self.session.model), &err);
+    if (st != STATUS_OK) /* the front end's exit status tells of it */
+        fleet_rank_fail(self.rank, st, err.message, false);
     if (cli_session_trace_write(&self.session, &self.options, self.log, STATUS_OK, &err) !=
         STATUS_OK)
         log_line(self.log, LOG_ERROR, "%s", err.message);

@@ -198,10 +198,14 @@ static enum status serving_close(struct serving *serving, enum status st, struct
 {
     const struct cli_context *context = serving->context;
     const bool has_ranks = serving->rank_count > 1 && serving->fleet != NULL;
+    enum status left = STATUS_OK;
+    struct err why;
 
     server_destroy(serving->server);
     if (has_ranks)
-        fleet_remote_leave(serving->fleet);
+        left = fleet_remote_leave(serving->fleet, &why);
+    if (st == STATUS_OK && left != STATUS_OK)
+        st = err_set(err, left, "%s", why.message);
     cli_ranks_stop(serving->ranks);
     fleet_destroy(serving->fleet);
     st = cli_session_trace_write(&serving->session, context->options, &context->console->log, st,

@@ -97,7 +97,7 @@ json_t *fleet__ready_json(const struct model_info *info, uint32_t running_max, c
 enum status fleet__ready_read(const json_t *json, struct model_info *info_out,
                               uint32_t *running_max_out, const char **shares_out,
                               struct err *err);
-/* FAILED: a status and its sentence. */
+/* FAILED, before READY or after LEAVE: a status and its sentence. */
 json_t *fleet__status_json(enum fleet__op op, uint64_t id, enum status status,
                            const char *message);
 /* What the other side failed with becomes *status_out and a sentence in *said_out. */

@@ -48,7 +48,7 @@ const struct fleet_rank_weights *fleet_rank_weights(const struct fleet_rank *ran
 /* What another rank of this machine has given fleet_rank_serve as what it shares; NULL: there is
  * none, or it might change meanwhile. Valid as long as the rank. */
 const char *fleet_rank_shares(const struct fleet_rank *rank);
-/* Tells the front end why this rank won't serve. */
+/* Tells the front end why this rank won't serve; or, when it has, what failed as it left. */
 void fleet_rank_fail(struct fleet_rank *rank, enum status status, const char *message,
                      bool bad_usage);
 /* Says ready and answers, until the front end says leave. shares: a line for ranks of this machine

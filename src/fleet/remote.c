@@ -384,13 +384,14 @@ static uint32_t connected_count(const struct fleet__remote *remote)
     return count;
 }
 
-void fleet_remote_leave(struct fleet *fleet)
+enum status fleet_remote_leave(struct fleet *fleet, struct err *err)
 {
     struct fleet__remote *remote = remote_of(fleet);
     const uint64_t until_ns = clock_now_ns() + FLEET__LEAVE_NS;
     const struct timespec until = {
         .tv_sec = (time_t)(until_ns / 1000000000), .tv_nsec = (long)(until_ns % 1000000000),
     };
+    struct err left;
 
     pthread_mutex_lock(&remote->lock);
     remote->leaving = true;
@@ -406,7 +407,9 @@ void fleet_remote_leave(struct fleet *fleet)
     while (connected_count(remote) > 0 &&
            pthread_cond_timedwait(&remote->changed, &remote->lock, &until) != ETIMEDOUT)
         ;
+    left = remote->left;
     pthread_mutex_unlock(&remote->lock);
+    return left.status == STATUS_OK ? STATUS_OK : err_set(err, left.status, "%s", left.message);
 }
 
 /* -- create and destroy ------------------------------------------------------------------------ */

@@ -41,7 +41,8 @@ enum status fleet_remote_wait(struct fleet *fleet, bool *bad_usage_out, struct e
 /* For whoever has started the ranks and sees them end: no rank is there, and why. Those that wait
  * when a start has come to nothing are answered so. */
 void fleet_remote_ended(struct fleet *fleet, const char *why);
-/* Tells the ranks to end, and waits until they have hung up, or two seconds. */
-void fleet_remote_leave(struct fleet *fleet);
+/* Tells the ranks to end, and waits until they have hung up, or two seconds. What the first said of
+ * itself that failed as it left (fleet_rank_fail). */
+enum status fleet_remote_leave(struct fleet *fleet, struct err *err);
 
 #endif

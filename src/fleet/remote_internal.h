@@ -124,6 +124,7 @@ struct fleet__remote {
     bool has_started;                    /* a rank was ready since fleet_remote_ended */
     bool has_died;                       /* a rank did, once: nobody leaves MPI together */
     bool draining, stopping, leaving;
+    struct err left;                     /* of a rank that failed as it left; else STATUS_OK */
     struct fleet__update update;
     char *model_path, *weight_version;   /* that serve since an update; NULL: as at the start */
     uint64_t weights_serial;             /* of updates that were decided for */

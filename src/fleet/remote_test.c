@@ -330,6 +330,47 @@ static void strangers_and_liars_are_hung_up_on(void **state)
     play_end(&ranks[0]);
 }
 
+struct leaver {
+    struct fleet_rank *rank;
+    struct engine *engine;
+};
+
+static void *serve_and_fail(void *user)
+{
+    const struct leaver *leaver = user;
+    bool finalize = false;
+    struct err err;
+
+    assert_int_equal(fleet_rank_serve(leaver->rank, leaver->engine, NULL, &finalize, &err),
+                     STATUS_OK);
+    fleet_rank_fail(leaver->rank, STATUS_DEVICE, "7 bytes moved, 8 planned", false);
+    testing_engine_destroy(leaver->engine);
+    fleet_rank_destroy(leaver->rank);
+    return NULL;
+}
+
+static void what_fails_as_a_rank_leaves_is_said(void **state)
+{
+    struct fleet *fleet = create(1, 64, false);
+    struct leaver leaver = { .engine = testing_engine_create(true) };
+    bool is_gone = false, bad_usage = false;
+    const struct fleet_rank_options options = {
+        .front = fleet_remote_front(fleet), .rank = 0, .on_gone = gone, .user = &is_gone,
+    };
+    pthread_t thread;
+    struct err err;
+
+    (void)state;
+    assert_int_equal(fleet_rank_connect(&options, &leaver.rank, &err), STATUS_OK);
+    assert_int_equal(pthread_create(&thread, NULL, serve_and_fail, &leaver), 0);
+    assert_int_equal(fleet_remote_wait(fleet, &bad_usage, &err), STATUS_OK);
+    assert_int_equal(fleet_remote_leave(fleet, &err), STATUS_DEVICE);
+    assert_string_equal(err.message, "rank 0: 7 bytes moved, 8 planned");
+    (void)pthread_join(thread, NULL);
+    fleet_destroy(fleet);
+    assert_false(is_gone);
+}
+
 static void a_real_rank_answers_drains_and_leaves(void **state)
 {
     struct fleet *fleet = create(1, 64, false);
@@ -370,7 +411,7 @@ static void a_real_rank_answers_drains_and_leaves(void **state)
     assert_int_equal(wait_end(40).status, STATUS_CANCELED);
     fleet_drain(fleet);
     assert_int_equal(ask(fleet, 41, 3, &err), STATUS_UNAVAILABLE);
-    fleet_remote_leave(fleet);
+    assert_int_equal(fleet_remote_leave(fleet, &err), STATUS_OK);
     (void)pthread_join(thread, NULL);
     fleet_destroy(fleet);
     assert_false(is_gone);
@@ -390,6 +431,7 @@ int main(void)
         cmocka_unit_test(what_does_not_start_is_said),
         cmocka_unit_test(nobody_waits_for_ranks_that_do_not_come),
         cmocka_unit_test(strangers_and_liars_are_hung_up_on),
+        cmocka_unit_test(what_fails_as_a_rank_leaves_is_said),
         cmocka_unit_test(a_real_rank_answers_drains_and_leaves),
     };
 

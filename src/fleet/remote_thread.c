@@ -189,6 +189,25 @@ static enum status on_failed(struct fleet__remote *remote, const struct fleet__p
     return STATUS_OK;
 }
 
+/* It has served, and failed as it left. */
+static enum status on_left(struct fleet__remote *remote, const struct fleet__peer *peer,
+                           const json_t *json, struct err *err)
+{
+    struct err said = { 0 };
+    enum status status = STATUS_OK;
+    enum status st = fleet__status_read(json, &status, &said, err);
+
+    if (st != STATUS_OK)
+        return st;
+    pthread_mutex_lock(&remote->lock);
+    if (!remote->leaving || status == STATUS_OK)
+        st = err_set(err, STATUS_PEER, "it failed out of turn");
+    else if (remote->left.status == STATUS_OK)
+        (void)err_set(&remote->left, status, "rank %u: %s", rank_of(remote, peer), said.message);
+    pthread_mutex_unlock(&remote->lock);
+    return st;
+}
+
 static enum status on_output(struct fleet__remote *remote, struct fleet__peer *peer,
                              const json_t *json, struct err *err)
 {
@@ -272,6 +291,8 @@ static enum status on_message(struct fleet__remote *remote, struct fleet__peer *
         return on_ready(remote, peer, json, err);
     if (op == FLEET__FAILED && is_loading)
         return on_failed(remote, peer, json, err);
+    if (op == FLEET__FAILED && is_up)
+        return on_left(remote, peer, json, err);
     if (op == FLEET__OUTPUT && is_up)
         return on_output(remote, peer, json, err);
     if (op == FLEET__REPORT && is_up)

@@ -508,7 +508,7 @@ static void real_ranks_come_to_every_step(void **state)
         assert_int_equal(wait_end(0).finish, FINISH_LENGTH);
     }
     fleet_drain(fleet);
-    fleet_remote_leave(fleet);
+    assert_int_equal(fleet_remote_leave(fleet, &err), STATUS_OK);
     for (uint32_t i = 0; i < RANKS; i++)
         (void)pthread_join(threads[i], NULL);
     fleet_destroy(fleet);
