@@ -126,6 +126,12 @@ def llama4(scale, **more):
                  num_hidden_layers=4, num_local_experts=8, num_experts_per_tok=1, **more)
 
 
+def gpt_oss(scale, **more):
+    config = dict(intermediate_size=32 * scale, head_dim=8 * scale, sliding_window=7 * scale,
+                  num_local_experts=8, num_experts_per_tok=3, rope_parameters=yarn(truncate=False))
+    return dense(scale, **(config | more))
+
+
 def mixtral(scale, **more):
     return dense(scale, intermediate_size=12 * scale, num_local_experts=8, **more)
 
@@ -213,6 +219,11 @@ CASES = [
                                                  use_qk_norm=False, attn_temperature_tuning=False,
                                                  moe_layers=[0, 3]), "float16", ("nested",)),
     ("llama4_plain", "Llama4Text", llama4, "bfloat16", ("old",)),
+    ("gpt_oss", "GptOss", gpt_oss, "bfloat16", ("old",)),
+    ("gpt_oss_plain", "GptOss", lambda s: gpt_oss(
+        s, attention_bias=False, head_dim=12 * s, intermediate_size=12 * s, num_experts_per_tok=2,
+        layer_types=["full_attention"] + ["sliding_attention"] * (layers(s) - 1),
+        rope_parameters=rope("default")), "float16", ("shards",)),
     ("mixtral", "Mixtral", mixtral, "bfloat16", ("old",)),
     ("mixtral_fused", "Mixtral", lambda s: mixtral(s, num_experts_per_tok=3, head_dim=12 * s),
      "float16", ("fused",)),
@@ -261,7 +272,7 @@ def randomise(model, seed):
         with torch.no_grad():
             if "e_score_correction_bias" in name:
                 tensor.copy_(0.2 * noise)
-            elif name.endswith(".bias"):
+            elif name.endswith((".bias", "_bias")):
                 tensor.copy_(0.3 * noise)
             elif tensor.dim() == 1:
                 tensor.copy_((0 if gemma else 1) + 0.25 * noise)
@@ -368,7 +379,8 @@ def make_checkpoint(case, scale, dtype, folder, seed=SEED):
     return model
 
 
-SOFTMAX_ROUTERS = ("Qwen2MoeTopKRouter", "Qwen3MoeTopKRouter", "MixtralTopKRouter", "OlmoeTopKRouter")
+SOFTMAX_ROUTERS = ("Qwen2MoeTopKRouter", "Qwen3MoeTopKRouter", "MixtralTopKRouter", "OlmoeTopKRouter",
+                   "GptOssTopKRouter")
 
 
 def watch_routers(model):

@@ -23,6 +23,7 @@ static const struct model_arch *const arches[] = {
     &model_arch_gemma3_sees,
     &model_arch_llama4,
     &model_arch_llama4_sees,
+    &model_arch_gpt_oss,
     &model_arch_deepseek_v2,
     &model_arch_deepseek_v3,
 };
@@ -49,7 +50,7 @@ const char *const *model_architectures(void)
         "Glm4ForCausalLM", "Glm4MoeForCausalLM", "Phi3ForCausalLM", "GraniteForCausalLM",
         "GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM", "Gemma2ForCausalLM",
         "Gemma3ForCausalLM", "Gemma3ForConditionalGeneration", "Llama4ForCausalLM",
-        "Llama4ForConditionalGeneration", "DeepseekV2ForCausalLM",
+        "Llama4ForConditionalGeneration", "GptOssForCausalLM", "DeepseekV2ForCausalLM",
         "DeepseekV3ForCausalLM", NULL,
     };
 

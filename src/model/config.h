@@ -53,6 +53,7 @@ struct model_config {
                                         shorter than the context */
     bool is_sliding[CONFIG_LAYERS_MAX]; /* which layers these are */
     bool chunked;                    /* such a window does not slide: op_attention.chunked */
+    bool sinks;                      /* op_attention.sinks */
     float attention_scale;           /* on q . k, YaRN's factor included */
     float score_cap, logits_cap;     /* soft ones; 0: none */
     float norm_offset;               /* to norms' weights: 1, or 0 */
@@ -90,6 +91,7 @@ struct model_config {
     enum route_scoring scoring;
     enum route_groups groups;
     bool route_bias, route_normalise;
+    bool expert_biases;        /* of experts and of the router's logits */
     float route_scale;
     uint32_t predict_layer_count;    /* multi-token prediction: in the checkpoint, not used */
 

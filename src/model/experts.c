@@ -175,6 +175,9 @@ static void describe_router(struct params *params, const struct model_config *co
     if (config->route_bias)
         model__describe_norm(params, layer, ROLE_ROUTER_BIAS, OFFLOAD_PART_FFN,
                              names->router_bias, config->expert_count);
+    if (config->expert_biases)
+        model__describe_norm(params, layer, ROLE_LOGIT_BIAS, OFFLOAD_PART_FFN, names->logit_bias,
+                             config->expert_count);
 }
 
 static void add_apart(struct params *params, uint32_t expert, const struct expert_names *names,
@@ -188,39 +191,51 @@ static void add_apart(struct params *params, uint32_t expert, const struct exper
 struct stack {
     uint64_t rows, cols, first_row, rows_of_expert;
     bool transposed; /* the tensor is [experts][cols][rows] */
+    bool by_turns;   /* it has twice the rows: of these every second, ... */
+    uint64_t turn;   /* ... from the first (0) or the second (1) on */
 };
 
-/* From the expert `first` on `count` of them, each of which is all of its parameter's matrix. */
-static void add_experts_transposed(struct params *params, const struct stack *stack,
-                                   uint32_t expert_count, uint32_t first, uint32_t count,
-                                   const char *name)
+/* From the expert `first` on `count` of them. */
+static void add_stack(struct params *params, const struct model_config *config, uint32_t first,
+                      uint32_t count, const struct stack *stack, const char *name)
 {
-    const uint64_t size = stack->rows * stack->cols;
-    const struct loader_part part = {
-        .rank = 3, .shape = { expert_count, stack->cols, stack->rows },
-        .src_offset = first * size,
-        .dims = { { count, size, size }, { stack->rows, 1, stack->cols },
-                  { stack->cols, stack->rows, 1 } },
+    const uint64_t step = stack->by_turns ? 2 : 1, rows = step * stack->rows;
+    const uint64_t cols = stack->cols, size = rows * cols;
+    const bool turned = stack->transposed;
+    const struct loader_dim experts = { count, size, stack->rows_of_expert * cols };
+    struct loader_part part = {
+        .rank = 3, .shape = { config->expert_count, turned ? cols : rows, turned ? rows : cols },
+        .src_offset = first * size + stack->turn * (turned ? 1 : cols),
+        .dst_offset = stack->first_row * cols,
+        .dims = { experts, { stack->rows, turned ? step : step * cols, cols },
+                  { cols, turned ? rows : 1, 1 } },
     };
 
+    if (!turned && !stack->by_turns) { /* an expert's rows are one run */
+        part.dims[1] = (struct loader_dim){ 1, 0, 0 };
+        part.dims[2] = (struct loader_dim){ size, 1, 1 };
+    }
     model__param_add_view(params, &part, name);
 }
 
-static void add_stack(struct params *params, uint32_t expert_count, const struct stack *stack,
-                      const char *name)
+/* The same of a fused tensor of gate and up. */
+static void add_fused_in(struct params *params, const struct model_config *config, uint32_t first,
+                         uint32_t count, const struct expert_names *names)
 {
-    const uint64_t size = stack->rows * stack->cols;
-    const struct loader_part part = {
-        .rank = 3, .shape = { expert_count, stack->rows, stack->cols },
-        .dst_offset = stack->first_row * stack->cols,
-        .dims = { { expert_count, size, stack->rows_of_expert * stack->cols },
-                  { 1, 0, 0 }, { size, 1, 1 } },
-    };
+    const uint64_t width = config->expert_ffn_width;
+    struct stack stack = { .rows = 2 * width, .cols = config->hidden_size,
+                           .rows_of_expert = 2 * width, .transposed = names->fused_transposed };
 
-    if (stack->transposed)
-        add_experts_transposed(params, stack, expert_count, 0, expert_count, name);
-    else
-        model__param_add_view(params, &part, name);
+    if (!names->fused_by_turns) {
+        add_stack(params, config, first, count, &stack, fused_in(names));
+        return;
+    }
+    stack.rows = width;
+    stack.by_turns = true;
+    for (stack.turn = 0; stack.turn < 2; stack.turn++) {
+        stack.first_row = stack.turn * width;
+        add_stack(params, config, first, count, &stack, fused_in(names));
+    }
 }
 
 static void describe_w13(struct params *params, const struct model_config *config, uint32_t layer,
@@ -228,9 +243,9 @@ static void describe_w13(struct params *params, const struct model_config *confi
 {
     const uint64_t width = config->expert_ffn_width, hidden = config->hidden_size;
     const uint64_t shape[2] = { width, hidden };
-    const struct stack gate = { width, hidden, 0, 2 * width, false };
-    const struct stack up = { width, hidden, width, 2 * width, false };
-    const struct stack both = { 2 * width, hidden, 0, 2 * width, names->fused_transposed };
+    const struct stack gate = { .rows = width, .cols = hidden, .rows_of_expert = 2 * width };
+    const struct stack up = { .rows = width, .cols = hidden, .first_row = width,
+                              .rows_of_expert = 2 * width };
     const enum arrangement arrangement = find_arrangement(params, layer, names);
     char name[NAME_BYTES_MAX];
     const struct param_spec spec = { .name = "mlp.experts.w13_weight", .layer = (int32_t)layer,
@@ -240,11 +255,13 @@ static void describe_w13(struct params *params, const struct model_config *confi
 
     model__param_begin(params, &spec);
     if (arrangement == EXPERTS_STACKED) {
-        add_stack(params, config->expert_count, &gate, stacked_name(names, names->gate, name));
-        add_stack(params, config->expert_count, &up, stacked_name(names, names->up, name));
+        add_stack(params, config, 0, config->expert_count, &gate,
+                  stacked_name(names, names->gate, name));
+        add_stack(params, config, 0, config->expert_count, &up,
+                  stacked_name(names, names->up, name));
     }
     if (arrangement == EXPERTS_FUSED)
-        add_stack(params, config->expert_count, &both, fused_in(names));
+        add_fused_in(params, config, 0, config->expert_count, names);
     for (uint32_t i = 0; arrangement == EXPERTS_APART && i < config->expert_count; i++) {
         add_apart(params, i, names, names->gate, shape);
         add_apart(params, i, names, names->up, shape);
@@ -258,8 +275,9 @@ static void describe_w2(struct params *params, const struct model_config *config
     const uint64_t width = config->expert_ffn_width, hidden = config->hidden_size;
     const uint64_t shape[2] = { hidden, width };
     const enum arrangement arrangement = find_arrangement(params, layer, names);
-    const struct stack down = { hidden, width, 0, hidden,
-                                arrangement == EXPERTS_FUSED && names->fused_transposed };
+    const struct stack down = { .rows = hidden, .cols = width, .rows_of_expert = hidden,
+                                .transposed = arrangement == EXPERTS_FUSED &&
+                                              names->fused_transposed };
     char name[NAME_BYTES_MAX];
     const struct param_spec spec = { .name = "mlp.experts.w2_weight", .layer = (int32_t)layer,
                                      .role = ROLE_W2, .part = OFFLOAD_PART_FFN,
@@ -268,29 +286,13 @@ static void describe_w2(struct params *params, const struct model_config *config
 
     model__param_begin(params, &spec);
     if (arrangement == EXPERTS_STACKED)
-        add_stack(params, config->expert_count, &down, stacked_name(names, names->down, name));
+        add_stack(params, config, 0, config->expert_count, &down,
+                  stacked_name(names, names->down, name));
     if (arrangement == EXPERTS_FUSED)
-        add_stack(params, config->expert_count, &down, fused_out(names));
+        add_stack(params, config, 0, config->expert_count, &down, fused_out(names));
     for (uint32_t i = 0; arrangement == EXPERTS_APART && i < config->expert_count; i++)
         add_apart(params, i, names, names->down, shape);
     model__param_end(params);
-}
-
-/* Of a tensor [experts][rows][cols] one expert's part, into its parameter from first_row on. */
-static void add_slice(struct params *params, const struct model_config *config, uint32_t expert,
-                      const struct stack *stack, const char *name)
-{
-    const uint64_t size = stack->rows * stack->cols;
-    const struct loader_part part = {
-        .rank = 3, .shape = { config->expert_count, stack->rows, stack->cols },
-        .src_offset = expert * size, .dst_offset = stack->first_row * stack->cols,
-        .dims = { { 1, 0, 0 }, { 1, 0, 0 }, { size, 1, 1 } },
-    };
-
-    if (stack->transposed)
-        add_experts_transposed(params, stack, config->expert_count, expert, 1, name);
-    else
-        model__param_add_view(params, &part, name);
 }
 
 static void describe_unit_w13(struct params *params, const struct model_config *config,
@@ -299,17 +301,17 @@ static void describe_unit_w13(struct params *params, const struct model_config *
 {
     const uint64_t width = config->expert_ffn_width, hidden = config->hidden_size;
     const uint64_t shape[2] = { width, hidden };
-    const struct stack gate = { width, hidden, 0, 0, false };
-    const struct stack up = { width, hidden, width, 0, false };
-    const struct stack both = { 2 * width, hidden, 0, 0, names->fused_transposed };
+    const struct stack gate = { .rows = width, .cols = hidden };
+    const struct stack up = { .rows = width, .cols = hidden, .first_row = width };
     char name[NAME_BYTES_MAX];
 
     model__param_begin(params, spec);
     if (arrangement == EXPERTS_STACKED) {
-        add_slice(params, config, spec->expert, &gate, stacked_name(names, names->gate, name));
-        add_slice(params, config, spec->expert, &up, stacked_name(names, names->up, name));
+        add_stack(params, config, spec->expert, 1, &gate,
+                  stacked_name(names, names->gate, name));
+        add_stack(params, config, spec->expert, 1, &up, stacked_name(names, names->up, name));
     } else if (arrangement == EXPERTS_FUSED) {
-        add_slice(params, config, spec->expert, &both, fused_in(names));
+        add_fused_in(params, config, spec->expert, 1, names);
     } else {
         add_apart(params, spec->expert, names, names->gate, shape);
         add_apart(params, spec->expert, names, names->up, shape);
@@ -321,16 +323,18 @@ static void describe_unit_w2(struct params *params, const struct model_config *c
                              const struct param_spec *spec, const struct expert_names *names,
                              enum arrangement arrangement)
 {
-    const struct stack down = { config->hidden_size, config->expert_ffn_width, 0, 0,
-                                arrangement == EXPERTS_FUSED && names->fused_transposed };
+    const struct stack down = { .rows = config->hidden_size, .cols = config->expert_ffn_width,
+                                .transposed = arrangement == EXPERTS_FUSED &&
+                                              names->fused_transposed };
     const uint64_t shape[2] = { config->hidden_size, config->expert_ffn_width };
     char name[NAME_BYTES_MAX];
 
     model__param_begin(params, spec);
     if (arrangement == EXPERTS_STACKED)
-        add_slice(params, config, spec->expert, &down, stacked_name(names, names->down, name));
+        add_stack(params, config, spec->expert, 1, &down,
+                  stacked_name(names, names->down, name));
     else if (arrangement == EXPERTS_FUSED)
-        add_slice(params, config, spec->expert, &down, fused_out(names));
+        add_stack(params, config, spec->expert, 1, &down, fused_out(names));
     else
         add_apart(params, spec->expert, names, names->down, shape);
     model__param_end(params);
@@ -376,6 +380,35 @@ static void describe_shared_gate(struct params *params, const struct model_confi
     model__param_end(params);
 }
 
+/* Those of all of a layer's experts, which stay together even where each expert is a unit. */
+static void describe_biases(struct params *params, const struct model_config *config,
+                            uint32_t layer, const struct expert_names *names)
+{
+    const uint64_t experts = config->expert_count, width = config->expert_ffn_width;
+    const uint64_t out_shape[2] = { experts, config->hidden_size };
+    struct param_spec spec = { .name = "mlp.experts.w13_bias", .layer = (int32_t)layer,
+                               .role = ROLE_W13_BIAS, .part = OFFLOAD_PART_FFN, .rank = 1,
+                               .shape = { experts * 2 * width } };
+    struct loader_part half = {
+        .rank = 2, .shape = { experts, 2 * width },
+        .dims = { { 1, 0, 0 }, { experts, 2 * width, 2 * width },
+                  { width, names->fused_by_turns ? 2 : 1, 1 } },
+    };
+
+    model__param_begin(params, &spec);
+    model__param_add_view(params, &half, names->in_bias);
+    half.src_offset = names->fused_by_turns ? 1 : width;
+    half.dst_offset = width;
+    model__param_add_view(params, &half, names->in_bias);
+    model__param_end(params);
+    spec.name = "mlp.experts.w2_bias";
+    spec.role = ROLE_W2_BIAS;
+    spec.shape[0] = experts * config->hidden_size;
+    model__param_begin(params, &spec);
+    model__param_add(params, 2, out_shape, "%s", names->out_bias);
+    model__param_end(params);
+}
+
 void model__describe_experts(struct params *params, const struct model_config *config,
                              uint32_t layer, const struct expert_names *names)
 {
@@ -386,6 +419,8 @@ void model__describe_experts(struct params *params, const struct model_config *c
         describe_w13(params, config, layer, names);
         describe_w2(params, config, layer, names);
     }
+    if (config->expert_biases)
+        describe_biases(params, config, layer, names);
     if (config->shared_ffn_width > 0 && names->shared != NULL)
         model__describe_mlp(params, config, layer, names->shared, config->shared_ffn_width);
     if (config->shared_gate)
@@ -440,7 +475,7 @@ static void route(struct model_pass *pass, uint32_t layer, const struct routing 
     const struct tensor *bias = model__pass_param(pass, (int32_t)layer, ROLE_ROUTER_BIAS);
     const struct pass_linear logits = {
         .out = routing->logits, .x = routing->normed, .layer = (int32_t)layer,
-        .weight = ROLE_ROUTER, .bias = ROLE_COUNT,
+        .weight = ROLE_ROUTER, .bias = ROLE_LOGIT_BIAS,
     };
     const struct op choice = { .kind = OP_ROUTE, .route = {
         .ids = routing->ids, .weights = routing->weights, .logits = routing->logits,
@@ -457,11 +492,13 @@ static void route(struct model_pass *pass, uint32_t layer, const struct routing 
 }
 
 /* OP_MOE but for the experts. */
-static struct op mixture(const struct model_pass *pass, const struct tensor *w13,
+static struct op mixture(struct model_pass *pass, uint32_t layer, const struct tensor *w13,
                          const struct tensor *w2)
 {
     const struct model_config *config = pass->config;
     const struct model_buffers *buffers = pass->buffers;
+    const struct tensor *w13_bias = model__pass_param(pass, (int32_t)layer, ROLE_W13_BIAS);
+    const struct tensor *w2_bias = model__pass_param(pass, (int32_t)layer, ROLE_W2_BIAS);
 
     return (struct op){ .kind = OP_MOE, .moe = {
         .out = buffers->x, .x = config->weighs_inputs ? buffers->addition : buffers->normed,
@@ -473,6 +510,8 @@ static struct op mixture(const struct model_pass *pass, const struct tensor *w13
         .expert_count = config->expert_count, .width = config->hidden_size,
         .ffn_width = config->expert_ffn_width, .out_row_stride = config->hidden_size,
         .x_row_stride = config->hidden_size, .gate = config->gate,
+        .w13_bias = w13_bias != NULL ? w13_bias->data : NULL,
+        .w2_bias = w2_bias != NULL ? w2_bias->data : NULL,
     } };
 }
 
@@ -494,7 +533,7 @@ static void mix_stacks(struct model_pass *pass, uint32_t layer)
 {
     const struct tensor *w13 = model__pass_param(pass, (int32_t)layer, ROLE_W13);
     const struct tensor *w2 = model__pass_param(pass, (int32_t)layer, ROLE_W2);
-    struct op op = mixture(pass, w13, w2);
+    struct op op = mixture(pass, layer, w13, w2);
 
     op.moe.w13 = w13->data;
     op.moe.w2 = w2->data;
@@ -505,7 +544,7 @@ static void mix_stacks(struct model_pass *pass, uint32_t layer)
 static void mix_units(struct model_pass *pass, uint32_t layer)
 {
     struct offload *offload = pass->model->offload;
-    struct op op = mixture(pass, model__pass_param(pass, (int32_t)layer, ROLE_W13),
+    struct op op = mixture(pass, layer, model__pass_param(pass, (int32_t)layer, ROLE_W13),
                            model__pass_param(pass, (int32_t)layer, ROLE_W2));
     struct offload_experts_turn turn = { .is_last = false };
 
@@ -545,7 +584,7 @@ static void guess(struct model_pass *pass, uint32_t layer)
 
     if (pass->status != STATUS_OK || !offload_experts_wants_guess(offload, layer) ||
         !is_there(pass, layer, ROLE_POST_NORM) || !is_there(pass, layer, ROLE_ROUTER) ||
-        !is_there(pass, layer, ROLE_ROUTER_BIAS))
+        !is_there(pass, layer, ROLE_ROUTER_BIAS) || !is_there(pass, layer, ROLE_LOGIT_BIAS))
         return;
     model__pass_norm(pass, &norm);
     route(pass, layer, &routing);

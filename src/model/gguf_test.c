@@ -114,6 +114,8 @@ static void what_is_converted_is_the_same_model(void **state)
         { "llama4", "not written as GGUF" },
         { "llama4_images", "not written as GGUF" },
         { "llama4_plain", "not written as GGUF" },
+        { "gpt_oss", "not written as GGUF" },
+        { "gpt_oss_plain", "not written as GGUF" },
         { "deepseek_v2_biases", NULL }, /* here the reader has no use for the biases */
     };
     const struct setting resident = { .device = "cpu" };

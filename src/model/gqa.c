@@ -88,6 +88,9 @@ void model__gqa_describe(struct params *params, const struct model_config *confi
     if (config->o_bias)
         model__describe_norm(params, layer, ROLE_O_BIAS, OFFLOAD_PART_ATTENTION,
                              "self_attn.o_proj.bias", config->hidden_size);
+    if (config->sinks)
+        model__describe_norm(params, layer, ROLE_SINKS, OFFLOAD_PART_ATTENTION,
+                             "self_attn.sinks", config->head_count);
 }
 
 static uint64_t qkv_width(const struct model_config *config)
@@ -114,6 +117,7 @@ static void attend(struct model_pass *pass, uint32_t layer)
     const struct model_config *config = pass->config;
     const struct model *model = pass->model;
     const uint32_t kv_width = config->kv_head_count * config->head_dim;
+    const struct tensor *sinks = model__pass_param(pass, (int32_t)layer, ROLE_SINKS);
     const struct op attention = { .kind = OP_ATTENTION, .attention = {
         .out = pass->buffers->attended, .q = pass->buffers->qkv,
         .k_cache = model__kv_keys(model, layer), .v_cache = model__kv_values(model, layer),
@@ -129,6 +133,7 @@ static void attend(struct model_pass *pass, uint32_t layer)
         .q_row_stride = qkv_width(config),
         .k_cache_row_stride = kv_width, .v_cache_row_stride = kv_width,
         .scale = config->attention_scale, .score_cap = config->score_cap,
+        .sinks = sinks != NULL ? sinks->data : NULL,
         .window = model__layer_has_window(config, layer) ? config->sliding_window : 0,
         .chunked = config->chunked && model__layer_has_window(config, layer),
     } };

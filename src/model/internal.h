@@ -10,11 +10,13 @@
 /* What a parameter is for, within its layer. */
 enum model_role {
     ROLE_INPUT_NORM, ROLE_QKV, ROLE_QKV_BIAS, ROLE_Q_NORM, ROLE_K_NORM, ROLE_O, ROLE_O_BIAS,
+    ROLE_SINKS,
     ROLE_Q, ROLE_Q_A, ROLE_Q_A_BIAS, ROLE_Q_A_NORM, ROLE_Q_B,
     ROLE_KV_A, ROLE_KV_A_BIAS, ROLE_KV_A_NORM, ROLE_W_KC, ROLE_W_VC,
     ROLE_ATTENTION_OUT_NORM, ROLE_FFN_OUT_NORM, /* of what is added to the residual stream */
     ROLE_POST_NORM, ROLE_GATE_UP, ROLE_GATE_UP_BIAS, ROLE_DOWN, ROLE_DOWN_BIAS,
-    ROLE_ROUTER, ROLE_ROUTER_BIAS, ROLE_W13, ROLE_W2, ROLE_SHARED_GATE,
+    ROLE_ROUTER, ROLE_ROUTER_BIAS, ROLE_LOGIT_BIAS, /* the router's: of choices, of logits */
+    ROLE_W13, ROLE_W2, ROLE_W13_BIAS, ROLE_W2_BIAS, ROLE_SHARED_GATE,
     ROLE_COUNT,
     /* Outside the layers. */
     ROLE_EMBED = 0, ROLE_NORM, ROLE_LM_HEAD
@@ -166,7 +168,7 @@ extern const struct model_arch model_arch_llama, model_arch_mistral, model_arch_
     model_arch_qwen3, model_arch_qwen2_moe, model_arch_qwen3_moe, model_arch_olmoe,
     model_arch_glm4, model_arch_glm4_moe, model_arch_phi3, model_arch_granite,
     model_arch_granite_moe, model_arch_granite_moe_shared, model_arch_llama4,
-    model_arch_llama4_sees, model_arch_deepseek_v2, model_arch_deepseek_v3;
+    model_arch_llama4_sees, model_arch_gpt_oss, model_arch_deepseek_v2, model_arch_deepseek_v3;
 /* By architecture, or by model_type when that is NULL; NULL: not known. */
 const struct model_arch *model__arch_find(const char *architecture, const char *model_type);
 
@@ -363,6 +365,8 @@ struct expert_names {
     const char *router;            /* whole; NULL: BLOCK.gate.weight */
     const char *fused_router, *fused_in, *fused_out; /* whole; NULL: transformers' own */
     bool fused_transposed;         /* [experts][columns][rows] */
+    bool fused_by_turns;           /* rows of gate and up take turns; else up is behind gate */
+    const char *logit_bias, *in_bias, *out_bias; /* whole; in_bias is fused as fused_in is */
 };
 /* Reads what says how many experts there are and how many are chosen, by the softmax of the
  * router's logits and without groups. The caller says which layers have them. */

@@ -256,6 +256,9 @@ static enum status check_ops(const struct model *model, struct err *err)
                                                                              : 0u) |
                             (config->norm_offset != 0 ? OP_FEATURE_NORM_OFFSET : 0u) |
                             (config->gate == GATE_GELU_TANH ? OP_FEATURE_GATE_GELU : 0u) |
+                            (config->gate == GATE_CLAMPED_SWISH ? OP_FEATURE_GATE_CLAMPED : 0u) |
+                            (config->sinks ? OP_FEATURE_SINKS : 0u) |
+                            (config->expert_biases ? OP_FEATURE_EXPERT_BIAS : 0u) |
                             (config->sliding_window != 0 && config->chunked ? OP_FEATURE_CHUNKS
                                                                             : 0u);
     const enum status st = device_features_check(model->device, needed, err);

@@ -115,7 +115,7 @@ static const char *const few_names[] = {
     "qwen3", "deepseek_v3",
 #ifndef LIGHTER_DEBUG
     "llama_biases_mha", "deepseek_v2_groups", "qwen3_moe_mixed", "mixtral", "mistral_window",
-    "gemma3", "qwen2_moe", "glm4", "llama4",
+    "gemma3", "qwen2_moe", "glm4", "llama4", "gpt_oss",
 #endif
     "qwen2_window",
 };

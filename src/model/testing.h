@@ -33,6 +33,7 @@ static const char *const golden_names[] = {
     "granite_moe",        "granite_moe_shared", "mistral_window",      "qwen2_window",
     "gemma2",             "gemma3",             "gemma3_sees",
     "llama4",             "llama4_images",      "llama4_plain",
+    "gpt_oss",            "gpt_oss_plain",
 };
 #define GOLDEN_COUNT (sizeof(golden_names) / sizeof(golden_names[0]))
 
