@@ -48,6 +48,12 @@ def qwen3_moe(scale, width):
         num_experts_per_tok=2, head_dim=wide // 4)
 
 
+def gpt_oss(scale, width):
+    wide = width * scale
+    return goldens.gpt_oss(1) | dict(hidden_size=wide, intermediate_size=wide, head_dim=wide // 4,
+                                     num_local_experts=4, num_experts_per_tok=2)
+
+
 # name: family, config of a scale, how, settings of it
 CASES = {
     "deepseek_v3_fp8": ("DeepseekV3", lambda s: deepseek(s, 128), "fp8", dict(scales=torch.float32)),
@@ -66,10 +72,14 @@ CASES = {
     "llama_w4a16": ("Llama", lambda s: dense(s, 64), "pack-quantized", dict(group=32, sym=True)),
     "qwen3_w4a16_asym": ("Qwen3", lambda s: dense(s, 64, head_dim=16 * s), "pack-quantized",
                          dict(group=64, sym=False)),
+    "gpt_oss_mxfp4": ("GptOss", lambda s: gpt_oss(s, 64), "mxfp4", dict()),
 }
+E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 
 
-def is_quantised(name):
+def is_quantised(name, way):
+    if way == "mxfp4":
+        return name.endswith(("experts.gate_up_proj", "experts.down_proj"))
     return name.endswith("_proj.weight") or name.endswith("kv_a_proj_with_mqa.weight")
 
 
@@ -165,12 +175,24 @@ def quantise_awq(weight, settings):
             "qzeros": pack(zeros.T, 1, AWQ_ORDER)}
 
 
-WAYS = {"fp8": quantise_fp8, "float-quantized": quantise_float, "int-quantized": quantise_int8,
+def quantise_mxfp4(weight, _settings):
+    """A stack [experts, K, N], as transformers has it."""
+    parts = weight.transpose(1, 2).unflatten(-1, (-1, 32))
+    exponents = parts.abs().amax(-1).clamp(min=1e-20).log2().floor() - 2
+    numbers = (parts / 2 ** exponents[..., None])[..., None].sub(E2M1).abs().argmin(-1)
+    blocks = numbers[..., 0::2] | numbers[..., 1::2] << 4
+    return {"_blocks": blocks.to(torch.uint8), "_scales": (exponents + 127).to(torch.uint8)}
+
+
+WAYS = {"mxfp4": quantise_mxfp4, "fp8": quantise_fp8, "float-quantized": quantise_float, "int-quantized": quantise_int8,
         "pack-quantized": quantise_packed, "gptq": quantise_gptq, "awq": quantise_awq}
 
 
 def config_of(way, settings):
     """What the formats' tools write into config.json."""
+    if way == "mxfp4":
+        return dict(quant_method="mxfp4", modules_to_not_convert=["model.layers.*.self_attn",
+                                                                  "model.layers.*.mlp.router"])
     if way == "fp8":
         return dict(quant_method="fp8", fmt="e4m3", activation_scheme="dynamic",
                     weight_block_size=[128, 128])
@@ -213,6 +235,11 @@ def dequantise(folder):
             which = part("g_idx").long() if part("g_idx") is not None else \
                 torch.arange(numbers.shape[0]) // group
             out[module + ".weight"] = ((numbers.float() - zeros[which]) * scales[which]).T.contiguous()
+        elif kind.endswith("_proj_blocks"):
+            halves = torch.stack([tensor & 15, tensor >> 4], -1).flatten(-2).long()
+            exponents = part(kind.replace("_blocks", "_scales")).float() - 127
+            values = E2M1[halves] * 2 ** exponents[..., None]
+            out[name.removesuffix("_blocks")] = values.flatten(-2).transpose(1, 2).contiguous()
         elif kind == "weight_packed":
             numbers = unpack(tensor, 1).float()
             scales = part("weight_scale").float()
@@ -225,7 +252,8 @@ def dequantise(folder):
             out[name] = tensor.float() * blocks_of(part("weight_scale_inv"), *tensor.shape)
         elif kind == "weight" and part("weight_scale") is not None:
             out[name] = tensor.float() * part("weight_scale").float()
-        elif kind in ("weight", "bias", "e_score_correction_bias"):
+        elif kind in ("weight", "bias", "e_score_correction_bias", "sinks", "gate_up_proj_bias",
+                      "down_proj_bias"):
             out[name] = tensor.float()
     return out
 
@@ -251,11 +279,11 @@ def make(name, out, scale):
     path = os.path.join(folder, "model.safetensors")
     tensors = {}
     for key, tensor in load_file(path).items():
-        if not is_quantised(key):
+        if not is_quantised(key, way):
             tensors[key] = tensor
             continue
         for kind, part in WAYS[way](tensor.float(), settings).items():
-            tensors[re.sub("weight$", kind, key)] = part
+            tensors[key + kind if way == "mxfp4" else re.sub("weight$", kind, key)] = part
     if name == "llama_fp8_tensor":
         tensors["model.layers.0.self_attn.k_scale"] = torch.tensor([0.1], dtype=torch.bfloat16)
         tensors["model.layers.0.self_attn.v_scale"] = torch.tensor([0.1], dtype=torch.bfloat16)

@@ -11,6 +11,7 @@
 #include "base/size.h"
 
 #define PER_WORD 8 /* numbers of 4 bits in an I32 */
+#define MXFP4_SUFFIX "_blocks"
 
 /* What is made of a checkpoint's tensors. */
 struct composing {
@@ -50,6 +51,7 @@ static bool is_main(const struct packed_config *config, const struct ckpt_tensor
         { config->has_compressed, ".weight_packed", NULL, PACKED_COMPRESSED },
         { config->has_gptq, ".qweight", NULL, PACKED_GPTQ },
         { config->has_awq, ".qweight", NULL, PACKED_AWQ },
+        { config->has_mxfp4, MXFP4_SUFFIX, "U8", PACKED_MXFP4 },
     };
 
     for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
@@ -341,6 +343,34 @@ static enum status compose_transposed(const struct composing *composing,
     return st == STATUS_OK ? check_order_shape(composing, module, ".g_idx", packed, err) : st;
 }
 
+/* MXFP4: a byte of scale for each 32 columns, and 16 of weights. */
+static enum status compose_mxfp4(const struct composing *composing, const struct module *module,
+                                 struct packed *packed, struct err *err)
+{
+    const uint64_t *shape = packed->weight.shape;
+    const struct ckpt_tensor *scales = &packed->scales;
+    char wanted[128], text[96];
+    enum status st;
+
+    if (packed->weight.rank != 4 || shape[3] != PACKED_GROUP / 2 ||
+        packed->weight.size_bytes == 0 || shape[2] > PACKED_COLUMNS_MAX / PACKED_GROUP)
+        return refuse_shape(composing, module->weight, module, "matrices in blocks of 16 bytes",
+                            err);
+    packed->dtype = DTYPE_MXFP4;
+    packed->matrix_count = shape[0];
+    packed->row_count = shape[0] * shape[1]; /* the file holds them: no overflow */
+    packed->column_count = shape[2] * PACKED_GROUP;
+    packed->scale_rows = 1;
+    packed->scale_columns = PACKED_GROUP;
+    st = need_part(composing, module, "_scales", &packed->scales, err);
+    if (st != STATUS_OK || (scales->rank == 3 && strcmp(scales->dtype_name, "U8") == 0 &&
+                            memcmp(scales->shape, shape, 3 * sizeof(*shape)) == 0))
+        return st;
+    (void)snprintf(wanted, sizeof(wanted), "U8 %s",
+                   tensor_shape_format(3, shape, text, sizeof(text)));
+    return refuse_shape(composing, scales, module, wanted, err);
+}
+
 /* --- all of them ------------------------------------------------------------------------------ */
 
 static enum status no_memory(const struct composing *composing, struct err *err)
@@ -409,6 +439,8 @@ static enum status compose_module(struct composing *composing, size_t place, enu
     memcpy(module.name, weight->name, strlen(weight->name) - strlen(suffix));
     if (kind == PACKED_F8 || kind == PACKED_INT8)
         st = compose_scaled(composing, &module, &packed, err);
+    else if (kind == PACKED_MXFP4)
+        st = compose_mxfp4(composing, &module, &packed, err);
     else if (kind == PACKED_COMPRESSED)
         st = compose_compressed(composing, &module, &packed, err);
     else
@@ -430,7 +462,9 @@ static enum status describe(const struct composing *composing, const struct pack
                             struct ckpt_tensor *out, struct err *err)
 {
     const char *main_name = packed->weight.name;
-    const size_t size = (size_t)(strrchr(main_name, '.') - main_name);
+    const bool is_stack = packed->kind == PACKED_MXFP4;
+    const size_t size = is_stack ? strlen(main_name) - strlen(MXFP4_SUFFIX)
+                                 : (size_t)(strrchr(main_name, '.') - main_name);
     struct ckpt_tensor tensor = { .dtype = packed->dtype,
                                   .dtype_name = dtype_info(packed->dtype)->name, .rank = 2,
                                   .shape = { packed->row_count, packed->column_count, 1, 1 },
@@ -440,11 +474,17 @@ static enum status describe(const struct composing *composing, const struct pack
     uint64_t elements = 0;
     char *name;
 
+    if (is_stack) {
+        tensor.rank = 3;
+        tensor.shape[0] = packed->matrix_count;
+        tensor.shape[1] = packed->weight.shape[1];
+        tensor.shape[2] = packed->column_count;
+    }
     if (!size_mul(packed->row_count, packed->column_count, &elements) ||
         !dtype_bytes(packed->dtype, elements, &tensor.size_bytes))
         return err_set(err, STATUS_BAD_INPUT, "%s: the size of tensor '%s' overflows",
                        ckpt_file_path(composing->ckpt, tensor.file_index), main_name);
-    if (asprintf(&name, "%.*s.weight", (int)size, main_name) < 0)
+    if (asprintf(&name, "%.*s%s", (int)size, main_name, is_stack ? "" : ".weight") < 0)
         return no_memory(composing, err);
     tensor.name = name;
     *out = tensor;

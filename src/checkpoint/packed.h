@@ -1,7 +1,8 @@
 /* checkpoint/packed.h - quantised weights that a safetensors checkpoint holds in several tensors.
  *
  * A module X is listed as one tensor X.weight whose rows are blocks (tensor/quant.h), put together
- * when they are read; so nothing above this room sees what it was made of. N rows, K columns:
+ * when they are read; so nothing above this room sees what it was made of. N rows, K columns (and
+ * of MXFP4 E matrices, which are listed as X [E, N, K]):
  *
  *     FP8, INT8    X.weight [N, K] F8_E4M3 or I8, and X.weight_scale_inv or X.weight_scale: for
  *                  each block of rows and columns one (DeepSeek: 128 x 128), each row one, or one
@@ -9,12 +10,15 @@
  *                  X.weight_zero_point [N/8, K/G] I32; X.weight_shape [2] I64 says N, K
  *     GPTQ         X.qweight [K/8, N] I32, X.scales [K/G, N], X.qzeros [K/G, N/8] I32, X.g_idx [K]
  *     AWQ          X.qweight [K, N/8] I32, X.scales [K/G, N], X.qzeros [K/G, N/8] I32
+ *     MXFP4        X_blocks [E, N, K/32, 16] U8, X_scales [E, N, K/32] U8
  *
  * Eight numbers of 4 bits are in an I32, the first in the low bits; of AWQ's eight columns in the
- * order 0, 2, 4, 6, 1, 3, 5, 7. A weight is scale * (number - zero point), where compressed-tensors
- * without zero points have 8. GPTQ's zero points are stored less 1, borrowing from the next in the
- * word, unless "checkpoint_format" is "gptq_v2". G columns share a scale. X.g_idx says which group
- * a column is in: they must be in order, since a row's blocks have a scale each.
+ * order 0, 2, 4, 6, 1, 3, 5, 7. MXFP4 has two in a byte, the first in the low bits, and exponents
+ * as scales (tensor/quant.h). Elsewhere a weight is scale * (number - zero point), where
+ * compressed-tensors without zero points have 8. GPTQ's zero points are stored less 1, borrowing
+ * from the next in the word, unless "checkpoint_format" is "gptq_v2". G columns share a scale.
+ * X.g_idx says which group a column is in: they must be in order, since a row's blocks have a scale
+ * each.
  *
  * What becomes of it:
  *
@@ -22,13 +26,14 @@
  *     INT8         Q8_0, scales in F16
  *     4 bits       Q4_0 where the configuration says that all zero points are 8, INT4 elsewhere;
  *                  scales in F16
+ *     MXFP4        MXFP4: exact
  *
  * F16 holds every F16 scale, and every BF16 one from 2^-17 to 65280; a smaller one becomes the
  * nearest, off by at most 2^-25, and one in F32 is rounded by at most 2^-11 of itself.
  *
- * Sources: transformers 5.24 (integrations/finegrained_fp8.py), AutoGPTQ 0.7 (qlinear_cuda.py) and
- * GPTQModel 4 (utils/model.py, convert_gptq_v1_to_v2_format_module) for zero points, AutoAWQ 0.2
- * (modules/linear/gemm.py), compressed-tensors 0.12 (compressors/). */
+ * Sources: transformers 5.24 (integrations/finegrained_fp8.py, mxfp4.py), AutoGPTQ 0.7
+ * (qlinear_cuda.py) and GPTQModel 4 (utils/model.py, convert_gptq_v1_to_v2_format_module) for zero
+ * points, AutoAWQ 0.2 (modules/linear/gemm.py), compressed-tensors 0.12 (compressors/). */
 #ifndef LIGHTER_CHECKPOINT_PACKED_H
 #define LIGHTER_CHECKPOINT_PACKED_H
 
@@ -42,12 +47,15 @@
 #define PACKED_COLUMNS_MAX (UINT64_C(1) << 20)
 #define PACKED_GROUP 32 /* columns of a block of 4 bits, and of Q8_0; groups are multiples */
 
-enum packed_kind { PACKED_F8, PACKED_INT8, PACKED_COMPRESSED, PACKED_GPTQ, PACKED_AWQ };
+enum packed_kind {
+    PACKED_F8, PACKED_INT8, PACKED_COMPRESSED, PACKED_GPTQ, PACKED_AWQ, PACKED_MXFP4
+};
 
 /* What config.json says of all modules. */
 struct packed_config {
     bool quantised;           /* false: nothing, and there is nothing else here */
     bool has_f8, has_int8, has_compressed, has_gptq, has_awq; /* what to look for */
+    bool has_mxfp4;
     uint64_t group_size;      /* of GPTQ and AWQ; 0: all columns */
     uint64_t block_rows, block_columns; /* of FP8 scales; 0: none */
     bool zeros_less_one;      /* GPTQ's */
@@ -65,6 +73,7 @@ struct packed {
     struct ckpt_tensor weight, scales, zeros, order, shape;
     enum dtype dtype;
     uint64_t row_count, column_count;
+    uint64_t matrix_count;    /* of MXFP4, whose rows are all in row_count; else 0 */
     uint64_t scale_rows, scale_columns; /* of the matrix, that share a scale */
     bool zeros_less_one;
 };

@@ -229,6 +229,11 @@ static enum status read_method(const json_t *object, const char *what,
     config->name = "scaled";
     if (strcmp(method, "fp8") == 0 || strcmp(method, "fbgemm_fp8") == 0)
         return read_fp8(object, what, config, err);
+    if (strcmp(method, "mxfp4") == 0) {
+        config->name = "mxfp4";
+        config->has_mxfp4 = true;
+        return STATUS_OK;
+    }
     if (strcmp(method, "gptq") == 0)
         return read_gptq(object, what, config, err);
     if (strcmp(method, "awq") == 0)
@@ -237,7 +242,8 @@ static enum status read_method(const json_t *object, const char *what,
         return read_compressed(object, what, config, err);
     return err_set(err, STATUS_BAD_INPUT,
                    "%s: \"quant_method\" is \"%.32s\", a way to quantise weights that is not "
-                   "known; fp8, fbgemm_fp8, gptq, awq and compressed-tensors are", what, method);
+                   "known; fp8, fbgemm_fp8, mxfp4, gptq, awq and compressed-tensors are", what,
+                   method);
 }
 
 enum status packed__config_read(const json_t *config, const char *what,

@@ -44,7 +44,7 @@ static void read_tensor(const struct ckpt *ckpt, const struct ckpt_tensor *tenso
     uint8_t *bytes;
     struct err err;
 
-    if (tensor->rank != 2 || tensor->shape[0] == 0 || tensor->size_bytes == 0 ||
+    if (tensor->rank < 2 || tensor->shape[0] == 0 || tensor->size_bytes == 0 ||
         ckpt_find(ckpt, tensor->name) != tensor)
         abort();
     if (tensor->size_bytes > READ_BYTES_MAX)

@@ -2,7 +2,8 @@
  *
  * What is asked for is cut so that all that it is made of fits into one piece of memory:
  *
- *     scaled, compressed   runs of blocks, whose weights lie one behind the other in the file
+ *     scaled, compressed,  runs of blocks, whose weights lie one behind the other in the file
+ *     MXFP4
  *     GPTQ, AWQ            rectangles of rows and columns, of which the file has the transpose
  *
  * In a block of 4 bits element i is in the low half of byte i, element 16 + i in the high half. */
@@ -141,7 +142,7 @@ static uint32_t word_at(const uint8_t *bytes, uint64_t index)
     return word;
 }
 
-/* --- scaled and compressed: runs of blocks ---------------------------------------------------- */
+/* --- scaled, compressed and MXFP4: runs of blocks --------------------------------------------- */
 
 /* Scales for rows [row, row + rows), as many as are in the grid's rows of them; zero points too. */
 static enum status read_grid(struct work *work, uint64_t row, uint64_t rows)
@@ -151,14 +152,15 @@ static enum status read_grid(struct work *work, uint64_t row, uint64_t rows)
     const uint64_t stride = (packed->column_count - 1) / packed->scale_columns + 1;
     const uint64_t first = row / packed->scale_rows;
     const uint64_t count = ((row + rows - 1) / packed->scale_rows + 1 - first) * stride;
-    const uint64_t element_bytes = dtype_info(scales->dtype)->block_bytes;
+    const bool as_bytes = packed->kind == PACKED_MXFP4; /* they stay what they are */
+    const uint64_t element_bytes = as_bytes ? 1 : dtype_info(scales->dtype)->block_bytes;
     enum status st;
 
     assert(count <= SCALES_MAX);
     work->scale_row = first;
     work->scale_stride = stride;
     st = read_at(work, scales, first * stride * element_bytes, work->raw, count * element_bytes);
-    if (st != STATUS_OK)
+    if (st != STATUS_OK || as_bytes)
         return st;
     dtype_convert(work->scales, DTYPE_F32, work->raw, scales->dtype, count);
     if (packed->zeros.name == NULL)
@@ -182,6 +184,13 @@ static enum status put_f8(const struct work *work, uint8_t *block, const uint8_t
     return STATUS_OK;
 }
 
+/* 32 numbers, as a file has them one behind the other. */
+static void put_numbers(uint8_t *halves, const uint8_t *source)
+{
+    put_words(halves, (const uint32_t[]){ word_at(source, 0), word_at(source, 1),
+                                          word_at(source, 2), word_at(source, 3) });
+}
+
 static enum status put_run_block(const struct work *work, const uint8_t *source, uint64_t row,
                                  uint64_t index)
 {
@@ -189,10 +198,16 @@ static enum status put_run_block(const struct work *work, const uint8_t *source,
     const uint64_t column = index * work->block_columns;
     const uint64_t group = column / packed->scale_columns;
     const uint64_t at = (row / packed->scale_rows - work->scale_row) * work->scale_stride + group;
-    const float scale = work->scales[at];
     uint8_t *block = block_at(work, row, index);
     uint32_t zero = 8;
+    float scale;
 
+    if (packed->kind == PACKED_MXFP4) {
+        block[0] = work->raw[at];
+        put_numbers(block + 1, source);
+        return STATUS_OK;
+    }
+    scale = work->scales[at];
     if (packed->kind == PACKED_F8)
         return put_f8(work, block, source, scale, row, column);
     if (packed->kind == PACKED_INT8) {
@@ -202,8 +217,7 @@ static enum status put_run_block(const struct work *work, const uint8_t *source,
     if (packed->zeros.name != NULL)
         zero = work->zeros[(row / PER_WORD - work->zero_row) * work->scale_stride + group] >>
                    row % PER_WORD * 4 & 15;
-    put_words(halves_of(work, block), (const uint32_t[]){ word_at(source, 0), word_at(source, 1),
-                                                          word_at(source, 2), word_at(source, 3) });
+    put_numbers(halves_of(work, block), source);
     return put_head(work, block, scale, zero, row, group);
 }
 

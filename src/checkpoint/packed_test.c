@@ -25,7 +25,7 @@
 /* A tensor of a dtype that safetensors has and tensor/dtype.h has not. */
 struct raw {
     const char *name, *dtype_name;
-    uint32_t rank;
+    uint32_t rank;     /* 3: two matrices of half the rows, 4: in blocks of 16 columns */
     uint64_t shape[2];
     uint64_t element_bytes;
     void *data; /* owned */
@@ -80,6 +80,10 @@ static void write_model(struct model *model)
         else if (raw->rank == 2)
             (void)snprintf(shape, sizeof(shape), "%" PRIu64 ",%" PRIu64, raw->shape[0],
                            raw->shape[1]);
+        else if (raw->rank > 2)
+            (void)snprintf(shape, sizeof(shape), "2,%" PRIu64 ",%" PRIu64 "%s", raw->shape[0] / 2,
+                           raw->rank == 3 ? raw->shape[1] : raw->shape[1] / 16,
+                           raw->rank == 3 ? "" : ",16");
         assert_int_equal(buf_printf(&out, &err, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[%s],"
                                     "\"data_offsets\":[%" PRIu64 ",%" PRIu64 "]}",
                                     i == 0 ? "" : ",", raw->name, raw->dtype_name, shape, at,
@@ -128,7 +132,7 @@ static void put_number(uint32_t *words, uint64_t word, uint32_t place, uint32_t 
     words[word] |= number << 4 * place;
 }
 
-enum way { F8, INT8, COMPRESSED, COMPRESSED_ZEROS, GPTQ, GPTQ_ASYM, GPTQ_V2, AWQ, WAYS };
+enum way { F8, INT8, COMPRESSED, COMPRESSED_ZEROS, GPTQ, GPTQ_ASYM, GPTQ_V2, AWQ, MXFP4, WAYS };
 
 #define FP8_CONFIG                                                                                 \
     "{\"quantization_config\":{\"quant_method\":\"fp8\",\"weight_block_size\":[128,128]}}"
@@ -148,6 +152,7 @@ static const char *const configs[WAYS] = {
     [GPTQ_ASYM] = GROUP_CONFIG("gptq", ",\"sym\":false"),
     [GPTQ_V2] = GROUP_CONFIG("gptq", ",\"sym\":false,\"checkpoint_format\":\"gptq_v2\""),
     [AWQ] = GROUP_CONFIG("awq", ""),
+    [MXFP4] = "{\"quantization_config\":{\"quant_method\":\"mxfp4\"}}",
 };
 
 static uint64_t group_columns(enum way way)
@@ -243,6 +248,22 @@ static void make_transposed(struct model *model, enum way way, uint64_t rows, ui
         order[k] = (int32_t)(k / 64);
 }
 
+static uint8_t exponent_at(uint64_t row, uint64_t group)
+{
+    return (uint8_t)(120 + (row * 3 + group) % 16);
+}
+
+static void make_mxfp4(struct model *model, uint64_t rows, uint64_t columns)
+{
+    uint8_t *weight = add(model, "x_blocks", "U8", 1, 4, rows, columns / 2);
+    uint8_t *scales = add(model, "x_scales", "U8", 1, 3, rows, columns / 32);
+
+    for (uint64_t i = 0; i < rows * columns; i++)
+        weight[i / 2] |= (uint8_t)(number_at(i / columns, i % columns) << i % 2 * 4);
+    for (uint64_t i = 0; i < rows * columns / 32; i++)
+        scales[i] = exponent_at(i / (columns / 32), i % (columns / 32));
+}
+
 static struct model make(enum way way, uint64_t rows, uint64_t columns)
 {
     struct model model = { .config = configs[way] };
@@ -251,6 +272,8 @@ static struct model make(enum way way, uint64_t rows, uint64_t columns)
     norm[0] = 1;
     if (way == F8 || way == INT8)
         make_bytes(&model, way, rows, columns);
+    else if (way == MXFP4)
+        make_mxfp4(&model, rows, columns);
     else if (way == COMPRESSED || way == COMPRESSED_ZEROS)
         make_compressed(&model, way, rows, columns);
     else
@@ -270,8 +293,12 @@ static float e4m3(uint8_t byte)
 
 static float wanted(enum way way, uint64_t row, uint64_t column)
 {
+    static const float e2m1[] = { 0, 0.5f, 1, 1.5f, 2, 3, 4, 6, 0, -0.5f, -1, -1.5f, -2, -3, -4,
+                                  -6 };
     const uint64_t group = column / group_columns(way);
 
+    if (way == MXFP4)
+        return ldexpf(e2m1[number_at(row, column)], exponent_at(row, column / 32) - 127);
     if (way == F8)
         return e4m3(byte_at(row, column)) * scale_at(row / 128, group);
     if (way == INT8)
@@ -294,6 +321,7 @@ static const struct ckpt_tensor *packed_of(const struct ckpt *ckpt)
 {
     const struct ckpt_tensor *tensor = ckpt_find(ckpt, "x.weight");
 
+    tensor = tensor != NULL ? tensor : ckpt_find(ckpt, "x"); /* MXFP4 */
     if (ckpt_refusal(ckpt) != NULL)
         fail_msg("%s", ckpt_refusal(ckpt));
     assert_non_null(tensor);
@@ -321,7 +349,7 @@ static void weights_are_what_the_tensors_mean(void **state)
 {
     static const enum dtype dtypes[WAYS] = {
         DTYPE_F8_E4M3, DTYPE_Q8_0, DTYPE_Q4_0, DTYPE_INT4,
-        DTYPE_Q4_0, DTYPE_INT4, DTYPE_INT4, DTYPE_INT4,
+        DTYPE_Q4_0, DTYPE_INT4, DTYPE_INT4, DTYPE_INT4, DTYPE_MXFP4,
     };
 
     (void)state;
@@ -337,8 +365,9 @@ static void weights_are_what_the_tensors_mean(void **state)
         assert_non_null(values);
         assert_int_equal(tensor->dtype, dtypes[way]);
         assert_int_equal(ckpt_tensor_count(ckpt), 2);
-        assert_int_equal(tensor->shape[0], rows);
-        assert_int_equal(tensor->shape[1], columns);
+        assert_int_equal(tensor->rank, way == MXFP4 ? 3 : 2);
+        assert_int_equal(tensor->shape[tensor->rank - 2], way == MXFP4 ? rows / 2 : rows);
+        assert_int_equal(tensor->shape[tensor->rank - 1], columns);
         dtype_convert(values, DTYPE_F32, bytes, tensor->dtype, rows * columns);
         for (uint64_t k = 0; k < rows * columns; k++)
             if (values[k] != wanted(way, k / columns, k % columns))
@@ -471,6 +500,12 @@ static void tensors_that_do_not_fit_are_refused(void **state)
         { GPTQ, "x.qweight", NULL, NULL, 0, 34, 128, "not whole groups of 64" },
         { GPTQ, "norm.weight", "x.weight", NULL, 0, 0, 0, "there twice" },
         { AWQ, "x.qweight", NULL, NULL, 0, 128, 34, "[2, 272]" },
+        { MXFP4, "x_blocks", NULL, NULL, 2, 0, 0, "matrices in blocks of 16 bytes" },
+        { MXFP4, "x_blocks", NULL, NULL, 3, 0, 0, "matrices in blocks of 16 bytes" },
+        { MXFP4, "x_scales", "y_scales", NULL, 0, 0, 0, "no 'x_scales'" },
+        { MXFP4, "x_scales", NULL, NULL, 0, 68, 16, "U8 [2, 68, 8]" },
+        { MXFP4, "x_scales", NULL, "I8", 0, 0, 0, "U8 [2, 68, 8]" },
+        { MXFP4, "norm.weight", "x", NULL, 0, 0, 0, "there twice" },
     };
 
     (void)state;

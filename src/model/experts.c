@@ -218,13 +218,22 @@ static void add_stack(struct params *params, const struct model_config *config, 
     model__param_add_view(params, &part, name);
 }
 
+/* Of fused tensors; the blocks of quantised ones lie along rows. */
+static bool is_transposed(const struct params *params, uint32_t layer,
+                          const struct expert_names *names)
+{
+    return names->fused_transposed &&
+           !model__param_source_is_packed(params, (int32_t)layer, fused_in(names));
+}
+
 /* The same of a fused tensor of gate and up. */
-static void add_fused_in(struct params *params, const struct model_config *config, uint32_t first,
-                         uint32_t count, const struct expert_names *names)
+static void add_fused_in(struct params *params, const struct model_config *config, uint32_t layer,
+                         uint32_t first, uint32_t count, const struct expert_names *names)
 {
     const uint64_t width = config->expert_ffn_width;
     struct stack stack = { .rows = 2 * width, .cols = config->hidden_size,
-                           .rows_of_expert = 2 * width, .transposed = names->fused_transposed };
+                           .rows_of_expert = 2 * width,
+                           .transposed = is_transposed(params, layer, names) };
 
     if (!names->fused_by_turns) {
         add_stack(params, config, first, count, &stack, fused_in(names));
@@ -261,7 +270,7 @@ static void describe_w13(struct params *params, const struct model_config *confi
                   stacked_name(names, names->up, name));
     }
     if (arrangement == EXPERTS_FUSED)
-        add_fused_in(params, config, 0, config->expert_count, names);
+        add_fused_in(params, config, layer, 0, config->expert_count, names);
     for (uint32_t i = 0; arrangement == EXPERTS_APART && i < config->expert_count; i++) {
         add_apart(params, i, names, names->gate, shape);
         add_apart(params, i, names, names->up, shape);
@@ -277,7 +286,7 @@ static void describe_w2(struct params *params, const struct model_config *config
     const enum arrangement arrangement = find_arrangement(params, layer, names);
     const struct stack down = { .rows = hidden, .cols = width, .rows_of_expert = hidden,
                                 .transposed = arrangement == EXPERTS_FUSED &&
-                                              names->fused_transposed };
+                                              is_transposed(params, layer, names) };
     char name[NAME_BYTES_MAX];
     const struct param_spec spec = { .name = "mlp.experts.w2_weight", .layer = (int32_t)layer,
                                      .role = ROLE_W2, .part = OFFLOAD_PART_FFN,
@@ -311,7 +320,7 @@ static void describe_unit_w13(struct params *params, const struct model_config *
                   stacked_name(names, names->gate, name));
         add_stack(params, config, spec->expert, 1, &up, stacked_name(names, names->up, name));
     } else if (arrangement == EXPERTS_FUSED) {
-        add_fused_in(params, config, spec->expert, 1, names);
+        add_fused_in(params, config, (uint32_t)spec->layer, spec->expert, 1, names);
     } else {
         add_apart(params, spec->expert, names, names->gate, shape);
         add_apart(params, spec->expert, names, names->up, shape);
@@ -324,8 +333,9 @@ static void describe_unit_w2(struct params *params, const struct model_config *c
                              enum arrangement arrangement)
 {
     const struct stack down = { .rows = config->hidden_size, .cols = config->expert_ffn_width,
-                                .transposed = arrangement == EXPERTS_FUSED &&
-                                              names->fused_transposed };
+                                .transposed =
+                                    arrangement == EXPERTS_FUSED &&
+                                    is_transposed(params, (uint32_t)spec->layer, names) };
     const uint64_t shape[2] = { config->hidden_size, config->expert_ffn_width };
     char name[NAME_BYTES_MAX];
 

@@ -11,8 +11,8 @@
  * - A missing key is the class's own number. There without "rope_scaling" and "rope_parameters" a
  *   YaRN is meant that no file relies on; here such a file is refused.
  * - "swiglu_alpha" and "swiglu_limit" are what GATE_CLAMPED_SWISH has, in all published files.
- * - Checkpoints hold a layer's experts in one tensor, each matrix the other way round, and columns
- *   of gate and up take turns, as their biases do. */
+ * - Checkpoints hold a layer's experts in one tensor, each matrix the other way round unless it is
+ *   in MXFP4, and gate and up take turns, as their biases do. */
 #include "model/internal.h"
 
 static void read_gate(struct config_reader *reader, struct model_config *config)

@@ -56,6 +56,8 @@ void model__param_end(struct params *params);
 bool model__param_source_exists(const struct params *params, int32_t layer, const char *name);
 /* Its rank, or 0 where it is not there. */
 uint32_t model__param_source_rank(const struct params *params, int32_t layer, const char *name);
+/* Whether that one is put together from quantised parts. */
+bool model__param_source_is_packed(const struct params *params, int32_t layer, const char *name);
 /* The commonest: begin, one source of the parameter's own name and shape, end. */
 void model__param_same(struct params *params, const struct param_spec *spec);
 /* Rows of several matrices (or vectors, cols 0) on top of each other. Matrices of different types
@@ -364,7 +366,7 @@ struct expert_names {
     const char *shared_gate;
     const char *router;            /* whole; NULL: BLOCK.gate.weight */
     const char *fused_router, *fused_in, *fused_out; /* whole; NULL: transformers' own */
-    bool fused_transposed;         /* [experts][columns][rows] */
+    bool fused_transposed;         /* [experts][columns][rows], unless they are quantised */
     bool fused_by_turns;           /* rows of gate and up take turns; else up is behind gate */
     const char *logit_bias, *in_bias, *out_bias; /* whole; in_bias is fused as fused_in is */
 };

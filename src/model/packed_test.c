@@ -38,6 +38,7 @@ static const struct {
     { "llama_w8a8", CLOSE_INTEGERS, DTYPE_Q8_0, false },
     { "llama_w4a16", CLOSE_INTEGERS, DTYPE_Q4_0, false },
     { "qwen3_w4a16_asym", CLOSE_INTEGERS, DTYPE_INT4, false },
+    { "gpt_oss_mxfp4", CLOSE_INTEGERS, DTYPE_MXFP4, true },
 };
 #define CASE_COUNT (sizeof(cases) / sizeof(cases[0]))
 

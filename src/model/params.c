@@ -153,6 +153,16 @@ uint32_t model__param_source_rank(const struct params *params, int32_t layer, co
     return tensor != NULL ? tensor->rank : 0;
 }
 
+bool model__param_source_is_packed(const struct params *params, int32_t layer, const char *name)
+{
+    const struct ckpt_tensor *tensor;
+    char full[NAME_BYTES_MAX];
+
+    format_source(params, layer, full, sizeof(full), name);
+    tensor = ckpt_find(params->ckpt, full);
+    return tensor != NULL && tensor->packed != NULL;
+}
+
 void model__param_add_view(struct params *params, const struct loader_part *part,
                            const char *name)
 {
