@@ -36,6 +36,7 @@ GOLDENS = {
     "gemma3": ("gemma3", 0),
     "granite": ("granite", 0),
     "llama4_plain": ("llama4", 0),
+    "gpt_oss": ("gpt-oss", 0),
     "granite_moe": ("granitemoe", 0),
     "granite_moe_shared": ("granitemoe", 0),
     "deepseek_v2_lite": ("deepseek2", 0),
@@ -60,12 +61,14 @@ NAMES = {
     "feed_forward.gate_proj": "ffn_gate", "feed_forward.up_proj": "ffn_up", "feed_forward.down_proj": "ffn_down",
     "feed_forward.shared_expert.gate_proj": "ffn_gate_shexp", "feed_forward.shared_expert.up_proj": "ffn_up_shexp",
     "feed_forward.shared_expert.down_proj": "ffn_down_shexp", "feed_forward.router": "ffn_gate_inp",
+    "mlp.router": "ffn_gate_inp",
     "post_self_attn_layernorm": "post_attention_norm", "post_mlp_layernorm": "post_ffw_norm",
 }
 # Norms whose names mean something else in some architectures.
 GEMMA = {"post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
          "post_feedforward_layernorm": "post_ffw_norm"}
-NAMES_OF = {"glm4moe": {"post_attention_layernorm": "post_attention_norm"}, "gemma2": GEMMA, "gemma3": GEMMA}
+NAMES_OF = {"glm4moe": {"post_attention_layernorm": "post_attention_norm"},
+            "gpt-oss": {"post_attention_layernorm": "post_attention_norm"}, "gemma2": GEMMA, "gemma3": GEMMA}
 # Tensors that hold gate above up.
 HALVES = {"block_sparse_moe.input_linear": ("ffn_gate_exps", "ffn_up_exps"),
           "shared_mlp.input_linear": ("ffn_gate_shexp", "ffn_up_shexp")}
@@ -88,7 +91,7 @@ def read_model(name):
 def add(writer, name, array):
     """Vectors and routers in F32, matrices in what the model is made of."""
     array = np.ascontiguousarray(array)
-    if array.ndim == 1 or "ffn_gate_inp" in name:
+    if array.ndim == 1 or "ffn_gate_inp" in name or name.endswith(".bias"):
         writer.add_tensor(name, array)
     else:
         kind = writer.matrix_kind
@@ -180,7 +183,9 @@ def add_own(writer, arch, config, rope):
     if arch in ("glm4", "glm4moe", "phi3"):
         partial = rope.get("partial_rotary_factor", 1.0 if arch == "phi3" else 0.5)
         writer.add_rope_dimension_count(int(head * partial))
-    if arch.startswith("gemma"):
+    if arch == "gpt-oss":
+        writer.add_expert_feed_forward_length(config["intermediate_size"])
+    if arch.startswith("gemma") or arch == "gpt-oss":
         writer.add_sliding_window(config["sliding_window"])
     if arch == "gemma3":
         writer.add_uint32("gemma3.attention.sliding_window_pattern", 2)
@@ -264,6 +269,18 @@ def add_layers(writer, arch, config, tensors, apart):
             add_kv_b(writer, block, config, array)
         else:
             base, suffix = rest.rsplit(".", 1)
+            if suffix == "sinks":
+                add(writer, block + "attn_sinks.weight", array)
+                continue
+            if base == "mlp.experts":  # gpt-oss's: gate and up take turns, matrices the other way round
+                end = "bias" if suffix.endswith("_bias") else "weight"
+                if suffix.startswith("gate_up"):
+                    parts = {"gate": array[..., 0::2], "up": array[..., 1::2]}
+                else:
+                    parts = {"down": array}
+                for kind, part in parts.items():
+                    add(writer, f"{block}ffn_{kind}_exps.{end}", part if end == "bias" else part.swapaxes(1, 2))
+                continue
             if base == "feed_forward.experts":  # Llama 4's, the other way round
                 array = array.swapaxes(1, 2)
                 kinds = ("gate", "up") if suffix == "gate_up_proj" else ("down",)

@@ -335,6 +335,21 @@ static void make_llama4(struct maker *maker)
     gguf__put_heads(maker, true);
 }
 
+/* That YaRN's ramp begins and ends between pairs is the family's, and not the file's. */
+static void make_gpt_oss(struct maker *maker)
+{
+    gguf__put_names(maker, "GptOssForCausalLM", "gpt_oss");
+    put_attention_bias(maker);
+    put_count_of(maker, "intermediate_size", "expert_feed_forward_length");
+    put_count_of(maker, "num_local_experts", "expert_count");
+    put_count_of(maker, "num_experts_per_tok", "expert_used_count");
+    put_count_of(maker, "sliding_window", "attention.sliding_window");
+    gguf__put_heads(maker, false);
+    if (json_object_get(maker->config, "rope_scaling") == NULL)
+        gguf__put(maker, maker->config, "rope_scaling", json_object());
+    gguf__put(maker, json_object_get(maker->config, "rope_scaling"), "truncate", json_false());
+}
+
 const struct gguf_family gguf__families[] = {
     { "llama", make_llama },         { "qwen2", make_qwen2 },
     { "qwen2moe", make_qwen2moe },   { "qwen3", make_qwen3 },
@@ -343,6 +358,7 @@ const struct gguf_family gguf__families[] = {
     { "phi3", make_phi3 },           { "granite", make_granite },
     { "gemma2", make_gemma2 },       { "gemma3", make_gemma3 },
     { "granitemoe", make_granitemoe }, { "llama4", make_llama4 },
+    { "gpt-oss", make_gpt_oss },
     { "deepseek2", make_deepseek2 },
     { NULL, NULL },
 };

@@ -95,6 +95,10 @@ static const struct renaming inside_llama4[] = {
     { "ffn_up_exps", "feed_forward.experts.up_proj" },
     { "ffn_down_exps", "feed_forward.experts.down_proj" },
 };
+static const struct renaming inside_gpt_oss[] = {
+    { "post_attention_norm", "post_attention_layernorm" },
+    { "ffn_gate_inp", "mlp.router" },
+};
 static const struct renaming inside_phi3[] = {
     { "ffn_up", "mlp.gate_up_proj" },
 };
@@ -117,7 +121,7 @@ static const struct {
 } own_names[] = {
     OWN("llama", inside_mixtral), OWN("qwen2moe", inside_qwen2moe), OWN("glm4", inside_glm4),
     OWN("glm4moe", inside_glm4moe), OWN("phi3", inside_phi3), OWN("gemma2", inside_gemma),
-    OWN("gemma3", inside_gemma), OWN("llama4", inside_llama4),
+    OWN("gemma3", inside_gemma), OWN("llama4", inside_llama4), OWN("gpt-oss", inside_gpt_oss),
 };
 
 static const char *find(const struct renaming *table, size_t count, const char *from,
@@ -193,6 +197,10 @@ static bool rename_inside(const char *arch, uint64_t layer, const char *base, ch
     if (strcmp(base, "exp_probs_b.bias") == 0 || strcmp(base, "exp_probs_b") == 0) {
         (void)snprintf(out, out_size, "model.layers.%" PRIu64 ".mlp.gate.e_score_correction_bias",
                        layer);
+        return true;
+    }
+    if (strcmp(base, "attn_sinks.weight") == 0) {
+        (void)snprintf(out, out_size, "model.layers.%" PRIu64 ".self_attn.sinks", layer);
         return true;
     }
     if (strcmp(suffix, ".weight") != 0 && strcmp(suffix, ".bias") != 0)

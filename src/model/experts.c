@@ -142,6 +142,13 @@ static const char *stacked_name(const struct expert_names *names, const char *ma
     return out;
 }
 
+static const char *stacked_bias(const struct expert_names *names, const char *matrix,
+                                char out[NAME_BYTES_MAX])
+{
+    (void)snprintf(out, NAME_BYTES_MAX, "%s.experts.%s.bias", names->block, matrix);
+    return out;
+}
+
 /* The one whose first tensor is there; none: the published one, whose tensor is then said to be
  * missing. */
 static enum arrangement find_arrangement(const struct params *params, uint32_t layer,
@@ -396,6 +403,8 @@ static void describe_biases(struct params *params, const struct model_config *co
 {
     const uint64_t experts = config->expert_count, width = config->expert_ffn_width;
     const uint64_t out_shape[2] = { experts, config->hidden_size };
+    const bool stacked = find_arrangement(params, layer, names) == EXPERTS_STACKED;
+    char name[NAME_BYTES_MAX];
     struct param_spec spec = { .name = "mlp.experts.w13_bias", .layer = (int32_t)layer,
                                .role = ROLE_W13_BIAS, .part = OFFLOAD_PART_FFN, .rank = 1,
                                .shape = { experts * 2 * width } };
@@ -405,17 +414,24 @@ static void describe_biases(struct params *params, const struct model_config *co
                   { width, names->fused_by_turns ? 2 : 1, 1 } },
     };
 
+    if (stacked) { /* gate and up are tensors of their own */
+        half.shape[1] = half.dims[1].src_stride = width;
+        half.dims[2].src_stride = 1;
+    }
     model__param_begin(params, &spec);
-    model__param_add_view(params, &half, names->in_bias);
-    half.src_offset = names->fused_by_turns ? 1 : width;
+    model__param_add_view(params, &half, stacked ? stacked_bias(names, names->gate, name)
+                                                 : names->in_bias);
+    half.src_offset = stacked ? 0 : names->fused_by_turns ? 1 : width;
     half.dst_offset = width;
-    model__param_add_view(params, &half, names->in_bias);
+    model__param_add_view(params, &half, stacked ? stacked_bias(names, names->up, name)
+                                                 : names->in_bias);
     model__param_end(params);
     spec.name = "mlp.experts.w2_bias";
     spec.role = ROLE_W2_BIAS;
     spec.shape[0] = experts * config->hidden_size;
     model__param_begin(params, &spec);
-    model__param_add(params, 2, out_shape, "%s", names->out_bias);
+    model__param_add(params, 2, out_shape, "%s",
+                     stacked ? stacked_bias(names, names->down, name) : names->out_bias);
     model__param_end(params);
 }
 

@@ -62,6 +62,7 @@ static void logits_are_those_of_the_same_model(void **state)
         { "gemma3", "gemma3" },
         { "granite", "granite" },
         { "llama4_plain", "llama4_plain" },
+        { "gpt_oss", "gpt_oss" },
         { "granite_moe", "granite_moe" },
         { "granite_moe_shared", "granite_moe_shared" },
         { "deepseek_v2_lite", "deepseek_v2_lite" },
