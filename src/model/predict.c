@@ -22,12 +22,18 @@ static double expert_share(const struct model_config *config, uint32_t row_count
     return 1 - pow(1 - (double)config->expert_top_k / config->expert_count, row_count);
 }
 
-/* How many matrices it is: experts that are stacked are multiplied one by one, gate and up apart. */
+static bool is_of_experts(const struct offload_param_desc *desc)
+{
+    return strstr(desc->name, ".experts.") != NULL;
+}
+
+/* How many are multiplied one by one: each of a stack of experts, and gate and up apart. */
 static double matrix_count(const struct offload_param_desc *desc)
 {
-    const bool is_gate_up = strstr(desc->name, "w13") != NULL;
-
-    return (desc->rank > 2 ? (double)desc->shape[0] : 1) * (is_gate_up ? 2 : 1);
+    if (!is_of_experts(desc))
+        return 1;
+    return (desc->rank > 2 ? (double)desc->shape[0] : 1) *
+           (strstr(desc->name, "w13") != NULL ? 2 : 1);
 }
 
 /* rows of weights that a step reads, and the products of one row: experts count as often as they
@@ -43,7 +49,7 @@ static void demand_of(const struct model *model, uint32_t row_count, struct dema
     memset(demand_out, 0, sizeof(*demand_out));
     for (size_t i = 0; i < model__params_count(model->params); i++) {
         const struct offload_param_desc *desc = &descs[i];
-        const bool is_expert = strstr(desc->name, ".experts.") != NULL;
+        const bool is_expert = is_of_experts(desc);
         uint64_t elements = 0, bytes = 0;
 
         if (desc->rank < 2 || desc->by_lookup)
