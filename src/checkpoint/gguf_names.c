@@ -284,6 +284,7 @@ static bool origin_in(const struct renaming *table, size_t count, const struct s
 static bool origin_inside(const char *arch, uint64_t layer_count, uint64_t layer, const char *name,
                           const char *rest, char *out, size_t out_size, int64_t *expert_out)
 {
+    static const char *const whole[] = { "exp_probs_b.bias", "attn_sinks.weight" };
     const struct searched from = { arch, layer_count, layer, name };
     uint64_t expert;
 
@@ -305,9 +306,11 @@ static bool origin_inside(const char *arch, uint64_t layer_count, uint64_t layer
             return true;
     if (origin_in(inside, COUNT(inside), &from, rest, out, out_size))
         return true;
-    (void)snprintf(out, out_size, "blk.%" PRIu64 ".exp_probs_b.bias", layer);
-    if (means(arch, layer_count, out, name))
-        return true;
+    for (size_t i = 0; i < COUNT(whole); i++) {
+        (void)snprintf(out, out_size, "blk.%" PRIu64 ".%s", layer, whole[i]);
+        if (means(arch, layer_count, out, name))
+            return true;
+    }
     /* A layer of multi-token prediction. */
     (void)snprintf(out, out_size, "blk.%" PRIu64 ".%s", layer, rest);
     return means(arch, layer_count, out, name);
