@@ -113,7 +113,7 @@ def write_table(rows):
         text = file.read()
     head, rest = text.split(BEGIN)
     with open(DOCUMENT, "w") as file:
-        file.write(head + "\n".join(lines) + rest.split(END)[1])
+        file.write(head + "\n".join(lines) + rest.split(END, 1)[1])
 
 
 def main():
