@@ -157,6 +157,12 @@ static void set_offload(struct offload_options *offload, const struct cli_option
     offload->automatic = strcmp(cli_options_offload_mode(options), "auto") == 0;
 }
 
+/* Whether a forecast is wanted, and anybody will see it: measuring for it takes a while. */
+static bool is_forecast_seen(const struct cli_options *options, const struct cli_demand *demand)
+{
+    return demand->forecast && (options->json || cli_options_log_level(options) <= LOG_INFO);
+}
+
 /* Options of the disk and of forecasts, where there is neither, must not look as if they did
  * something. */
 static void warn_of_idle(const struct cli_options *options, const struct cli_demand *demand,
@@ -176,7 +182,7 @@ static void warn_of_idle(const struct cli_options *options, const struct cli_dem
           !is_auto && strcmp(mode, "disk") != 0 },
         { "assume", options->assume, "the forecast that 'plan' makes, and 'serve' and 'generate' "
           "where something moves",
-          !demand->plan_only && !is_auto && !(demand->forecast && may_move) },
+          !demand->plan_only && !is_auto && !(is_forecast_seen(options, demand) && may_move) },
     };
 
     for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
@@ -425,7 +431,7 @@ enum status cli_session_start(struct cli_session *session, const struct cli_opti
     }
     if (st == STATUS_OK)
         st = cli_assume(options->assume, &session->rates, err);
-    if ((demand->plan_only || demand->forecast || model.offload.automatic) &&
+    if ((demand->plan_only || is_forecast_seen(options, demand) || model.offload.automatic) &&
         !demand->forecast_is_made)
         model.measure = measure;
     model.measure_user = &measuring;
