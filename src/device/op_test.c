@@ -514,8 +514,7 @@ static void missing_features_on(struct harness *h)
         if (st != STATUS_OK)
             assert_non_null(strstr(err.message, op_feature_name((enum op_feature)feature)));
     }
-    assert_int_equal(device_info(h->device)->op_features | (h->is_npu ? OP_FEATURE_CHUNKS : 0u),
-                     OP_FEATURES_ALL);
+    assert_int_equal(device_info(h->device)->op_features, OP_FEATURES_ALL);
 }
 
 static void missing_features_are_refused(void **state)
@@ -731,8 +730,7 @@ static void attention_on(struct harness *h)
     };
 
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
-        if (!cases[i].chunked || has_feature(h, OP_FEATURE_CHUNKS))
-            attention_case_run(h, &cases[i]);
+        attention_case_run(h, &cases[i]);
 }
 
 static void attention_is_right(void **state)

@@ -219,7 +219,9 @@ static void put_places(struct bed *bed, struct op_attention *attention, uint32_t
     attention->page_count_max = PAGES / 2;
 }
 
-/* shape: rows, heads, kv heads, k width, v width, page size, window, sinks and a soft cap */
+/* shape: rows, heads, kv heads, k width, v width, page size, window, and of these: */
+enum { CAPPED_WITH_SINKS = 1, CHUNKED = 2 };
+
 static uint64_t run_attention(struct bed *bed, const struct selftest_op *test, uint32_t first,
                               uint32_t rows, float *out)
 {
@@ -237,8 +239,9 @@ static uint64_t run_attention(struct bed *bed, const struct selftest_op *test, u
         .out_row_stride = out_stride,
         .q_row_stride = q_stride, .k_cache_row_stride = (uint64_t)kv_heads * k_width,
         .v_cache_row_stride = (uint64_t)kv_heads * v_width, .scale = 0.2f,
-        .window = test->shape[6], .score_cap = test->shape[7] != 0 ? 0.5f : 0,
-        .sinks = test->shape[7] != 0 ? put_floats(bed, heads) : NULL,
+        .window = test->shape[6], .chunked = (test->shape[7] & CHUNKED) != 0,
+        .score_cap = (test->shape[7] & CAPPED_WITH_SINKS) != 0 ? 0.5f : 0,
+        .sinks = (test->shape[7] & CAPPED_WITH_SINKS) != 0 ? put_floats(bed, heads) : NULL,
     };
     put_places(bed, &op.attention, test->shape[0]);
     op.attention.out = device__bed_put(bed, NULL, rows * out_stride * sizeof(float));
@@ -454,8 +457,11 @@ const struct selftest_op device__selftest_ops[] = {
     PLAIN("attention, latent", run_attention, true, 9, 4, 1, 96, 64, 8),
     PLAIN("attention, odd", run_attention, true, 7, 6, 3, 20, 12, 5),
     PLAIN("attention with a window", run_attention, true, 33, 8, 2, 64, 64, 16, 20),
-    PLAIN("attention with sinks and a soft cap", run_attention, true, 21, 8, 2, 64, 64, 16, 0, 1),
-    PLAIN("attention with all of these, odd", run_attention, true, 9, 6, 3, 20, 12, 5, 4, 1),
+    PLAIN("attention in chunks", run_attention, true, 33, 8, 2, 64, 64, 16, 20, CHUNKED),
+    PLAIN("attention with sinks and a soft cap", run_attention, true, 21, 8, 2, 64, 64, 16, 0,
+          CAPPED_WITH_SINKS),
+    PLAIN("attention with all of these, odd", run_attention, true, 9, 6, 3, 20, 12, 5, 4,
+          CAPPED_WITH_SINKS | CHUNKED),
     PLAIN("silu_mul", run_silu_mul, true, 9, 256),
     PLAIN("silu_mul, odd", run_silu_mul, true, 3, 19),
     PLAIN("silu_mul, GELU", run_silu_mul, true, 9, 256, GATE_GELU_TANH),

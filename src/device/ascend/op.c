@@ -66,7 +66,8 @@ uint32_t ascend__op_features(const struct ascend_cann *cann)
 {
     const bool adds = HAS(cann, InplaceAdds), sigmoid = HAS(cann, Sigmoid);
 
-    return OP_FEATURE_SINKS | OP_FEATURE_EXPERT_BIAS | (adds ? OP_FEATURE_NORM_OFFSET : 0u) |
+    return OP_FEATURE_SINKS | OP_FEATURE_EXPERT_BIAS | OP_FEATURE_CHUNKS |
+           (adds ? OP_FEATURE_NORM_OFFSET : 0u) |
            (HAS(cann, Tril) ? OP_FEATURE_WINDOW : 0u) |
            (HAS(cann, Tanh) ? OP_FEATURE_SOFT_CAP : 0u) |
            (HAS(cann, GeluV2) ? OP_FEATURE_GATE_GELU : 0u) |

@@ -13,7 +13,8 @@
  * are taken at once is bounded by the size of S, and depends on nothing else.
  *
  * With a window, keys before the first row's are left out, pages before them are not gathered, and
- * a second mask hides what later rows no longer see. A soft cap comes before the masks. Sinks are a
+ * a second mask hides what later rows no longer see. Rows of different chunks are not computed
+ * together, so a chunk needs no mask of its own. A soft cap comes before the masks. Sinks are a
  * column more behind the scores, which the product with V leaves out.
  *
  * The host has to know positions and sequences: the model hands them over, and a launch without
@@ -64,14 +65,15 @@ static struct run read_run(struct ascend_call *call, const struct op_attention *
     return run;
 }
 
-/* The rows from `first` on that are a run of positions of one sequence. */
+/* The rows from `first` on that are a run of positions of one sequence, and of one chunk. */
 static struct rows next_rows(const struct op_attention *op, const struct run *run, uint32_t first)
 {
     uint32_t count = 1;
 
     while (first + count < op->row_count &&
            run->sequences[first + count] == run->sequences[first] &&
-           run->positions[first + count] == run->positions[first] + (int32_t)count)
+           run->positions[first + count] == run->positions[first] + (int32_t)count &&
+           !(op->chunked && run->positions[first + count] % (int32_t)op->window == 0))
         count++;
     return (struct rows){ .op = op, .first = first, .count = count,
                           .sequence = run->sequences[first],
@@ -81,7 +83,11 @@ static struct rows next_rows(const struct op_attention *op, const struct run *ru
 /* The first key that a row at this position sees. */
 static uint64_t first_key(const struct op_attention *op, uint64_t position)
 {
-    return op->window > 0 && position + 1 > op->window ? position + 1 - op->window : 0;
+    if (op->window == 0)
+        return 0;
+    if (op->chunked)
+        return position - position % op->window;
+    return position + 1 > op->window ? position + 1 - op->window : 0;
 }
 
 /* The sequence's pages of one cache from rows->gathered on, into `to`. */
