@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """The answer does not depend on where weights live: homes x ways to choose what moves x budgets x chunks,
-on the demo model, a dense model and a mixture of experts, bit for bit against everything resident. In every
-run the program checks by itself that the bytes moved are what plan and misses demand (generate fails
-otherwise), and here that the memory taken never passed the budget."""
+on the demo model, a dense model and a mixture of experts, the last two as quantised GGUF files, too, bit for
+bit against everything resident. In every run the program checks by itself that the bytes moved are what plan
+and misses demand (generate fails otherwise), and here that the memory taken never passed the budget."""
 import concurrent.futures
 import hashlib
 import json
@@ -15,7 +15,8 @@ import tempfile
 
 import lighter
 
-IDS = {"demo": list(range(5, 45)), "dense": list(range(1, 41)), "moe": list(range(1, 41))}
+IDS = {"demo": list(range(5, 45)),
+       **{name: list(range(1, 41)) for name in ("dense", "moe", "dense Q4_0", "moe Q8_0")}}
 DEVICES = ["cpu", "sim:memory=256MiB,link=8GB/s"]
 V2 = ["--offload-group-size", "2", "--offload-num-in-group", "1", "--offload-prefetch-step", "1"]
 CHOICES = {
@@ -40,6 +41,10 @@ def make_models(folder):
     models = {"demo": lighter.DEMO}
     for name, preset in (("dense", "llama-tiny"), ("moe", "qwen3moe-tiny")):
         models[name] = make_model(os.path.join(folder, name), preset)
+    for name, kind in (("dense", "Q4_0"), ("moe", "Q8_0")):
+        models[f"{name} {kind}"] = os.path.join(folder, f"{name}-{kind}.gguf")
+        lighter.run("quantize", "--model", models[name], "--type", kind, "--out", models[f"{name} {kind}"], "--quiet",
+                    check=0)
     return models
 
 
@@ -84,7 +89,7 @@ def test_every_home_and_choice_gives_the_same_bits():
 def test_experts_as_units_give_the_same_bits():
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(folder)
-        for name in ("demo", "moe"):
+        for name in ("demo", "moe", "moe Q8_0"):
             wanted = bench.logits(name)
             ids = bench.generate(name)["output_ids"]
             for device in DEVICES:
@@ -302,7 +307,7 @@ def test_auto_keeps_within_every_budget():
                 check_smallest_budget(bench, name, "--device", device, "--offload-mode", "auto", "--assume",
                                       "disk=1GB/s")
                 check_smallest_budget(bench, name, "--device", device, "--offload-mode", "disk", *V2)
-                if name != "dense":
+                if not name.startswith("dense"):
                     check_smallest_budget(bench, name, "--device", device, "--offload-mode", "cpu",
                                           "--offload-experts")
                 fitted = 0
