@@ -177,7 +177,7 @@ static void ascend_close(struct device *base)
     if (device->cann != NULL) {
         (void)ascend__enter(device, NULL);
         ascend__ops_destroy(device);
-        ascend__clock_destroy(device);
+        device__clock_destroy(device->clock);
         (void)device->cann->aclrtSynchronizeDevice();
     }
     ascend__memory_destroy(device);
@@ -248,12 +248,12 @@ const struct device_ops device_ascend_ops = {
     .stream_destroy = ascend__stream_destroy,
     .stream_sync = ascend__stream_sync,
     .event_create = ascend__event_create,
-    .event_destroy = ascend__event_destroy,
+    .event_destroy = device__event_destroy,
     .event_record = ascend__event_record,
     .stream_wait = ascend__stream_wait,
-    .event_sync = ascend__event_sync,
-    .event_is_done = ascend__event_is_done,
-    .event_time_ns = ascend__event_time_ns,
+    .event_sync = device__event_sync,
+    .event_is_done = device__event_is_done,
+    .event_time_ns = device__event_time_ns,
     .copy_in = ascend__copy_in,
     .copy_out = ascend__copy_out,
     .copy_peer = ascend__copy_peer,

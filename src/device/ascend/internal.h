@@ -6,7 +6,7 @@
  *     ascend.c    the device: set-up, description, the table of backend.h
  *     memory.c    device memory, pinned host memory, memory that ranks share
  *     stream.c    streams, copies, workspaces
- *     event.c     events, and device times on the host's clock
+ *     event.c     events, for device/event_clock.c
  *     op*.c       operators, through CANN's two-phase calls
  *     executors.c calls of operators that were made before
  *
@@ -24,6 +24,7 @@
 
 #include "device/ascend/cann.h"
 #include "device/backend.h"
+#include "device/event_clock.h"
 
 /* ---- load.c: the libraries ---- */
 
@@ -109,7 +110,7 @@ struct ascend_device {
     bool nd;                        /* keep all weights in ND */
     uint64_t executor_count;        /* to keep */
     struct ascend_memory *memory;
-    struct ascend_clock *clock;     /* event.c's: device times on clock_now_ns's clock */
+    struct device_clock *clock;     /* device times on clock_now_ns's clock */
     struct ascend_ops *ops;         /* op.c's */
 };
 
@@ -197,19 +198,13 @@ enum status ascend__fill(struct stream *stream, void *dst, uint8_t value, uint64
 /* Enters the device, refuses on a broken stream, and calls ascend__launch. */
 enum status ascend__stream_launch(struct stream *stream, const struct op *op, struct err *err);
 
-/* ---- event.c ---- */
+/* ---- event.c; the rest of events is device/event_clock.h's ---- */
 
+/* Fills device->clock. */
 enum status ascend__clock_create(struct ascend_device *device, struct err *err);
-/* Fine after a failed create. */
-void ascend__clock_destroy(struct ascend_device *device);
-enum status ascend__event_create(struct device *device, struct event **event_out,
-                                 struct err *err);
-void ascend__event_destroy(struct event *event);
+enum status ascend__event_create(struct device *device, struct event **event_out, struct err *err);
 enum status ascend__event_record(struct stream *stream, struct event *event, struct err *err);
 enum status ascend__stream_wait(struct stream *stream, struct event *event, struct err *err);
-enum status ascend__event_sync(struct event *event, struct err *err);
-bool ascend__event_is_done(const struct event *event);
-uint64_t ascend__event_time_ns(const struct event *event);
 
 /* ---- op.c ---- */
 

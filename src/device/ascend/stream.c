@@ -155,7 +155,7 @@ static void staging_destroy(struct ascend_stream *stream)
         return;
     for (uint32_t i = 0; i < STAGING_HALVES; i++)
         if (staging->copied[i] != NULL)
-            ascend__event_destroy(staging->copied[i]);
+            device__event_destroy(staging->copied[i]);
     if (staging->memory != NULL)
         ascend__host_free(stream->base.device, staging->memory, STAGING_HALVES * STAGING_BYTES);
     free(staging);
@@ -233,7 +233,7 @@ static enum status stage_in(struct ascend_stream *stream, void *dst, const void 
     struct ascend_staging *staging = stream->staging;
     const uint32_t half = staging->next++ % STAGING_HALVES;
     char *pinned = (char *)staging->memory + half * STAGING_BYTES;
-    enum status st = ascend__event_sync(staging->copied[half], err);
+    enum status st = device__event_sync(staging->copied[half], err);
 
     if (st != STATUS_OK)
         return st;
@@ -248,7 +248,7 @@ static enum status stage_out(struct ascend_stream *stream, void *dst, const void
     struct ascend_staging *staging = stream->staging;
     const uint32_t half = staging->next++ % STAGING_HALVES;
     char *pinned = (char *)staging->memory + half * STAGING_BYTES;
-    enum status st = ascend__event_sync(staging->copied[half], err);
+    enum status st = device__event_sync(staging->copied[half], err);
 
     if (st == STATUS_OK)
         st = queue_copy(stream, pinned, src, size_bytes, ACL_MEMCPY_DEVICE_TO_HOST, err);

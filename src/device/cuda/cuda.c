@@ -158,7 +158,7 @@ static void cuda_close(struct device *base)
 
     if (device->clock != NULL)
         (void)cuda__enter(device, NULL);
-    cuda__clock_destroy(device);
+    device__clock_destroy(device->clock);
     free(device);
 }
 
@@ -256,12 +256,12 @@ const struct device_ops device_cuda_ops = {
     .stream_destroy = cuda__stream_destroy,
     .stream_sync = cuda__stream_sync,
     .event_create = cuda__event_create,
-    .event_destroy = cuda__event_destroy,
+    .event_destroy = device__event_destroy,
     .event_record = cuda__event_record,
     .stream_wait = cuda__stream_wait,
-    .event_sync = cuda__event_sync,
-    .event_is_done = cuda__event_is_done,
-    .event_time_ns = cuda__event_time_ns,
+    .event_sync = device__event_sync,
+    .event_is_done = device__event_is_done,
+    .event_time_ns = device__event_time_ns,
     .copy_in = cuda__copy_in,
     .copy_out = cuda__copy_out,
     .copy_peer = cuda__copy_peer,

@@ -6,7 +6,7 @@
  *     link.c      what NVML says of the way to the host
  *     memory.c    device memory, pinned host memory, memory that ranks share
  *     stream.c    streams, copies, operators
- *     event.c     events, and device times on the host's clock
+ *     event.c     events, for device/event_clock.c
  *     inspect.c   what was found, for a report
  *
  * and, compiled by nvcc into the module, *.cu: module.cu is its table, the others are kernels.
@@ -22,6 +22,7 @@
 
 #include "device/backend.h"
 #include "device/cuda/module.h"
+#include "device/event_clock.h"
 
 /* ---- load.c ---- */
 
@@ -51,7 +52,7 @@ struct cuda_device {
     int index;                       /* CUDA's number, after CUDA_VISIBLE_DEVICES */
     uint64_t serial;                 /* of this opening; threads note which one they have entered */
     struct cuda_facts facts;
-    struct cuda_clock *clock;        /* event.c's: device times on clock_now_ns's clock */
+    struct device_clock *clock;      /* device times on clock_now_ns's clock */
 };
 
 /* Chooses the GPU for the calling thread. To be called first by whatever another room calls. */
@@ -117,17 +118,12 @@ enum status cuda__fill(struct stream *stream, void *dst, uint8_t value, uint64_t
                        struct err *err);
 enum status cuda__launch(struct stream *stream, const struct op *op, struct err *err);
 
-/* ---- event.c ---- */
+/* ---- event.c; the rest of events is device/event_clock.h's ---- */
 
+/* Fills device->clock. */
 enum status cuda__clock_create(struct cuda_device *device, struct err *err);
-/* Fine after a failed create. */
-void cuda__clock_destroy(struct cuda_device *device);
 enum status cuda__event_create(struct device *device, struct event **event_out, struct err *err);
-void cuda__event_destroy(struct event *event);
 enum status cuda__event_record(struct stream *stream, struct event *event, struct err *err);
 enum status cuda__stream_wait(struct stream *stream, struct event *event, struct err *err);
-enum status cuda__event_sync(struct event *event, struct err *err);
-bool cuda__event_is_done(const struct event *event);
-uint64_t cuda__event_time_ns(const struct event *event);
 
 #endif
