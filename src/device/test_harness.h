@@ -12,10 +12,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 #include <cmocka.h>
 
 #include "device/device.h"
+#include "device/testing_libraries.h"
 #include "tensor/testing.h"
 
 #define HARNESS_BUFFERS_MAX 64
@@ -60,30 +60,10 @@ static inline void must(enum status st, const struct err *err)
         fail_msg("%s: %s", status_name(st), err->message);
 }
 
-/* Where the build has the stand-ins of CANN's libraries and of CUDA's module: BUILD/tests/ROOM/
- * NAME_test runs, and they are in BUILD/tests/cann/lib64 and BUILD/tests/cuda. */
-static inline const char *harness_library_path(void)
-{
-    static char folders[8192 + 64];
-    char self[4096];
-    const ssize_t size = readlink("/proc/self/exe", self, sizeof(self) - 1);
-    char *tests;
-
-    assert_true(size > 0);
-    self[size] = '\0';
-    tests = strstr(self, "/tests/");
-    assert_non_null(tests);
-    for (char *next = tests; next != NULL; next = strstr(next + 1, "/tests/"))
-        tests = next;
-    *tests = '\0';
-    (void)snprintf(folders, sizeof(folders), "%s/tests/cann/lib64:%s/tests/cuda", self, self);
-    return folders;
-}
-
 static inline enum status harness_device_open(const char *spec, struct device_options options,
                                               struct device **device_out, struct err *err)
 {
-    options.library_path = harness_library_path();
+    options.library_path = testing_library_path();
     return device_open(spec, &options, device_out, err);
 }
 

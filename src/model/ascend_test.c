@@ -3,7 +3,6 @@
  * the weights' home, first phases that are made once, sglang's three faults put back one at a time,
  * and nothing left behind when CANN fails. */
 #include <dlfcn.h>
-#include <ftw.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -11,9 +10,8 @@
 
 #define NPU "ascend:0"
 #define NPU_ND "ascend:0,layout=nd"
-#define DEMO "models/demo"
 
-enum { DEMO_PROMPT = 12, DEMO_GREEDY = 20, DEMO_VOCAB = 1280 };
+enum { DEMO_GREEDY = 20, DEMO_VOCAB = 1280 };
 
 /* -- the stand-in ------------------------------------------------------------------------------ */
 
@@ -49,80 +47,7 @@ static void nothing_is_left(const char *after)
                      (unsigned long long)counter(counters[i]));
 }
 
-/* BUILD/tests/cann/lib64 of BUILD/tests/model/ascend_test. */
-static const char *cann_folder(void)
-{
-    static char folder[4096];
-    const ssize_t size = readlink("/proc/self/exe", folder, sizeof(folder) - 32);
-    char *end;
-
-    assert_true(size > 0);
-    folder[size] = '\0';
-    end = strstr(folder, "/tests/model/");
-    assert_non_null(end);
-    (void)snprintf(end, 32, "/tests/cann/lib64");
-    return folder;
-}
-
 /* -- models ------------------------------------------------------------------------------------ */
-
-static enum status open_with(const char *folder, const struct setting *setting,
-                             const struct model_options *options, struct loaded *loaded,
-                             struct err *err)
-{
-    const struct device_options device = { .thread_count = 1, .library_path = cann_folder(),
-                                           .memory_budget_bytes = setting->budget_bytes };
-    enum status st;
-
-    memset(loaded, 0, sizeof(*loaded));
-    st = device_open(setting->device, &device, &loaded->device, err);
-    if (st == STATUS_OK)
-        st = ckpt_open(folder, &loaded->ckpt, err);
-    if (st == STATUS_OK)
-        st = model_create(loaded->device, loaded->ckpt, options, NULL, NULL, &loaded->model, err);
-    return st;
-}
-
-static enum status try_open(const char *folder, const struct setting *setting,
-                            const char *cache_dir, struct loaded *loaded, struct err *err)
-{
-    struct model_options options = harness_options(setting);
-
-    options.offload.cache_dir = cache_dir;
-    return open_with(folder, setting, &options, loaded, err);
-}
-
-static float *run(const char *folder, const struct setting *setting, const char *cache_dir,
-                  const int32_t *ids, uint32_t count, uint32_t chunk, uint32_t *vocab_out)
-{
-    const struct paging paging = { 0, 1 };
-    struct loaded loaded;
-    float *logits;
-    struct err err;
-
-    if (try_open(folder, setting, cache_dir, &loaded, &err) != STATUS_OK)
-        fail_msg("%s on %s: %s", folder, setting->device, err.message);
-    logits = logits_alloc(loaded.model, count);
-    harness_run(loaded.model, ids, 0, count, chunk, &paging, logits);
-    if (offload_report_check(model_offload(loaded.model), &err) != STATUS_OK)
-        fail_msg("%s on %s: %s", folder, setting->device, err.message);
-    if (vocab_out != NULL)
-        *vocab_out = model_info(loaded.model)->vocab_size;
-    harness_close(&loaded);
-    return logits;
-}
-
-/* How far logits of a row are off, of their own length. */
-static double distance(const float *got, const float *wanted, size_t count)
-{
-    double off = 0, length = 0;
-
-    for (size_t i = 0; i < count; i++) {
-        off += ((double)got[i] - wanted[i]) * ((double)got[i] - wanted[i]);
-        length += (double)wanted[i] * wanted[i];
-    }
-    return sqrt(off / length);
-}
 
 /* What of x, and of a product, is lost before and in each product: at most 2^-8 to BF16 and 2^-11
  * to F16, a third of that on the average. Of two layers with some eight products behind each other,
@@ -151,7 +76,7 @@ static void check_rows(const char *name, const float *got, const float *wanted, 
     uint32_t far = 0;
 
     for (uint32_t i = 0; i < rows; i++)
-        far += !(distance(got + (size_t)i * vocab, wanted + (size_t)i * vocab, vocab) <=
+        far += !(logits_distance(got + (size_t)i * vocab, wanted + (size_t)i * vocab, vocab) <=
                  all_dtypes[dtype].bound);
     if (far > far_rows(name, dtype, rows))
         fail_msg("%s, %s: %u of %u rows are off by more than %g", name, all_dtypes[dtype].dtype,
@@ -172,10 +97,10 @@ static void every_architecture_agrees_with_the_processor(void **state)
         char path[256];
 
         (void)golden_path(name, path, sizeof(path));
-        wanted = run(path, &setting, NULL, golden.prompt, golden.prompt_count, 7, &vocab);
+        wanted = harness_logits(path, &setting, golden.prompt, golden.prompt_count, 7, &vocab);
         for (size_t n = 0; n < 2; n++) {
             setting.device = npus[n];
-            got[n] = run(path, &setting, NULL, golden.prompt, golden.prompt_count, 7, NULL);
+            got[n] = harness_logits(path, &setting, golden.prompt, golden.prompt_count, 7, NULL);
             check_rows(name, got[n], wanted, golden.prompt_count, vocab, i % 3);
         }
         /* a stand-in sums in one order; hardware may not */
@@ -191,32 +116,6 @@ static void every_architecture_agrees_with_the_processor(void **state)
 
 /* -- the demo model ---------------------------------------------------------------------------- */
 
-/* A folder for cache files. */
-static void cache_make(char path[32])
-{
-    (void)snprintf(path, 32, "/tmp/lighter_ascend_XXXXXX");
-    assert_non_null(mkdtemp(path));
-}
-
-static int remove_one(const char *path, const struct stat *status, int type, struct FTW *place)
-{
-    (void)status;
-    (void)type;
-    (void)place;
-    return remove(path);
-}
-
-static void cache_remove(const char *path)
-{
-    assert_int_equal(nftw(path, remove_one, 8, FTW_DEPTH | FTW_PHYS), 0);
-}
-
-static void demo_prompt(int32_t ids[DEMO_PROMPT], int32_t seed)
-{
-    for (int32_t i = 0; i < DEMO_PROMPT; i++)
-        ids[i] = 260 + (seed * 977 + i * i * 31 + i * 7) % 1000;
-}
-
 /* The most likely tokens, one after the other. */
 static void greedy(const char *device, const int32_t *prompt, int32_t out[DEMO_GREEDY])
 {
@@ -227,7 +126,7 @@ static void greedy(const char *device, const int32_t *prompt, int32_t out[DEMO_G
     float *logits;
     struct err err;
 
-    if (try_open(DEMO, &setting, NULL, &loaded, &err) != STATUS_OK)
+    if (harness_try(DEMO, &setting, NULL, &loaded, &err) != STATUS_OK)
         fail_msg("%s", err.message);
     vocab = model_info(loaded.model)->vocab_size;
     logits = logits_alloc(loaded.model, DEMO_PROMPT);
@@ -256,52 +155,12 @@ static void greedy_texts_are_the_processors(void **state)
     }
 }
 
-/* Prompt and decoding, weights everywhere they can be; and nothing is converted meanwhile. */
+/* Nothing is converted while weights move. */
 static void every_home_gives_the_same_bits(void **state)
 {
-    static const struct setting all[] = {
-        { .device = NPU, .group_size = 4, .num_in_group = 1 },
-        { .device = NPU, .group_size = 1, .num_in_group = 1, .params_glob = "*",
-          .prefetch_step = 2 },
-        { .device = NPU, .cpu_offload_bytes = 1500000 },
-        { .device = NPU, .group_size = 2, .num_in_group = 1, .home = OFFLOAD_HOME_SHM },
-        { .device = NPU, .group_size = 2, .num_in_group = 1, .home = OFFLOAD_HOME_SHARDED },
-        { .device = NPU, .group_size = 2, .num_in_group = 1, .disk = true },
-        { .device = NPU, .experts = true, .expert_slot_count = 4 },
-        { .device = NPU, .experts = true, .expert_slot_count = 5, .disk = true },
-    };
-    const struct setting plain = { .device = NPU };
-    int32_t prompt[DEMO_PROMPT];
-    uint32_t vocab;
-    float *wanted;
-    char cache[32];
-
     (void)state;
-    demo_prompt(prompt, 1);
-    cache_make(cache);
-    wanted = run(DEMO, &plain, cache, prompt, DEMO_PROMPT, 5, &vocab);
-    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
-        float *got = run(DEMO, &all[i], cache, prompt, DEMO_PROMPT, 5, NULL);
-
-        if (memcmp(got, wanted, (size_t)DEMO_PROMPT * vocab * sizeof(float)) != 0)
-            fail_msg("setting %zu: other bits", i);
-        free(got);
-        nothing_is_left("a home");
-    }
+    demo_check_homes(NPU, 20 << 20, nothing_is_left); /* its workspace takes most of it */
     assert_int_equal(counter("format_casts"), 0);
-    free(wanted);
-    cache_remove(cache);
-}
-
-static bool update(struct model *model)
-{
-    struct model_update *fresh = NULL;
-    struct err err;
-    bool done = model_update_prepare(model, DEMO, false, &fresh, &err) == STATUS_OK &&
-                model_update_commit(fresh, NULL, &err) == STATUS_OK;
-
-    model_update_destroy(fresh);
-    return done;
 }
 
 /* Units without contents move like others, and have them after a live update, in their layout. */
@@ -319,18 +178,18 @@ static void what_is_in_meta_is_filled_by_an_update(void **state)
 
     (void)state;
     demo_prompt(prompt, 2);
-    wanted = run(DEMO, &plain, NULL, prompt, DEMO_PROMPT, 5, &vocab);
+    wanted = harness_logits(DEMO, &plain, prompt, DEMO_PROMPT, 5, &vocab);
     for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
         struct loaded loaded;
         float *got;
         struct err err;
 
-        if (try_open(DEMO, &all[i], NULL, &loaded, &err) != STATUS_OK)
+        if (harness_try(DEMO, &all[i], NULL, &loaded, &err) != STATUS_OK)
             fail_msg("%s", err.message);
         got = logits_alloc(loaded.model, DEMO_PROMPT);
         harness_run(loaded.model, prompt, 0, DEMO_PROMPT, 5, &paging, got);
         assert_true(offload_is_garbage(model_offload(loaded.model)));
-        assert_true(update(loaded.model));
+        assert_true(harness_update(loaded.model, DEMO));
         assert_false(offload_is_garbage(model_offload(loaded.model)));
         harness_run(loaded.model, prompt, 0, DEMO_PROMPT, 5, &paging, got);
         assert_memory_equal(got, wanted, (size_t)DEMO_PROMPT * vocab * sizeof(float));
@@ -359,9 +218,9 @@ static bool works_with(enum fault fault, bool in_meta, const int32_t prompt[DEMO
     options.offload.fault_meta_loses_loader = fault == FAULT_LOADER_LOST;
     options.offload.fault_meta_is_cast = fault == FAULT_META_CAST;
     options.offload.fault_skip_contiguous = fault == FAULT_NOT_CONTIGUOUS;
-    works = open_with(DEMO, &setting, &options, &loaded, &err) == STATUS_OK;
+    works = harness_try_with(DEMO, &setting, &options, NULL, &loaded, &err) == STATUS_OK;
     if (works && in_meta)
-        works = update(loaded.model);
+        works = harness_update(loaded.model, DEMO);
     if (works) {
         const size_t vocab = model_info(loaded.model)->vocab_size;
         float *got = logits_alloc(loaded.model, DEMO_PROMPT);
@@ -382,7 +241,7 @@ static void each_fault_of_sglangs_shows(void **state)
 
     (void)state;
     demo_prompt(prompt, 3);
-    wanted = run(DEMO, &plain, NULL, prompt, DEMO_PROMPT, 5, NULL);
+    wanted = harness_logits(DEMO, &plain, prompt, DEMO_PROMPT, 5, NULL);
     for (enum fault fault = FAULT_NONE; fault < FAULT_COUNT; fault++) {
         const bool in_meta = fault == FAULT_LOADER_LOST || fault == FAULT_META_CAST;
 
@@ -426,7 +285,7 @@ static float *decode(const struct setting *setting, uint64_t *first_out, uint64_
     struct err err;
 
     demo_prompt(prompt, 4);
-    if (try_open(DEMO, setting, NULL, &loaded, &err) != STATUS_OK)
+    if (harness_try(DEMO, setting, NULL, &loaded, &err) != STATUS_OK)
         fail_msg("%s", err.message);
     vocab = model_info(loaded.model)->vocab_size;
     logits = logits_alloc(loaded.model, DEMO_PROMPT + DECODED);
@@ -500,7 +359,7 @@ static void small_chips_compute_with_f16(void **state)
         return;
     }
     (void)setenv("CANN_STANDIN_SOC", "Ascend310P3", 1);
-    assert_int_equal(try_open(DEMO, &refused, NULL, &loaded, &err), STATUS_UNAVAILABLE);
+    assert_int_equal(harness_try(DEMO, &refused, NULL, &loaded, &err), STATUS_UNAVAILABLE);
     assert_non_null(strstr(err.message, "has no BF16; --dtype float16"));
     harness_close(&loaded);
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
@@ -511,9 +370,9 @@ static void small_chips_compute_with_f16(void **state)
         char path[256];
 
         (void)golden_path(names[i], path, sizeof(path));
-        wanted = run(path, &setting, NULL, golden.prompt, golden.prompt_count, 7, &vocab);
+        wanted = harness_logits(path, &setting, golden.prompt, golden.prompt_count, 7, &vocab);
         setting.device = NPU;
-        got = run(path, &setting, NULL, golden.prompt, golden.prompt_count, 7, NULL);
+        got = harness_logits(path, &setting, golden.prompt, golden.prompt_count, 7, NULL);
         check_rows(names[i], got, wanted, golden.prompt_count, vocab, 1);
         free(got);
         free(wanted);
@@ -553,7 +412,7 @@ static void what_lacks_an_operator_is_refused_at_the_start(void **state)
         struct err err;
 
         (void)golden_path(all[i].name, path, sizeof(path));
-        assert_int_equal(try_open(path, &setting, NULL, &loaded, &err), STATUS_UNAVAILABLE);
+        assert_int_equal(harness_try(path, &setting, NULL, &loaded, &err), STATUS_UNAVAILABLE);
         assert_non_null(strstr(err.message, "it has no operator for"));
         assert_non_null(strstr(err.message, all[i].missing));
         harness_close(&loaded);
@@ -573,7 +432,7 @@ static bool scenario(const char *folder, const struct setting *setting, struct e
                                      .positions = positions, .sequences = zero,
                                      .slots = positions, .pages = zero, .logits_rows = rows };
     struct loaded loaded;
-    enum status st = try_open(folder, setting, NULL, &loaded, err);
+    enum status st = harness_try(folder, setting, NULL, &loaded, err);
     float *logits;
 
     if (st == STATUS_OK) {

@@ -5,14 +5,10 @@
  * are compared. A weight that is cast twice, or not, or out of a view that is not contiguous, is
  * noise. Then the faults that sglang had with such weights on NPUs (sgl-project/sglang, PR 19541)
  * are put back one at a time, and the same checks must see each. */
-#include <ftw.h>
-#include <unistd.h>
-
 #include "model/testing.h"
 
 #define ND "sim:memory=64MiB"
 #define NZ "sim:memory=64MiB,layout=nz"
-#define DEMO "models/demo"
 
 enum { PROMPT = 24, CHUNK = 7 };
 
@@ -20,9 +16,9 @@ enum { PROMPT = 24, CHUNK = 7 };
 struct fixture {
     const char *folder;
     int32_t prompt[PROMPT];
-    float *wanted;          /* [PROMPT][vocab] */
+    float *wanted; /* [PROMPT][vocab] */
     size_t bytes;
-    char cache[32];         /* a folder for cache files */
+    char cache[TESTING_FOLDER_BYTES];
 };
 
 static struct model_options options_of(const struct setting *setting, const struct fixture *fixture)
@@ -40,28 +36,6 @@ static void count_line(void *user, enum log_level level, const char *line)
 
     (void)level;
     *count += strstr(line, "stay in ND") != NULL;
-}
-
-static enum status open_logged(const struct fixture *fixture, const struct setting *setting,
-                               const struct model_options *options, const struct log *log,
-                               struct loaded *loaded, struct err *err)
-{
-    const struct device_options device = { .thread_count = 1,
-                                           .memory_budget_bytes = setting->budget_bytes };
-    enum status st = device_open(setting->device, &device, &loaded->device, err);
-
-    if (st == STATUS_OK)
-        st = ckpt_open(fixture->folder, &loaded->ckpt, err);
-    if (st == STATUS_OK)
-        st = model_create(loaded->device, loaded->ckpt, options, log, NULL, &loaded->model, err);
-    return st;
-}
-
-static enum status open_with(const struct fixture *fixture, const struct setting *setting,
-                             const struct model_options *options, struct loaded *loaded,
-                             struct err *err)
-{
-    return open_logged(fixture, setting, options, NULL, loaded, err);
 }
 
 static float *run(struct model *model, const struct fixture *fixture)
@@ -93,27 +67,18 @@ static void begin(struct fixture *fixture, const char *folder)
     fixture->folder = folder;
     for (int32_t i = 0; i < PROMPT; i++)
         fixture->prompt[i] = (i * 37 + 11) % 64;
-    (void)snprintf(fixture->cache, sizeof(fixture->cache), "/tmp/lighter_layout_XXXXXX");
-    assert_non_null(mkdtemp(fixture->cache));
+    testing_folder_make(fixture->cache, "layout");
     options = options_of(&plain, fixture);
-    if (open_with(fixture, &plain, &options, &loaded, &err) != STATUS_OK)
+    if (harness_try_with(folder, &plain, &options, NULL, &loaded, &err) != STATUS_OK)
         fail_msg("%s: %s", folder, err.message);
     fixture->bytes = (size_t)PROMPT * model_info(loaded.model)->vocab_size * sizeof(float);
     fixture->wanted = run(loaded.model, fixture);
     harness_close(&loaded);
 }
 
-static int remove_one(const char *path, const struct stat *status, int type, struct FTW *place)
-{
-    (void)status;
-    (void)type;
-    (void)place;
-    return remove(path);
-}
-
 static void end(struct fixture *fixture)
 {
-    assert_int_equal(nftw(fixture->cache, remove_one, 8, FTW_DEPTH | FTW_PHYS), 0);
+    testing_folder_remove(fixture->cache);
     free(fixture->wanted);
 }
 
@@ -134,7 +99,7 @@ static void check(struct fixture *fixture, const char *what, const struct settin
     struct loaded loaded = { NULL, NULL, NULL };
     struct err err;
 
-    if (open_with(fixture, setting, &options, &loaded, &err) != STATUS_OK)
+    if (harness_try_with(fixture->folder, setting, &options, NULL, &loaded, &err) != STATUS_OK)
         fail_msg("%s, %s: %s", fixture->folder, what, err.message);
     assert_int_equal(count_nz(loaded.model), nz_count);
     for (int pass = 0; pass < 2; pass++)
@@ -205,17 +170,6 @@ static void what_is_cut_is_cut_alike(void **state)
     end(&fixture);
 }
 
-static bool update(struct model *model, const char *folder)
-{
-    struct model_update *fresh = NULL;
-    struct err err;
-    bool done = model_update_prepare(model, folder, false, &fresh, &err) == STATUS_OK &&
-                model_update_commit(fresh, NULL, &err) == STATUS_OK;
-
-    model_update_destroy(fresh);
-    return done;
-}
-
 /* Of a model of which some matrices have parts of blocks, those keep plain rows, and one line says
  * so, also when all of it is loaded again. */
 static void matrices_of_parts_of_blocks_stay_as_they_are(void **state)
@@ -236,12 +190,12 @@ static void matrices_of_parts_of_blocks_stay_as_they_are(void **state)
 
         begin(&fixture, golden_path(names[i], path, sizeof(path)));
         options = options_of(&setting, &fixture);
-        if (open_logged(&fixture, &setting, &options, &log, &loaded, &err) != STATUS_OK)
+        if (harness_try_with(fixture.folder, &setting, &options, &log, &loaded, &err) != STATUS_OK)
             fail_msg("%s: %s", names[i], err.message);
         assert_in_range(count_nz(loaded.model), 1,
                         offload_param_count(model_offload(loaded.model)) / 2);
         assert_true(is_right(loaded.model, &fixture));
-        assert_true(update(loaded.model, path));
+        assert_true(harness_update(loaded.model, path));
         assert_true(is_right(loaded.model, &fixture));
         assert_int_equal(line_count, 1);
         harness_close(&loaded);
@@ -271,12 +225,12 @@ static bool meta_works(const struct fixture *fixture, enum fault fault)
     bool works;
 
     put_fault(&options, fault);
-    works = open_with(fixture, &setting, &options, &loaded, &err) == STATUS_OK;
+    works = harness_try_with(fixture->folder, &setting, &options, NULL, &loaded, &err) == STATUS_OK;
     if (works) {
         assert_int_equal(count_nz(loaded.model), DEMO_NZ);
         assert_true(offload_is_garbage(model_offload(loaded.model)));
         free(run(loaded.model, fixture));
-        works = update(loaded.model, fixture->folder) &&
+        works = harness_update(loaded.model, fixture->folder) &&
                 !offload_is_garbage(model_offload(loaded.model)) &&
                 is_right(loaded.model, fixture) &&
                 offload_report_check(model_offload(loaded.model), &err) == STATUS_OK;
@@ -294,7 +248,7 @@ static bool host_works(const struct fixture *fixture, enum fault fault)
     bool works;
 
     put_fault(&options, fault);
-    if (open_with(fixture, &setting, &options, &loaded, &err) != STATUS_OK)
+    if (harness_try_with(fixture->folder, &setting, &options, NULL, &loaded, &err) != STATUS_OK)
         fail_msg("%s", err.message);
     works = is_right(loaded.model, fixture);
     harness_close(&loaded);
@@ -353,10 +307,10 @@ static void a_live_update_finishes_what_it_loads(void **state)
         struct loaded loaded = { NULL, NULL, NULL };
         struct err err;
 
-        if (open_with(&fixture, &all[i], &options, &loaded, &err) != STATUS_OK)
+        if (harness_try_with(fixture.folder, &all[i], &options, NULL, &loaded, &err) != STATUS_OK)
             fail_msg("%zu: %s", i, err.message);
         for (int round = 0; round < 2; round++) {
-            assert_true(update(loaded.model, DEMO));
+            assert_true(harness_update(loaded.model, DEMO));
             assert_true(is_right(loaded.model, &fixture));
         }
         harness_close(&loaded);
@@ -381,7 +335,7 @@ static void finishing_takes_no_second_copy(void **state)
         struct device_memory_report memory;
         struct err err;
 
-        if (open_with(&fixture, &setting, &options, &loaded, &err) != STATUS_OK)
+        if (harness_try_with(fixture.folder, &setting, &options, NULL, &loaded, &err) != STATUS_OK)
             fail_msg("%s", err.message);
         device_memory_report(loaded.device, &memory);
         over_bytes[d] = memory.host_peak_bytes - memory.host_used_bytes;

@@ -6,8 +6,6 @@
  * that of their types; and the same to the last bit wherever the weights live. */
 #include "model/testing.h"
 
-#include <ftw.h>
-
 #include "tensor/quant.h"
 
 /* Largest difference of a logit, in standard deviations. */
@@ -51,21 +49,6 @@ static struct golden read_case(size_t i, char path[256])
     return golden_read(name);
 }
 
-static float *run(const char *path, const struct golden *golden, const struct setting *setting,
-                  uint32_t chunk)
-{
-    const struct paging paging = { 0, 1 };
-    struct loaded loaded = harness_open(path, setting);
-    float *logits = logits_alloc(loaded.model, golden->prompt_count);
-    struct err err;
-
-    harness_run(loaded.model, golden->prompt, 0, golden->prompt_count, chunk, &paging, logits);
-    if (offload_report_check(model_offload(loaded.model), &err) != STATUS_OK)
-        fail_msg("%s: %s", path, err.message);
-    harness_close(&loaded);
-    return logits;
-}
-
 /* How far the logits are off at most, in standard deviations. */
 static double distance(const struct golden *golden, const float *logits, size_t count)
 {
@@ -92,7 +75,7 @@ static size_t logit_count(const char *path, const struct golden *golden)
 static void check_distance(size_t i, const char *path, const struct golden *golden,
                            const struct setting *setting, double bound)
 {
-    float *logits = run(path, golden, setting, 32);
+    float *logits = harness_logits(path, setting, golden->prompt, golden->prompt_count, 32, NULL);
     const double off = distance(golden, logits, logit_count(path, golden));
 
     if (!(off <= bound))
@@ -134,14 +117,6 @@ static void weights_stay_packed(void **state)
     }
 }
 
-static int remove_one(const char *path, const struct stat *info, int kind, struct FTW *where)
-{
-    (void)info;
-    (void)kind;
-    (void)where;
-    return remove(path);
-}
-
 /* Homes on the disk need a cache file: the first start makes it, the second reads it. */
 static void nothing_changes_a_bit(void **state)
 {
@@ -162,18 +137,19 @@ static void nothing_changes_a_bit(void **state)
     (void)state;
     for (size_t i = 0; i < CASE_COUNT; i++) {
         const struct setting plain = { .device = "cpu" };
-        char path[256], cache[] = "/tmp/lighter_packed_XXXXXX";
+        char path[256], cache[TESTING_FOLDER_BYTES];
         struct golden golden = read_case(i, path);
         const size_t count = logit_count(path, &golden);
-        float *wanted = run(path, &golden, &plain, 32);
+        float *wanted = harness_logits(path, &plain, golden.prompt, golden.prompt_count, 32, NULL);
 
-        assert_non_null(mkdtemp(cache));
+        testing_folder_make(cache, "packed");
         for (size_t s = 0; s < (cases[i].experts ? 8 : 6); s++) {
             for (uint32_t start = 0; start < (settings[s].disk ? 2 : 1); start++) {
                 struct setting setting = settings[s];
                 float *logits;
                 setting.cache_dir = cache;
-                logits = run(path, &golden, &setting, 7);
+                logits = harness_logits(path, &setting, golden.prompt, golden.prompt_count, 7,
+                                        NULL);
                 if (memcmp((const void *)logits, (const void *)wanted, count * sizeof(float)) != 0)
                     fail_msg("%s: setting %zu gives other bits", cases[i].name, s);
                 free(logits);
@@ -181,7 +157,7 @@ static void nothing_changes_a_bit(void **state)
         }
         free(wanted);
         free(golden.logits);
-        assert_int_equal(nftw(cache, remove_one, 8, FTW_DEPTH | FTW_PHYS), 0);
+        testing_folder_remove(cache);
     }
 }
 

@@ -17,6 +17,8 @@
 
 #include "base/file.h"
 #include "base/json.h"
+#include "base/testing_folder.h"
+#include "device/testing_libraries.h"
 #include "model/model.h"
 
 #define GOLDEN_FOLDER "tests/golden/models"
@@ -114,38 +116,50 @@ static inline void harness_close(struct loaded *loaded)
     memset(loaded, 0, sizeof(*loaded));
 }
 
-/* Opens and creates; on failure everything is closed again and err says why. */
-static inline enum status harness_try(const char *folder, const struct setting *setting,
-                                      const struct log *log, struct loaded *loaded_out,
-                                      struct err *err)
+/* Opens and creates with options that need not be setting's; on failure everything is closed again,
+ * *loaded_out is empty and err says why. */
+static inline enum status harness_try_with(const char *folder, const struct setting *setting,
+                                           const struct model_options *options,
+                                           const struct log *log, struct loaded *loaded_out,
+                                           struct err *err)
 {
     const struct device_options device_options = {
         .thread_count = setting->thread_count == 0 ? 1 : setting->thread_count,
         .memory_budget_bytes = setting->budget_bytes, .force_scalar = setting->force_scalar,
+        .library_path = testing_library_path(),
     };
-    const struct model_options options = harness_options(setting);
-    struct loaded loaded = { NULL, NULL, NULL };
-    enum status st = device_open(setting->device == NULL ? "cpu" : setting->device,
-                                 &device_options, &loaded.device, err);
+    enum status st;
 
+    memset(loaded_out, 0, sizeof(*loaded_out));
+    st = device_open(setting->device == NULL ? "cpu" : setting->device, &device_options,
+                     &loaded_out->device, err);
     if (st == STATUS_OK)
-        st = ckpt_open(folder, &loaded.ckpt, err);
+        st = ckpt_open(folder, &loaded_out->ckpt, err);
     if (st == STATUS_OK)
-        st = model_create(loaded.device, loaded.ckpt, &options, log, NULL, &loaded.model, err);
-    if (st == STATUS_OK)
-        *loaded_out = loaded;
-    else
-        harness_close(&loaded);
+        st = model_create(loaded_out->device, loaded_out->ckpt, options, log, NULL,
+                          &loaded_out->model, err);
+    if (st != STATUS_OK)
+        harness_close(loaded_out);
     return st;
+}
+
+static inline enum status harness_try(const char *folder, const struct setting *setting,
+                                      const struct log *log, struct loaded *loaded_out,
+                                      struct err *err)
+{
+    const struct model_options options = harness_options(setting);
+
+    return harness_try_with(folder, setting, &options, log, loaded_out, err);
 }
 
 static inline struct loaded harness_open(const char *folder, const struct setting *setting)
 {
-    struct loaded loaded = { NULL, NULL, NULL };
+    struct loaded loaded;
     struct err err;
 
     if (harness_try(folder, setting, NULL, &loaded, &err) != STATUS_OK)
-        fail_msg("%s: %s", folder, err.message);
+        fail_msg("%s on %s: %s", folder, setting->device == NULL ? "cpu" : setting->device,
+                 err.message);
     return loaded;
 }
 
@@ -272,6 +286,50 @@ static inline float *logits_alloc(const struct model *model, uint32_t count)
     return logits;
 }
 
+/* Runs ids through the model of a folder, in chunks; logits[count][vocab], which the caller frees.
+ * vocab_out: NULL or the vocabulary's size. */
+static inline float *harness_logits(const char *folder, const struct setting *setting,
+                                    const int32_t *ids, uint32_t count, uint32_t chunk,
+                                    uint32_t *vocab_out)
+{
+    const struct paging paging = { 0, 1 };
+    struct loaded loaded = harness_open(folder, setting);
+    float *logits = logits_alloc(loaded.model, count);
+    struct err err;
+
+    harness_run(loaded.model, ids, 0, count, chunk, &paging, logits);
+    if (offload_report_check(model_offload(loaded.model), &err) != STATUS_OK)
+        fail_msg("%s: %s", folder, err.message);
+    if (vocab_out != NULL)
+        *vocab_out = model_info(loaded.model)->vocab_size;
+    harness_close(&loaded);
+    return logits;
+}
+
+/* How far logits are off, of their own length. */
+static inline double logits_distance(const float *got, const float *wanted, size_t count)
+{
+    double off = 0, length = 0;
+
+    for (size_t i = 0; i < count; i++) {
+        off += ((double)got[i] - wanted[i]) * ((double)got[i] - wanted[i]);
+        length += (double)wanted[i] * wanted[i];
+    }
+    return sqrt(off / length);
+}
+
+/* All weights anew, from a folder. */
+static inline bool harness_update(struct model *model, const char *folder)
+{
+    struct model_update *fresh = NULL;
+    struct err err;
+    bool done = model_update_prepare(model, folder, false, &fresh, &err) == STATUS_OK &&
+                model_update_commit(fresh, NULL, &err) == STATUS_OK;
+
+    model_update_destroy(fresh);
+    return done;
+}
+
 static inline int32_t best_of(const float *logits, uint32_t count)
 {
     uint32_t best = 0;
@@ -279,6 +337,59 @@ static inline int32_t best_of(const float *logits, uint32_t count)
     for (uint32_t i = 1; i < count; i++)
         best = logits[i] > logits[best] ? i : best;
     return (int32_t)best;
+}
+
+/* -- the demo model on an accelerator ---------------------------------------------------------- */
+
+#define DEMO "models/demo"
+
+enum { DEMO_PROMPT = 12 };
+
+static inline void demo_prompt(int32_t ids[DEMO_PROMPT], int32_t seed)
+{
+    for (int32_t i = 0; i < DEMO_PROMPT; i++)
+        ids[i] = 260 + (seed * 977 + i * i * 31 + i * 7) % 1000;
+}
+
+/* Prompt and decoding give the same bits wherever weights can be; budget_bytes is one of the device
+ * in which they don't all fit; after_each looks at what is left each time. */
+static inline void demo_check_homes(const char *device, uint64_t budget_bytes,
+                                    void (*after_each)(const char *after))
+{
+    const struct setting all[] = {
+        { .group_size = 4, .num_in_group = 1 },
+        { .group_size = 1, .num_in_group = 1, .params_glob = "*", .prefetch_step = 2 },
+        { .cpu_offload_bytes = 1500000 },
+        { .group_size = 2, .num_in_group = 1, .home = OFFLOAD_HOME_SHM },
+        { .group_size = 2, .num_in_group = 1, .home = OFFLOAD_HOME_SHARDED },
+        { .group_size = 2, .num_in_group = 1, .disk = true },
+        { .automatic = true, .budget_bytes = budget_bytes },
+        { .experts = true, .expert_slot_count = 4 },
+        { .experts = true, .expert_slot_count = 5, .disk = true },
+    };
+    const struct setting plain = { .device = device };
+    char cache[TESTING_FOLDER_BYTES];
+    int32_t prompt[DEMO_PROMPT];
+    uint32_t vocab;
+    float *wanted;
+
+    demo_prompt(prompt, 1);
+    testing_folder_make(cache, "homes");
+    wanted = harness_logits(DEMO, &plain, prompt, DEMO_PROMPT, 5, &vocab);
+    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
+        struct setting setting = all[i];
+        float *got;
+
+        setting.device = device;
+        setting.cache_dir = cache;
+        got = harness_logits(DEMO, &setting, prompt, DEMO_PROMPT, 5, NULL);
+        if (memcmp(got, wanted, (size_t)DEMO_PROMPT * vocab * sizeof(float)) != 0)
+            fail_msg("setting %zu: other bits", i);
+        free(got);
+        after_each("a home");
+    }
+    free(wanted);
+    testing_folder_remove(cache);
 }
 
 #endif

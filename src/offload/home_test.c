@@ -6,7 +6,6 @@
  * promised; then the disk is made to fail, stall and change underneath. */
 #include "offload/testing_model.h"
 
-#include <ftw.h>
 #include <glob.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -14,6 +13,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/size.h"
+#include "base/testing_folder.h"
 
 #define SIM "sim:memory=64MiB"
 #define CPU "cpu"
@@ -371,19 +371,6 @@ static char *only_cache_file(const char *folder)
     return path;
 }
 
-static int remove_one(const char *path, const struct stat *about, int kind, struct FTW *place)
-{
-    (void)about;
-    (void)kind;
-    (void)place;
-    return remove(path);
-}
-
-static void cache_folder_remove(const char *folder)
-{
-    assert_int_equal(nftw(folder, remove_one, 8, FTW_DEPTH | FTW_PHYS), 0);
-}
-
 /* Flips a bit in the middle of each block, so that every record is bad. */
 static void spoil(const char *path)
 {
@@ -410,11 +397,11 @@ static void converted_weights_come_from_a_cache_file(void **state)
 {
     static const char *const devices[] = { CPU, SIM };
     struct fixture fixture = { .folder = model_write(SEED, SIZE_MAX) }; /* of F32 */
-    char cache[] = "/tmp/lighter-home-test-XXXXXX";
+    char cache[TESTING_FOLDER_BYTES];
     char *path;
 
     (void)state;
-    assert_non_null(mkdtemp(cache));
+    testing_folder_make(cache, "home");
     CHECK_OK(ckpt_open(fixture.folder, &fixture.ckpt, err));
     model_reference(CPU, SEED, fixture.reference);
     for (size_t i = 0; i < 8; i++) {
@@ -434,11 +421,11 @@ static void converted_weights_come_from_a_cache_file(void **state)
             spoil(path);
             free(path);
         } else if (i % 4 == 3) {
-            cache_folder_remove(cache);
+            testing_folder_remove(cache);
             assert_int_equal(mkdir(cache, 0700), 0);
         }
     }
-    cache_folder_remove(cache);
+    testing_folder_remove(cache);
     end(&fixture);
 }
 

@@ -8,10 +8,11 @@
 #include "offload/testing_faults.h"
 #include "offload/testing_model.h"
 
-#include <ftw.h>
 #include <inttypes.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include "base/testing_folder.h"
 
 #define SIM "sim:memory=64MiB"
 #define CPU "cpu"
@@ -39,7 +40,7 @@ static const char *const devices[] = { CPU, SIM };
 
 /* A running model, the checkpoint that it was loaded from and another one. */
 struct fixture {
-    char cache[40];
+    char cache[TESTING_FOLDER_BYTES];
     char *old_folder, *new_folder;
     struct ckpt *old, *fresh;
     struct offload_options options;
@@ -153,8 +154,7 @@ static void begin_on(struct fixture *fixture, const struct place *place, const c
                      const char *disk)
 {
     memset(fixture, 0, sizeof(*fixture));
-    (void)snprintf(fixture->cache, sizeof(fixture->cache), "/tmp/lighter-update-test-XXXXXX");
-    assert_non_null(mkdtemp(fixture->cache));
+    testing_folder_make(fixture->cache, "update");
     fixture->old_folder = model_write_as(OLD_SEED, SIZE_MAX, !place->cached);
     fixture->new_folder = model_write_as(NEW_SEED, SIZE_MAX, !place->cached);
     shift(fixture->new_folder);
@@ -179,14 +179,6 @@ static void begin(struct fixture *fixture, size_t place, size_t device)
     begin_on(fixture, &places[place], devices[device], NULL);
 }
 
-static int remove_one(const char *path, const struct stat *about, int kind, struct FTW *place)
-{
-    (void)about;
-    (void)kind;
-    (void)place;
-    return remove(path);
-}
-
 static void end(struct fixture *fixture)
 {
     model_close(&fixture->model);
@@ -194,7 +186,7 @@ static void end(struct fixture *fixture)
     ckpt_close(fixture->old);
     ckpt_testing_remove(fixture->new_folder);
     ckpt_testing_remove(fixture->old_folder);
-    assert_int_equal(nftw(fixture->cache, remove_one, 8, FTW_DEPTH | FTW_PHYS), 0);
+    testing_folder_remove(fixture->cache);
 }
 
 static enum status update(struct fixture *fixture, const struct ckpt *ckpt, struct err *err)
