@@ -56,6 +56,18 @@ void model__read_softmax_experts(struct config_reader *reader, struct model_conf
     config->route_scale = 1.0f;
 }
 
+void model__read_experts_everywhere(struct config_reader *reader, struct model_config *config,
+                                    uint32_t experts_missing, uint32_t top_k_missing,
+                                    const char *refusal)
+{
+    config->expert_ffn_width = config->ffn_width;
+    model__read_softmax_experts(reader, config, experts_missing, top_k_missing);
+    if (config->expert_count == 0)
+        model__read_refuse(reader, "%s", refusal);
+    for (uint32_t i = 0; i < config->layer_count && reader->status == STATUS_OK; i++)
+        config->has_experts[i] = true;
+}
+
 void model__read_routed_experts(struct config_reader *reader, struct model_config *config,
                                 const struct routed_missing *missing)
 {
@@ -435,7 +447,7 @@ static void describe_biases(struct params *params, const struct model_config *co
     model__param_end(params);
 }
 
-void model__describe_experts(struct params *params, const struct model_config *config,
+static void describe_experts(struct params *params, const struct model_config *config,
                              uint32_t layer, const struct expert_names *names)
 {
     describe_router(params, config, layer, names);
@@ -451,6 +463,26 @@ void model__describe_experts(struct params *params, const struct model_config *c
         model__describe_mlp(params, config, layer, names->shared, config->shared_ffn_width);
     if (config->shared_gate)
         describe_shared_gate(params, config, layer, names->shared_gate);
+}
+
+void model__describe_ffn(struct params *params, const struct model_config *config, uint32_t layer,
+                         const struct expert_names *names)
+{
+    model__describe_norm(params, layer, ROLE_POST_NORM, OFFLOAD_PART_FFN,
+                         "post_attention_layernorm.weight", config->hidden_size);
+    if (model__config_layer_has_experts(config, layer))
+        describe_experts(params, config, layer, names);
+    else
+        model__describe_mlp(params, config, layer, names->block, config->ffn_width);
+}
+
+void model__dense_describe_layer(struct params *params, const struct model_config *config,
+                                 uint32_t layer)
+{
+    static const struct expert_names names = { .block = "mlp" };
+
+    model__gqa_describe(params, config, layer);
+    model__describe_ffn(params, config, layer, &names);
 }
 
 /* The widest gated MLP that every row goes through: 0 where all layers have experts only. */

@@ -43,13 +43,9 @@ static void read_gpt_oss(struct config_reader *reader, struct model_config *conf
         for (uint32_t i = 0; i < config->layer_count; i++)
             config->is_sliding[i] = i % 2 == 0;
     read_gate(reader, config);
-    model__read_softmax_experts(reader, config, 128, 4);
+    model__read_experts_everywhere(reader, config, 128, 4, "\"num_local_experts\" is 0, gpt-oss "
+                                   "has at least one");
     config->route_normalise = config->expert_biases = true;
-    config->expert_ffn_width = config->ffn_width;
-    if (config->expert_count == 0)
-        model__read_refuse(reader, "\"num_local_experts\" is 0, gpt-oss has at least one");
-    for (uint32_t i = 0; i < config->layer_count; i++)
-        config->has_experts[i] = true;
 }
 
 static void gpt_oss_describe_layer(struct params *params, const struct model_config *config,
@@ -63,9 +59,7 @@ static void gpt_oss_describe_layer(struct params *params, const struct model_con
     };
 
     model__gqa_describe(params, config, layer);
-    model__describe_norm(params, layer, ROLE_POST_NORM, OFFLOAD_PART_FFN,
-                         "post_attention_layernorm.weight", config->hidden_size);
-    model__describe_experts(params, config, layer, &names);
+    model__describe_ffn(params, config, layer, &names);
 }
 
 const struct model_arch model_arch_gpt_oss = {

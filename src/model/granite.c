@@ -34,14 +34,9 @@ static void read_granite_moe(struct config_reader *reader, struct model_config *
 {
     read_granite(reader, config);
     config->mlp_bias = false; /* only the dense one has them */
-    config->expert_ffn_width = config->ffn_width;
-    model__read_softmax_experts(reader, config, 8, 2);
+    model__read_experts_everywhere(reader, config, 8, 2, "\"num_local_experts\" is 0, a Granite "
+                                   "without experts is a GraniteForCausalLM");
     config->route_normalise = true;
-    if (config->expert_count == 0)
-        model__read_refuse(reader, "\"num_local_experts\" is 0, a Granite without experts is a "
-                           "GraniteForCausalLM");
-    for (uint32_t i = 0; i < config->layer_count && reader->status == STATUS_OK; i++)
-        config->has_experts[i] = true;
 }
 
 static void read_granite_moe_shared(struct config_reader *reader, struct model_config *config)
@@ -49,21 +44,6 @@ static void read_granite_moe_shared(struct config_reader *reader, struct model_c
     read_granite_moe(reader, config);
     config->shared_ffn_width = model__read_count_or(reader, "shared_intermediate_size", 0,
                                                     CONFIG_FFN_MAX, 0);
-}
-
-static void describe_norms_and_attention(struct params *params, const struct model_config *config,
-                                         uint32_t layer)
-{
-    model__gqa_describe(params, config, layer);
-    model__describe_norm(params, layer, ROLE_POST_NORM, OFFLOAD_PART_FFN,
-                         "post_attention_layernorm.weight", config->hidden_size);
-}
-
-static void granite_describe_layer(struct params *params, const struct model_config *config,
-                                   uint32_t layer)
-{
-    describe_norms_and_attention(params, config, layer);
-    model__describe_mlp(params, config, layer, "mlp", config->ffn_width);
 }
 
 /* As published: gate and up are one matrix. */
@@ -96,8 +76,8 @@ static void granite_moe_describe_layer(struct params *params, const struct model
         .shared = is_published ? NULL : "mlp.shared_experts",
     };
 
-    describe_norms_and_attention(params, config, layer);
-    model__describe_experts(params, config, layer, &names);
+    model__gqa_describe(params, config, layer);
+    model__describe_ffn(params, config, layer, &names);
     if (config->shared_ffn_width > 0 && is_published)
         describe_shared(params, config, layer);
 }
@@ -107,7 +87,7 @@ static void granite_moe_describe_layer(struct params *params, const struct model
 
 const struct model_arch model_arch_granite = {
     .architecture = "GraniteForCausalLM", .model_type = "granite", .read_config = read_granite,
-    .describe_layer = granite_describe_layer, GRANITE_FAMILY,
+    .describe_layer = model__dense_describe_layer, GRANITE_FAMILY,
 };
 const struct model_arch model_arch_granite_moe = {
     .architecture = "GraniteMoeForCausalLM", .model_type = "granitemoe",

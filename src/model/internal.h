@@ -374,8 +374,13 @@ struct expert_names {
  * router's logits and without groups. The caller says which layers have them. */
 void model__read_softmax_experts(struct config_reader *reader, struct model_config *config,
                                  uint32_t experts_missing, uint32_t top_k_missing);
-/* The same, under DeepSeek's names, and which layers have them; shared ones too. What stands for
- * missing keys: */
+/* The same of a family whose every layer has experts, as wide as "intermediate_size"; refusal is
+ * what is said where there are none. */
+void model__read_experts_everywhere(struct config_reader *reader, struct model_config *config,
+                                    uint32_t experts_missing, uint32_t top_k_missing,
+                                    const char *refusal);
+/* The number of experts under DeepSeek's names, and which layers have them; shared ones too. What
+ * stands for missing keys: */
 struct routed_missing {
     uint32_t expert_count, shared_count, ffn_width;
     uint32_t top_k; /* 0: it must be there */
@@ -391,9 +396,13 @@ void model__read_groups(struct config_reader *reader, struct model_config *confi
  * two needs two in it. */
 void model__check_groups(struct config_reader *reader, const struct model_config *config,
                          uint32_t group_size_min);
-/* Checkpoints with all of a layer's experts in one tensor are read too. */
-void model__describe_experts(struct params *params, const struct model_config *config,
-                             uint32_t layer, const struct expert_names *names);
+/* A layer's FFN and the norm before it: experts, or a gated MLP called BLOCK where it has none.
+ * Checkpoints with all of a layer's experts in one tensor are read too. */
+void model__describe_ffn(struct params *params, const struct model_config *config, uint32_t layer,
+                         const struct expert_names *names);
+/* A layer of a family without experts: gqa.c's attention, and the above. */
+void model__dense_describe_layer(struct params *params, const struct model_config *config,
+                                 uint32_t layer);
 /* Slices for layers of both kinds, dense and with experts; the pass takes the kind the layer is. */
 void model__slice_ffn(struct slicer *slicer, const struct model_config *config,
                       uint64_t row_count, struct model_buffers *buffers);

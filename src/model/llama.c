@@ -76,18 +76,9 @@ static void read_qwen3(struct config_reader *reader, struct model_config *config
     read_qwen_window(reader, config);
 }
 
-static void llama_describe_layer(struct params *params, const struct model_config *config,
-                                 uint32_t layer)
-{
-    model__gqa_describe(params, config, layer);
-    model__describe_norm(params, layer, ROLE_POST_NORM, OFFLOAD_PART_FFN,
-                         "post_attention_layernorm.weight", config->hidden_size);
-    model__describe_mlp(params, config, layer, "mlp", config->ffn_width);
-}
-
 #define LLAMA_FAMILY                                                                               \
-    MODEL_ARCH_GQA, .describe_layer = llama_describe_layer, .slice_ffn = model__slice_ffn,         \
-    .ffn = model__pass_ffn
+    MODEL_ARCH_GQA, .describe_layer = model__dense_describe_layer,                                 \
+    .slice_ffn = model__slice_ffn, .ffn = model__pass_ffn
 
 const struct model_arch model_arch_llama = {
     .architecture = "LlamaForCausalLM", .model_type = "llama", .read_config = read_llama,

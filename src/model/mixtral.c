@@ -19,13 +19,9 @@ static void read_mixtral(struct config_reader *reader, struct model_config *conf
         config->norm_epsilon = 1e-5f; /* the class's own, unlike the other families' */
     model__read_window(reader, config, 0);
     model__window_everywhere(config);
-    config->expert_ffn_width = config->ffn_width;
-    model__read_softmax_experts(reader, config, 8, 2);
+    model__read_experts_everywhere(reader, config, 8, 2, "\"num_local_experts\" is 0, Mixtral has "
+                                   "at least one");
     config->route_normalise = true;
-    if (config->expert_count == 0)
-        model__read_refuse(reader, "\"num_local_experts\" is 0, Mixtral has at least one");
-    for (uint32_t i = 0; i < config->layer_count && reader->status == STATUS_OK; i++)
-        config->has_experts[i] = true;
 }
 
 static void mixtral_describe_layer(struct params *params, const struct model_config *config,
@@ -36,9 +32,7 @@ static void mixtral_describe_layer(struct params *params, const struct model_con
     };
 
     model__gqa_describe(params, config, layer);
-    model__describe_norm(params, layer, ROLE_POST_NORM, OFFLOAD_PART_FFN,
-                         "post_attention_layernorm.weight", config->hidden_size);
-    model__describe_experts(params, config, layer, &names);
+    model__describe_ffn(params, config, layer, &names);
 }
 
 const struct model_arch model_arch_mixtral = {

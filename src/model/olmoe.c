@@ -20,13 +20,9 @@ static void read_olmoe(struct config_reader *reader, struct model_config *config
     if (model__read_has(reader, "clip_qkv"))
         model__read_refuse(reader, "\"clip_qkv\" is set, clipping of queries, keys and values is "
                            "not built");
-    config->expert_ffn_width = config->ffn_width;
-    model__read_softmax_experts(reader, config, 64, 8);
+    model__read_experts_everywhere(reader, config, 64, 8, "\"num_experts\" is 0, OLMoE has at "
+                                   "least one");
     config->route_normalise = model__read_bool(reader, "norm_topk_prob", false);
-    if (config->expert_count == 0)
-        model__read_refuse(reader, "\"num_experts\" is 0, OLMoE has at least one");
-    for (uint32_t i = 0; i < config->layer_count && reader->status == STATUS_OK; i++)
-        config->has_experts[i] = true;
 }
 
 static void olmoe_describe_layer(struct params *params, const struct model_config *config,
@@ -37,9 +33,7 @@ static void olmoe_describe_layer(struct params *params, const struct model_confi
     };
 
     model__gqa_describe(params, config, layer);
-    model__describe_norm(params, layer, ROLE_POST_NORM, OFFLOAD_PART_FFN,
-                         "post_attention_layernorm.weight", config->hidden_size);
-    model__describe_experts(params, config, layer, &names);
+    model__describe_ffn(params, config, layer, &names);
 }
 
 const struct model_arch model_arch_olmoe = {

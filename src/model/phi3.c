@@ -19,17 +19,8 @@ static void read_phi3(struct config_reader *reader, struct model_config *config)
     model__window_everywhere(config);
 }
 
-static void phi3_describe_layer(struct params *params, const struct model_config *config,
-                                uint32_t layer)
-{
-    model__gqa_describe(params, config, layer);
-    model__describe_norm(params, layer, ROLE_POST_NORM, OFFLOAD_PART_FFN,
-                         "post_attention_layernorm.weight", config->hidden_size);
-    model__describe_mlp(params, config, layer, "mlp", config->ffn_width);
-}
-
 const struct model_arch model_arch_phi3 = {
     .architecture = "Phi3ForCausalLM", .model_type = "phi3", .read_config = read_phi3,
-    .describe_layer = phi3_describe_layer, .slice_ffn = model__slice_ffn,
+    .describe_layer = model__dense_describe_layer, .slice_ffn = model__slice_ffn,
     .ffn = model__pass_ffn, MODEL_ARCH_GQA,
 };

@@ -100,12 +100,7 @@ static void qwen_moe_describe_layer(struct params *params, const struct model_co
     };
 
     model__gqa_describe(params, config, layer);
-    model__describe_norm(params, layer, ROLE_POST_NORM, OFFLOAD_PART_FFN,
-                         "post_attention_layernorm.weight", config->hidden_size);
-    if (model__config_layer_has_experts(config, layer))
-        model__describe_experts(params, config, layer, &names);
-    else
-        model__describe_mlp(params, config, layer, "mlp", config->ffn_width);
+    model__describe_ffn(params, config, layer, &names);
 }
 
 #define QWEN_MOE_FAMILY                                                                            \
