@@ -104,6 +104,8 @@ struct op_matmul {
     bool accumulate;                           /* add to what out holds */
     bool exact; /* results are compared with each other (logits, a router's): a device that would
                    round x to the weights' dtype or out shall not, nor ask for another layout */
+    bool same_x; /* x, with its rows and strides, is that of the last product on this stream, and
+                    nothing has written to x since: a device may go on with what it made of it */
 };
 
 /* table[row][i] = { cos(a) * scale, sin(a) * scale }, a = (float)positions[row] * frequencies[i].

@@ -127,6 +127,71 @@ static void matmul_case(uint32_t rows, uint32_t n, uint32_t k, uint32_t batches,
     free(weight);
 }
 
+/* Six weight rows at a time of the products of x with two matrices, in turns where they have to make
+ * something else of x, and what lies at x changed afterwards: nothing made for one is taken for
+ * another. */
+static void pieces_of_matrices(struct harness *h, enum dtype first, enum dtype second)
+{
+    enum { ROWS = 37, N = 24, PIECE = 6, K = 96, X = ROWS * K, OUT = ROWS * N };
+    const enum dtype dtypes[] = { first, second };
+    float *contents[] = { random_floats(h, X), random_floats(h, X) };
+    float *w = random_floats(h, (size_t)N * K), got[OUT], wanted[OUT];
+    void *weights[] = { rounded_to(w, first, (size_t)N * K), rounded_to(w, second, (size_t)N * K) };
+    struct op op = { .kind = OP_MATMUL, .matmul = {
+        .x = harness_put(h, contents[0], X * 4), .out = harness_put(h, got, sizeof(got)),
+        .row_count = ROWS, .k_count = K, .batch_count = 1, .out_row_stride = N, .x_row_stride = K,
+    } };
+    struct err err;
+
+    for (uint32_t i = 0; i < 4; i++) {
+        const enum dtype dtype = dtypes[i % 2];
+        const uint64_t piece_bytes = dtype_row_bytes(dtype, PIECE * K);
+        char *matrix = harness_put(h, weights[i % 2], N / PIECE * piece_bytes);
+        float *out = op.matmul.out;
+        if (i == 2)
+            must(device_copy_in(h->stream, (void *)op.matmul.x, contents[1], X * 4, &err), &err);
+        op.matmul.weight_dtype = dtype;
+        op.matmul.n_count = PIECE;
+        op.matmul.same_x = i % 2 == 1; /* as the other matrix's */
+        for (uint32_t piece = 0; piece < N / PIECE; piece++) {
+            op.matmul.out = out + piece * PIECE;
+            op.matmul.weight = matrix + piece * piece_bytes;
+            harness_run(h, &op);
+            op.matmul.same_x = true;
+        }
+        op.matmul.out = out;
+        harness_get(h, got, out, sizeof(got));
+        op.matmul.weight = matrix;
+        op.matmul.n_count = N;
+        op.matmul.same_x = false;
+        harness_run(h, &op);
+        harness_get(h, wanted, out, sizeof(wanted));
+        assert_memory_equal(got, wanted, sizeof(got));
+    }
+    harness_clear(h);
+    free(contents[0]);
+    free(contents[1]);
+    free(w);
+    free(weights[0]);
+    free(weights[1]);
+}
+
+static void a_matrix_in_pieces_is_exact(void **state)
+{
+    static const enum dtype dtypes[] = { DTYPE_F16, DTYPE_Q8_0, DTYPE_BF16, DTYPE_F32 };
+
+    (void)state;
+    for (size_t i = 0; i < HARNESS_CONFIG_COUNT; i++) {
+        struct harness h;
+        harness_open(&h, &harness_configs[i]);
+        for (size_t a = 0; a < 16 && !h.is_npu; a++) {
+            if (has_weights(&h, dtypes[a / 4]) && has_weights(&h, dtypes[a % 4]))
+                pieces_of_matrices(&h, dtypes[a / 4], dtypes[a % 4]);
+        }
+        harness_close(&h);
+    }
+}
+
 static void matmul_is_exact(void **state)
 {
     static const enum dtype dtypes[] = { DTYPE_F32, DTYPE_F16, DTYPE_BF16 };
@@ -425,6 +490,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(matmul_is_exact),
+        cmocka_unit_test(a_matrix_in_pieces_is_exact),
         cmocka_unit_test(attention_is_exact),
         cmocka_unit_test(moe_is_exact),
         cmocka_unit_test(norms_and_routes_are_exact),

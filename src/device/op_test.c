@@ -174,7 +174,7 @@ static void matmul_case_run(struct harness *h, const struct matmul_case *c, enum
 
 static void matmul_on(struct harness *h)
 {
-    static const struct matmul_case long_rows = { 26, 1, 131072, 1, false, false, false };
+    static const struct matmul_case long_rows = { 285, 1, 131072, 1, false, false, false };
     static const struct matmul_case cases[] = {
         { 1, 1, 1, 1, false, false, false },     { 1, 37, 40, 1, true, false, false },
         { 2, 5, 7, 1, false, true, false },      { 3, 64, 129, 1, true, true, false },
@@ -198,7 +198,7 @@ static void matmul_on(struct harness *h)
         }
     }
     if (has_weights(h, DTYPE_Q8_0))
-        matmul_case_run(h, &long_rows, DTYPE_Q8_0); /* more than a processor quantises at a time */
+        matmul_case_run(h, &long_rows, DTYPE_Q8_0); /* more than it quantises at a time */
 }
 
 static void matmul_is_right(void **state)

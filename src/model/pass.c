@@ -24,6 +24,7 @@ void model__pass_launch(struct model_pass *pass, const struct op *op)
 struct linear_part {
     uint32_t index; /* of the parameter */
     uint64_t first_row, row_count;
+    bool same_x;    /* pieces before it have been multiplied */
 };
 
 /* The columns of the result that come of some rows of the matrix. */
@@ -43,13 +44,14 @@ static void linear_rows(struct model_pass *pass, const struct pass_linear *linea
         .out_row_stride = part->row_count, .x_row_stride = k_count,
         .accumulate = linear->accumulate,
         .exact = linear->weight == ROLE_LM_HEAD || linear->weight == ROLE_ROUTER,
+        .same_x = part->same_x,
     } };
 
     model__pass_launch(pass, &op);
 }
 
 static void linear_part(struct model_pass *pass, const struct pass_linear *linear,
-                        const struct linear_part *part)
+                        struct linear_part *part)
 {
     struct offload *offload = pass->model->offload;
     const uint64_t row_count = offload_tensor(offload, part->index)->shape[0];
@@ -63,6 +65,7 @@ static void linear_part(struct model_pass *pass, const struct pass_linear *linea
         if (pass->status != STATUS_OK)
             return;
         linear_rows(pass, linear, part, bias, &rows);
+        part->same_x = true;
         row += rows.count;
         if (pass->status == STATUS_OK)
             pass->status = offload_rows_end(offload, &rows, pass->err);

@@ -6,15 +6,25 @@
 #include "device/cpu/kernels.h"
 #include "device/op.h"
 
+/* The rows of x that lie in an executor's `blocks`, quantised or packed. */
+struct cpu_kept {
+    const float *x;     /* NULL: none that a product may go on with */
+    enum dtype form;    /* the weights' that they were packed for; quantised: Q8_0 */
+    uint32_t row_first, row_count, batch_count, k_count;
+};
+
 struct cpu_executor {
     struct thread_pool *pool;
     const struct cpu_kernels *kernels;
     uint32_t thread_count;
     void *scratch; /* [thread_count][CPU_STRIP_SCRATCH_BYTES], 64-byte aligned */
     void *blocks;  /* CPU_BLOCKS_BYTES, 64-byte aligned: rows of x, quantised or packed */
+    struct cpu_kept kept;
 };
 
-#define CPU_BLOCKS_BYTES UINT64_C(8388608)
+/* 512 rows of 14336 elements, packed for AMX, take 42 MiB. What is not used is not touched, and takes
+ * no memory. */
+#define CPU_BLOCKS_BYTES UINT64_C(50331648)
 
 /* The calling task's own scratch for kernels->matmul. */
 static inline void *cpu__scratch(const struct cpu_executor *executor, uint32_t thread_index)

@@ -6,10 +6,13 @@
  *
  * For quantised weights the rows of x are quantised first, for others packed where the kernels want
  * it, as many as the executor has room for; if there are more, the weights are read again for the
- * next ones. */
+ * next ones. What was made of the last ones stays there for a product that says it has the same x:
+ * a matrix that comes from a disk piece by piece is multiplied so, and to pack x for each piece of
+ * 256 rows took as long as a tenth of multiplying. */
 #include "device/cpu/internal.h"
 
-#define RUN_GRANULE 48                      /* weight rows: whole panels, of 12 or 16 rows */
+#define RUN_GRANULE 48                      /* weight rows: whole panels, of 12 or 16 rows ... */
+#define RUN_GRANULE_PACKED 32               /* ... and in AMX's tiles, two groups of 16 */
 #define RUN_BYTES_MAX UINT64_C(524288)      /* of a run that several strips read */
 #define STRIP_BYTES_MAX UINT64_C(1048576)   /* of the rows of x in a strip: half of 2 MiB */
 #define STRIP_ROWS_MIN 24                   /* fewer would convert and read weights too often */
@@ -18,7 +21,8 @@ struct matmul_job {
     const struct cpu_executor *executor;
     const struct op_matmul *op;
     uint32_t row_first, row_count;          /* of this round */
-    uint32_t run_length, runs_per_batch;
+    uint32_t granule, granule_count;        /* of weight rows, of a batch; the last may be short */
+    uint32_t runs_per_batch;
     uint32_t strip_rows;
     uint32_t rows_per_task;                 /* when quantising */
     uint64_t packed_bytes;                  /* of CPU_PACK_ROWS rows of x; 0: they aren't packed */
@@ -94,13 +98,21 @@ static void pack_task(void *context, size_t index, uint32_t thread_index)
                                  op->k_count);
 }
 
+/* Granules are spread over the runs as evenly as can be. */
+static uint32_t run_begin(const struct matmul_job *job, uint64_t run)
+{
+    const uint64_t row = run * job->granule_count / job->runs_per_batch * job->granule;
+
+    return row < job->op->n_count ? (uint32_t)row : job->op->n_count;
+}
+
 static void matmul_task(void *context, size_t index, uint32_t thread_index)
 {
     const struct matmul_job *job = context;
     const struct op_matmul *op = job->op;
     const uint64_t batch = index / job->runs_per_batch;
-    const uint32_t n_first = (uint32_t)(index % job->runs_per_batch) * job->run_length;
-    const uint32_t n_left = op->n_count - n_first;
+    const uint32_t n_first = run_begin(job, index % job->runs_per_batch);
+    const uint32_t n_end = run_begin(job, index % job->runs_per_batch + 1);
     const uint64_t weight_row = batch * op->n_count + n_first;
     const bool quantised = cpu_is_quantised(op->weight_dtype);
     const uint32_t row_end = job->row_first + job->row_count;
@@ -114,7 +126,7 @@ static void matmul_task(void *context, size_t index, uint32_t thread_index)
                   weight_row * dtype_row_bytes(op->weight_dtype, op->k_count),
         .bias = op->bias == NULL ? NULL : op->bias + n_first,
         .weight_dtype = op->weight_dtype,
-        .n_count = n_left < job->run_length ? n_left : job->run_length,
+        .n_count = n_end - n_first,
         .k_count = op->k_count,
         .out_row_stride = op->out_row_stride,
         .weight_row_stride = op->k_count,
@@ -137,8 +149,8 @@ static void matmul_task(void *context, size_t index, uint32_t thread_index)
     }
 }
 
-/* The rows of this round. */
-static void multiply_rows(struct matmul_job *job)
+/* Quantises or packs the rows of this round. */
+static void make_x(struct matmul_job *job)
 {
     const struct cpu_executor *executor = job->executor;
     const struct op_matmul *op = job->op;
@@ -155,18 +167,58 @@ static void multiply_rows(struct matmul_job *job)
                         (job->row_count + CPU_PACK_ROWS - 1) / CPU_PACK_ROWS *
                             (size_t)op->batch_count,
                         pack_task, job);
-    job->run_length = cpu__task_size(executor, op->n_count, (uint64_t)op->k_count * job->row_count,
-                                     RUN_GRANULE);
+}
+
+/* Some runs for each thread, as many for each, so that a matrix of few rows keeps all busy to the
+ * end. */
+static void cut_runs(struct matmul_job *job)
+{
+    const struct cpu_executor *executor = job->executor;
+    const struct op_matmul *op = job->op;
+    const uint32_t threads = executor->thread_count;
+    uint32_t length;
+
+    job->granule = job->packed_bytes > 0 ? RUN_GRANULE_PACKED : RUN_GRANULE;
+    length = cpu__task_size(executor, op->n_count, (uint64_t)op->k_count * job->row_count,
+                            job->granule);
     if (job->row_count > job->strip_rows && job->packed_bytes == 0) {
         const uint64_t row_bytes = dtype_row_bytes(op->weight_dtype, op->k_count);
         const uint64_t most =
-            (RUN_BYTES_MAX / row_bytes + RUN_GRANULE) / RUN_GRANULE * RUN_GRANULE;
-        if (job->run_length > most)
-            job->run_length = (uint32_t)most;
+            (RUN_BYTES_MAX / row_bytes + job->granule) / job->granule * job->granule;
+        if (length > most)
+            length = (uint32_t)most;
     }
-    job->runs_per_batch = (op->n_count + job->run_length - 1) / job->run_length;
-    thread_pool_run(executor->pool, (size_t)job->runs_per_batch * op->batch_count, matmul_task,
-                    job);
+    job->granule_count = (op->n_count + job->granule - 1) / job->granule;
+    job->runs_per_batch = (op->n_count + length - 1) / length;
+    if (job->runs_per_batch > threads)
+        job->runs_per_batch = (job->runs_per_batch + threads - 1) / threads * threads;
+    if (job->runs_per_batch > job->granule_count)
+        job->runs_per_batch = job->granule_count;
+}
+
+/* Has the rows of this round in the executor's blocks, made now or for the product before. */
+static void have_x(struct matmul_job *job, struct cpu_kept *kept)
+{
+    const struct op_matmul *op = job->op;
+    const struct cpu_kept wanted = {
+        op->x, cpu_is_quantised(op->weight_dtype) ? DTYPE_Q8_0 : op->weight_dtype,
+        job->row_first, job->row_count, op->batch_count, op->k_count,
+    };
+
+    if (kept->x == wanted.x && kept->form == wanted.form &&
+        kept->row_first == wanted.row_first && kept->row_count == wanted.row_count &&
+        kept->batch_count == wanted.batch_count && kept->k_count == wanted.k_count)
+        return;
+    make_x(job);
+    *kept = wanted;
+}
+
+/* The rows of this round. */
+static void multiply_rows(struct matmul_job *job)
+{
+    cut_runs(job);
+    thread_pool_run(job->executor->pool, (size_t)job->runs_per_batch * job->op->batch_count,
+                    matmul_task, job);
 }
 
 /* 0 also where not one group of rows has room. */
@@ -184,17 +236,22 @@ static uint64_t packed_bytes(const struct cpu_executor *executor, const struct o
 void cpu__matmul(struct cpu_executor *executor, const struct op_matmul *op)
 {
     struct matmul_job job = { .executor = executor, .op = op };
+    const bool is_quantised = cpu_is_quantised(op->weight_dtype);
     uint64_t rows_max = op->row_count;
 
     job.packed_bytes = packed_bytes(executor, op);
     job.strip_rows = strip_rows(op, job.packed_bytes);
-    if (cpu_is_quantised(op->weight_dtype))
+    if (is_quantised)
         rows_max = CPU_BLOCKS_BYTES / (op->batch_count * cpu_quant_row_bytes(op->k_count));
     else if (job.packed_bytes > 0)
         rows_max = CPU_BLOCKS_BYTES / (op->batch_count * job.packed_bytes) * CPU_PACK_ROWS;
+    if (!op->same_x)
+        executor->kept.x = NULL;
     for (; job.row_first < op->row_count; job.row_first += job.row_count) {
         const uint32_t left = op->row_count - job.row_first;
         job.row_count = left < rows_max ? left : (uint32_t)rows_max;
+        if (is_quantised || job.packed_bytes > 0)
+            have_x(&job, &executor->kept);
         multiply_rows(&job);
     }
 }
