@@ -127,9 +127,9 @@ static void matmul_case(uint32_t rows, uint32_t n, uint32_t k, uint32_t batches,
     free(weight);
 }
 
-/* Six weight rows at a time of the products of x with two matrices, in turns where they have to make
- * something else of x, and what lies at x changed afterwards: nothing made for one is taken for
- * another. */
+/* Six weight rows at a time of the products of x with two matrices, in turns where they have to
+ * make something else of x, and what lies at x changed afterwards: nothing made for one is taken
+ * for another. */
 static void pieces_of_matrices(struct harness *h, enum dtype first, enum dtype second)
 {
     enum { ROWS = 37, N = 24, PIECE = 6, K = 96, X = ROWS * K, OUT = ROWS * N };

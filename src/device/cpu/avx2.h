@@ -24,7 +24,7 @@ void cpu__matmul_f8_avx512(const struct cpu_strip *strip, void *scratch);
 void cpu__matmul_amx(const struct cpu_strip *strip, void *scratch);
 uint64_t cpu__packed_bytes_amx(enum dtype dtype, uint32_t k_count);
 void cpu__pack_amx(void *packed, enum dtype weight_dtype, const float *const *x_rows,
-                   uint32_t row_count, uint32_t k_count);
+                   uint32_t row_count, uint32_t k_count, bool alone);
 void cpu__quantise_avx2(struct cpu_quant_block *blocks, const float *x, uint32_t count);
 
 /* All ones in the first `count` lanes, for masked loads and stores; count < 8. */

@@ -22,8 +22,8 @@ struct cpu_executor {
     struct cpu_kept kept;
 };
 
-/* 512 rows of 14336 elements, packed for AMX, take 42 MiB. What is not used is not touched, and takes
- * no memory. */
+/* 512 rows of 14336 elements, packed for AMX, take 42 MiB. What is not used is not touched, and
+ * takes no memory. */
 #define CPU_BLOCKS_BYTES UINT64_C(50331648)
 
 /* The calling task's own scratch for kernels->matmul. */

@@ -70,19 +70,30 @@ struct product {
     bool is_f16;
     uint32_t block_count;        /* of all k */
     const char *x;               /* packed: tiles of the chunk at hand, ... */
-    size_t x_stride;             /* ... bytes from a column tile's first to the next one's */
+    size_t x_stride;             /* ... bytes from a column tile's first to the next one's, ... */
+    size_t x_row_bytes;          /* ... and of their rows */
     uint32_t first, end;         /* blocks of the chunk */
     char *panel;                 /* [group][part][chunk] tiles; for few rows two pieces of it */
     float *sums;                 /* [group][row group][16][3 * 16] */
 };
 
-static void configure(void)
+/* Bytes of a row of x's tiles. One and two rows of x have narrow ones, so that they stay in the
+ * first-level cache while weights go through it; no row lies in two lines. */
+static uint32_t x_row_bytes(uint32_t row_count)
+{
+    return row_count > 2 ? 64 : row_count * 16;
+}
+
+#define TILE_WEIGHTS 6 /* the register; sums have those before */
+#define TILE_X 7
+
+static void configure(uint32_t row_count)
 {
     struct amx_config config = { .palette = 1 };
 
     for (uint32_t i = 0; i < 8; i++) {
         config.rows[i] = TILE;
-        config.column_bytes[i] = 64;
+        config.column_bytes[i] = i == TILE_WEIGHTS ? 64 : (uint16_t)x_row_bytes(row_count);
     }
     _tile_loadconfig(&config);
 }
@@ -156,11 +167,13 @@ INLINE __m512 load_x(const float *x, uint32_t at, uint32_t k_count)
                                  x + at);
 }
 
-/* Blocks [first, end) of up to 16 rows: [3 or fewer tiles][block][16 pairs of k][16 columns][2]. */
+/* Blocks [first, end) of up to 16 rows: [3 or fewer tiles][block][16 pairs of k][columns][2], the
+ * columns taking row_bytes. */
 static void pack_tiles(char *out, const float *const *x, uint32_t row_count, uint32_t k_count,
-                       uint32_t first, uint32_t end, bool is_f16)
+                       uint32_t first, uint32_t end, bool is_f16, uint32_t row_bytes)
 {
     const uint32_t tile_count = (row_count * PARTS + TILE - 1) / TILE;
+    const __mmask16 mask = (__mmask16)((1u << row_bytes / 4) - 1);
     __m512i columns[PARTS * TILE];
 
     for (uint32_t c = 0; c < PARTS * TILE; c++)
@@ -176,7 +189,7 @@ static void pack_tiles(char *out, const float *const *x, uint32_t row_count, uin
             }
         }
         for (uint32_t t = 0; t < tile_count; t++) {
-            char *tile = out + ((uint64_t)t * (end - first) + b - first) * TILE_BYTES;
+            char *tile = out + ((uint64_t)t * (end - first) + b - first) * TILE * row_bytes;
             __m512i v[TILE];
 #pragma GCC unroll 16
             for (uint32_t i = 0; i < TILE; i++)
@@ -184,7 +197,7 @@ static void pack_tiles(char *out, const float *const *x, uint32_t row_count, uin
             transpose(v);
 #pragma GCC unroll 16
             for (uint32_t i = 0; i < TILE; i++)
-                _mm512_store_si512(tile + 64 * i, v[i]);
+                _mm512_mask_storeu_epi32(tile + row_bytes * i, mask, v[i]);
         }
     }
 }
@@ -197,10 +210,10 @@ uint64_t cpu__packed_bytes_amx(enum dtype dtype, uint32_t k_count)
 }
 
 void cpu__pack_amx(void *packed, enum dtype weight_dtype, const float *const *x_rows,
-                   uint32_t row_count, uint32_t k_count)
+                   uint32_t row_count, uint32_t k_count, bool alone)
 {
     pack_tiles(packed, x_rows, row_count, k_count, 0, (k_count + BLOCK - 1) / BLOCK,
-               weight_dtype == DTYPE_F16);
+               weight_dtype == DTYPE_F16, alone ? x_row_bytes(row_count) : 64);
 }
 
 /* ---- weights ---- */
@@ -272,14 +285,12 @@ INLINE void fill_piece(char *panel, size_t lower, const struct rows *rows, uint3
 
 /* ---- products ---- */
 
-#define TILE_WEIGHTS 6
-#define TILE_X 7
-
-/* A block of weights by one to three column tiles of x, into as many registers. */
-#define ADD_BLOCK(c0, c1, c2, weights, row_stride, x, tiles)                                       \
+/* A block of weights by one to three column tiles of x, into as many registers; one may have
+ * narrow rows. */
+#define ADD_BLOCK(c0, c1, c2, weights, row_stride, x, x_row_bytes, tiles)                          \
     do {                                                                                           \
         _tile_loadd(TILE_WEIGHTS, weights, row_stride);                                            \
-        _tile_loadd(TILE_X, (x)[0], 64);                                                           \
+        _tile_loadd(TILE_X, (x)[0], x_row_bytes);                                                  \
         _tile_dpbf16ps(c0, TILE_WEIGHTS, TILE_X);                                                  \
         if ((tiles) > 1) {                                                                         \
             _tile_loadd(TILE_X, (x)[1], 64);                                                       \
@@ -291,9 +302,9 @@ INLINE void fill_piece(char *panel, size_t lower, const struct rows *rows, uint3
         }                                                                                          \
     } while (0)
 
-/* Adds blocks to registers 0..2 (the first group) and 3..5 (the second); the lower parts of F16
- * weights are `lower` bytes behind the upper ones. What is a constant where this is inlined stays
- * out of registers, of which the addresses need all. */
+/* Adds blocks to registers 0..2 (the first group) and 3..5 (the second); x's tiles have whole rows;
+ * the lower parts of F16 weights are `lower` bytes behind the upper ones. What is a constant where
+ * this is inlined stays out of registers, of which the addresses need all. */
 INLINE void add_blocks(const char *first, const char *second, size_t block_stride,
                        size_t row_stride, size_t lower, const char *x, size_t x_stride,
                        uint32_t block_count, const uint32_t tiles, const bool is_f16,
@@ -302,13 +313,13 @@ INLINE void add_blocks(const char *first, const char *second, size_t block_strid
     const char *columns[PARTS] = { x, x + x_stride, x + 2 * x_stride };
 
     for (uint32_t b = 0; b < block_count; b++) {
-        ADD_BLOCK(0, 1, 2, first, row_stride, columns, tiles);
+        ADD_BLOCK(0, 1, 2, first, row_stride, columns, 64, tiles);
         if (groups > 1)
-            ADD_BLOCK(3, 4, 5, second, row_stride, columns, tiles);
+            ADD_BLOCK(3, 4, 5, second, row_stride, columns, 64, tiles);
         if (is_f16)
-            ADD_BLOCK(0, 1, 2, first + lower, row_stride, columns, tiles);
+            ADD_BLOCK(0, 1, 2, first + lower, row_stride, columns, 64, tiles);
         if (is_f16 && groups > 1)
-            ADD_BLOCK(3, 4, 5, second + lower, row_stride, columns, tiles);
+            ADD_BLOCK(3, 4, 5, second + lower, row_stride, columns, 64, tiles);
         first += block_stride;
         second += block_stride;
         columns[0] += TILE_BYTES;
@@ -490,13 +501,30 @@ static __attribute__((noinline)) void multiply_bf16(const struct product *produc
         multiply_groups(product, rows, sums, false, 1);
 }
 
-/* A group whose tiles must be made, by few rows of x. Some blocks are made while the ones before
- * are multiplied: a tile's load waits until what was stored has reached the cache. */
+/* A group of BF16 where it lies by few rows of x. */
+static void add_few(const struct product *product, const struct rows *rows)
+{
+    const size_t row_bytes = product->x_row_bytes;
+    const char *weights = rows->first;
+    const char *x[PARTS] = { product->x };
+
+    for (uint32_t b = 0; b < product->block_count; b++) {
+        ADD_BLOCK(0, 0, 0, weights, rows->stride, x, row_bytes, 1);
+        weights += 2 * BLOCK;
+        x[0] += TILE * row_bytes;
+    }
+}
+
+/* A group whose tiles must be made, by up to sixteen rows of x. Some blocks are made while the ones
+ * before are multiplied: a tile's load waits until what was stored has reached the cache. */
 INLINE void make_and_multiply(const struct product *product, const struct rows *rows,
-                              const bool is_f16)
+                              const bool is_f16, const uint32_t tiles)
 {
     enum { PIECE_BYTES = PIECE * TILE_BYTES };
     const uint32_t block_count = product->block_count;
+    const size_t row_bytes = tiles > 1 ? 64 : product->x_row_bytes;
+    const char *x[PARTS] = { product->x, product->x + product->x_stride,
+                             product->x + 2 * product->x_stride };
 
     for (uint32_t first = 0; first < block_count + PIECE; first += PIECE) {
         char *next = product->panel + first / PIECE % 2 * 2 * PIECE_BYTES;
@@ -510,32 +538,34 @@ INLINE void make_and_multiply(const struct product *product, const struct rows *
         if (first == 0)
             continue;
         for (uint32_t b = first - PIECE; b < first && b < block_count; b++, ready += TILE_BYTES) {
-            _tile_loadd(TILE_X, product->x + (size_t)b * TILE_BYTES, 64);
-            _tile_loadd(TILE_WEIGHTS, ready, 64);
-            _tile_dpbf16ps(0, TILE_WEIGHTS, TILE_X);
-            if (is_f16) {
-                _tile_loadd(TILE_WEIGHTS, ready + PIECE_BYTES, 64);
-                _tile_dpbf16ps(0, TILE_WEIGHTS, TILE_X);
-            }
+            ADD_BLOCK(0, 1, 2, ready, 64, x, row_bytes, tiles);
+            if (is_f16)
+                ADD_BLOCK(0, 1, 2, ready + PIECE_BYTES, 64, x, row_bytes, tiles);
+            for (uint32_t t = 0; t < tiles; t++)
+                x[t] += TILE * row_bytes;
         }
     }
 }
 
-/* A group by at most FEW_ROWS_MAX rows of x, over all k. */
+/* A group by few rows of x, or for F16 up to sixteen, over all k. */
 static void multiply_few(const struct product *product, const struct rows *rows)
 {
-    _Alignas(64) float sums[TILE][PARTS * TILE];
+    const uint32_t tiles = (product->strip->row_count * PARTS + TILE - 1) / TILE;
+    _Alignas(64) float sums[TILE * PARTS * TILE] = { 0 };
 
-    _tile_zero(0);
+    zero_registers();
     if (lies_in_tiles(product, rows))
-        add_blocks(rows->first, rows->first, 2 * BLOCK, rows->stride, 0, product->x, 0,
-                   product->block_count, 1, false, 1);
-    else if (product->is_f16)
-        make_and_multiply(product, rows, true);
+        add_few(product, rows);
+    else if (!product->is_f16)
+        make_and_multiply(product, rows, false, 1);
+    else if (tiles == 1)
+        make_and_multiply(product, rows, true, 1);
+    else if (tiles == 2)
+        make_and_multiply(product, rows, true, 2);
     else
-        make_and_multiply(product, rows, false);
-    _tile_stored(0, &sums[0][0], SUMS_STRIDE);
-    put(product->strip, rows, 0, &sums[0][0]);
+        make_and_multiply(product, rows, true, 3);
+    STORE_SUMS(0, 1, 2, sums);
+    put(product->strip, rows, 0, sums);
 }
 
 /* The g-th group, of which the first `part` are spread. As in quant_tiles.h: for few rows of x the
@@ -579,7 +609,7 @@ static void multiply_chunks(struct product *product, char *x_scratch, uint32_t p
             for (uint32_t row = 0; row < strip->row_count; row += TILE)
                 pack_tiles(x_scratch + row / TILE * PARTS * product->x_stride, strip->x_rows + row,
                            strip->row_count - row < TILE ? strip->row_count - row : TILE,
-                           strip->k_count, first, product->end, product->is_f16);
+                           strip->k_count, first, product->end, product->is_f16, 64);
         }
         for (uint32_t g = from; g < to; g += 2) {
             const struct rows rows[2] = { rows_at(strip, part, g),
@@ -597,6 +627,21 @@ static void multiply_chunks(struct product *product, char *x_scratch, uint32_t p
             put(strip, &rows, r * TILE,
                 product->sums + ((uint64_t)(g - from) * row_groups + r) * SUMS_FLOATS);
     }
+}
+
+/* Up to sixteen rows of x for all k, packed into scratch where they aren't. */
+static void have_few(struct product *product, char *scratch)
+{
+    const struct cpu_strip *strip = product->strip;
+
+    product->x_row_bytes = x_row_bytes(strip->row_count);
+    product->x_stride = product->block_count * TILE * product->x_row_bytes;
+    product->x = strip->x_packed;
+    if (product->x != NULL)
+        return;
+    pack_tiles(scratch, strip->x_rows, strip->row_count, strip->k_count, 0, product->block_count,
+               product->is_f16, (uint32_t)product->x_row_bytes);
+    product->x = scratch;
 }
 
 void cpu__matmul_amx(const struct cpu_strip *strip, void *scratch)
@@ -617,15 +662,10 @@ void cpu__matmul_amx(const struct cpu_strip *strip, void *scratch)
         cpu__matmul_avx2(strip, scratch);
         return;
     }
-    configure();
-    if (strip->row_count <= FEW_ROWS_MAX) {
-        product.x = strip->x_packed;
-        if (product.x == NULL) {
-            char *x = (char *)scratch + (size_t)4 * PIECE * TILE_BYTES;
-            pack_tiles(x, strip->x_rows, strip->row_count, strip->k_count, 0, product.block_count,
-                       product.is_f16);
-            product.x = x;
-        }
+    configure(strip->row_count);
+    if (strip->row_count <= FEW_ROWS_MAX ||
+        (product.is_f16 && strip->row_count <= TILE && strip->x_packed != NULL)) {
+        have_few(&product, (char *)scratch + (size_t)4 * PIECE * TILE_BYTES);
         for (uint32_t g = 0; g < group_count; g++) {
             const struct rows rows = rows_at(strip, part, g);
             multiply_few(&product, &rows);

@@ -74,7 +74,8 @@ static void multiply(const struct cpu_kernels *table, const struct problem *p, u
         const uint64_t bytes = table->packed_bytes(p->dtype, p->k_count);
         for (uint32_t r = 0; r < count; r += CPU_PACK_ROWS)
             table->pack((char *)pack + r / CPU_PACK_ROWS * bytes, p->dtype, rows + r,
-                        count - r < CPU_PACK_ROWS ? count - r : CPU_PACK_ROWS, p->k_count);
+                        count - r < CPU_PACK_ROWS ? count - r : CPU_PACK_ROWS, p->k_count,
+                        count <= CPU_PACK_ROWS);
         strip.x_packed = pack;
     }
     table->matmul(&strip, scratch);
