@@ -263,6 +263,19 @@ static void bench_matmul(struct bench *bench)
     }
 }
 
+/* Another cache each time: none stays in the processor's. */
+static void advance_attention(struct bench *bench, struct op *op, uint32_t sample)
+{
+    const uint64_t k_bytes = 4096 * dtype_row_bytes(op->attention.cache_dtype,
+                                                    op->attention.k_cache_row_stride);
+    const bool latent = op->attention.kv_head_count == 1;
+    const uint64_t bytes = latent ? k_bytes : 2 * k_bytes;
+
+    op->attention.k_cache = bench->weights + sample % (WEIGHT_BYTES / bytes) * bytes;
+    op->attention.v_cache =
+        (const char *)op->attention.k_cache + (latent ? 0 : k_bytes);
+}
+
 /* Attention over a cache in `weights`, pages in order. */
 static void bench_attention(struct bench *bench)
 {
@@ -276,23 +289,27 @@ static void bench_attention(struct bench *bench)
         { "attention mla 256 rows at 0", 256, 0, 16, 1, 576, 512 },
         { "attention mla 1 row at 4095", 1, 4095, 16, 1, 576, 512 },
     };
-    enum { PAGE = 16, PAGES = 4096 / PAGE };
+    static const enum dtype dtypes[] = { DTYPE_F32, DTYPE_F16, DTYPE_Q8_0 };
+    enum { PAGE = 16, PAGES = 4096 / PAGE, CASES = sizeof(cases) / sizeof(cases[0]) };
     static int32_t pages[PAGES], sequences[ROWS_MAX], positions[ROWS_MAX];
 
     for (int32_t i = 0; i < PAGES; i++)
         pages[i] = i;
-    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+    for (size_t c = 0; c < 3 * CASES; c++) {
+        const size_t i = c / 3;
+        const enum dtype dtype = dtypes[c % 3];
         const uint64_t k_stride = (uint64_t)cases[i].kv_heads * cases[i].k_width;
+        const uint64_t k_bytes = dtype_row_bytes(dtype, k_stride);
         const bool latent = cases[i].kv_heads == 1;
         double keys = 0;
         struct op op = { .kind = OP_ATTENTION };
+        char name[96];
         for (uint32_t t = 0; t < cases[i].rows; t++) {
             positions[t] = (int32_t)(cases[i].start + t);
             keys += cases[i].start + t + 1;
         }
         op.attention = (struct op_attention){
-            .out = bench->out, .q = bench->x, .k_cache = (const float *)(void *)bench->weights,
-            .v_cache = (const float *)(void *)bench->weights + (latent ? 0 : 4096 * k_stride),
+            .out = bench->out, .q = bench->x, .cache_dtype = dtype,
             .pages = pages, .sequences = sequences, .positions = positions,
             .row_count = cases[i].rows, .head_count = cases[i].heads,
             .kv_head_count = cases[i].kv_heads, .k_width = cases[i].k_width,
@@ -301,9 +318,11 @@ static void bench_attention(struct bench *bench)
             .q_row_stride = (uint64_t)cases[i].heads * cases[i].k_width,
             .k_cache_row_stride = k_stride, .v_cache_row_stride = k_stride, .scale = 0.1f,
         };
-        measure(bench, cases[i].name, &op, DTYPE_F32,
+        (void)snprintf(name, sizeof(name), "%s in %s", cases[i].name, dtype_info(dtype)->name);
+        measure(bench, name, &op, DTYPE_F32,
                 2 * keys * cases[i].heads * (cases[i].k_width + cases[i].v_width),
-                (cases[i].start + cases[i].rows) * (double)k_stride * (latent ? 4 : 8), NULL);
+                (cases[i].start + cases[i].rows) * (double)k_bytes * (latent ? 1 : 2),
+                advance_attention);
     }
 }
 

@@ -60,7 +60,8 @@ enum op_feature {
     OP_FEATURE_EXPERT_BIAS = 1 << 6,    /* op_moe.w13_bias, w2_bias */
     OP_FEATURE_SCALE = 1 << 7,          /* op_scale */
     OP_FEATURE_CHUNKS = 1 << 8,         /* op_attention.chunked */
-    OP_FEATURES_ALL = (1 << 9) - 1
+    OP_FEATURE_KV_NARROW = 1 << 9,      /* cache_dtype other than F32 */
+    OP_FEATURES_ALL = (1 << 10) - 1
 };
 
 /* out[row_count][width] = table[ids[row]][width]; ids in [0, table_row_count). */
@@ -129,9 +130,11 @@ struct op_rope {
     bool interleaved;
 };
 
-/* cache[slots[row]][0 .. width) = x[row]; slots are distinct. */
+/* cache[slots[row]][0 .. width) = x[row], converted as dtype_convert does it; slots are distinct.
+ * cache_dtype is F32, F16 or Q8_0, whose width and stride are whole blocks. */
 struct op_kv_write {
-    float *cache;           /* rows of `cache_row_stride` elements */
+    void *cache;            /* rows of `cache_row_stride` elements */
+    enum dtype cache_dtype;
     const float *x;
     const int32_t *slots;   /* [row_count] token slots of the cache */
     uint32_t row_count, width;
@@ -149,12 +152,16 @@ struct op_kv_write {
  * that is chunked does not slide: positions p - p % window .. p are seen. With a
  * score_cap a score s becomes score_cap * tanh(s / score_cap). With sinks the softmax's sum has one
  * more term, exp(sinks[h]), to which no value belongs (gpt-oss, arXiv 2508.10925, section 2.2).
+ * The cache holds F32, F16 or Q8_0; what is computed is the same, bit for bit, as if it held the
+ * values of its elements in F32. In Q8_0 strides and widths are whole blocks, but for v_width where
+ * values are a part of their keys.
  * Multi-head latent attention in its absorbed form (DeepSeek-V2, arXiv 2405.04434, section 2.1) is
  * this with one kv head, k_width = latent + rope width and v_cache = k_cache, v_width = latent. */
 struct op_attention {
     float *out;
     const float *q;
-    const float *k_cache, *v_cache;
+    const void *k_cache, *v_cache;
+    enum dtype cache_dtype;     /* of both */
     const int32_t *pages;       /* [sequence_count][page_count_max] */
     const int32_t *sequences;   /* [row_count] */
     const int32_t *positions;   /* [row_count] */

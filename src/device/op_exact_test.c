@@ -219,6 +219,7 @@ struct attention_data {
     float score_cap;
     uint32_t window;
     bool chunked;
+    enum dtype dtype;       /* of the cache */
 };
 
 enum { CONTEXT = 140, SEQUENCES = 2 };
@@ -232,8 +233,10 @@ static void attention_run(struct harness *h, const void *data, uint32_t first, u
     const uint32_t each = (CONTEXT - 1) / page_size + 1, pages_count = SEQUENCES * each;
     const size_t k_width = (size_t)d->kv_heads * d->k_width;
     const size_t v_width = (size_t)d->kv_heads * d->v_width;
-    float *k = calloc((size_t)pages_count * page_size * k_width, sizeof(*k));
-    float *v = calloc((size_t)pages_count * page_size * v_width, sizeof(*v));
+    const size_t k_row_bytes = dtype_row_bytes(d->dtype, k_width);
+    const size_t v_row_bytes = dtype_row_bytes(d->dtype, v_width);
+    char *k = calloc((size_t)pages_count * page_size, k_row_bytes);
+    char *v = calloc((size_t)pages_count * page_size, v_row_bytes);
     int32_t *pages = scattered_pages(pages_count, first);
     struct op op = { .kind = OP_ATTENTION };
 
@@ -241,15 +244,16 @@ static void attention_run(struct harness *h, const void *data, uint32_t first, u
         const uint32_t position = i % CONTEXT;
         const size_t slot = (size_t)pages[i / CONTEXT * each + position / page_size] * page_size +
                             position % page_size;
-        memcpy(k + slot * k_width, d->k + i * k_width, k_width * sizeof(*k));
-        memcpy(v + slot * v_width, d->v + i * v_width, v_width * sizeof(*v));
+        dtype_convert(k + slot * k_row_bytes, d->dtype, d->k + i * k_width, DTYPE_F32, k_width);
+        dtype_convert(v + slot * v_row_bytes, d->dtype, d->v + i * v_width, DTYPE_F32, v_width);
     }
     op.attention = (struct op_attention){
         .out = harness_put(h, out, (uint64_t)count * d->heads * d->v_width * 4),
         .q = harness_put(h, d->q + (size_t)first * d->heads * d->k_width,
                          (uint64_t)count * d->heads * d->k_width * 4),
-        .k_cache = harness_put(h, k, (uint64_t)pages_count * page_size * k_width * 4),
-        .v_cache = harness_put(h, v, (uint64_t)pages_count * page_size * v_width * 4),
+        .k_cache = harness_put(h, k, (uint64_t)pages_count * page_size * k_row_bytes),
+        .v_cache = harness_put(h, v, (uint64_t)pages_count * page_size * v_row_bytes),
+        .cache_dtype = d->dtype,
         .pages = harness_put(h, pages, (uint64_t)pages_count * 4),
         .sequences = harness_put(h, d->sequences + first, (uint64_t)count * 4),
         .positions = harness_put(h, d->positions + first, (uint64_t)count * 4),
@@ -272,7 +276,7 @@ static void attention_run(struct harness *h, const void *data, uint32_t first, u
 }
 
 static void attention_case(uint32_t heads, uint32_t kv_heads, uint32_t k_width, uint32_t v_width,
-                           uint32_t window, bool chunked)
+                           uint32_t window, bool chunked, enum dtype dtype)
 {
     enum { ROWS = 38 };
     struct harness random = { .random = 99 };
@@ -283,6 +287,7 @@ static void attention_case(uint32_t heads, uint32_t kv_heads, uint32_t k_width, 
     const struct attention_data data = {
         heads, kv_heads, k_width, v_width, q, k, v, sequences, positions,
         window > 0 ? q : NULL, window > 0 ? 3 : 0, window, chunked, /* capped, and with sinks */
+        dtype,
     };
     const struct problem problem = { ROWS, heads * v_width, attention_run, &data,
                                      DTYPE_F32 };
@@ -301,12 +306,16 @@ static void attention_case(uint32_t heads, uint32_t kv_heads, uint32_t k_width, 
 static void attention_is_exact(void **state)
 {
     (void)state;
-    attention_case(6, 2, 20, 29, 0, false);
-    attention_case(5, 5, 16, 16, 0, false);
-    attention_case(36, 1, 40, 33, 0, false);
-    attention_case(6, 2, 20, 29, 50, false);
-    attention_case(36, 1, 40, 33, 7, false);
-    attention_case(6, 2, 20, 29, 11, true);
+    attention_case(6, 2, 20, 29, 0, false, DTYPE_F32);
+    attention_case(5, 5, 16, 16, 0, false, DTYPE_F32);
+    attention_case(36, 1, 40, 33, 0, false, DTYPE_F32);
+    attention_case(6, 2, 20, 29, 50, false, DTYPE_F32);
+    attention_case(36, 1, 40, 33, 7, false, DTYPE_F32);
+    attention_case(6, 2, 20, 29, 11, true, DTYPE_F32);
+    attention_case(6, 2, 20, 29, 50, false, DTYPE_F16);
+    attention_case(36, 1, 96, 64, 0, false, DTYPE_F16);
+    attention_case(6, 2, 64, 32, 11, true, DTYPE_Q8_0);
+    attention_case(36, 1, 96, 64, 0, false, DTYPE_Q8_0);
 }
 
 struct moe_data {

@@ -242,27 +242,30 @@ static void nan_ranks_last(void **state)
 }
 
 /* A small model's layer on garbage: everything runs, nothing strays. */
-static void attention_on_garbage(struct harness *h)
+static void attention_on_garbage(struct harness *h, enum dtype dtype)
 {
-    enum { KEYS = 70, HEADS = 3, K_WIDTH = 13, V_WIDTH = 11, QUERIES = 5 };
+    enum { HEADS = 3, QUERIES = 5 };
+    const uint32_t k_width = dtype == DTYPE_Q8_0 ? 64 : 13;
+    const uint32_t v_width = dtype == DTYPE_Q8_0 ? 32 : 11;
+    const size_t cache_bytes = dtype_row_bytes(dtype, UINT64_C(5) * 16 * k_width);
     const int32_t pages[5] = { 3, 0, 4, 1, 2 }, sequences[QUERIES] = { 0 };
     const int32_t positions[QUERIES] = { 0, 63, 64, 68, 69 };
-    float *q = garbage_floats(h, QUERIES * HEADS * K_WIDTH);
-    float *cache = garbage_floats(h, 5 * 16 * K_WIDTH), *out = garbage_floats(h, 1000);
+    float *q = garbage_floats(h, (size_t)QUERIES * HEADS * k_width);
+    float *cache = garbage_floats(h, cache_bytes / 4), *out = garbage_floats(h, 1000);
     struct op op = { .kind = OP_ATTENTION };
 
     op.attention = (struct op_attention){
-        .out = harness_put(h, out, QUERIES * HEADS * V_WIDTH * 4),
-        .q = harness_put(h, q, QUERIES * HEADS * K_WIDTH * 4),
-        .k_cache = harness_put(h, cache, 5 * 16 * K_WIDTH * 4),
+        .out = harness_put(h, out, UINT64_C(4) * QUERIES * HEADS * v_width),
+        .q = harness_put(h, q, UINT64_C(4) * QUERIES * HEADS * k_width),
+        .k_cache = harness_put(h, cache, cache_bytes), .cache_dtype = dtype,
         .pages = harness_put(h, pages, sizeof(pages)),
         .sequences = harness_put(h, sequences, sizeof(sequences)),
         .positions = harness_put(h, positions, sizeof(positions)),
         .row_count = QUERIES, .head_count = HEADS, .kv_head_count = 1,
-        .k_width = K_WIDTH, .v_width = V_WIDTH, .page_size = 16, .page_count_max = 5,
+        .k_width = k_width, .v_width = v_width, .page_size = 16, .page_count_max = 5,
         .cache_row_count = 5 * 16,
-        .out_row_stride = HEADS * V_WIDTH, .q_row_stride = HEADS * K_WIDTH,
-        .k_cache_row_stride = K_WIDTH, .v_cache_row_stride = K_WIDTH, .scale = 1,
+        .out_row_stride = (uint64_t)HEADS * v_width, .q_row_stride = (uint64_t)HEADS * k_width,
+        .k_cache_row_stride = k_width, .v_cache_row_stride = k_width, .scale = 1,
     };
     op.attention.v_cache = op.attention.k_cache;
     harness_run(h, &op);
@@ -332,7 +335,11 @@ static void garbage_stays_inside_its_operands(void **state)
         struct harness h;
         harness_open(&h, &harness_configs[i]);
         for (int round = 0; round < 10; round++) {
-            attention_on_garbage(&h);
+            attention_on_garbage(&h, DTYPE_F32);
+            if ((device_info(h.device)->op_features & OP_FEATURE_KV_NARROW) != 0) {
+                attention_on_garbage(&h, DTYPE_F16);
+                attention_on_garbage(&h, DTYPE_Q8_0);
+            }
             layer_on_garbage(&h, 21, 14, round % 2 == 0 ? DTYPE_F16 : DTYPE_BF16,
                              h.is_npu && round % 2 != 0 ? DTYPE_BF16 : DTYPE_F16);
             if (has_weights(&h, DTYPE_Q8_0))

@@ -50,14 +50,22 @@ static void list_matmul(struct list *list, const struct op_matmul *op)
         add(list, "bias", op->bias, (uint64_t)op->n_count * 4);
 }
 
+/* Values are a part of their keys. */
+static bool is_latent(const struct op_attention *op)
+{
+    return op->v_cache == op->k_cache && op->kv_head_count == 1;
+}
+
 static void list_attention(struct list *list, const struct op_attention *op)
 {
     add_rows(list, "out", op->out, op->row_count, op->out_row_stride,
              (uint64_t)op->head_count * op->v_width);
     add_rows(list, "q", op->q, op->row_count, op->q_row_stride,
              (uint64_t)op->head_count * op->k_width);
-    add(list, "k_cache", op->k_cache, (uint64_t)op->kv_head_count * op->k_width * 4);
-    add(list, "v_cache", op->v_cache, (uint64_t)op->kv_head_count * op->v_width * 4);
+    add_matrix(list, "k_cache", op->k_cache, op->cache_dtype,
+               (uint64_t)op->kv_head_count * op->k_width);
+    add_matrix(list, "v_cache", op->v_cache, op->cache_dtype,
+               is_latent(op) ? op->k_width : (uint64_t)op->kv_head_count * op->v_width);
     add(list, "pages", op->pages, (uint64_t)op->page_count_max * 4);
     add(list, "sequences", op->sequences, (uint64_t)op->row_count * 4);
     add(list, "positions", op->positions, (uint64_t)op->row_count * 4);
@@ -129,7 +137,8 @@ static void list_small(struct list *list, const struct op *op)
         break;
     }
     case OP_KV_WRITE:
-        add(list, "cache", op->kv_write.cache, (uint64_t)op->kv_write.width * 4);
+        add_matrix(list, "cache", op->kv_write.cache, op->kv_write.cache_dtype,
+                   op->kv_write.width);
         add_rows(list, "x", op->kv_write.x, op->kv_write.row_count, op->kv_write.x_row_stride,
                  op->kv_write.width);
         add(list, "slots", op->kv_write.slots, (uint64_t)op->kv_write.row_count * 4);
@@ -179,6 +188,16 @@ uint32_t device__operands(const struct op *op, struct op_operand operands[OP_OPE
     return list.count;
 }
 
+static bool is_whole_blocks(enum dtype dtype, uint64_t count)
+{
+    return count % dtype_info(dtype)->block_elements == 0;
+}
+
+static bool is_cache_dtype(enum dtype dtype)
+{
+    return dtype == DTYPE_F32 || dtype == DTYPE_F16 || dtype == DTYPE_Q8_0;
+}
+
 static void assert_attention(const struct op_attention *op)
 {
     assert(op->head_count > 0 && op->kv_head_count > 0);
@@ -188,7 +207,22 @@ static void assert_attention(const struct op_attention *op)
     assert(op->page_size > 0 && op->page_count_max > 0);
     assert(op->k_cache_row_stride >= (uint64_t)op->kv_head_count * op->k_width);
     assert(op->v_cache_row_stride >= (uint64_t)op->kv_head_count * op->v_width);
+    assert(!is_latent(op) || (op->v_width <= op->k_width &&
+                              op->v_cache_row_stride == op->k_cache_row_stride));
     assert(op->score_cap >= 0);
+    assert(is_cache_dtype(op->cache_dtype));
+    assert(is_whole_blocks(op->cache_dtype, op->k_width));
+    assert(is_whole_blocks(op->cache_dtype, op->v_width) || is_latent(op));
+    assert(is_whole_blocks(op->cache_dtype, op->k_cache_row_stride));
+    assert(is_whole_blocks(op->cache_dtype, op->v_cache_row_stride));
+}
+
+static void assert_kv_write(const struct op_kv_write *op)
+{
+    assert(op->cache_row_count >= op->row_count);
+    assert(is_cache_dtype(op->cache_dtype));
+    assert(is_whole_blocks(op->cache_dtype, op->width));
+    assert(is_whole_blocks(op->cache_dtype, op->cache_row_stride));
 }
 
 static void assert_route(const struct op_route *op)
@@ -203,11 +237,6 @@ static void assert_route(const struct op_route *op)
            op->top_k);
 }
 
-static bool is_whole_blocks(enum dtype dtype, uint32_t count)
-{
-    return count % dtype_info(dtype)->block_elements == 0;
-}
-
 void device__op_assert(const struct op *op)
 {
     assert((unsigned)op->kind < OP_KIND_COUNT);
@@ -216,7 +245,7 @@ void device__op_assert(const struct op *op)
         assert(is_whole_blocks(op->embed.table_dtype, op->embed.width));
         assert(op->embed.table_row_count > 0);
         break;
-    case OP_KV_WRITE: assert(op->kv_write.cache_row_count >= op->kv_write.row_count); break;
+    case OP_KV_WRITE: assert_kv_write(&op->kv_write); break;
     case OP_GATHER_ROWS: assert(op->gather_rows.x_row_count > 0); break;
     case OP_RMS_NORM:
         assert(op->rms_norm.width > 0 && op->rms_norm.group_count > 0);
@@ -303,7 +332,8 @@ static uint32_t attention_features(const struct op_attention *op)
     return (op->window > 0 ? OP_FEATURE_WINDOW : 0u) |
            (op->chunked ? OP_FEATURE_CHUNKS : 0u) |
            (op->sinks != NULL ? OP_FEATURE_SINKS : 0u) |
-           (op->score_cap > 0 ? OP_FEATURE_SOFT_CAP : 0u);
+           (op->score_cap > 0 ? OP_FEATURE_SOFT_CAP : 0u) |
+           (op->cache_dtype != DTYPE_F32 ? OP_FEATURE_KV_NARROW : 0u);
 }
 
 uint32_t op_features(const struct op *op)
@@ -311,6 +341,8 @@ uint32_t op_features(const struct op *op)
     switch (op->kind) {
     case OP_RMS_NORM: return op->rms_norm.weight_offset != 0 ? OP_FEATURE_NORM_OFFSET : 0;
     case OP_SCALE: return OP_FEATURE_SCALE;
+    case OP_KV_WRITE:
+        return op->kv_write.cache_dtype != DTYPE_F32 ? OP_FEATURE_KV_NARROW : 0;
     case OP_ATTENTION: return attention_features(&op->attention);
     case OP_SILU_MUL: return gate_features(op->silu_mul.gate);
     case OP_MOE:
@@ -333,6 +365,7 @@ const char *op_feature_name(enum op_feature feature)
     case OP_FEATURE_GATE_GELU: return "a GELU gate";
     case OP_FEATURE_GATE_CLAMPED: return "a clamped gate";
     case OP_FEATURE_EXPERT_BIAS: return "biases of experts";
+    case OP_FEATURE_KV_NARROW: return "a KV cache in less than F32";
     case OP_FEATURES_ALL: break;
     }
     assert(!"no feature, or several");

@@ -232,8 +232,11 @@ static uint64_t run_attention(struct bed *bed, const struct selftest_op *test, u
 
     op.attention = (struct op_attention){
         .q = put_floats(bed, test->shape[0] * q_stride),
-        .k_cache = put_floats(bed, (uint64_t)PAGES * page * kv_heads * k_width),
-        .v_cache = put_floats(bed, (uint64_t)PAGES * page * kv_heads * v_width),
+        .k_cache = device__bed_random(bed, test->dtype,
+                                      (uint64_t)PAGES * page * kv_heads * k_width),
+        .v_cache = device__bed_random(bed, test->dtype,
+                                      (uint64_t)PAGES * page * kv_heads * v_width),
+        .cache_dtype = test->dtype,
         .row_count = rows, .head_count = heads, .kv_head_count = kv_heads, .k_width = k_width,
         .v_width = v_width, .page_size = page, .cache_row_count = PAGES * page,
         .out_row_stride = out_stride,
@@ -462,6 +465,8 @@ const struct selftest_op device__selftest_ops[] = {
           CAPPED_WITH_SINKS),
     PLAIN("attention with all of these, odd", run_attention, true, 9, 6, 3, 20, 12, 5, 4,
           CAPPED_WITH_SINKS | CHUNKED),
+    { "attention over F16", run_attention, DTYPE_F16, { 21, 8, 2, 64, 64, 16 }, true },
+    { "attention over Q8_0", run_attention, DTYPE_Q8_0, { 21, 8, 2, 64, 64, 16 }, true },
     PLAIN("silu_mul", run_silu_mul, true, 9, 256),
     PLAIN("silu_mul, odd", run_silu_mul, true, 3, 19),
     PLAIN("silu_mul, GELU", run_silu_mul, true, 9, 256, GATE_GELU_TANH),

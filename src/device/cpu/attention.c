@@ -10,6 +10,9 @@
  * A sink is where m and l begin: at its logit and at 1. A window makes a row's first tile begin
  * later, or within; tiles that lie before every row's window are left out.
  *
+ * Keys and values that the cache has in F16 or Q8_0 are widened to F32, a tile at a time: once for
+ * all queries of a task, in memory that stays in the second-level cache. Sums are those of F32.
+ *
  * A task is a few rows of one kv head, so that a key is used for several queries while it is in the
  * cache. Keys and values are found through pointers, one per position, so where they lie changes
  * nothing. A row's sum over j stops at its own position, and begins where its window does: what
@@ -20,7 +23,7 @@
 
 #include "device/cpu/internal.h"
 
-#define CPU_ATTENTION_TILE 64   /* key positions */
+#define CPU_ATTENTION_TILE CPU_ATTENTION_KEYS
 #define CPU_ATTENTION_QUERIES 32 /* (row, head) pairs that one task does together */
 
 struct attention_job {
@@ -35,7 +38,7 @@ struct attention_job {
 /* The queries of one sequence that a task does at once. */
 struct block {
     const struct attention_job *job;
-    void *scratch;               /* for kernels->matmul */
+    float *scratch;              /* a tile, widened: its keys, then its values */
     const int32_t *pages;        /* of the sequence */
     uint32_t kv_head;
     uint32_t row_count, head_count, query_count; /* query = row * head_count + head */
@@ -95,19 +98,40 @@ static struct span keys_seen(const struct block *block, uint32_t row, uint32_t t
                           within_tile((int64_t)block->positions[row] + 1 - tile) };
 }
 
-/* Follows the pages to the keys and values of positions [tile, end). */
+/* Of a row of the cache the elements from `at` on, in F32; room: for so many. */
+static const float *find_row(const struct block *block, const void *cache, uint64_t at,
+                             uint32_t width, float *room)
+{
+    const struct op_attention *op = block->job->op;
+    const char *row = (const char *)cache + dtype_row_bytes(op->cache_dtype, at);
+
+    if (op->cache_dtype == DTYPE_F32)
+        return (const float *)(const void *)row;
+    block->job->executor->kernels->widen(room, op->cache_dtype, row, width);
+    return room;
+}
+
+/* Follows the pages to the keys and values of positions [tile, end). Latent values are a part of
+ * their keys, and widened with them. */
 static void find_tile(struct block *block, uint32_t tile, uint32_t end)
 {
     const struct op_attention *op = block->job->op;
     const uint64_t k_at = (uint64_t)block->kv_head * op->k_width;
     const uint64_t v_at = (uint64_t)block->kv_head * op->v_width;
+    const bool is_latent = op->v_cache == op->k_cache && op->kv_head_count == 1;
+    float *keys = block->scratch;
+    float *values = keys + (uint64_t)CPU_ATTENTION_TILE * op->k_width;
     uint32_t page = tile / op->page_size;
     uint32_t offset = tile % op->page_size;
 
-    for (uint32_t j = 0; j < end - tile; j++) {
+    for (uint32_t j = 0; j < end - tile; j++, keys += op->k_width, values += op->v_width) {
         const uint64_t slot = (uint64_t)block->pages[page] * op->page_size + offset;
-        block->keys[j] = op->k_cache + slot * op->k_cache_row_stride + k_at;
-        block->values[j] = op->v_cache + slot * op->v_cache_row_stride + v_at;
+        block->keys[j] = find_row(block, op->k_cache, slot * op->k_cache_row_stride + k_at,
+                                  op->k_width, keys);
+        block->values[j] = is_latent ? block->keys[j]
+                                     : find_row(block, op->v_cache,
+                                                slot * op->v_cache_row_stride + v_at,
+                                                op->v_width, values);
         if (++offset == op->page_size) {
             offset = 0;
             page++;

@@ -174,8 +174,11 @@ static void kv_write_row(const struct cpu_executor *executor, const struct op *o
     const struct op_kv_write *write = &op->kv_write;
 
     (void)executor;
-    memcpy(write->cache + (uint64_t)write->slots[row] * write->cache_row_stride,
-           write->x + row * write->x_row_stride, write->width * sizeof(float));
+    dtype_convert((char *)write->cache +
+                      dtype_row_bytes(write->cache_dtype,
+                                      (uint64_t)write->slots[row] * write->cache_row_stride),
+                  write->cache_dtype, write->x + row * write->x_row_stride, DTYPE_F32,
+                  write->width);
 }
 
 static void silu_mul_row(const struct cpu_executor *executor, const struct op *op, uint32_t row)
@@ -229,10 +232,25 @@ static void route_row(const struct cpu_executor *executor, const struct op *op, 
     cpu__route_row(executor->kernels, &op->route, row);
 }
 
+/* Whether a tile that is widened has room. */
+static enum status check_attention(const struct op_attention *op, struct err *err)
+{
+    const uint64_t elements = (uint64_t)op->k_width + op->v_width;
+
+    if (op->cache_dtype == DTYPE_F32 || elements <= CPU_ATTENTION_ELEMENTS_MAX)
+        return STATUS_OK;
+    return err_set(err, STATUS_UNAVAILABLE,
+                   "the processor attends to %s keys and values of %zu elements together, not of "
+                   "%" PRIu64, dtype_info(op->cache_dtype)->name, CPU_ATTENTION_ELEMENTS_MAX,
+                   elements);
+}
+
 enum status cpu_execute_check(const struct op *op, struct err *err)
 {
     enum dtype dtype;
 
+    if (op->kind == OP_ATTENTION)
+        return check_attention(&op->attention, err);
     if (!device__op_weight_dtype(op, &dtype))
         return STATUS_OK;
     if (dtype == DTYPE_I32 || (op->kind == OP_MOE && op->moe.down_dtype == DTYPE_I32))

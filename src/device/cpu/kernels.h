@@ -47,6 +47,9 @@
 #define CPU_STRIP_ROWS_MAX 128 /* of x in one strip */
 #define CPU_STRIP_SCRATCH_BYTES (2 << 20)
 #define CPU_PACK_ROWS 16
+#define CPU_ATTENTION_KEYS 64 /* positions that attention takes at a time */
+#define CPU_ATTENTION_ELEMENTS_MAX /* of a key and its value that are widened */                   \
+    (CPU_STRIP_SCRATCH_BYTES / sizeof(float) / CPU_ATTENTION_KEYS)
 
 /* 32 elements of x, quantised: element i is near scale * q[i]. */
 struct cpu_quant_block {
@@ -81,7 +84,7 @@ struct cpu_strip {
 struct cpu_kernels {
     const char *name; /* "scalar", "AVX2": for people */
     /* For F32, F16 and BF16 weights. scratch: CPU_STRIP_SCRATCH_BYTES, 64-byte aligned, the
-     * thread's own. */
+     * thread's own; not touched for F32. */
     void (*matmul)(const struct cpu_strip *strip, void *scratch);
     /* What `matmul` would else do in each call: packs up to CPU_PACK_ROWS rows of x. packed_bytes
      * is what that many rows take, a multiple of 64, at which the next ones follow; 0, or NULL: x
@@ -100,6 +103,9 @@ struct cpu_kernels {
     void (*gate_mul[GATE_COUNT])(float *out, const float *gate, const float *up, uint32_t width);
     /* x[i] = cap * tanh(x[i] / cap), to 2 ulp of cap. */
     void (*soft_cap)(float *x, uint32_t count, float cap);
+    /* Writes elements of F16, or whole blocks of Q8_0, as the F32 they are: the same in all
+     * tables. */
+    void (*widen)(float *out, enum dtype dtype, const void *from, uint32_t count);
     /* x[i] *= scale; returns the largest of them and `max`, leaving NaN out. */
     float (*scale_max)(float *x, uint32_t count, float scale, float max);
     /* out[i] = exp(x[i] - shift), to 2 ulp; out may be x. Returns the sum of what it wrote. */

@@ -6,6 +6,7 @@
  * stands. */
 #include <immintrin.h>
 #include <math.h>
+#include <string.h>
 
 #include "device/cpu/avx2.h"
 #include "device/cpu/kernels.h"
@@ -161,6 +162,41 @@ static void avx2_soft_cap(float *x, uint32_t count, float cap)
     }
 }
 
+static void widen_f16(float *out, const uint16_t *from, uint32_t count)
+{
+    const uint32_t whole = count / CPU_LANES * CPU_LANES;
+
+    for (uint32_t i = 0; i < whole; i += CPU_LANES)
+        _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const void *)(from + i))));
+    if (whole < count) {
+        uint16_t halves[CPU_LANES] = { 0 };
+        memcpy(halves, from + whole, (count - whole) * sizeof(*halves));
+        _mm256_maskstore_ps(out + whole, lane_mask(count - whole),
+                            _mm256_cvtph_ps(_mm_loadu_si128((const void *)halves)));
+    }
+}
+
+static void widen_q8_0(float *out, const uint8_t *block, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i += QUANT_RUN_ELEMENTS, block += QUANT_Q8_0_BYTES) {
+        const __m256 scale = _mm256_broadcastss_ps(
+            _mm_cvtph_ps(_mm_cvtsi32_si128(block[0] | block[1] << 8)));
+        for (uint32_t e = 0; e < QUANT_RUN_ELEMENTS; e += CPU_LANES) {
+            const __m256i q =
+                _mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)(block + 2 + e)));
+            _mm256_storeu_ps(out + i + e, _mm256_mul_ps(scale, _mm256_cvtepi32_ps(q)));
+        }
+    }
+}
+
+static void avx2_widen(float *out, enum dtype dtype, const void *from, uint32_t count)
+{
+    if (dtype == DTYPE_F16)
+        widen_f16(out, from, count);
+    else
+        widen_q8_0(out, from, count);
+}
+
 /* Where a lane is NaN, max_ps returns its second operand: the largest so far. */
 static float avx2_scale_max(float *x, uint32_t count, float scale, float max)
 {
@@ -296,6 +332,7 @@ static void avx2_add_weighted_rows(float *const *out, uint32_t out_count, const 
         .rms_norm = avx2_rms_norm,                                                                 \
         .gate_mul = { avx2_silu_mul, avx2_gelu_mul, avx2_clamped_mul },                            \
         .soft_cap = avx2_soft_cap,                                                                 \
+        .widen = avx2_widen,                                                                       \
         .scale_max = avx2_scale_max,                                                               \
         .exp_minus = avx2_exp_minus,                                                               \
         .add_weighted_rows = avx2_add_weighted_rows,                                               \

@@ -275,6 +275,37 @@ static void neon_add_weighted_rows(float *const *out, uint32_t out_count, const 
                          width);
 }
 
+static void widen_f16(float *out, const uint16_t *from, uint32_t count)
+{
+    uint32_t i = 0;
+
+    for (; i + LANES <= count; i += LANES)
+        vst1q_f32(out + i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from + i))));
+    for (; i < count; i++)
+        out[i] = f16_to_f32(from[i]);
+}
+
+static void widen_q8_0(float *out, const uint8_t *block, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i += QUANT_RUN_ELEMENTS, block += QUANT_Q8_0_BYTES) {
+        const float scale = f16_to_f32((uint16_t)(block[0] | block[1] << 8));
+        for (uint32_t e = 0; e < QUANT_RUN_ELEMENTS; e += 2 * LANES) {
+            const int16x8_t q = vmovl_s8(vld1_s8((const int8_t *)block + 2 + e));
+            const int32x4_t low = vmovl_s16(vget_low_s16(q)), high = vmovl_s16(vget_high_s16(q));
+            vst1q_f32(out + i + e, vmulq_n_f32(vcvtq_f32_s32(low), scale));
+            vst1q_f32(out + i + e + LANES, vmulq_n_f32(vcvtq_f32_s32(high), scale));
+        }
+    }
+}
+
+static void neon_widen(float *out, enum dtype dtype, const void *from, uint32_t count)
+{
+    if (dtype == DTYPE_F16)
+        widen_f16(out, from, count);
+    else
+        widen_q8_0(out, from, count);
+}
+
 #define TABLE(kernels_name, quant_kernel)                                                          \
     {                                                                                              \
         .name = (kernels_name),                                                                    \
@@ -284,6 +315,7 @@ static void neon_add_weighted_rows(float *const *out, uint32_t out_count, const 
         .rms_norm = neon_rms_norm,                                                                 \
         .gate_mul = { neon_silu_mul, neon_gelu_mul, neon_clamped_mul },                            \
         .soft_cap = neon_soft_cap,                                                                 \
+        .widen = neon_widen,                                                                       \
         .scale_max = neon_scale_max,                                                               \
         .exp_minus = neon_exp_minus,                                                               \
         .add_weighted_rows = neon_add_weighted_rows,                                               \

@@ -108,6 +108,11 @@ static void scalar_soft_cap(float *x, uint32_t count, float cap)
         x[i] = cap * tanhf(x[i] / cap);
 }
 
+static void scalar_widen(float *out, enum dtype dtype, const void *from, uint32_t count)
+{
+    dtype_convert(out, DTYPE_F32, from, dtype, count);
+}
+
 static float scalar_scale_max(float *x, uint32_t count, float scale, float max)
 {
     for (uint32_t i = 0; i < count; i++) {
@@ -150,6 +155,7 @@ const struct cpu_kernels cpu_kernels_scalar = {
     .rms_norm = scalar_rms_norm,
     .gate_mul = { scalar_silu_mul, scalar_gelu_mul, scalar_clamped_mul },
     .soft_cap = scalar_soft_cap,
+    .widen = scalar_widen,
     .scale_max = scalar_scale_max,
     .exp_minus = scalar_exp_minus,
     .add_weighted_rows = scalar_add_weighted_rows,

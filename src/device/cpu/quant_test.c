@@ -242,11 +242,43 @@ static void every_table_quantises_alike(void **state)
         check_block(&blocks[0][b], x + (size_t)b * BLOCK);
 }
 
+/* Elements of a cache: the numbers that dtype_convert makes of them, whatever the count, and
+ * nothing behind. */
+static void every_table_widens_alike(void **state)
+{
+    enum { COUNT = 4 * BLOCK };
+    const struct cpu_kernels *tables[CPU_KERNELS_MAX];
+    const uint32_t table_count = cpu_kernels_list(tables);
+    _Alignas(uint16_t) uint8_t from[COUNT * 2];
+    uint64_t random = 88172645463325252;
+
+    (void)state;
+    for (uint32_t round = 0; round < 400; round++) {
+        const enum dtype dtype = round % 2 == 0 ? DTYPE_F16 : DTYPE_Q8_0;
+        const uint32_t count = dtype == DTYPE_F16 ? 1 + round / 2 % COUNT
+                                                  : BLOCK * (1 + round / 2 % 4);
+        float out[COUNT + 1], wanted[COUNT];
+
+        for (size_t i = 0; i < sizeof(from); i++)
+            from[i] = (uint8_t)(random_bits(&random) >> 32);
+        dtype_convert(wanted, DTYPE_F32, from, dtype, count);
+        for (uint32_t t = 0; t < table_count; t++) {
+            out[count] = 7;
+            tables[t]->widen(out, dtype, from, count);
+            for (uint32_t i = 0; i < count; i++)
+                assert_true((out[i] == wanted[i] && signbit(out[i]) == signbit(wanted[i])) ||
+                            (isnan(out[i]) && isnan(wanted[i])));
+            assert_true(out[count] == 7);
+        }
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_table_gives_the_same_bits),
         cmocka_unit_test(every_table_quantises_alike),
+        cmocka_unit_test(every_table_widens_alike),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

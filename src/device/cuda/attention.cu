@@ -37,7 +37,7 @@ struct attention_block {
     struct attention_shared *shared;
     uint32_t row, kv_head, first_head, head_count; /* first_head among all */
     uint32_t q_stride;               /* k_width in fours; what is above it is 0 */
-    bool is_aligned;                 /* keys can be read in fours */
+    bool is_aligned;                 /* F32 keys can be read in fours */
     uint32_t begin, end;             /* keys of the tile at hand that the row sees */
 };
 
@@ -100,36 +100,53 @@ __device__ static inline float sum_eight(float values[HEADS])
     return values[0] + __shfl_xor_sync(GPU_ALL_LANES, values[0], 1);
 }
 
-__device__ static inline float4 load_four(const float *from, uint32_t left, bool is_aligned)
+/* An element of the cache. */
+template <int dtype> __device__ static inline float load_one(const void *cache, uint64_t at)
 {
-    if (is_aligned && left >= LANE_ELEMENTS)
-        return *(const float4 *)from;
-    return make_float4(from[0], left > 1 ? from[1] : 0, left > 2 ? from[2] : 0,
-                       left > 3 ? from[3] : 0);
+    if (dtype == DTYPE_Q8_0) {
+        const uint8_t *block = (const uint8_t *)cache + at / 32 * 34;
+
+        return gpu_f16_to_f32(*(const uint16_t *)(const void *)block) *
+               (float)(int8_t)block[2 + at % 32];
+    }
+    return dtype == DTYPE_F16 ? gpu_f16_to_f32(((const uint16_t *)cache)[at])
+                              : ((const float *)cache)[at];
+}
+
+/* Four elements, of which `left` are there. */
+template <int dtype>
+__device__ static inline float4 load_four(const void *cache, uint64_t at, uint32_t left,
+                                          bool is_aligned)
+{
+    if (dtype == DTYPE_F32 && is_aligned && left >= LANE_ELEMENTS)
+        return *(const float4 *)(const void *)((const float *)cache + at);
+    return make_float4(load_one<dtype>(cache, at), left > 1 ? load_one<dtype>(cache, at + 1) : 0,
+                       left > 2 ? load_one<dtype>(cache, at + 2) : 0,
+                       left > 3 ? load_one<dtype>(cache, at + 3) : 0);
 }
 
 /* p[j][h] = q[h] . key j for KEYS keys from `first` on, some of which may not be there. */
+template <int dtype>
 __device__ static inline void score_some(const struct attention_block *block, uint32_t first)
 {
     const struct op_attention *op = block->op;
     struct attention_shared *shared = block->shared;
     const uint32_t lane = threadIdx.x % GPU_WARP, width = op->k_width;
-    const float *keys[KEYS];
+    uint64_t keys[KEYS]; /* where in the cache */
     float sums[KEYS][HEADS] = { 0 };
 
 #pragma unroll
     for (uint32_t u = 0; u < KEYS; u++) {
         const uint32_t j = first + u < block->end ? first + u : first;
 
-        keys[u] = op->k_cache + shared->slots[j] * op->k_cache_row_stride +
-                  (uint64_t)block->kv_head * width;
+        keys[u] = shared->slots[j] * op->k_cache_row_stride + (uint64_t)block->kv_head * width;
     }
     for (uint32_t i = lane * LANE_ELEMENTS; i < width; i += GPU_WARP * LANE_ELEMENTS) {
         float4 k[KEYS];
 
 #pragma unroll
         for (uint32_t u = 0; u < KEYS; u++)
-            k[u] = load_four(keys[u] + i, width - i, block->is_aligned);
+            k[u] = load_four<dtype>(op->k_cache, keys[u] + i, width - i, block->is_aligned);
 #pragma unroll
         for (uint32_t h = 0; h < HEADS; h++) {
             const float4 q = *(const float4 *)(shared->q + h * block->q_stride + i);
@@ -195,6 +212,7 @@ __device__ static inline void exponentiate(const struct attention_block *block, 
     }
 }
 
+template <int dtype>
 __device__ static inline void add_values(const struct attention_block *block,
                                          uint32_t first_column, float acc[COLUMNS][HEADS])
 {
@@ -207,13 +225,14 @@ __device__ static inline void add_values(const struct attention_block *block,
         for (uint32_t c = 0; c < COLUMNS; c++)
             acc[c][h] *= shared->factor[h];
     for (uint32_t j = block->begin; j < block->end; j++) {
-        const float *value = op->v_cache + shared->slots[j] * op->v_cache_row_stride +
-                             (uint64_t)block->kv_head * op->v_width;
+        const uint64_t value = shared->slots[j] * op->v_cache_row_stride +
+                               (uint64_t)block->kv_head * op->v_width;
 
 #pragma unroll
         for (uint32_t c = 0; c < COLUMNS; c++) {
             const uint32_t column = first_column + c * THREADS;
-            const float v = column < op->v_width ? value[column] : 0;
+            const float v =
+                column < op->v_width ? load_one<dtype>(op->v_cache, value + column) : 0;
 
 #pragma unroll
             for (uint32_t h = 0; h < HEADS; h++)
@@ -249,6 +268,7 @@ __device__ static inline void begin_sums(const struct attention_block *block, fl
     }
 }
 
+template <int dtype>
 __device__ static inline void attend_tile(struct attention_block *block, uint32_t first,
                                           uint32_t first_column, float max[2], float sum[2],
                                           float acc[COLUMNS][HEADS])
@@ -257,14 +277,15 @@ __device__ static inline void attend_tile(struct attention_block *block, uint32_
     __syncthreads();
     for (uint32_t j = block->begin + threadIdx.x / GPU_WARP * KEYS; j < block->end;
          j += WARPS * KEYS)
-        score_some(block, j);
+        score_some<dtype>(block, j);
     __syncthreads();
     exponentiate(block, max, sum);
     __syncthreads();
-    add_values(block, first_column, acc);
+    add_values<dtype>(block, first_column, acc);
     __syncthreads();
 }
 
+template <int dtype>
 __global__ void __launch_bounds__(THREADS) attention(const struct op_attention op)
 {
     GPU_SHARED(memory);
@@ -288,7 +309,7 @@ __global__ void __launch_bounds__(THREADS) attention(const struct op_attention o
     for (uint32_t first = key_begin / TILE * TILE; first < key_end; first += TILE) {
         block.begin = key_begin > first ? key_begin - first : 0;
         block.end = key_end - first < TILE ? key_end - first : TILE;
-        attend_tile(&block, first, first_column, max, sum, acc);
+        attend_tile<dtype>(&block, first, first_column, max, sum, acc);
     }
     if (threadIdx.x % GPU_WARP == 0) {
         block.shared->sum[threadIdx.x / GPU_WARP * 2] = sum[0];
@@ -298,7 +319,8 @@ __global__ void __launch_bounds__(THREADS) attention(const struct op_attention o
     write_out(&block, first_column, acc);
 }
 
-cudaError_t cuda_attention(const struct op_attention *op, cudaStream_t stream)
+template <int dtype>
+static cudaError_t launch_attention(const struct op_attention *op, cudaStream_t stream)
 {
     const struct op_attention copy = *op;
     const uint32_t group = op->head_count / op->kv_head_count;
@@ -307,10 +329,19 @@ cudaError_t cuda_attention(const struct op_attention *op, cudaStream_t stream)
     const size_t shared_bytes =
         sizeof(struct attention_shared) + HEADS * (op->k_width + 3) * sizeof(float);
     cudaError_t code = cudaFuncSetAttribute(
-        attention, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
+        attention<dtype>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
 
     if (code != cudaSuccess)
         return code;
-    GPU_LAUNCH(attention, grid, THREADS, shared_bytes, stream, copy);
+    GPU_LAUNCH(attention<dtype>, grid, THREADS, shared_bytes, stream, copy);
     return cudaGetLastError();
+}
+
+cudaError_t cuda_attention(const struct op_attention *op, cudaStream_t stream)
+{
+    switch (op->cache_dtype) {
+    case DTYPE_F16: return launch_attention<DTYPE_F16>(op, stream);
+    case DTYPE_Q8_0: return launch_attention<DTYPE_Q8_0>(op, stream);
+    default: return launch_attention<DTYPE_F32>(op, stream);
+    }
 }

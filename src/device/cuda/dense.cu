@@ -203,21 +203,77 @@ cudaError_t cuda_rope(const struct op_rope *op, cudaStream_t stream)
 
 /* ---- element by element ---- */
 
+/* To nearest, ties to even, with the bits that dtype_convert gives, also to NaN. */
+__device__ static inline uint16_t f16_of(float value)
+{
+    const uint32_t bits = __float_as_uint(value), sign = bits >> 16 & 0x8000;
+    const uint32_t magnitude = bits & 0x7fffffffu;
+
+    if (magnitude >= 0x477ff000u) /* 65520 and more round to infinity */
+        return (uint16_t)(sign | (magnitude > 0x7f800000u ? 0x7e00 : 0x7c00));
+    if (magnitude < 0x38800000u) /* subnormal, in units of 2^-24, the ulp of 0.5 */
+        return (uint16_t)(sign | (__float_as_uint(__uint_as_float(magnitude) + 0.5f) -
+                                  0x3f000000u));
+    return (uint16_t)(sign | (magnitude + 0xfff + (magnitude >> 13 & 1) - (112u << 23)) >> 13);
+}
+
 __global__ void kv_write(const struct op_kv_write op)
 {
     const uint32_t i = blockIdx.x * THREADS + threadIdx.x;
 
     if (i >= op.width)
         return;
+    for (uint32_t row = blockIdx.y; row < op.row_count; row += gridDim.y) {
+        const uint64_t at = op.slots[row] * op.cache_row_stride + i;
+        const float value = op.x[row * op.x_row_stride + i];
+
+        if (op.cache_dtype == DTYPE_F16)
+            ((uint16_t *)op.cache)[at] = f16_of(value);
+        else
+            ((float *)op.cache)[at] = value;
+    }
+}
+
+/* A block of Q8_0 from 32 elements, as quant_q8_0_from_f32 makes it. */
+__device__ static inline void write_q8_0(uint8_t *block, const float *x)
+{
+    float largest = 0, scale, factor;
+    uint16_t bits;
+
+    for (uint32_t i = 0; i < 32; i++)
+        largest = fmaxf(largest, fabsf(x[i])); /* leaves NaN out */
+    scale = largest / 127;
+    factor = scale == 0 ? 0 : 1 / scale;
+    bits = f16_of(scale);
+    block[0] = (uint8_t)bits;
+    block[1] = (uint8_t)(bits >> 8);
+    for (uint32_t i = 0; i < 32; i++) {
+        const float q = x[i] * factor;
+
+        block[2 + i] = (uint8_t)(int8_t)(q != q ? 0 : roundf(fminf(fmaxf(q, -127), 127)));
+    }
+}
+
+__global__ void kv_write_q8_0(const struct op_kv_write op)
+{
+    const uint32_t i = blockIdx.x * THREADS + threadIdx.x;
+
+    if (i >= op.width / 32)
+        return;
     for (uint32_t row = blockIdx.y; row < op.row_count; row += gridDim.y)
-        op.cache[op.slots[row] * op.cache_row_stride + i] = op.x[row * op.x_row_stride + i];
+        write_q8_0((uint8_t *)op.cache + (op.slots[row] * op.cache_row_stride / 32 + i) * 34,
+                   op.x + row * op.x_row_stride + i * 32);
 }
 
 cudaError_t cuda_kv_write(const struct op_kv_write *op, cudaStream_t stream)
 {
     const struct op_kv_write copy = *op;
 
-    GPU_LAUNCH(kv_write, grid_for(op->width, op->row_count), THREADS, 0, stream, copy);
+    if (op->cache_dtype == DTYPE_Q8_0)
+        GPU_LAUNCH(kv_write_q8_0, grid_for(op->width / 32, op->row_count), THREADS, 0, stream,
+                   copy);
+    else
+        GPU_LAUNCH(kv_write, grid_for(op->width, op->row_count), THREADS, 0, stream, copy);
     return cudaGetLastError();
 }
 
