@@ -111,6 +111,7 @@ def test_offload_settings_that_cannot_be_are_refused():
     ask = ("generate", "--model", lighter.DEMO, "--prompt", "x", "--device", "sim:memory=64MiB")
     fails(*ask, "--offload-mode", "auto", "--offload-group-size", "2", code=2, words=["auto", "--offload-group-size"])
     fails(*ask, "--offload-mode", "cpuu", code=2, words=["'cpu'"])
+    fails(*ask, "--kv-cache-dtype", "fp8_e5m2", code=2, words=["--kv-cache-dtype", "q8_0"])
     fails(*ask, "--offload-group-size", "2", "--offload-num-in-group", "3", code=2, words=["2", "3"])
     fails(*ask, "--offload-group-size", "2", "--offload-prefetch-step", "0", code=2, words=["prefetch"])
     fails(*ask, "--offload-group-size", "2", "--cpu-offload-gb", "1", code=2, words=["cpu-offload-gb"])
@@ -134,6 +135,12 @@ def test_plan_tells_what_would_live_where_and_loads_nothing():
     assert abs(forecast["decode"]["move_s"] - moved / 100e6) < 1e-9
     assert forecast["decode_tokens_per_s"] > 0 and forecast["prefill_tokens_per_s"] > 0
     assert sum(plan["homes"].values()) > 6 << 20
+    assert plan["kv_cache"]["dtype"] == "F32" and plan["kv_cache"]["bytes_per_token"] == 8 * 64 * 4
+    for name, bytes_each in (("f16", 64 * 2), ("q8_0", 2 * 34)):
+        _, out, _ = lighter.run("plan", "--model", lighter.DEMO, "--memory-budget", "8MiB", "--assume", "disk=100MB/s",
+                                "--kv-cache-dtype", name, "--max-total-tokens", "64", "--json", "--quiet", check=0)
+        narrow = json.loads(out)["kv_cache"]
+        assert narrow["dtype"] == name.upper() and narrow["bytes_per_token"] == 8 * bytes_each, narrow
     fails("plan", "--model", lighter.DEMO, "--assume", "disc=1GB/s", code=2, words=["disk=RATE", "disc=1GB/s"])
     fails("plan", "--model", lighter.DEMO, "--assume", "disk=fast", code=2, words=["fast"])
 

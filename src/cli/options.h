@@ -57,7 +57,7 @@ struct cli_options {
                                      what is free now */
     double mem_fraction_static;
     bool force_scalar;
-    const char *dtype;
+    const char *dtype, *kv_cache_dtype;
     int64_t context_length;
 
     int64_t max_running_requests, max_queued_requests;

@@ -41,7 +41,7 @@ static json_t *plan_json(const struct cli_session *session, const struct cli_opt
     offload_sizes(model_offload(session->model), &sizes);
     return json_pack(
         "{s:s, s:s, s:s, s:s, s:I, s:I, s:o, s:{s:I, s:I, s:I, s:I, s:I, s:I}, "
-        "s:{s:o, s:I, s:I, s:I, s:I, s:I}, s:{s:I, s:I, s:I, s:I, s:I, s:I}, s:I, s:o, s:o}",
+        "s:{s:o, s:I, s:I, s:I, s:I, s:I}, s:{s:s, s:I, s:I, s:I, s:I, s:I, s:I}, s:I, s:o, s:o}",
         "model", options->model, "architecture", info->architecture, "device",
         device_info(session->device)->name, "mode", cli_options_offload_mode(options),
         "budget_bytes", (json_int_t)memory.budget_bytes, "weight_bytes",
@@ -58,7 +58,8 @@ static json_t *plan_json(const struct cli_session *session, const struct cli_opt
         (json_int_t)sizes.host_home_bytes, "staging_bytes", (json_int_t)sizes.host_staging_bytes,
         "table_bytes", (json_int_t)sizes.host_table_bytes, "load_bytes",
         (json_int_t)sizes.host_load_bytes,
-        "kv_cache", "tokens", (json_int_t)info->kv_page_size * info->kv_page_count, "page_size",
+        "kv_cache", "dtype", dtype_info(info->kv_dtype)->name, "tokens",
+        (json_int_t)info->kv_page_size * info->kv_page_count, "page_size",
         (json_int_t)info->kv_page_size, "bytes_per_token", (json_int_t)info->kv_bytes_per_token,
         "window", (json_int_t)info->sliding_window, "window_tokens",
         (json_int_t)info->kv_page_size * info->kv_window_page_count, "window_bytes_per_token",

@@ -420,6 +420,7 @@ enum status cli_session_start(struct cli_session *session, const struct cli_opti
     model.offload.inherited = session->inherited;
     model.offload.trace = engine.trace = session->trace;
     model.dtype = options->dtype;
+    (void)dtype_parse(options->kv_cache_dtype, &model.kv_dtype); /* "auto" leaves it as it is */
     model.budget_is_host = device_info(session->device)->memory_is_host &&
                            options->memory_budget_bytes == 0 && options->mem_fraction_static == 0;
     model.context_length = (uint32_t)options->context_length;

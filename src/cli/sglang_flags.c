@@ -32,7 +32,6 @@
 #define MEMORY "memory is accounted under --memory-budget"
 #define BATCH "batches are formed under --max-running-requests and --chunked-prefill-size"
 #define TOKENIZER "one tokenizer runs in this process"
-#define KV "keys and values are kept in F32"
 #define EXACT "answers never depend on the batch, on the CPU and in the simulator"
 #define LOGITS "logits are F32 always"
 #define SAMPLER "sampling defaults are those of --help"
@@ -143,7 +142,6 @@ const struct cli_foreign_flag cli_foreign_flags[] = {
     IGNORED("base-gpu-id", ONE, "the device is named by --device"),
     /* Types and quantization. */
     IGNORED("quantization-param-path", ONE, QUANT),
-    IGNORED("kv-cache-dtype", ONE, KV),
     IGNORED("enable-fp32-lm-head", NONE, LOGITS),
     IGNORED("modelopt-checkpoint-save-path", ONE, QUANT),
     IGNORED("modelopt-export-path", ONE, QUANT),

@@ -440,7 +440,7 @@ json_t *engine_report_json(struct engine *engine)
     pthread_mutex_unlock(&engine->lock);
     return json_pack(
         "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s*, s:s*, s:I, s:I, s:f,"
-        " s:{s:I, s:I, s:I, s:I, s:I, s:I}, s:o*, s:o*}",
+        " s:{s:s, s:I, s:I, s:I, s:I, s:I, s:I}, s:o*, s:o*}",
         "weight_version", version, "running", (json_int_t)running, "running_max",
         (json_int_t)engine->options.running_count_max, "waiting", (json_int_t)waiting,
         "waiting_max", (json_int_t)engine->options.queue_count_max, "submitted",
@@ -452,7 +452,8 @@ json_t *engine_report_json(struct engine *engine)
         stopped.status != STATUS_OK ? stopped.message : NULL, "prompt_tokens",
         (json_int_t)c.prompt_tokens, "completion_tokens", (json_int_t)c.completion_tokens,
         "step_s", (double)c.step_ns * 1e-9,
-        "kv", "page_size", (json_int_t)engine->limits.page_size, "pages",
+        "kv", "dtype", dtype_info(engine->info->kv_dtype)->name, "page_size",
+        (json_int_t)engine->limits.page_size, "pages",
         (json_int_t)engine->limits.page_count.all, "pages_free", (json_int_t)pages_free.all,
         "bytes_per_token", (json_int_t)engine->info->kv_bytes_per_token, "window_pages",
         (json_int_t)engine->limits.page_count.window, "window_pages_free",

@@ -204,7 +204,7 @@ enum status engine_health(struct engine *engine, struct err *err);
  *   steps, rows, step_s, failed_steps, last_failure     what the model ran (absent: never failed)
  *   stopped                                             engine_health's sentence (absent: goes on)
  *   prompt_tokens, completion_tokens
- *   kv: {page_size, pages, pages_free, bytes_per_token, window_pages, window_pages_free}
+ *   kv: {dtype, page_size, pages, pages_free, bytes_per_token, window_pages, window_pages_free}
  *                                                       the last two of the layers with a window
  *   offload, manifest                                   as in offload.h */
 json_t *engine_report_json(struct engine *engine);

@@ -202,7 +202,7 @@ static const struct number numbers[] = {
     NUMBER(kv_page_size),    NUMBER(kv_page_count),      NUMBER(kv_bytes_per_token),
     NUMBER(scratch_bytes),   NUMBER(step_row_count_max), NUMBER(step_sequence_count_max),
     NUMBER(sliding_window),  NUMBER(window_layer_count), NUMBER(kv_window_bytes_per_token),
-    NUMBER(kv_window_page_count), NUMBER(kv_window_pages_each),
+    NUMBER(kv_window_page_count), NUMBER(kv_window_pages_each), NUMBER(kv_dtype),
 };
 #define NUMBER_COUNT (sizeof(numbers) / sizeof(numbers[0]))
 
@@ -243,7 +243,8 @@ static enum status numbers_read(const json_t *json, struct model_info *info, str
         memcpy(at, numbers[i].is_64 ? (void *)&value : (void *)&small, numbers[i].is_64 ? 8 : 4);
     }
     if (st == STATUS_OK && (info->context_length == 0 || info->vocab_size == 0 ||
-                            info->kv_page_size == 0 || info->kv_page_count == 0))
+                            info->kv_page_size == 0 || info->kv_page_count == 0 ||
+                            info->kv_dtype >= DTYPE_COUNT))
         st = err_set(err, STATUS_BAD_INPUT, WHAT ": a model of no size");
     return st;
 }

@@ -85,6 +85,7 @@ struct model_config {
     uint32_t shared_ffn_width; /* of all shared experts together; 0: none */
     bool weighs_inputs;        /* an expert's weight counts before it, not after: top_k is 1 */
     bool shared_gate;          /* each row weighs what they give by a sigmoid of its own */
+    enum dtype kv_dtype; /* of the KV cache: model_options */
     bool expert_units; /* each expert is a parameter of its own, not a part of two stacks */
     bool has_experts[CONFIG_LAYERS_MAX]; /* which layers; the others are dense */
     uint32_t group_count, kept_group_count;

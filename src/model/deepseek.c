@@ -126,7 +126,9 @@ static uint64_t latent_width(const struct model_config *config)
 
 static struct kv_widths mla_kv_widths(const struct model_config *config)
 {
-    return (struct kv_widths){ (uint32_t)latent_width(config), 0 };
+    const uint32_t width = (uint32_t)latent_width(config);
+
+    return (struct kv_widths){ width, 0, width };
 }
 
 static void describe_matrix(struct params *params, uint32_t layer, enum model_role role,
@@ -328,9 +330,10 @@ static void attend(struct model_pass *pass, uint32_t layer)
     const struct model_buffers *buffers = pass->buffers;
     const struct tensor *weight = model__pass_param(pass, (int32_t)layer, ROLE_W_VC);
     const uint64_t width = latent_width(config);
-    const float *cache = model__kv_keys(pass->model, layer);
+    const void *cache = model__kv_keys(pass->model, layer);
     const struct op attention = { .kind = OP_ATTENTION, .attention = {
         .out = buffers->attended, .q = buffers->q_latent, .k_cache = cache, .v_cache = cache,
+        .cache_dtype = config->kv_dtype,
         .pages = pass->pages[KV_ALL], .sequences = pass->sequences, .positions = pass->positions,
         .row_count = pass->row_count, .head_count = config->head_count, .kv_head_count = 1,
         .k_width = (uint32_t)width, .v_width = config->kv_lora_rank,

@@ -45,7 +45,7 @@ struct kv_widths model__gqa_kv_widths(const struct model_config *config)
 {
     const uint32_t width = config->kv_head_count * config->head_dim;
 
-    return (struct kv_widths){ width, width };
+    return (struct kv_widths){ width, width, config->head_dim };
 }
 
 void model__gqa_describe(struct params *params, const struct model_config *config,
@@ -121,6 +121,7 @@ static void attend(struct model_pass *pass, uint32_t layer)
     const struct op attention = { .kind = OP_ATTENTION, .attention = {
         .out = pass->buffers->attended, .q = pass->buffers->qkv,
         .k_cache = model__kv_keys(model, layer), .v_cache = model__kv_values(model, layer),
+        .cache_dtype = config->kv_dtype,
         .pages = pass->pages[model__kv_kind(config, layer)],
         .sequences = pass->sequences, .positions = pass->positions,
         .row_count = pass->row_count, .head_count = config->head_count,

@@ -39,8 +39,6 @@ static enum status read_config(const struct ckpt *ckpt, struct model_config *con
 
 static void fill_info(const struct model_config *config, struct model_info *info)
 {
-    const struct kv_widths widths = config->arch->kv_widths(config);
-
     memcpy(info->architecture, config->architecture, sizeof(info->architecture));
     memcpy(info->model_type, config->model_type, sizeof(info->model_type));
     info->layer_count = config->layer_count;
@@ -55,18 +53,16 @@ static void fill_info(const struct model_config *config, struct model_info *info
     info->bos_id = config->bos_id;
     memcpy(info->eos_ids, config->eos_ids, sizeof(info->eos_ids));
     info->eos_count = config->eos_count;
-    info->kv_bytes_per_token = (uint64_t)config->layer_count * (widths.k + widths.v) *
-                               sizeof(float);
+    info->kv_dtype = config->kv_dtype;
+    info->kv_bytes_per_token = (uint64_t)config->layer_count * model__kv_slot_bytes(config);
 }
 
 static void fill_window_info(const struct model_config *config, struct model_info *info)
 {
-    const struct kv_widths widths = config->arch->kv_widths(config);
-
     info->sliding_window = config->sliding_window;
     info->window_layer_count = model__window_layer_count(config);
-    info->kv_window_bytes_per_token = (uint64_t)info->window_layer_count * (widths.k + widths.v) *
-                                      sizeof(float);
+    info->kv_window_bytes_per_token =
+        (uint64_t)info->window_layer_count * model__kv_slot_bytes(config);
 }
 
 /* The model's own context, or a shorter one that was asked for. A window that is no shorter changes
@@ -130,6 +126,10 @@ enum status model__read(const struct ckpt *ckpt, const struct model_options *opt
         st = err_set(err, STATUS_BAD_INPUT, "%s", ckpt_refusal(ckpt));
     if (st != STATUS_OK)
         return st;
+    config_out->kv_dtype = options->kv_dtype;
+    st = model__kv_check(config_out, err);
+    if (st != STATUS_OK)
+        return err_prefix(err, st, "%s", ckpt_path(ckpt));
     fill_info(config_out, info_out);
     st = choose_context(ckpt, options->context_length, config_out, err);
     if (st != STATUS_OK)

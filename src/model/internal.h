@@ -138,6 +138,7 @@ struct model_buffers {
 /* Widths of a token slot in the cache of one layer, in elements. v 0: values are a part of keys. */
 struct kv_widths {
     uint32_t k, v;
+    uint32_t part; /* attention reads rows by so many elements: a head's */
 };
 
 struct model_pass;
@@ -307,12 +308,16 @@ void model__pass_scale(struct model_pass *pass, float *x, uint32_t width, float 
 void model__pass_rope(struct model_pass *pass, uint32_t layer, float *x, uint32_t head_count,
                       uint64_t row_stride, uint64_t head_stride);
 /* cache: the layer's keys or values. */
-void model__pass_kv_write(struct model_pass *pass, uint32_t layer, float *cache, const float *x,
+void model__pass_kv_write(struct model_pass *pass, uint32_t layer, void *cache, const float *x,
                           uint32_t width, uint64_t x_row_stride);
+/* Whether the cache's dtype is one that there is, and holds the model's heads as whole blocks. */
+enum status model__kv_check(const struct model_config *config, struct err *err);
+/* Of a token slot in one layer, keys and values. */
+uint64_t model__kv_slot_bytes(const struct model_config *config);
 /* The layer's cache. */
 enum kv_kind model__kv_kind(const struct model_config *config, uint32_t layer);
-float *model__kv_keys(const struct model *model, uint32_t layer);
-float *model__kv_values(const struct model *model, uint32_t layer);
+void *model__kv_keys(const struct model *model, uint32_t layer);
+void *model__kv_values(const struct model *model, uint32_t layer);
 uint32_t model__kv_slot_count(const struct model *model, uint32_t layer); /* token slots of it */
 
 /* window.c. Fills is_sliding from "layer_types"; false when there is no such list. */

@@ -4,16 +4,40 @@
  *     those that have a window:  keys [slots][k width] | values [slots][v width] | keys ...
  *
  * Token slot s of page p is row p * page_size + s, in every layer of a kind; the two kinds have
- * pages of their own. MLA has no values: they are the first part of its keys. The contents are
- * undefined until written; attention reads only what was. */
+ * pages of their own. All elements are of config's kv_dtype. MLA has no values: they are the first
+ * part of its keys. The contents are undefined until written; attention reads only what was. */
 #include "model/internal.h"
+
+enum status model__kv_check(const struct model_config *config, struct err *err)
+{
+    const struct kv_widths widths = config->arch->kv_widths(config);
+    const uint32_t block = dtype_info(config->kv_dtype)->block_elements;
+
+    if (config->kv_dtype != DTYPE_F32 && config->kv_dtype != DTYPE_F16 &&
+        config->kv_dtype != DTYPE_Q8_0)
+        return err_set(err, STATUS_BAD_INPUT, "a KV cache is F32, F16 or Q8_0, not %s",
+                       dtype_info(config->kv_dtype)->name);
+    if (widths.part % block != 0)
+        return err_set(err, STATUS_BAD_INPUT,
+                       "a KV cache in %s has blocks of %u elements, and this model's heads have "
+                       "%u: --kv-cache-dtype f16 works", dtype_info(config->kv_dtype)->name,
+                       block, widths.part);
+    return STATUS_OK;
+}
+
+uint64_t model__kv_slot_bytes(const struct model_config *config)
+{
+    const struct kv_widths widths = config->arch->kv_widths(config);
+
+    return dtype_row_bytes(config->kv_dtype, (uint64_t)widths.k + widths.v);
+}
 
 enum kv_kind model__kv_kind(const struct model_config *config, uint32_t layer)
 {
     return model__layer_has_window(config, layer) ? KV_WINDOW : KV_ALL;
 }
 
-float *model__kv_keys(const struct model *model, uint32_t layer)
+void *model__kv_keys(const struct model *model, uint32_t layer)
 {
     const struct model_sizes *sizes = &model->sizes;
     const enum kv_kind kind = model__kv_kind(&model->config, layer);
@@ -24,15 +48,14 @@ float *model__kv_keys(const struct model *model, uint32_t layer)
     for (uint32_t i = 0; i < layer; i++)
         if (model__kv_kind(&model->config, i) == kind)
             offset_bytes += sizes->kv[kind].layer_k_bytes + sizes->kv[kind].layer_v_bytes;
-    return (float *)(void *)((char *)model->kv + offset_bytes);
+    return (char *)model->kv + offset_bytes;
 }
 
-float *model__kv_values(const struct model *model, uint32_t layer)
+void *model__kv_values(const struct model *model, uint32_t layer)
 {
     const enum kv_kind kind = model__kv_kind(&model->config, layer);
 
-    return (float *)(void *)((char *)model__kv_keys(model, layer) +
-                             model->sizes.kv[kind].layer_k_bytes);
+    return (char *)model__kv_keys(model, layer) + model->sizes.kv[kind].layer_k_bytes;
 }
 
 uint32_t model__kv_slot_count(const struct model *model, uint32_t layer)

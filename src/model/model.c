@@ -145,6 +145,7 @@ static void log_plan(const struct model *model, const struct offload_sizes *weig
     const struct model_sizes *sizes = &model->sizes;
     const uint64_t tokens = sizes->kv[KV_ALL].page_count * sizes->page_size;
     struct device_memory_report memory;
+    const char *dtype = dtype_info(model->config.kv_dtype)->name;
     char moving[96] = "", slots[64] = "", shards[64] = "", host[64] = "", window[96] = "";
     char text[5][32];
 
@@ -171,11 +172,12 @@ static void log_plan(const struct model *model, const struct offload_sizes *weig
                        sizes->kv[KV_WINDOW].page_count * sizes->page_size,
                        model->info.window_layer_count, model->info.sliding_window);
     log_line(log, LOG_INFO,
-             "weights %s: %s on the device%s%s%s; KV cache %" PRIu64 " tokens%s %s; scratch %s; "
+             "weights %s: %s on the device%s%s%s; KV cache %" PRIu64 " tokens%s in %s %s; "
+             "scratch %s; "
              "budget %s", size_format(model->info.weight_bytes, text[0], sizeof(text[0])),
              size_format(weights->resident_bytes, text[1], sizeof(text[1])), moving, shards,
              slots,
-             tokens, window, size_format(sizes->kv_bytes, text[2], sizeof(text[2])),
+             tokens, window, dtype, size_format(sizes->kv_bytes, text[2], sizeof(text[2])),
              size_format(sizes->scratch_bytes, text[3], sizeof(text[3])),
              size_format(memory.budget_bytes, text[4], sizeof(text[4])));
     log_line(log, LOG_INFO,
@@ -259,6 +261,7 @@ static enum status check_ops(const struct model *model, struct err *err)
                             (config->gate == GATE_CLAMPED_SWISH ? OP_FEATURE_GATE_CLAMPED : 0u) |
                             (config->sinks ? OP_FEATURE_SINKS : 0u) |
                             (config->expert_biases ? OP_FEATURE_EXPERT_BIAS : 0u) |
+                            (config->kv_dtype != DTYPE_F32 ? OP_FEATURE_KV_NARROW : 0u) |
                             (config->sliding_window != 0 && config->chunked ? OP_FEATURE_CHUNKS
                                                                             : 0u);
     const enum status st = device_features_check(model->device, needed, err);

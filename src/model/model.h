@@ -35,6 +35,7 @@ struct model_options {
     uint32_t step_row_count_max;    /* rows in one step: bounds scratch (the prefill chunk) */
     uint32_t step_sequence_count_max;
     uint32_t kv_page_size;          /* token slots in a page */
+    enum dtype kv_dtype;            /* of keys and values: F32, F16 or Q8_0 */
     uint64_t kv_token_count;        /* token slots wanted; 0: as many as the budget allows, at most
                                        step_sequence_count_max contexts */
     uint32_t context_length;        /* 0: the model's own; a longer one is refused */
@@ -67,7 +68,7 @@ struct model_info {
     uint32_t expert_top_k;          /* of them are chosen for a token */
     uint32_t expert_layer_count;
     uint32_t context_length;        /* positions 0 .. context_length - 1 are valid */
-    enum dtype weight_dtype;
+    enum dtype weight_dtype, kv_dtype;
     int32_t bos_id;                 /* -1: none */
     int32_t eos_ids[MODEL_EOS_MAX]; /* from generation_config.json, else config.json */
     uint32_t eos_count;

@@ -164,11 +164,12 @@ void model__pass_rope(struct model_pass *pass, uint32_t layer, float *x, uint32_
     model__pass_launch(pass, &op);
 }
 
-void model__pass_kv_write(struct model_pass *pass, uint32_t layer, float *cache, const float *x,
+void model__pass_kv_write(struct model_pass *pass, uint32_t layer, void *cache, const float *x,
                           uint32_t width, uint64_t x_row_stride)
 {
     const struct op op = { .kind = OP_KV_WRITE, .kv_write = {
-        .cache = cache, .x = x, .slots = pass->slots[model__kv_kind(pass->config, layer)],
+        .cache = cache, .cache_dtype = pass->config->kv_dtype, .x = x,
+        .slots = pass->slots[model__kv_kind(pass->config, layer)],
         .row_count = pass->row_count, .width = width,
         .cache_row_count = model__kv_slot_count(pass->model, layer),
         .cache_row_stride = width, .x_row_stride = x_row_stride,

@@ -132,9 +132,9 @@ static uint64_t with_pages(const struct model_config *config, uint64_t page_coun
         uint64_t bytes;
 
         sizes->kv[kind].layer_k_bytes =
-            size_align_up(slots * widths.k * sizeof(float), DEVICE_ALIGNMENT);
+            size_align_up(dtype_row_bytes(config->kv_dtype, slots * widths.k), DEVICE_ALIGNMENT);
         sizes->kv[kind].layer_v_bytes =
-            size_align_up(slots * widths.v * sizeof(float), DEVICE_ALIGNMENT);
+            size_align_up(dtype_row_bytes(config->kv_dtype, slots * widths.v), DEVICE_ALIGNMENT);
         /* slots and widths are below 2^31 and 2^23, layers can be 2^10 */
         if (!size_mul(sizes->kv[kind].layer_k_bytes + sizes->kv[kind].layer_v_bytes,
                       sizes->kv[kind].layer_count, &bytes) ||
@@ -145,7 +145,7 @@ static uint64_t with_pages(const struct model_config *config, uint64_t page_coun
     sizes->scratch_bytes = model__slice_scratch(config, sizes, NULL, &buffers);
     sizes->gathered_bytes = sizes->gathers_cache
                                 ? sizes->page_table_width * sizes->page_size *
-                                      (widths.k + widths.v) * sizeof(float) : 0;
+                                      model__kv_slot_bytes(config) : 0;
     return sizes->scratch_bytes + sizes->kv_bytes + sizes->gathered_bytes;
 }
 
@@ -289,8 +289,7 @@ struct cache_cost {
 static struct cache_cost cost_of(const struct model_config *config,
                                  const struct model_options *options)
 {
-    const struct kv_widths widths = config->arch->kv_widths(config);
-    const uint64_t layer_bytes = (uint64_t)(widths.k + widths.v) * sizeof(float);
+    const uint64_t layer_bytes = model__kv_slot_bytes(config);
     struct model_sizes sizes = { .row_count = options->step_row_count_max,
                                  .sequence_count = options->step_sequence_count_max,
                                  .page_size = options->kv_page_size };

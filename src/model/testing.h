@@ -61,6 +61,7 @@ struct setting {
     uint32_t page_size;      /* 0: 4 */
     uint64_t kv_token_count; /* 0: 256 */
     bool kv_auto;            /* as many tokens as fit */
+    enum dtype kv_dtype;
     uint32_t context_length;
     const char *dtype;
 };
@@ -87,6 +88,7 @@ static inline struct model_options harness_options(const struct setting *setting
     options.kv_page_size = setting->page_size == 0 ? 4 : setting->page_size;
     if (!setting->kv_auto)
         options.kv_token_count = setting->kv_token_count == 0 ? 256 : setting->kv_token_count;
+    options.kv_dtype = setting->kv_dtype;
     options.context_length = setting->context_length;
     options.dtype = setting->dtype;
     options.offload.cpu_offload_bytes = setting->cpu_offload_bytes;

@@ -100,6 +100,7 @@ static enum status ckpt_check(const struct model *model, const struct ckpt *ckpt
     model_options_init(&options);
     options.context_length = model->config.context_length;
     options.dtype = model->dtype;
+    options.kv_dtype = model->config.kv_dtype;
     options.offload.experts = model->config.expert_units;
     st = model__read(ckpt, &options, NULL, config, &params, &info, err);
     if (st == STATUS_OK)
