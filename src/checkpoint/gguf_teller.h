@@ -1,0 +1,48 @@
+/* checkpoint/gguf_teller.h - what the files that make GGUF metadata of a config.json share.
+ *
+ * gguf_export.c reads and writes values and what all architectures have, gguf_export_families.c
+ * what is an architecture's own. Keys of the file are given without the architecture's name in
+ * front of them. */
+#ifndef LIGHTER_CHECKPOINT_GGUF_TELLER_H
+#define LIGHTER_CHECKPOINT_GGUF_TELLER_H
+
+#include <jansson.h>
+
+#include "checkpoint/gguf_export.h"
+
+/* Carries values over; after the first failure, which is the header's, the rest is skipped. */
+struct teller {
+    const struct ckpt *ckpt;
+    const json_t *config;
+    const json_t *rope;            /* rope_scaling or rope_parameters; NULL: neither */
+    char what[512];                /* the config's path, for messages */
+    struct gguf_model *model;
+    struct gguf_header *header;
+};
+
+void teller__refuse(struct teller *teller, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+
+/* Values of the config.json, or of an object in it, which may be NULL. */
+bool teller__has(const json_t *object, const char *key); /* there, and not null */
+uint64_t teller__count_of(struct teller *teller, const char *key);
+uint64_t teller__count_or(struct teller *teller, const char *key, uint64_t missing);
+bool teller__bool_or(struct teller *teller, const char *key, bool missing);
+double teller__number_in(struct teller *teller, const json_t *object, const char *key,
+                         double missing);
+const char *teller__string_in(struct teller *teller, const json_t *object, const char *key,
+                              const char *missing);
+
+void teller__put_count(struct teller *teller, const char *key, uint64_t count);
+void teller__put_number(struct teller *teller, const char *key, double number);
+void teller__put_bool(struct teller *teller, const char *key, bool value);
+/* The rope of heads of which `rotated` elements are. */
+void teller__put_rope(struct teller *teller, uint64_t rotated, double theta_missing);
+
+struct teller_family {
+    const char *model_type, *arch;        /* config.json's, and general.architecture */
+    void (*tell)(struct teller *teller);  /* puts what is the architecture's own */
+};
+extern const struct teller_family teller__families[]; /* ended by one without a name */
+
+#endif
