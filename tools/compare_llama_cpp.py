@@ -13,6 +13,7 @@ llama-quantize one of each type of that. Then, for each file:
   package gguf, in standard deviations.
 
 So are files that `lighter quantize` makes, and the demo model, which is a deepseek2 there, is asked for capitals.
+Other families than llama: compare_llama_cpp_families.py.
 
 FOLDER holds the programs llama-quantize and llama-cli of llama.cpp or ik_llama.cpp. Needs torch, transformers,
 tokenizers, gguf and numpy. Called by hand: nobody's package has those programs.

@@ -57,7 +57,7 @@ static_assert(sizeof(struct slot) <= SLOT_BYTES, "a slot holds it");
 
 struct piece {
     const struct plan_tensor *tensor;
-    const struct plan_segment *segment; /* NULL: the model's rope factors */
+    const struct plan_segment *segment; /* NULL: the tensor's values are there */
     uint64_t first_unit, unit_count;
 };
 
@@ -236,7 +236,7 @@ static uint64_t segment_count(const struct convert *convert, uint64_t tensor)
 {
     const size_t count = convert->plan.tensors[tensor].segment_count;
 
-    return count > 0 ? count : 1; /* the rope factors have none, and are one piece */
+    return count > 0 ? count : 1; /* values that are there are one piece */
 }
 
 /* The piece at the place, which moves behind it. False: there is none left. */
@@ -335,6 +335,16 @@ static enum status read_piece(const struct convert *convert, const struct piece 
     return st;
 }
 
+/* From what was read, in F32. */
+static void make_values(const struct piece *piece, float *values, void *result)
+{
+    const size_t count = (size_t)(piece->unit_count * piece->segment->unit_elements);
+
+    for (size_t i = 0; piece->tensor->offset != 0.0f && i < count; i++)
+        values[i] += piece->tensor->offset;
+    dtype_convert(result, piece->tensor->dtype, values, DTYPE_F32, count);
+}
+
 static enum status do_piece(const struct convert *convert, const struct piece *piece,
                             const struct scratch *scratch, struct err *err)
 {
@@ -345,14 +355,13 @@ static enum status do_piece(const struct convert *convert, const struct piece *p
     enum status st = STATUS_OK;
 
     if (piece->segment == NULL) {
-        bytes = convert->plan.model.rope_factors;
-    } else if (piece->segment->source->dtype == dtype) {
+        bytes = piece->tensor->values;
+    } else if (piece->segment->source->dtype == dtype && piece->tensor->offset == 0.0f) {
         st = read_piece(convert, piece, dtype, scratch->read, scratch->result, err);
     } else {
         st = read_piece(convert, piece, DTYPE_F32, scratch->read, scratch->values, err);
         if (st == STATUS_OK)
-            dtype_convert(scratch->result, dtype, scratch->values, DTYPE_F32,
-                          (size_t)(piece->unit_count * piece->segment->unit_elements));
+            make_values(piece, scratch->values, scratch->result);
     }
     return st == STATUS_OK ? write_at(convert, at, bytes, size_bytes, err) : st;
 }

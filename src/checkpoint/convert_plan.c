@@ -2,13 +2,15 @@
  *
  * A GGUF file's tensors already lie as they shall; of a Hugging Face folder's
  *
- *     experts, apart or fused      become stacks, gate, up and down
+ *     experts, apart or fused      become stacks, gate, up and down, whether they lie the other
+ *                                  way round or take turns
  *     a llama's q and k            rows i and i + half of each head become neighbours
  *     deepseek2's kv_b_proj        attn_k_b, each head's part transposed, and attn_v_b
- *     Llama 3's rope               has divisors of its own in rope_freqs.weight
+ *     a rope's divisors            of Llama 3 and LongRoPE, come of config.json: rope_freqs.weight
+ *     Gemma's norms                have 1 added
  *
- * and everything else is renamed. Vectors and routers are F32. Where rows are no whole blocks of
- * the type that is asked for, Q8_0 is taken, or F16. */
+ * and everything else is renamed. Vectors, biases and routers are F32, and gpt-oss's experts stay
+ * MXFP4. Where rows are no whole blocks of the type that is asked for, Q8_0 is taken, or F16. */
 #include "checkpoint/convert_plan.h"
 
 #include <assert.h>
@@ -238,35 +240,105 @@ static enum status add_expert(struct planner *planner, const struct ckpt_tensor 
     return add_segment(planner, name, &segment);
 }
 
-/* [2 x width][hidden], gate above up, or a stack of such: two tensors, whose names end so. */
+/* Whether the experts' matrices lie the other way round; blocks always lie along rows. */
+static bool is_transposed(const struct planner *planner, const struct ckpt_tensor *source)
+{
+    return planner->plan->model.experts_transposed && !quant_is_quantised(source->dtype);
+}
+
+/* One of gate, 0, and up, 1, of a stack of experts. */
+static enum status add_half(struct planner *planner, const struct ckpt_tensor *source,
+                            const char *name, uint64_t half)
+{
+    const bool is_stack = source->rank == 3, transposed = is_transposed(planner, source);
+    const uint64_t experts = is_stack ? source->shape[0] : 1;
+    const uint64_t rows = source->shape[source->rank - (transposed ? 1 : 2)];
+    const uint64_t cols = source->shape[source->rank - (transposed ? 2 : 1)];
+    const uint64_t row_stride = transposed ? 1 : cols, shape[3] = { experts, rows / 2, cols };
+    enum status st = STATUS_OK;
+
+    for (uint64_t expert = 0; st == STATUS_OK && expert < experts; expert++) {
+        const uint64_t first = half * (planner->plan->model.experts_by_turns ? 1 : rows / 2);
+        const struct plan_segment segment = {
+            .source = source, .order = expert, .unit_count = rows / 2, .unit_elements = cols,
+            .src_offset = expert * rows * cols + first * row_stride,
+            .src_stride = row_stride * (planner->plan->model.experts_by_turns ? 2 : 1),
+            .inner = { { 1, 0, 0 }, { cols, transposed ? rows : 1, 1 } },
+        };
+        st = add_segment(planner, name, &segment);
+    }
+    if (st == STATUS_OK)
+        set_shape(planner, name, is_stack ? 3 : 2, is_stack ? shape : shape + 1);
+    return st;
+}
+
+/* [2 x width][hidden], gate above up or by turns, or a stack of such, perhaps the other way round:
+ * two tensors, whose names end so. */
 static enum status add_fused(struct planner *planner, const struct ckpt_tensor *source,
                              uint64_t layer, const char *suffix)
 {
     static const char *const halves[] = { "gate", "up" };
-    const bool is_stack = source->rank == 3;
-    const uint64_t experts = is_stack ? source->shape[0] : 1;
-    const uint64_t rows = source->rank < 2 ? 0 : source->shape[source->rank - 2];
-    const uint64_t width = rows / 2, cols = source->rank < 2 ? 0 : source->shape[source->rank - 1];
-    const uint64_t shape[3] = { experts, width, cols };
     enum status st = STATUS_OK;
 
-    if (source->rank < 2 || source->rank > 3 || rows % 2 != 0)
-        return refuse_shape(planner, source, "which is no gate above an up");
-    for (size_t half = 0; half < 2; half++) {
+    if (source->rank < 2 || source->rank > 3 ||
+        source->shape[source->rank - (is_transposed(planner, source) ? 1 : 2)] % 2 != 0)
+        return refuse_shape(planner, source, "which is no gate and up");
+    for (size_t half = 0; st == STATUS_OK && half < 2; half++) {
         char name[64];
         (void)snprintf(name, sizeof(name), "blk.%" PRIu64 ".ffn_%s_%s.weight", layer,
                        halves[half], suffix);
-        for (uint64_t expert = 0; st == STATUS_OK && expert < experts; expert++) {
-            struct plan_segment segment =
-                rows_of(source, (2 * expert + half) * width, width);
-            segment.order = expert;
-            st = add_segment(planner, name, &segment);
-        }
-        if (st != STATUS_OK)
-            return st;
-        set_shape(planner, name, is_stack ? 3 : 2, is_stack ? shape : shape + 1);
+        st = add_half(planner, source, name, half);
     }
-    return STATUS_OK;
+    return st;
+}
+
+/* [experts][2 x width] of gate and up by turns. */
+static enum status add_fused_bias(struct planner *planner, const struct ckpt_tensor *source,
+                                  uint64_t layer, const char *suffix)
+{
+    static const char *const halves[] = { "gate", "up" };
+    const uint64_t width = source->rank == 2 ? source->shape[1] / 2 : 0;
+    const uint64_t shape[2] = { source->shape[0], width };
+    enum status st = STATUS_OK;
+
+    if (width == 0 || source->shape[1] % 2 != 0)
+        return refuse_shape(planner, source, "which is no bias of gate and up");
+    for (size_t half = 0; st == STATUS_OK && half < 2; half++) {
+        const struct plan_segment segment = {
+            .source = source, .unit_count = source->shape[0], .unit_elements = width,
+            .src_offset = half, .src_stride = 2 * width, .inner = { { 1, 0, 0 }, { width, 2, 1 } },
+        };
+        char name[64];
+        (void)snprintf(name, sizeof(name), "blk.%" PRIu64 ".ffn_%s_%s.bias", layer, halves[half],
+                       suffix);
+        st = add_segment(planner, name, &segment);
+        if (st == STATUS_OK)
+            set_shape(planner, name, 2, shape);
+    }
+    return st;
+}
+
+/* [experts][in][out] of what is [experts][out][in] elsewhere. */
+static enum status add_turned(struct planner *planner, const struct ckpt_tensor *source,
+                              const char *name)
+{
+    const uint64_t cols = source->shape[1], rows = source->shape[2];
+    const uint64_t shape[3] = { source->shape[0], rows, cols };
+    enum status st = STATUS_OK;
+
+    if (source->rank != 3)
+        return refuse_shape(planner, source, "which is no stack of experts");
+    for (uint64_t expert = 0; st == STATUS_OK && expert < source->shape[0]; expert++) {
+        const struct plan_segment segment = {
+            .source = source, .order = expert, .unit_count = rows, .unit_elements = cols,
+            .src_offset = expert * rows * cols, .src_stride = 1,
+            .inner = { { 1, 0, 0 }, { cols, rows, 1 } },
+        };
+        st = add_segment(planner, name, &segment);
+    }
+    if (st == STATUS_OK)
+        set_shape(planner, name, 3, shape);
+    return st;
 }
 
 /* --- one tensor of the checkpoint ------------------------------------------------------------- */
@@ -308,33 +380,42 @@ static bool ends_with_one_of(const char *name, const char *one, const char *othe
 
 /* What only folders have, under names that no file's tensor becomes when it is read. The router of
  * fused experts is mlp.gate, whatever the family calls it. */
-static enum status add_other(struct planner *planner, const struct ckpt_tensor *source)
+static enum status add_other(struct planner *planner, const struct ckpt_tensor *source,
+                             const char *plain)
 {
+    enum way { PLAIN, FUSED, FUSED_BIAS, TURNED };
     static const struct {
         const char *rest;
-        bool is_fused;             /* `name` ends the names of two */
-        const char *name;
+        enum way way;
+        const char *name;          /* FUSED: ends the names of two */
     } others[] = {
-        { "mlp.experts.gate_up_proj", true, "exps" },
-        { "mlp.experts.down_proj", false, "ffn_down_exps" },
-        { "mlp.gate.weight", false, "ffn_gate_inp" },
-        { "block_sparse_moe.input_linear.weight", true, "exps" },
-        { "block_sparse_moe.output_linear.weight", false, "ffn_down_exps" },
-        { "block_sparse_moe.router.layer.weight", false, "ffn_gate_inp" },
-        { "shared_mlp.input_linear.weight", true, "shexp" },
-        { "shared_mlp.output_linear.weight", false, "ffn_down_shexp" },
+        { "mlp.experts.gate_up_proj", FUSED, "exps" },
+        { "mlp.experts.down_proj", TURNED, "ffn_down_exps.weight" },
+        { "mlp.experts.gate_up_proj_bias", FUSED_BIAS, "exps" },
+        { "mlp.experts.down_proj_bias", PLAIN, "ffn_down_exps.bias" },
+        { "feed_forward.experts.gate_up_proj", FUSED, "exps" },
+        { "feed_forward.experts.down_proj", TURNED, "ffn_down_exps.weight" },
+        { "mlp.gate.weight", PLAIN, "ffn_gate_inp.weight" },
+        { "block_sparse_moe.input_linear.weight", FUSED, "exps" },
+        { "block_sparse_moe.output_linear.weight", PLAIN, "ffn_down_exps.weight" },
+        { "block_sparse_moe.router.layer.weight", PLAIN, "ffn_gate_inp.weight" },
+        { "shared_mlp.input_linear.weight", FUSED, "shexp" },
+        { "shared_mlp.output_linear.weight", PLAIN, "ffn_down_shexp.weight" },
     };
     const char *rest;
-    const uint64_t layer = layer_of(source->name, &rest);
+    const uint64_t layer = layer_of(plain, &rest);
     char name[64];
 
     for (size_t i = 0; layer != UINT64_MAX && i < sizeof(others) / sizeof(others[0]); i++) {
         if (strcmp(rest, others[i].rest) != 0)
             continue;
-        if (others[i].is_fused)
+        if (others[i].way == FUSED)
             return add_fused(planner, source, layer, others[i].name);
-        (void)snprintf(name, sizeof(name), "blk.%" PRIu64 ".%s.weight", layer, others[i].name);
-        return add_plain(planner, source, name);
+        if (others[i].way == FUSED_BIAS)
+            return add_fused_bias(planner, source, layer, others[i].name);
+        (void)snprintf(name, sizeof(name), "blk.%" PRIu64 ".%s", layer, others[i].name);
+        return others[i].way == TURNED && is_transposed(planner, source)
+                   ? add_turned(planner, source, name) : add_plain(planner, source, name);
     }
     return err_set(planner->err, STATUS_BAD_INPUT,
                    "%s: tensor '%s' has no name in a GGUF file of the kind %s",
@@ -352,13 +433,28 @@ static enum status add_row(struct planner *planner, const struct ckpt_tensor *so
     return st;
 }
 
+/* A norm, whose weight has something added to it. */
+static enum status add_norm(struct planner *planner, const struct ckpt_tensor *source,
+                            const char *name)
+{
+    const enum status st = add_plain(planner, source, name);
+    uint64_t index = 0;
+
+    if (st == STATUS_OK && map_get(planner->by_name, name, strlen(name), &index))
+        planner->plan->tensors[index].offset = planner->plan->model.norm_offset;
+    return st;
+}
+
+/* `plain` is the tensor's name without that of the part it is in. */
 static enum status add_folders(struct planner *planner, const struct ckpt_tensor *source,
-                               const char *name)
+                               const char *plain, const char *name)
 {
     const struct gguf_model *const model = &planner->plan->model;
 
-    if (strcmp(name, source->name) == 0)
-        return add_other(planner, source);
+    if (strcmp(name, plain) == 0)
+        return add_other(planner, source, plain);
+    if (strstr(name, "norm.weight") != NULL)
+        return add_norm(planner, source, name);
     if (model->permutes_rows && ends_with_one_of(name, ".attn_q.weight", ".attn_q.bias"))
         return add_permuted(planner, source, name, model->head_count);
     if (model->permutes_rows && ends_with_one_of(name, ".attn_k.weight", ".attn_k.bias"))
@@ -381,22 +477,22 @@ static bool is_convertible(enum dtype dtype)
 static enum status add_source(struct planner *planner, const struct ckpt_tensor *source)
 {
     const struct gguf_model *const model = &planner->plan->model;
-    char name[CKPT_NAME_BYTES_MAX + 1];
+    char plain[CKPT_NAME_BYTES_MAX + 1], name[CKPT_NAME_BYTES_MAX + 1];
     int64_t expert = -1;
 
-    if (!model->is_gguf && is_left_out(model, source->name))
+    if (!gguf__plain_name(model, source->name, plain, sizeof(plain)) ||
+        (!model->is_gguf && is_left_out(model, plain)))
         return STATUS_OK;
     if (!is_convertible(source->dtype))
         return err_set(planner->err, STATUS_BAD_INPUT,
                        "%s: tensor '%s' is of type %s, which is not converted",
                        ckpt_path(planner->ckpt), source->name, source->dtype_name);
     planner->plan->summary.source_bytes += source->size_bytes;
-    gguf__tensor_origin(model->arch, model->layer_count, source->name, name, sizeof(name),
-                        &expert);
+    gguf__tensor_origin(model->arch, model->layer_count, plain, name, sizeof(name), &expert);
     if (expert >= 0)
         return add_expert(planner, source, name, (uint64_t)expert);
     return model->is_gguf ? add_plain(planner, source, name)
-                          : add_folders(planner, source, name);
+                          : add_folders(planner, source, plain, name);
 }
 
 /* --- types and places ------------------------------------------------------------------------- */
@@ -438,6 +534,17 @@ static enum status order_segments(struct planner *planner)
     return STATUS_OK;
 }
 
+/* gpt-oss was trained with its experts in MXFP4: any other type loses, and most are larger. */
+static bool stays(const struct planner *planner, const struct plan_tensor *tensor)
+{
+    const struct convert_plan *const plan = planner->plan;
+    bool all = tensor->segment_count > 0 && strcmp(plan->model.arch, "gpt-oss") == 0;
+
+    for (size_t i = 0; all && i < tensor->segment_count; i++)
+        all = plan->segments[tensor->first_segment + i].source->dtype == DTYPE_MXFP4;
+    return all;
+}
+
 static enum dtype type_of(const struct planner *planner, const struct plan_tensor *tensor)
 {
     const struct convert_options *const options = planner->options;
@@ -449,11 +556,13 @@ static enum dtype type_of(const struct planner *planner, const struct plan_tenso
     enum dtype dtype;
     size_t rule = 0;
 
-    if (tensor->rank < 2)
+    if (tensor->rank < 2 || strstr(tensor->name, ".bias") != NULL)
         return DTYPE_F32;
     while (rule < options->rule_count &&
            fnmatch(options->rules[rule].glob, tensor->name, 0) != 0)
         rule++;
+    if (rule == options->rule_count && stays(planner, tensor))
+        return DTYPE_MXFP4;
     dtype = rule < options->rule_count ? options->rules[rule].dtype
                                        : convert__choose_type(options->type, &place);
     if (place.cols % dtype_info(dtype)->block_elements != 0)
@@ -567,31 +676,52 @@ static enum status copy_metadata(struct planner *planner, struct gguf_header *he
     return st;
 }
 
+/* As many as the embedding has. */
+static uint64_t token_count(const struct planner *planner)
+{
+    static const char wanted[] = "model.embed_tokens.weight";
+    char plain[CKPT_NAME_BYTES_MAX + 1];
+
+    for (size_t i = 0; i < ckpt_tensor_count(planner->ckpt); i++) {
+        const struct ckpt_tensor *const tensor = ckpt_tensor_at(planner->ckpt, i);
+        if (gguf__plain_name(&planner->plan->model, tensor->name, plain, sizeof(plain)) &&
+            strcmp(plain, wanted) == 0)
+            return tensor->shape[0];
+    }
+    return 0;
+}
+
 static enum status export_metadata(struct planner *planner, struct gguf_header *header)
 {
     struct convert_plan *const plan = planner->plan;
-    const struct ckpt_tensor *const embed =
-        ckpt_find(planner->ckpt, "model.embed_tokens.weight");
     uint64_t pairs;
     enum status st = gguf__export_config(planner->ckpt, &plan->model, header);
 
     pairs = header->pair_count;
     if (st == STATUS_OK)
-        st = gguf__export_tokenizer(planner->ckpt, planner->options->pre,
-                                    embed != NULL ? embed->shape[0] : 0, header);
+        st = gguf__export_tokenizer(planner->ckpt, planner->options->pre, token_count(planner),
+                                    header);
     plan->summary.has_tokenizer = header->pair_count > pairs;
-    return st;
+    if (st == STATUS_OK && !plan->summary.has_tokenizer) /* what llama.cpp wants to be told */
+        gguf__write_string(header, "tokenizer.ggml.model", "none", 4);
+    return st == STATUS_OK ? header->status : st;
 }
 
-static enum status add_rope_factors(struct planner *planner)
+static enum status add_factors(struct planner *planner)
 {
-    static const char name[] = CONVERT_ROPE_FACTORS;
-    const uint64_t count = planner->plan->model.rope_factor_count;
-    size_t index = 0;
-    const enum status st = count > 0 ? find_tensor(planner, name, &index) : STATUS_OK;
+    const struct gguf_model *const model = &planner->plan->model;
+    enum status st = STATUS_OK;
 
-    if (st == STATUS_OK && count > 0)
-        set_shape(planner, name, 1, &count);
+    for (size_t i = 0; st == STATUS_OK && i < model->factor_count; i++) {
+        const struct gguf_factors *const factors = &model->factors[i];
+        const uint64_t count = factors->count;
+        size_t index = 0;
+        st = find_tensor(planner, factors->name, &index);
+        if (st != STATUS_OK)
+            break;
+        set_shape(planner, factors->name, 1, &count);
+        planner->plan->tensors[index].values = factors->values;
+    }
     return st;
 }
 
@@ -604,7 +734,7 @@ static enum status make(struct planner *planner, struct gguf_header *header)
     gguf__write_count(header, "general.file_type", convert__file_type(planner->options->type));
     gguf__write_count(header, "general.quantization_version", QUANTISATION_VERSION);
     if (st == STATUS_OK)
-        st = add_rope_factors(planner);
+        st = add_factors(planner);
     for (size_t i = 0; st == STATUS_OK && i < ckpt_tensor_count(ckpt); i++)
         st = add_source(planner, ckpt_tensor_at(ckpt, i));
     if (st == STATUS_OK)

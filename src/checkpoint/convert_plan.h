@@ -11,7 +11,6 @@
 /* Tensors that a reader takes for a part of the metadata: "rope_freqs.weight",
  * "rope_factors_long.weight", ... */
 #define CONVERT_FACTORS "rope_"
-#define CONVERT_ROPE_FACTORS CONVERT_FACTORS "freqs.weight"
 
 /* A part of a tensor that comes of one tensor of the checkpoint: `unit_count` runs of unit_elements
  * each, one behind the other in the file, from src_offset, src_offset + src_stride, ... on. `inner`
@@ -31,7 +30,9 @@ struct plan_tensor {
     uint32_t rank;
     uint64_t shape[TENSOR_RANK_MAX];
     uint64_t at_bytes, size_bytes; /* in the file's data */
-    size_t first_segment, segment_count; /* 0: of model->rope_factors */
+    size_t first_segment, segment_count;
+    const float *values;           /* of the model's factors, where there are no segments */
+    float offset;                  /* is added to what comes of the segments */
 };
 
 struct convert_plan {

@@ -13,7 +13,7 @@
 /* Carries values over; after the first failure, which is the header's, the rest is skipped. */
 struct teller {
     const struct ckpt *ckpt;
-    const json_t *config;
+    const json_t *config;          /* the language model's */
     const json_t *rope;            /* rope_scaling or rope_parameters; NULL: neither */
     char what[512];                /* the config's path, for messages */
     struct gguf_model *model;
@@ -25,6 +25,7 @@ void teller__refuse(struct teller *teller, const char *format, ...)
 
 /* Values of the config.json, or of an object in it, which may be NULL. */
 bool teller__has(const json_t *object, const char *key); /* there, and not null */
+bool teller__is_null(const json_t *object, const char *key); /* there, and null */
 uint64_t teller__count_of(struct teller *teller, const char *key);
 uint64_t teller__count_or(struct teller *teller, const char *key, uint64_t missing);
 bool teller__bool_or(struct teller *teller, const char *key, bool missing);
@@ -39,9 +40,19 @@ void teller__put_bool(struct teller *teller, const char *key, bool value);
 /* The rope of heads of which `rotated` elements are. */
 void teller__put_rope(struct teller *teller, uint64_t rotated, double theta_missing);
 
+/* What stands for missing keys, as transformers has it; 0: the key must be there. */
+struct teller_missing {
+    uint64_t layer_count, vocab_size, hidden_size, head_count, ffn_width, context_length;
+    double norm_epsilon;                  /* 0: 1e-6 */
+    bool tied_embeddings;
+    const char *ffn_key;                  /* of a dense FFN's width; NULL: "intermediate_size" */
+};
+
 struct teller_family {
     const char *model_type, *arch;        /* config.json's, and general.architecture */
     void (*tell)(struct teller *teller);  /* puts what is the architecture's own */
+    const struct teller_missing *missing; /* NULL: nothing stands for anything */
+    bool is_text_part;                    /* the configuration is "text_config" */
 };
 extern const struct teller_family teller__families[]; /* ended by one without a name */
 

@@ -428,6 +428,9 @@ static enum status convert(struct vocab *vocab, struct buf *json_out, struct buf
         st = gguf__get_string(&vocab->meta, vocab->path, KEY("pre"), &pre_name, err);
     if (st != STATUS_OK)
         return st;
+    if (model != NULL && strcmp(model, "none") == 0)
+        return err_set(err, STATUS_UNAVAILABLE, "%s: it has no tokenizer (" KEY("model")
+                       " \"none\"), so text cannot be turned into token ids", vocab->path);
     if (model != NULL && strcmp(model, "gpt2") == 0)
         pre = gguf__find_pre(pre_name);
     if (model == NULL || (pre == NULL && strcmp(model, "llama") != 0))

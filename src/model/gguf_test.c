@@ -9,6 +9,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <unistd.h>
 #include <cmocka.h>
 
 #include "checkpoint/convert.h"
@@ -107,16 +108,10 @@ static void what_is_converted_is_the_same_model(void **state)
         { "deepseek_v3_plain", "rope_interleave" },
         { "qwen3_moe_mixed", "layers without experts" },
         { "qwen2_moe_mixed", "layers without experts" },
-        { "phi3_long", "longrope" },
         { "qwen2_window", "sliding window" },
-        { "gemma2", "not written as GGUF" },
-        { "gemma3", "not written as GGUF" },
-        { "gemma3_sees", "not written as GGUF" },
-        { "llama4", "not written as GGUF" },
-        { "llama4_images", "not written as GGUF" },
-        { "llama4_plain", "not written as GGUF" },
-        { "gpt_oss", "not written as GGUF" },
-        { "gpt_oss_plain", "not written as GGUF" },
+        { "llama4", "attention_chunk_size" },
+        { "llama4_images", "attention_chunk_size" },
+        { "gpt_oss_plain", "layer_types" },
         { "deepseek_v2_biases", NULL }, /* here the reader has no use for the biases */
     };
     const struct setting resident = { .device = "cpu" };
@@ -152,6 +147,108 @@ static void what_is_converted_is_the_same_model(void **state)
     ckpt_testing_remove(folder);
 }
 
+/* gpt-oss's experts stay in MXFP4 whatever the type is, from a folder and from a file; their biases
+ * are F32. */
+static void experts_in_mxfp4_stay(void **state)
+{
+    static const struct {
+        const char *name;
+        enum dtype dtype;
+    } wanted[] = {
+        { "model.layers.0.mlp.experts.gate_proj.weight", DTYPE_MXFP4 },
+        { "model.layers.1.mlp.experts.down_proj.weight", DTYPE_MXFP4 },
+        { "model.layers.0.mlp.experts.up_proj.bias", DTYPE_F32 },
+        { "model.layers.0.self_attn.q_proj.weight", DTYPE_Q8_0 },
+    };
+    const struct setting decoded = { .device = "cpu", .dtype = "float32" };
+    char *const folder = ckpt_testing_folder();
+    char once[256], twice[256];
+    struct ckpt *ckpt = NULL;
+    struct err err;
+
+    (void)state;
+    (void)snprintf(once, sizeof(once), "%s/once.gguf", folder);
+    (void)snprintf(twice, sizeof(twice), "%s/twice.gguf", folder);
+    if (convert("tests/golden/packed/gpt_oss_mxfp4", once, "F32", &err) != NULL)
+        fail_msg("%s", err.message);
+    check_file(once, "../packed/gpt_oss_mxfp4", &decoded);
+    if (convert(once, twice, "Q8_0", &err) != NULL || ckpt_open(twice, &ckpt, &err) != STATUS_OK)
+        fail_msg("%s", err.message);
+    for (size_t i = 0; i < sizeof(wanted) / sizeof(wanted[0]); i++) {
+        const struct ckpt_tensor *const tensor = ckpt_find(ckpt, wanted[i].name);
+        assert_non_null(tensor);
+        assert_int_equal(tensor->dtype, wanted[i].dtype);
+    }
+    ckpt_close(ckpt);
+    ckpt_testing_remove(folder);
+}
+
+/* A folder with a golden's weights, and its config.json with some fields replaced. */
+static char *changed_folder(const char *golden, const char *change)
+{
+    char *const folder = ckpt_testing_folder();
+    char path[4096 + 256], here[4096], link[256];
+    json_t *config = NULL, *changes = NULL;
+    struct err err;
+
+    (void)snprintf(path, sizeof(path), GOLDEN_FOLDER "/%s/config.json", golden);
+    assert_int_equal(json_read_file(path, 1 << 20, &config, &err), STATUS_OK);
+    assert_int_equal(json_read(change, strlen(change), "change", &changes, &err), STATUS_OK);
+    assert_int_equal(json_object_update(config, changes), 0);
+    (void)snprintf(path, sizeof(path), "%s/config.json", folder);
+    assert_int_equal(json_dump_file(config, path, 0), 0);
+    assert_non_null(getcwd(here, sizeof(here)));
+    (void)snprintf(path, sizeof(path), "%s/" GOLDEN_FOLDER "/%s/model.safetensors", here, golden);
+    (void)snprintf(link, sizeof(link), "%s/model.safetensors", folder);
+    assert_int_equal(symlink(path, link), 0);
+    json_decref(config);
+    json_decref(changes);
+    return folder;
+}
+
+static void what_the_format_cannot_say_is_refused(void **state)
+{
+    static const struct {
+        const char *golden, *change, *words;
+    } cases[] = {
+        { "gemma2", "{\"query_pre_attn_scalar\": 10}", "query_pre_attn_scalar" },
+        { "gemma2", "{\"attn_logit_softcapping\": null}", "attn_logit_softcapping" },
+        { "gemma2", "{\"final_logit_softcapping\": null}", "final_logit_softcapping" },
+        { "gemma2", "{\"tie_word_embeddings\": false}", "tie_word_embeddings" },
+        { "gemma2", "{\"sliding_window\": null}", "sliding_window" },
+        { "gemma3", "{\"query_pre_attn_scalar\": 10}", "query_pre_attn_scalar" },
+        { "gemma3", "{\"rope_parameters\": {\"sliding_attention\": {\"rope_type\": \"linear\", "
+                    "\"factor\": 2}}}", "layers with a window is scaled" },
+        { "gemma3_sees", "{\"text_config\": null}", "text_config" },
+        { "llama4_plain", "{\"attention_chunk_size\": null}", "attention_chunk_size" },
+        { "llama4_plain", "{\"no_rope_layers\": [1, 1, 0, 1]}", "no_rope_layers" },
+        { "llama4_plain", "{\"attn_temperature_tuning\": false}", "attn_temperature_tuning" },
+        { "llama4_plain", "{\"floor_scale\": 4096}", "floor_scale" },
+        { "llama4_plain", "{\"use_qk_norm\": false}", "use_qk_norm" },
+        { "llama4_plain", "{\"moe_layers\": [0, 3]}", "moe_layers" },
+        { "llama4_plain", "{\"interleave_moe_layer_step\": 0}", "moe_layers" },
+        { "gpt_oss", "{\"attention_bias\": false}", "attention_bias" },
+        { "gpt_oss", "{\"rope_scaling\": {\"rope_type\": \"yarn\", \"factor\": 16.0}}",
+          "truncate" },
+        { "phi3_long", "{\"rope_scaling\": {\"type\": \"longrope\", \"long_factor\": [1], "
+                       "\"short_factor\": [1]}}", "long_factor" },
+        { "phi3_long", "{\"model_type\": \"qwen2\"}", "GGUF's qwen2 has no word" },
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        char *const folder = changed_folder(cases[i].golden, cases[i].change);
+        char out[256];
+        struct err err;
+        (void)snprintf(out, sizeof(out), "%s/out.gguf", folder);
+        if (convert(folder, out, "F32", &err) == NULL)
+            fail_msg("%s with %s is written", cases[i].golden, cases[i].change);
+        if (strstr(err.message, cases[i].words) == NULL)
+            fail_msg("'%s' does not say '%s'", err.message, cases[i].words);
+        ckpt_testing_remove(folder);
+    }
+}
+
 /* Experts that were one by one in a file become stacks. */
 static void files_are_converted_as_folders_are(void **state)
 {
@@ -183,6 +280,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(logits_are_those_of_the_same_model),
         cmocka_unit_test(what_is_converted_is_the_same_model),
+        cmocka_unit_test(experts_in_mxfp4_stay),
+        cmocka_unit_test(what_the_format_cannot_say_is_refused),
         cmocka_unit_test(files_are_converted_as_folders_are),
     };
 
