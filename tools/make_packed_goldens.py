@@ -59,12 +59,15 @@ CASES = {
     "deepseek_v3_fp8": ("DeepseekV3", lambda s: deepseek(s, 128), "fp8", dict(scales=torch.float32)),
     "qwen3_fp8": ("Qwen3", lambda s: dense(s, 128, head_dim=32 * s), "fp8",
                   dict(scales=torch.bfloat16)),
+    "llama_fp8_short": ("Llama", lambda s: dense(s, 144) | dict(intermediate_size=176 * s), "fp8",
+                        dict(scales=torch.bfloat16)),
     "llama_fp8_channel": ("Llama", lambda s: dense(s, 128), "float-quantized", dict(channel=True)),
     "llama_fp8_tensor": ("Llama", lambda s: dense(s, 128), "float-quantized", dict(channel=False)),
     "llama_gptq": ("Llama", lambda s: dense(s, 64), "gptq", dict(group=32, sym=True)),
     "qwen3_gptq_asym": ("Qwen3", lambda s: dense(s, 64, head_dim=16 * s), "gptq",
                         dict(group=64, sym=False, order=True)),
     "llama_gptq_v2": ("Llama", lambda s: dense(s, 64), "gptq", dict(group=-1, sym=False, v2=True)),
+    "llama_gptq8": ("Llama", lambda s: dense(s, 64), "gptq", dict(group=32, sym=True, bits=8)),
     "qwen3_moe_gptq": ("Qwen3Moe", lambda s: qwen3_moe(s, 64), "gptq", dict(group=32, sym=True)),
     "llama_awq": ("Llama", lambda s: dense(s, 64), "awq", dict(group=32)),
     "deepseek_v3_awq": ("DeepseekV3", lambda s: deepseek(s, 64), "awq", dict(group=64)),
@@ -74,6 +77,7 @@ CASES = {
                          dict(group=64, sym=False)),
     "gpt_oss_mxfp4": ("GptOss", lambda s: gpt_oss(s, 64), "mxfp4", dict()),
 }
+LESS_ONE = {4: 0x11111111, 8: 0x01010101}
 E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 
 
@@ -83,37 +87,38 @@ def is_quantised(name, way):
     return name.endswith("_proj.weight") or name.endswith("kv_a_proj_with_mqa.weight")
 
 
-def pack(numbers, dim, order=range(8)):
-    """Eight numbers of 4 bits along dim in an int32, the order[i]-th in bits 4 i and up."""
+def pack(numbers, dim, order=range(8), bits=4):
+    """Eight numbers of 4 bits, or four of 8, along dim in an int32, the order[i]-th in bits 4 i and up."""
     numbers = numbers.movedim(dim, -1).long()
-    numbers = numbers.reshape(*numbers.shape[:-1], -1, 8)
-    words = sum(numbers[..., place] << 4 * i for i, place in enumerate(order))
+    numbers = numbers.reshape(*numbers.shape[:-1], -1, 32 // bits)
+    words = sum(numbers[..., place] << bits * i for i, place in enumerate(order[:32 // bits]))
     words = torch.where(words >= 2 ** 31, words - 2 ** 32, words)
     return words.movedim(-1, dim).to(torch.int32).contiguous()
 
 
-def unpack(words, dim, order=range(8)):
+def unpack(words, dim, order=range(8), bits=4):
     words = words.movedim(dim, -1).long() & 0xFFFFFFFF
-    numbers = torch.empty(*words.shape, 8, dtype=torch.long)
-    for i, place in enumerate(order):
-        numbers[..., place] = words >> 4 * i & 15
+    numbers = torch.empty(*words.shape, 32 // bits, dtype=torch.long)
+    for i, place in enumerate(order[:32 // bits]):
+        numbers[..., place] = words >> bits * i & 2 ** bits - 1
     return numbers.reshape(*words.shape[:-1], -1).movedim(-1, dim)
 
 
-def round_to_groups(weight, group, sym, dtype):
-    """Numbers [N, K] of 0 to 15, scales and zero points [N, K / group]."""
+def round_to_groups(weight, group, sym, dtype, bits=4):
+    """Numbers [N, K] of 0 to 15, or 255, scales and zero points [N, K / group]."""
+    most = 2 ** bits - 1
     rows, columns = weight.shape
     group = columns if group == -1 else group
     parts = weight.reshape(rows, -1, group)
     if sym:
-        scales = (parts.abs().amax(-1) / 7.5).to(dtype)
-        zeros = torch.full(scales.shape, 8)
+        scales = (parts.abs().amax(-1) / (most / 2)).to(dtype)
+        zeros = torch.full(scales.shape, 2 ** (bits - 1))
     else:
         low, high = parts.amin(-1).clamp(max=0), parts.amax(-1).clamp(min=0)
-        scales = ((high - low) / 15).to(dtype)
-        zeros = (-low / scales.float()).round().clamp(0, 15).long()
+        scales = ((high - low) / most).to(dtype)
+        zeros = (-low / scales.float()).round().clamp(0, most).long()
     numbers = (parts / scales.float()[..., None]).round() + zeros[..., None]
-    return numbers.clamp(0, 15).long().reshape(rows, columns), scales, zeros
+    return numbers.clamp(0, most).long().reshape(rows, columns), scales, zeros
 
 
 def blocks_of(scales, rows, columns, block=128):
@@ -124,9 +129,9 @@ def blocks_of(scales, rows, columns, block=128):
 
 def quantise_fp8(weight, settings):
     rows, columns = weight.shape
-    padded = torch.zeros(-(-rows // 128) * 128, columns)
-    padded[:rows] = weight
-    parts = padded.reshape(-1, 128, columns // 128, 128)
+    padded = torch.zeros(-(-rows // 128) * 128, -(-columns // 128) * 128)
+    padded[:rows, :columns] = weight
+    parts = padded.reshape(-1, 128, padded.shape[1] // 128, 128)
     scales = (parts.abs().amax((1, 3)) / 448).to(settings["scales"])
     values = weight / blocks_of(scales, rows, columns)
     return {"weight": values.clamp(-448, 448).to(torch.float8_e4m3fn), "weight_scale_inv": scales}
@@ -159,13 +164,14 @@ def quantise_packed(weight, settings):
 
 
 def quantise_gptq(weight, settings):
+    bits = settings.get("bits", 4)
     numbers, scales, zeros = round_to_groups(weight, settings["group"], settings["sym"],
-                                             torch.float16)
-    words = pack(zeros.T, 1)
+                                             torch.float16, bits)
+    words = pack(zeros.T, 1, bits=bits)
     if not settings.get("v2"):  # GPTQModel, convert_gptq_v2_to_v1_format_module
-        words = words - 0x11111111
+        words = words - LESS_ONE[bits]
     group = weight.shape[1] // scales.shape[1]
-    return {"qweight": pack(numbers.T, 0), "scales": scales.T.contiguous(), "qzeros": words,
+    return {"qweight": pack(numbers.T, 0, bits=bits), "scales": scales.T.contiguous(), "qzeros": words,
             "g_idx": (torch.arange(weight.shape[1]) // group).to(torch.int32)}
 
 
@@ -197,7 +203,7 @@ def config_of(way, settings):
         return dict(quant_method="fp8", fmt="e4m3", activation_scheme="dynamic",
                     weight_block_size=[128, 128])
     if way == "gptq":
-        config = dict(quant_method="gptq", bits=4, group_size=settings["group"], sym=settings["sym"],
+        config = dict(quant_method="gptq", bits=settings.get("bits", 4), group_size=settings["group"], sym=settings["sym"],
                       desc_act=bool(settings.get("order")))
         return config | (dict(checkpoint_format="gptq_v2") if settings.get("v2") else {})
     if way == "awq":
@@ -228,9 +234,9 @@ def dequantise(folder):
             scales = part("scales").float()
             words = part("qzeros").long()
             if quantised["quant_method"] == "gptq" and quantised.get("checkpoint_format") != "gptq_v2":
-                words = words + 0x11111111
-            zeros = unpack(words, 1, order).float()
-            numbers = unpack(tensor, 1, order) if order is AWQ_ORDER else unpack(tensor, 0)
+                words = words + LESS_ONE[quantised["bits"]]
+            zeros = unpack(words, 1, order, quantised["bits"]).float()
+            numbers = unpack(tensor, 1, order) if order is AWQ_ORDER else unpack(tensor, 0, bits=quantised["bits"])
             group = numbers.shape[0] // scales.shape[0]
             which = part("g_idx").long() if part("g_idx") is not None else \
                 torch.arange(numbers.shape[0]) // group

@@ -10,7 +10,7 @@
 
 #include "base/size.h"
 
-#define PER_WORD 8 /* numbers of 4 bits in an I32 */
+#define WORD_BITS 32
 #define MXFP4_SUFFIX "_blocks"
 
 /* What is made of a checkpoint's tensors. */
@@ -123,6 +123,12 @@ static enum status need_part(const struct composing *composing, const struct mod
     return STATUS_OK;
 }
 
+/* How many numbers an I32 has. */
+static uint64_t per_word(const struct packed *packed)
+{
+    return WORD_BITS / packed->bits;
+}
+
 static enum status check_columns(const struct module *module, const struct packed *packed,
                                  struct err *err)
 {
@@ -208,6 +214,8 @@ static enum status compose_scaled(const struct composing *composing, const struc
                        ckpt_file_path(composing->ckpt, zeros->file_index), zeros->name);
     packed->row_count = packed->weight.shape[0];
     packed->column_count = packed->weight.shape[1];
+    if (packed->dtype == DTYPE_F8_E4M3 && packed->column_count % QUANT_F8_ELEMENTS != 0)
+        packed->dtype = DTYPE_F16;
     st = check_columns(module, packed, err);
     if (st == STATUS_OK)
         st = need_part(composing, module, inverse ? ".weight_scale_inv" : ".weight_scale",
@@ -215,17 +223,19 @@ static enum status compose_scaled(const struct composing *composing, const struc
     return st == STATUS_OK ? divide_scaled(composing, module, packed, err) : st;
 }
 
-/* --- 4 bits ----------------------------------------------------------------------------------- */
+/* --- words ------------------------------------------------------------------------------------ */
 
-/* N, or K, as a number of I32 words. */
-static enum status check_words(const struct module *module, uint64_t count, const char *what,
+/* Whether N is a number of I32 words. */
+static enum status check_words(const struct module *module, const struct packed *packed,
                                struct err *err)
 {
-    return count % PER_WORD == 0
+    const uint64_t each = per_word(packed);
+
+    return packed->row_count % each == 0
                ? STATUS_OK
                : err_set(err, STATUS_BAD_INPUT,
-                         "%s: '%s' has %" PRIu64 " %s; multiples of %d are read", module->path,
-                         module->weight->name, count, what, PER_WORD);
+                         "%s: '%s' has %" PRIu64 " rows; multiples of %" PRIu64 " are read",
+                         module->path, module->weight->name, packed->row_count, each);
 }
 
 static enum status check_order_shape(const struct composing *composing,
@@ -281,7 +291,8 @@ static enum status compose_compressed(const struct composing *composing,
         packed->weight.shape[0] == 0 || packed->weight.shape[1] > PACKED_COLUMNS_MAX)
         return refuse_shape(composing, module->weight, module, "I32, a matrix", err);
     packed->row_count = packed->weight.shape[0];
-    packed->column_count = packed->weight.shape[1] * PER_WORD;
+    packed->bits = 4;
+    packed->column_count = packed->weight.shape[1] * per_word(packed);
     packed->dtype = zeros != NULL ? DTYPE_INT4 : DTYPE_Q4_0;
     packed->scale_rows = 1;
     st = need_part(composing, module, ".weight_scale", &packed->scales, err);
@@ -293,10 +304,10 @@ static enum status compose_compressed(const struct composing *composing,
         st = check_matrix(composing, module, &packed->scales, packed->row_count, groups, true, err);
     if (st == STATUS_OK && zeros != NULL) {
         packed->zeros = *zeros;
-        st = check_words(module, packed->row_count, "rows", err);
+        st = check_words(module, packed, err);
         if (st == STATUS_OK)
-            st = check_matrix(composing, module, zeros, packed->row_count / PER_WORD, groups,
-                              false, err);
+            st = check_matrix(composing, module, zeros, packed->row_count / per_word(packed),
+                              groups, false, err);
     }
     if (st == STATUS_OK)
         st = check_order_shape(composing, module, ".weight_g_idx", packed, err);
@@ -317,9 +328,12 @@ static enum status compose_transposed(const struct composing *composing,
         packed->weight.shape[0] > PACKED_COLUMNS_MAX || packed->weight.shape[1] == 0 ||
         packed->weight.shape[1] > UINT32_MAX)
         return refuse_shape(composing, module->weight, module, "I32, a matrix", err);
-    packed->column_count = packed->weight.shape[0] * (is_gptq ? PER_WORD : 1);
-    packed->row_count = packed->weight.shape[1] * (is_gptq ? 1 : PER_WORD);
+    packed->bits = config->bits;
+    packed->column_count = packed->weight.shape[0] * (is_gptq ? per_word(packed) : 1);
+    packed->row_count = packed->weight.shape[1] * (is_gptq ? 1 : per_word(packed));
     packed->dtype = is_gptq && config->symmetric ? DTYPE_Q4_0 : DTYPE_INT4;
+    if (config->bits == 8)
+        packed->dtype = DTYPE_Q8_0;
     packed->scale_rows = 1;
     packed->zeros_less_one = config->zeros_less_one;
     groups = config->group_size == 0 ? 1 : (packed->column_count - 1) / config->group_size + 1;
@@ -330,7 +344,7 @@ static enum status compose_transposed(const struct composing *composing,
                        config->group_size);
     st = divide_columns(module, groups, packed, err);
     if (st == STATUS_OK)
-        st = check_words(module, packed->row_count, "rows", err);
+        st = check_words(module, packed, err);
     if (st == STATUS_OK)
         st = need_part(composing, module, ".scales", &packed->scales, err);
     if (st == STATUS_OK)
@@ -338,8 +352,8 @@ static enum status compose_transposed(const struct composing *composing,
     if (st == STATUS_OK)
         st = need_part(composing, module, ".qzeros", &packed->zeros, err);
     if (st == STATUS_OK)
-        st = check_matrix(composing, module, &packed->zeros, groups, packed->row_count / PER_WORD,
-                          false, err);
+        st = check_matrix(composing, module, &packed->zeros, groups,
+                          packed->row_count / per_word(packed), false, err);
     return st == STATUS_OK ? check_order_shape(composing, module, ".g_idx", packed, err) : st;
 }
 

@@ -8,22 +8,25 @@
  *                  each block of rows and columns one (DeepSeek: 128 x 128), each row one, or one
  *     compressed   X.weight_packed [N, K/8] I32, X.weight_scale [N, K/G], with zero points also
  *                  X.weight_zero_point [N/8, K/G] I32; X.weight_shape [2] I64 says N, K
- *     GPTQ         X.qweight [K/8, N] I32, X.scales [K/G, N], X.qzeros [K/G, N/8] I32, X.g_idx [K]
+ *     GPTQ         X.qweight [K/8, N] I32, X.scales [K/G, N], X.qzeros [K/G, N/8] I32, X.g_idx
+ *                  [K]; with 8 bits K/4 and N/4
  *     AWQ          X.qweight [K, N/8] I32, X.scales [K/G, N], X.qzeros [K/G, N/8] I32
  *     MXFP4        X_blocks [E, N, K/32, 16] U8, X_scales [E, N, K/32] U8
  *
- * Eight numbers of 4 bits are in an I32, the first in the low bits; of AWQ's eight columns in the
- * order 0, 2, 4, 6, 1, 3, 5, 7. MXFP4 has two in a byte, the first in the low bits, and exponents
- * as scales (tensor/quant.h). Elsewhere a weight is scale * (number - zero point), where
- * compressed-tensors without zero points have 8. GPTQ's zero points are stored less 1, borrowing
- * from the next in the word, unless "checkpoint_format" is "gptq_v2". G columns share a scale.
- * X.g_idx says which group a column is in: they must be in order, since a row's blocks have a scale
- * each.
+ * Eight numbers of 4 bits, or four of 8, are in an I32, the first in the low bits; of AWQ's eight
+ * columns in the order 0, 2, 4, 6, 1, 3, 5, 7. MXFP4 has two in a byte, the first in the low bits,
+ * and exponents as scales (tensor/quant.h). Elsewhere a weight is scale * (number - zero point),
+ * where compressed-tensors without zero points have 8. GPTQ's zero points are stored less 1,
+ * borrowing from the next in the word, unless "checkpoint_format" is "gptq_v2". G columns share a
+ * scale. X.g_idx says which group a column is in: they must be in order, since a row's blocks have
+ * a scale each.
  *
  * What becomes of it:
  *
- *     FP8          F8_E4M3, scales in F32: exact
+ *     FP8          F8_E4M3, scales in F32: exact; where rows are not whole blocks of 128, F16,
+ *                  which rounds by at most 2^-12
  *     INT8         Q8_0, scales in F16
+ *     GPTQ, 8 bits Q8_0, where the configuration says that all zero points are 128; scales in F16
  *     4 bits       Q4_0 where the configuration says that all zero points are 8, INT4 elsewhere;
  *                  scales in F16
  *     MXFP4        MXFP4: exact
@@ -57,6 +60,7 @@ struct packed_config {
     bool has_f8, has_int8, has_compressed, has_gptq, has_awq; /* what to look for */
     bool has_mxfp4;
     uint64_t group_size;      /* of GPTQ and AWQ; 0: all columns */
+    uint32_t bits;            /* of GPTQ: 4 or 8 */
     uint64_t block_rows, block_columns; /* of FP8 scales; 0: none */
     bool zeros_less_one;      /* GPTQ's */
     bool symmetric, reordered;
@@ -73,6 +77,7 @@ struct packed {
     struct ckpt_tensor weight, scales, zeros, order, shape;
     enum dtype dtype;
     uint64_t row_count, column_count;
+    uint32_t bits;            /* of a weight, where words hold several: 4 or 8 */
     uint64_t matrix_count;    /* of MXFP4, whose rows are all in row_count; else 0 */
     uint64_t scale_rows, scale_columns; /* of the matrix, that share a scale */
     bool zeros_less_one;

@@ -68,17 +68,19 @@ static enum status read_group(const json_t *object, const char *key, const char 
     return STATUS_OK;
 }
 
+/* Four, or eight where there may be eight. */
 static enum status read_bits(const json_t *object, const char *key, const char *other_key,
-                             const char *what, struct err *err)
+                             const char *what, bool may_be_8, uint32_t *bits_out, struct err *err)
 {
     int64_t bits = 4;
     enum status st = json_get_int(object, key, what, 1, 64, &bits, err);
 
     if (st == STATUS_OK && json_object_get(object, key) == NULL)
         st = json_get_int(object, other_key, what, 1, 64, &bits, err);
-    if (st == STATUS_OK && bits != 4)
-        st = err_set(err, STATUS_BAD_INPUT, "%s: weights of %lld bits; 4 are read", what,
-                     (long long)bits);
+    if (st == STATUS_OK && bits != 4 && !(may_be_8 && bits == 8))
+        st = err_set(err, STATUS_BAD_INPUT, "%s: weights of %lld bits; %s", what, (long long)bits,
+                     may_be_8 ? "4 and 8 are read" : "4 are read");
+    *bits_out = (uint32_t)bits;
     return st;
 }
 
@@ -87,7 +89,7 @@ static enum status read_gptq(const json_t *object, const char *what, struct pack
 {
     const char *format = "gptq";
     bool marlin = false;
-    enum status st = read_bits(object, "bits", "wbits", what, err);
+    enum status st = read_bits(object, "bits", "wbits", what, true, &config->bits, err);
 
     config->symmetric = true;
     if (st == STATUS_OK)
@@ -107,6 +109,9 @@ static enum status read_gptq(const json_t *object, const char *what, struct pack
         return err_set(err, STATUS_BAD_INPUT,
                        "%s: \"checkpoint_format\" is \"%.32s\"; gptq and gptq_v2 are read", what,
                        marlin ? "marlin" : format);
+    if (config->bits == 8 && !config->symmetric)
+        return err_set(err, STATUS_BAD_INPUT, "%s: \"sym\" is false; weights of 8 bits are read "
+                       "where all zero points are 128", what);
     config->has_gptq = true;
     config->name = config->zeros_less_one ? "gptq" : "gptq_v2";
     return STATUS_OK;
@@ -116,7 +121,7 @@ static enum status read_awq(const json_t *object, const char *what, struct packe
                             struct err *err)
 {
     const char *version = "gemm";
-    enum status st = read_bits(object, "bits", "w_bit", what, err);
+    enum status st = read_bits(object, "bits", "w_bit", what, false, &config->bits, err);
 
     if (st == STATUS_OK)
         st = read_group(object, "group_size", "q_group_size", what, config, err);

@@ -6,7 +6,8 @@
  *     MXFP4
  *     GPTQ, AWQ            rectangles of rows and columns, of which the file has the transpose
  *
- * In a block of 4 bits element i is in the low half of byte i, element 16 + i in the high half. */
+ * In a block of 4 bits element i is in the low half of byte i, element 16 + i in the high half.
+ * FP8 that becomes F16 is read element by element. */
 #include <assert.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -15,7 +16,8 @@
 #include "base/size.h"
 #include "checkpoint/packed.h"
 
-#define PER_WORD 8                  /* numbers of 4 bits in an I32 */
+#define WORD_BITS 32
+#define WORDS_MAX 8                 /* of a block */
 #define SOURCE_BYTES (512 * KIB)    /* of weights at a time */
 #define SCALES_MAX (64 * 1024)      /* at a time */
 #define TILE_COLUMNS_MAX 32768      /* of a rectangle */
@@ -29,6 +31,7 @@ struct work {
     uint64_t first;                 /* blocks are counted along the rows */
     uint32_t block_bytes, block_columns;
     uint64_t row_blocks;            /* blocks of a row */
+    uint64_t per_word;              /* numbers of an I32 */
     struct err *err;
     /* What of the scales and zero points is there: from row scale_row and group scale_group on,
      * scale_stride in a row. */
@@ -92,20 +95,22 @@ static enum status put_scale(const struct work *work, uint8_t *block, float scal
     return (bits & 0x7C00) != 0x7C00 ? STATUS_OK : no_f16(work, scale, row, group);
 }
 
-/* A block of 4 bits from its scale and zero point; its halves are the caller's. */
+/* A block from its scale and zero point; its numbers are the caller's. */
 static enum status put_head(const struct work *work, uint8_t *block, float scale, uint32_t zero,
                             uint64_t row, uint64_t group)
 {
     const struct packed *packed = work->packed;
 
+    const uint32_t middle = UINT32_C(1) << (packed->bits - 1);
+
     if (packed->dtype == DTYPE_INT4)
         block[2] = (uint8_t)zero;
-    else if (zero != 8)
+    else if (zero != middle)
         return err_set(work->err, STATUS_BAD_INPUT,
                        "%s: tensor '%s': the zero point of row %" PRIu64 ", group %" PRIu64
-                       " is %u; \"sym\" in config.json says that it is 8",
+                       " is %u; \"sym\" in config.json says that it is %u",
                        ckpt_file_path(work->ckpt, packed->zeros.file_index), packed->zeros.name,
-                       row, group, zero);
+                       row, group, zero, middle);
     return put_scale(work, block, scale, row, group);
 }
 
@@ -165,9 +170,17 @@ static enum status read_grid(struct work *work, uint64_t row, uint64_t rows)
     dtype_convert(work->scales, DTYPE_F32, work->raw, scales->dtype, count);
     if (packed->zeros.name == NULL)
         return STATUS_OK;
-    work->zero_row = row / PER_WORD;
+    work->zero_row = row / work->per_word;
     return read_at(work, &packed->zeros, work->zero_row * stride * 4, work->zeros,
-                   ((row + rows - 1) / PER_WORD + 1 - work->zero_row) * stride * 4);
+                   ((row + rows - 1) / work->per_word + 1 - work->zero_row) * stride * 4);
+}
+
+static enum status refuse_nan(const struct work *work, uint64_t row, uint64_t column)
+{
+    return err_set(work->err, STATUS_BAD_INPUT,
+                   "%s: tensor '%s': row %" PRIu64 ", column %" PRIu64 " is not a number",
+                   ckpt_file_path(work->ckpt, work->packed->weight.file_index),
+                   work->packed->weight.name, row, column);
 }
 
 static enum status put_f8(const struct work *work, uint8_t *block, const uint8_t *source,
@@ -177,11 +190,26 @@ static enum status put_f8(const struct work *work, uint8_t *block, const uint8_t
     memcpy(block + sizeof(scale), source, QUANT_F8_ELEMENTS);
     for (uint64_t i = 0; i < QUANT_F8_ELEMENTS; i++)
         if ((source[i] & 0x7F) == 0x7F)
-            return err_set(work->err, STATUS_BAD_INPUT,
-                           "%s: tensor '%s': row %" PRIu64 ", column %" PRIu64 " is not a number",
-                           ckpt_file_path(work->ckpt, work->packed->weight.file_index),
-                           work->packed->weight.name, row, column + i);
+            return refuse_nan(work, row, column + i);
     return STATUS_OK;
+}
+
+/* An element whose row is no whole number of blocks. */
+static enum status put_f8_as_f16(const struct work *work, uint8_t *to, uint8_t source, float scale,
+                                 uint64_t row, uint64_t column)
+{
+    const float value = scale * (256 * f16_to_f32(quant_e4m3_f16(source)));
+    const uint16_t bits = f32_to_f16(value);
+
+    memcpy(to, &bits, sizeof(bits));
+    if ((source & 0x7F) == 0x7F)
+        return refuse_nan(work, row, column);
+    if ((bits & 0x7C00) != 0x7C00)
+        return STATUS_OK;
+    return err_set(work->err, STATUS_BAD_INPUT,
+                   "%s: tensor '%s': row %" PRIu64 ", column %" PRIu64 " is %g, which F16 does not "
+                   "hold", ckpt_file_path(work->ckpt, work->packed->weight.file_index),
+                   work->packed->weight.name, row, column, (double)value);
 }
 
 /* 32 numbers, as a file has them one behind the other. */
@@ -208,6 +236,8 @@ static enum status put_run_block(const struct work *work, const uint8_t *source,
         return STATUS_OK;
     }
     scale = work->scales[at];
+    if (packed->dtype == DTYPE_F16)
+        return put_f8_as_f16(work, block, *source, scale, row, column);
     if (packed->kind == PACKED_F8)
         return put_f8(work, block, source, scale, row, column);
     if (packed->kind == PACKED_INT8) {
@@ -215,8 +245,8 @@ static enum status put_run_block(const struct work *work, const uint8_t *source,
         return put_scale(work, block, scale, row, group);
     }
     if (packed->zeros.name != NULL)
-        zero = work->zeros[(row / PER_WORD - work->zero_row) * work->scale_stride + group] >>
-                   row % PER_WORD * 4 & 15;
+        zero = work->zeros[(row / work->per_word - work->zero_row) * work->scale_stride + group] >>
+                   row % work->per_word * 4 & 15;
     put_numbers(halves_of(work, block), source);
     return put_head(work, block, scale, zero, row, group);
 }
@@ -254,15 +284,16 @@ struct rectangle {
     uint64_t row, row_end, block, block_end;
 };
 
-/* Which of a word's eight numbers is of the row, or column, i modulo 8. */
+/* Which of a word's numbers is of the row, or column, i modulo how many there are. */
 static uint32_t shift_of(const struct packed *packed, uint64_t i)
 {
-    static const uint8_t awq_shifts[PER_WORD] = { 0, 16, 4, 20, 8, 24, 12, 28 };
+    static const uint8_t awq_shifts[] = { 0, 16, 4, 20, 8, 24, 12, 28 };
+    const uint64_t each = packed->bits == 8 ? 4 : 8;
 
-    return packed->kind == PACKED_AWQ ? awq_shifts[i % PER_WORD] : (uint32_t)(i % PER_WORD * 4);
+    return packed->kind == PACKED_AWQ ? awq_shifts[i % each] : (uint32_t)(i % each * packed->bits);
 }
 
-/* The scales and zero points of the rectangle: [groups][rows], and [groups][rows / 8]. */
+/* The scales and zero points of the rectangle: [groups][rows], and words of some rows each. */
 static enum status read_groups(struct work *work, const struct rectangle *r)
 {
     const struct packed *packed = work->packed;
@@ -271,8 +302,8 @@ static enum status read_groups(struct work *work, const struct rectangle *r)
     const uint64_t count =
         (r->block_end * PACKED_GROUP - 1) / packed->scale_columns + 1 - first;
     const uint64_t rows = r->row_end - r->row;
-    const uint64_t zero_row = r->row / PER_WORD;
-    const uint64_t zero_rows = (r->row_end - 1) / PER_WORD + 1 - zero_row;
+    const uint64_t zero_row = r->row / work->per_word;
+    const uint64_t zero_rows = (r->row_end - 1) / work->per_word + 1 - zero_row;
     enum status st = read_box(work, scales, dtype_info(scales->dtype)->block_bytes, first, count,
                               r->row, rows, work->raw);
 
@@ -284,7 +315,7 @@ static enum status read_groups(struct work *work, const struct rectangle *r)
     st = read_box(work, &packed->zeros, 4, first, count, zero_row, zero_rows,
                   (uint8_t *)work->zeros);
     for (uint64_t i = 0; packed->zeros_less_one && i < count * zero_rows; i++)
-        work->zeros[i] += 0x11111111;
+        work->zeros[i] += packed->bits == 8 ? 0x01010101 : 0x11111111;
     return st;
 }
 
@@ -296,30 +327,47 @@ static void put_awq(uint8_t *halves, const uint8_t *words, uint64_t stride, uint
                               (word_at(words, (i + PACKED_GROUP / 2) * stride) >> shift & 15) << 4);
 }
 
+/* The numbers of a block of GPTQ: words `stride` apart. */
+static void put_gptq(const struct packed *packed, uint8_t *numbers, const uint8_t *source,
+                     uint64_t first, uint64_t stride)
+{
+    uint32_t words[WORDS_MAX];
+    const uint64_t count = PACKED_GROUP * packed->bits / WORD_BITS;
+
+    for (uint64_t i = 0; i < count; i++)
+        words[i] = word_at(source, first + i * stride);
+    if (packed->bits == 4) {
+        put_words(numbers, words);
+        return;
+    }
+    for (uint64_t i = 0; i < count; i++) /* less 128: as signed bytes */
+        words[i] ^= 0x80808080;
+    memcpy(numbers, words, PACKED_GROUP);
+}
+
 static enum status put_rectangle(const struct work *work, const struct rectangle *r)
 {
     const struct packed *packed = work->packed;
-    const uint64_t rows = r->row_end - r->row, zero_row = r->row / PER_WORD;
-    const uint64_t zero_rows = (r->row_end - 1) / PER_WORD + 1 - zero_row;
+    const uint64_t rows = r->row_end - r->row, zero_row = r->row / work->per_word;
+    const uint64_t zero_rows = (r->row_end - 1) / work->per_word + 1 - zero_row;
+    const uint32_t zero_mask = (UINT32_C(1) << packed->bits) - 1;
     enum status st = STATUS_OK;
 
     for (uint64_t row = r->row; row < r->row_end; row++) {
         for (uint64_t b = r->block; b < r->block_end && st == STATUS_OK; b++) {
             const uint64_t group = b * PACKED_GROUP / packed->scale_columns;
             const uint64_t at = group - work->scale_group;
-            const uint32_t zero = work->zeros[at * zero_rows + row / PER_WORD - zero_row] >>
-                                      shift_of(packed, row) & 15;
+            const uint32_t zero = work->zeros[at * zero_rows + row / work->per_word - zero_row] >>
+                                      shift_of(packed, row) & zero_mask;
             uint8_t *block = block_at(work, row, b), *halves = halves_of(work, block);
             if (packed->kind == PACKED_AWQ) {
                 const uint64_t first = (b - r->block) * PACKED_GROUP * zero_rows;
-                put_awq(halves, work->source + (first + row / PER_WORD - zero_row) * 4, zero_rows,
-                        shift_of(packed, row));
+                put_awq(halves, work->source + (first + row / work->per_word - zero_row) * 4,
+                        zero_rows, shift_of(packed, row));
             } else {
-                const uint64_t first = (b - r->block) * 4 * rows + row - r->row;
-                put_words(halves, (const uint32_t[]){ word_at(work->source, first),
-                                                      word_at(work->source, first + rows),
-                                                      word_at(work->source, first + 2 * rows),
-                                                      word_at(work->source, first + 3 * rows) });
+                const uint64_t words = PACKED_GROUP / work->per_word;
+                put_gptq(packed, halves, work->source,
+                         (b - r->block) * words * rows + row - r->row, rows);
             }
             st = put_head(work, block, work->scales[at * rows + row - r->row], zero, row, group);
         }
@@ -332,21 +380,21 @@ static enum status read_tile(struct work *work, const struct rectangle *r)
 {
     const struct packed *packed = work->packed;
     const uint64_t columns = (r->block_end - r->block) * PACKED_GROUP;
-    const uint64_t column = r->block * PACKED_GROUP, zero_row = r->row / PER_WORD;
+    const uint64_t column = r->block * PACKED_GROUP, zero_row = r->row / work->per_word;
     enum status st;
 
     if (packed->kind == PACKED_AWQ)
         st = read_box(work, &packed->weight, 4, column, columns, zero_row,
-                      (r->row_end - 1) / PER_WORD + 1 - zero_row, work->source);
+                      (r->row_end - 1) / work->per_word + 1 - zero_row, work->source);
     else
-        st = read_box(work, &packed->weight, 4, column / PER_WORD, columns / PER_WORD, r->row,
-                      r->row_end - r->row, work->source);
+        st = read_box(work, &packed->weight, 4, column / work->per_word, columns / work->per_word,
+                      r->row, r->row_end - r->row, work->source);
     if (st == STATUS_OK)
         st = read_groups(work, r);
     return st == STATUS_OK ? put_rectangle(work, r) : st;
 }
 
-/* Cuts a rectangle into tiles: columns times rows times half a byte, and a word's rows more. */
+/* Cuts a rectangle into tiles: columns times rows times a number's size, and a word's rows more. */
 static enum status read_rectangle(struct work *work, const struct rectangle *whole)
 {
     const uint64_t blocks_max = TILE_COLUMNS_MAX / PACKED_GROUP;
@@ -356,7 +404,8 @@ static enum status read_rectangle(struct work *work, const struct rectangle *who
          block += blocks_max) {
         const uint64_t left = whole->block_end - block;
         const uint64_t blocks = left < blocks_max ? left : blocks_max;
-        uint64_t rows_max = 2 * SOURCE_BYTES / (blocks * PACKED_GROUP) - 2 * PER_WORD;
+        uint64_t rows_max = work->per_word * SOURCE_BYTES / (4 * blocks * PACKED_GROUP) -
+                            2 * work->per_word;
         rows_max = rows_max < TILE_ROWS_MAX ? rows_max : TILE_ROWS_MAX;
         for (uint64_t row = whole->row; row < whole->row_end && st == STATUS_OK; row += rows_max) {
             const uint64_t rows_left = whole->row_end - row;
@@ -452,6 +501,7 @@ enum status packed__read(const struct ckpt *ckpt, const struct packed *packed,
     work->block_bytes = info->block_bytes;
     work->block_columns = info->block_elements;
     work->row_blocks = packed->column_count / info->block_elements;
+    work->per_word = packed->bits == 8 ? 4 : 8;
     work->err = err;
     assert(work->row_blocks > 0);
     if (packed->kind == PACKED_GPTQ || packed->kind == PACKED_AWQ)

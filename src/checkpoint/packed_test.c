@@ -132,7 +132,11 @@ static void put_number(uint32_t *words, uint64_t word, uint32_t place, uint32_t 
     words[word] |= number << 4 * place;
 }
 
-enum way { F8, INT8, COMPRESSED, COMPRESSED_ZEROS, GPTQ, GPTQ_ASYM, GPTQ_V2, AWQ, MXFP4, WAYS };
+enum way {
+    F8, INT8, COMPRESSED, COMPRESSED_ZEROS, GPTQ, GPTQ_ASYM, GPTQ_V2, AWQ, MXFP4, GPTQ8, F8_SHORT,
+    WAYS
+};
+#define SHORT 24 /* how much the last block of an F8_SHORT is short of */
 
 #define FP8_CONFIG                                                                                 \
     "{\"quantization_config\":{\"quant_method\":\"fp8\",\"weight_block_size\":[128,128]}}"
@@ -153,11 +157,19 @@ static const char *const configs[WAYS] = {
     [GPTQ_V2] = GROUP_CONFIG("gptq", ",\"sym\":false,\"checkpoint_format\":\"gptq_v2\""),
     [AWQ] = GROUP_CONFIG("awq", ""),
     [MXFP4] = "{\"quantization_config\":{\"quant_method\":\"mxfp4\"}}",
+    [GPTQ8] = "{\"quantization_config\":{\"quant_method\":\"gptq\",\"bits\":8,\"group_size\":64,"
+              "\"sym\":true}}",
+    [F8_SHORT] = FP8_CONFIG,
 };
+
+static bool is_f8(enum way way)
+{
+    return way == F8 || way == F8_SHORT;
+}
 
 static uint64_t group_columns(enum way way)
 {
-    return way == F8 ? 128 : 64;
+    return is_f8(way) ? 128 : 64;
 }
 
 static bool is_symmetric(enum way way)
@@ -188,12 +200,12 @@ static void add_scales(struct model *model, const char *name, uint64_t rows, uin
 
 static void make_bytes(struct model *model, enum way way, uint64_t rows, uint64_t columns)
 {
-    uint8_t *weight = add(model, "x.weight", way == F8 ? "F8_E4M3" : "I8", 1, 2, rows, columns);
+    uint8_t *weight = add(model, "x.weight", is_f8(way) ? "F8_E4M3" : "I8", 1, 2, rows, columns);
 
     for (uint64_t i = 0; i < rows * columns; i++)
         weight[i] = byte_at(i / columns, i % columns);
-    if (way == F8)
-        add_scales(model, "x.weight_scale_inv", (rows + 127) / 128, columns / 128, false);
+    if (is_f8(way))
+        add_scales(model, "x.weight_scale_inv", (rows + 127) / 128, (columns + 127) / 128, false);
     else
         add_scales(model, "x.weight_scale", rows, columns / 64, false);
 }
@@ -248,6 +260,25 @@ static void make_transposed(struct model *model, enum way way, uint64_t rows, ui
         order[k] = (int32_t)(k / 64);
 }
 
+static uint32_t byte_of(uint64_t row, uint64_t column)
+{
+    return (uint32_t)(row * 37 + column * 101 + row * column) & 255;
+}
+
+static void make_gptq8(struct model *model, uint64_t rows, uint64_t columns)
+{
+    const uint64_t groups = columns / 64;
+    uint32_t *weight = add(model, "x.qweight", "I32", 4, 2, columns / 4, rows);
+    uint32_t *zeros = add(model, "x.qzeros", "I32", 4, 2, groups, rows / 4);
+
+    for (uint64_t row = 0; row < rows; row++)
+        for (uint64_t k = 0; k < columns; k++)
+            weight[k / 4 * rows + row] |= byte_of(row, k) << k % 4 * 8;
+    for (uint64_t i = 0; i < groups * rows / 4; i++)
+        zeros[i] = 0x7F7F7F7F; /* 128, less 1 */
+    add_scales(model, "x.scales", rows, groups, true);
+}
+
 static uint8_t exponent_at(uint64_t row, uint64_t group)
 {
     return (uint8_t)(120 + (row * 3 + group) % 16);
@@ -270,8 +301,10 @@ static struct model make(enum way way, uint64_t rows, uint64_t columns)
     float *norm = add(&model, "norm.weight", "F32", 4, 1, 1, 2);
 
     norm[0] = 1;
-    if (way == F8 || way == INT8)
-        make_bytes(&model, way, rows, columns);
+    if (is_f8(way) || way == INT8)
+        make_bytes(&model, way, rows, columns - (way == F8_SHORT ? SHORT : 0));
+    else if (way == GPTQ8)
+        make_gptq8(&model, rows, columns);
     else if (way == MXFP4)
         make_mxfp4(&model, rows, columns);
     else if (way == COMPRESSED || way == COMPRESSED_ZEROS)
@@ -299,8 +332,12 @@ static float wanted(enum way way, uint64_t row, uint64_t column)
 
     if (way == MXFP4)
         return ldexpf(e2m1[number_at(row, column)], exponent_at(row, column / 32) - 127);
-    if (way == F8)
-        return e4m3(byte_at(row, column)) * scale_at(row / 128, group);
+    if (way == GPTQ8)
+        return ((float)byte_of(row, column) - 128) * scale_at(row, group);
+    if (is_f8(way)) {
+        const float value = e4m3(byte_at(row, column)) * scale_at(row / 128, group);
+        return way == F8 ? value : f16_to_f32(f32_to_f16(value));
+    }
     if (way == INT8)
         return (float)(int8_t)byte_at(row, column) * scale_at(row, group);
     return ((float)number_at(row, column) - (float)zero_at(row, group, is_symmetric(way))) *
@@ -349,14 +386,15 @@ static void weights_are_what_the_tensors_mean(void **state)
 {
     static const enum dtype dtypes[WAYS] = {
         DTYPE_F8_E4M3, DTYPE_Q8_0, DTYPE_Q4_0, DTYPE_INT4,
-        DTYPE_Q4_0, DTYPE_INT4, DTYPE_INT4, DTYPE_INT4, DTYPE_MXFP4,
+        DTYPE_Q4_0, DTYPE_INT4, DTYPE_INT4, DTYPE_INT4, DTYPE_MXFP4, DTYPE_Q8_0, DTYPE_F16,
     };
 
     (void)state;
     for (int i = 0; i < WAYS * 4; i++) {
         const enum way way = (enum way)(i % WAYS);
-        const uint64_t rows = sizes[i / WAYS][0], columns = sizes[i / WAYS][1];
-        struct model model = make(way, rows, columns);
+        const uint64_t rows = sizes[i / WAYS][0];
+        const uint64_t columns = sizes[i / WAYS][1] - (way == F8_SHORT ? SHORT : 0);
+        struct model model = make(way, rows, sizes[i / WAYS][1]);
         struct ckpt *ckpt = open_model(&model);
         const struct ckpt_tensor *tensor = packed_of(ckpt);
         uint8_t *bytes = read_whole(ckpt, tensor);
@@ -442,6 +480,8 @@ static void unknown_configurations_are_refused(void **state)
         { "{\"quantization_config\":{\"quant_method\":\"fp8\",\"weight_block_size\":[-1,128]}}",
           "[0] is not a size" },
         { "{\"quantization_config\":{\"quant_method\":\"gptq\",\"bits\":3}}", "3 bits" },
+        { "{\"quantization_config\":{\"quant_method\":\"gptq\",\"bits\":8,\"sym\":false}}",
+          "all zero points are 128" },
         { "{\"quantization_config\":{\"quant_method\":\"gptq\",\"group_size\":48}}", "48 columns" },
         { "{\"quantization_config\":{\"quant_method\":\"gptq\",\"checkpoint_format\":\"marlin\"}}",
           "\"marlin\"" },
@@ -483,7 +523,10 @@ static void tensors_that_do_not_fit_are_refused(void **state)
         { F8, "x.weight_scale_inv", NULL, NULL, 0, 3, 2, "a scale for each block" },
         { F8, "x.weight_scale_inv", NULL, "I16", 0, 0, 0, "F16, BF16 or F32" },
         { F8, "x.weight", NULL, NULL, 0, 272, 128, "a scale for each block" },
-        { F8, "x.weight", NULL, NULL, 0, 544, 64, "rows of 64 weights" },
+        { F8, "x.weight", NULL, NULL, 0, 544, 64, "a scale for each block" },
+        { F8_SHORT, "x.weight_scale_inv", NULL, NULL, 0, 2, 1, "a scale for each block" },
+        { GPTQ8, "x.qzeros", NULL, NULL, 0, 4, 17, "[4, 34]" },
+        { GPTQ8, "x.qweight", NULL, NULL, 0, 32, 136, "[2, 136]" },
         { F8, "x.weight", NULL, NULL, 1, 0, 0, "a matrix" },
         { INT8, "x.weight_scale", NULL, NULL, 0, 16, 34, "a scale for each row" },
         { INT8, "norm.weight", "x.weight_zero_point", NULL, 0, 0, 0, "with zero points" },
