@@ -110,6 +110,72 @@ def test_every_home_serves_the_new_weights():
             check_served(server, lighter.DEMO, "2")
 
 
+def change_packed(source, name, dtype, mask):
+    """A copy of a checkpoint in which every byte of the tensors of that dtype is another."""
+    target = os.path.join(folder, name)
+    shutil.copytree(source, target)
+    path = os.path.join(target, "model.safetensors")
+    data = bytearray(open(path, "rb").read())
+    first = 8 + struct.unpack("<Q", data[:8])[0]
+    for key, entry in json.loads(data[8:first]).items():
+        if key == "__metadata__" or entry["dtype"] != dtype or key.endswith(("qzeros", "g_idx")):
+            continue
+        begin, end = (first + offset for offset in entry["data_offsets"])
+        data[begin:end] = bytes(byte ^ mask for byte in data[begin:end])
+    os.chmod(path, 0o644)
+    with open(path, "wb") as file:
+        file.write(data)
+    return target
+
+
+def packed_models():
+    """By name: the old version, the new one, and the new one cut off."""
+    golden = os.path.join(lighter.ROOT, "tests", "golden", "packed")
+    fp8, gptq = (os.path.join(golden, name) for name in ("qwen3_fp8", "llama_gptq"))
+    models = {"fp8": [fp8, change_packed(fp8, "fp8", "F8_E4M3", 0x80)],
+              "gptq": [gptq, change_packed(gptq, "gptq", "I32", 0x11)], "q4_0": []}
+    for name, source in (("old", lighter.DEMO), ("new", other)):
+        models["q4_0"].append(os.path.join(folder, f"{name}-q4_0.gguf"))
+        lighter.run("quantize", "--model", source, "--out", models["q4_0"][-1], "--type", "Q4_0", "--pre",
+                    "deepseek-v3", "--quiet", check=0)
+    for name, versions in models.items():
+        cut = os.path.join(folder, os.path.basename(versions[1]).replace(name, name + "-cut"))
+        if os.path.isdir(versions[1]):
+            shutil.copytree(versions[1], cut)
+            weights = os.path.join(cut, "model.safetensors")
+        else:
+            weights = shutil.copy(versions[1], cut)
+        os.truncate(weights, os.path.getsize(weights) * 2 // 3)
+        versions.append(cut)
+    return models
+
+
+def packed_ids(server):
+    return [server.generate(input_ids=prompt, sampling_params=GREEDY)["output_ids"] for prompt in ([5, 9, 3], [1, 40])]
+
+
+def test_packed_weights_are_updated():
+    cache = ["--offload-cache-dir", os.path.join(folder, "cache-packed")]
+    places = ([], SIM + V2, SIM + V2 + ["--offload-mode", "disk"] + cache)
+    for name, (old, new, cut) in packed_models().items():
+        wanted = []
+        for version in (old, new):
+            with lighter.Server("--model", version) as server:
+                wanted.append(packed_ids(server))
+        assert wanted[0] != wanted[1], name
+        for options in places:
+            with lighter.Server("--model", old, *options) as server:
+                assert packed_ids(server) == wanted[0], (name, options)
+                status, answer = update(server, cut, weight_version="cut")
+                assert status == 400 and os.path.basename(cut) in answer["message"], (name, options, answer)
+                assert packed_ids(server) == wanted[0], (name, options)
+                assert server.request("/get_model_info")[1]["weight_version"] == "default"
+                assert update(server, new, weight_version="2")[0] == 200, (name, options)
+                assert packed_ids(server) == wanted[1], (name, options)
+                info = server.request("/get_model_info")[1]
+                assert (info["model_path"], info["weight_version"]) == (new, "2"), info
+
+
 def test_what_does_not_fit_leaves_the_old_weights_serving():
     lacking = os.path.join(folder, "lacking")
     cut = os.path.join(folder, "cut")
