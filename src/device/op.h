@@ -44,6 +44,7 @@ enum op_kind {
     OP_ROUTE,
     OP_MOE,
     OP_GATHER_ROWS,
+    OP_GATHER_COLUMNS,
     OP_SOFT_CAP,
     OP_KIND_COUNT
 };
@@ -61,7 +62,8 @@ enum op_feature {
     OP_FEATURE_SCALE = 1 << 7,          /* op_scale */
     OP_FEATURE_CHUNKS = 1 << 8,         /* op_attention.chunked */
     OP_FEATURE_KV_NARROW = 1 << 9,      /* cache_dtype other than F32 */
-    OP_FEATURES_ALL = (1 << 10) - 1
+    OP_FEATURE_COLUMNS = 1 << 10,       /* op_gather_columns */
+    OP_FEATURES_ALL = (1 << 11) - 1
 };
 
 /* out[row_count][width] = table[ids[row]][width]; ids in [0, table_row_count). */
@@ -304,6 +306,17 @@ struct op_gather_rows {
     uint64_t out_row_stride, x_row_stride;
 };
 
+/* out[row][i] = x[row][columns[i]]. The columns are whole numbers below x_width, in F32, in which
+ * parameters that are vectors are held. out is not x. */
+struct op_gather_columns {
+    float *out;
+    const float *x;
+    const float *columns; /* [width] */
+    uint32_t row_count, width;
+    uint32_t x_width;
+    uint64_t out_row_stride, x_row_stride;
+};
+
 /* x[row][i] = cap * tanh(x[row][i] / cap), in place. Gemma 2, arXiv 2408.00118, section 2. */
 struct op_soft_cap {
     float *x;
@@ -327,6 +340,7 @@ struct op {
         struct op_route route;
         struct op_moe moe;
         struct op_gather_rows gather_rows;
+        struct op_gather_columns gather_columns;
         struct op_soft_cap soft_cap;
     };
 };

@@ -265,6 +265,41 @@ static bool has_feature(const struct harness *h, enum op_feature feature)
     return (device_info(h->device)->op_features & feature) != 0;
 }
 
+static void gather_columns_on(struct harness *h)
+{
+    enum { ROWS = 5, WIDTH = 37, X_WIDTH = 41, X_STRIDE = X_WIDTH + 3, STRIDE = WIDTH + 2 };
+    static double wanted[ROWS * WIDTH], exact[ROWS * WIDTH];
+    float *x = random_floats(h, ROWS * X_STRIDE), *out = guarded(ROWS * STRIDE);
+    float columns[WIDTH];
+    struct op op = { .kind = OP_GATHER_COLUMNS };
+
+    if (has_feature(h, OP_FEATURE_COLUMNS)) {
+        for (size_t i = 0; i < WIDTH; i++)
+            columns[i] = (float)((i * 17 + 5) % X_WIDTH);
+        for (size_t i = 0; i < ROWS * WIDTH; i++)
+            wanted[i] = (double)x[i / WIDTH * X_STRIDE + (i % WIDTH * 17 + 5) % X_WIDTH];
+        op.gather_columns = (struct op_gather_columns){
+            .out = harness_put(h, out, ROWS * STRIDE * 4),
+            .x = harness_put(h, x, ROWS * X_STRIDE * 4),
+            .columns = harness_put(h, columns, sizeof(columns)),
+            .row_count = ROWS, .width = WIDTH, .x_width = X_WIDTH, .out_row_stride = STRIDE,
+            .x_row_stride = X_STRIDE,
+        };
+        harness_run(h, &op);
+        harness_get(h, out, op.gather_columns.out, ROWS * STRIDE * 4);
+        check_rows("gather_columns", out, wanted, exact, ROWS, WIDTH, STRIDE);
+        harness_clear(h);
+    }
+    free(x);
+    free(out);
+}
+
+static void gather_columns_copies_the_right_columns(void **state)
+{
+    (void)state;
+    with_every_device(gather_columns_on);
+}
+
 static void rms_norm_case(struct harness *h, uint32_t rows, uint32_t groups, uint32_t width,
                           bool in_place, float offset)
 {
@@ -1158,6 +1193,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(matmul_is_right),
         cmocka_unit_test(embed_and_gather_copy_the_right_rows),
+        cmocka_unit_test(gather_columns_copies_the_right_columns),
         cmocka_unit_test(rms_norm_is_right),
         cmocka_unit_test(rope_is_right),
         cmocka_unit_test(gates_are_right),

@@ -163,6 +163,14 @@ static void list_small(struct list *list, const struct op *op)
         add(list, "x", op->gather_rows.x, (uint64_t)op->gather_rows.width * 4);
         add(list, "rows", op->gather_rows.rows, (uint64_t)op->gather_rows.row_count * 4);
         break;
+    case OP_GATHER_COLUMNS: {
+        const struct op_gather_columns *gather = &op->gather_columns;
+        add_rows(list, "out", gather->out, gather->row_count, gather->out_row_stride,
+                 gather->width);
+        add_rows(list, "x", gather->x, gather->row_count, gather->x_row_stride, gather->x_width);
+        add(list, "columns", gather->columns, (uint64_t)gather->width * 4);
+        break;
+    }
     case OP_SOFT_CAP:
         add_rows(list, "x", op->soft_cap.x, op->soft_cap.row_count, op->soft_cap.row_stride,
                  op->soft_cap.width);
@@ -247,6 +255,9 @@ void device__op_assert(const struct op *op)
         break;
     case OP_KV_WRITE: assert_kv_write(&op->kv_write); break;
     case OP_GATHER_ROWS: assert(op->gather_rows.x_row_count > 0); break;
+    case OP_GATHER_COLUMNS:
+        assert(op->gather_columns.x_width > 0 && op->gather_columns.out != op->gather_columns.x);
+        break;
     case OP_RMS_NORM:
         assert(op->rms_norm.width > 0 && op->rms_norm.group_count > 0);
         break;
@@ -292,6 +303,7 @@ const char *op_kind_name(enum op_kind kind)
         [OP_ATTENTION] = "attention",   [OP_SILU_MUL] = "silu_mul", [OP_ROUTE] = "route",
         [OP_MOE] = "moe",               [OP_GATHER_ROWS] = "gather_rows",
         [OP_SCALE] = "scale",           [OP_SOFT_CAP] = "soft_cap",
+        [OP_GATHER_COLUMNS] = "gather_columns",
     };
 
     assert((unsigned)kind < OP_KIND_COUNT);
@@ -313,6 +325,7 @@ uint32_t op_row_count(const struct op *op)
     case OP_ROUTE: return op->route.row_count;
     case OP_MOE: return op->moe.row_count;
     case OP_GATHER_ROWS: return op->gather_rows.row_count;
+    case OP_GATHER_COLUMNS: return op->gather_columns.row_count;
     case OP_SOFT_CAP: return op->soft_cap.row_count;
     case OP_KIND_COUNT: break;
     }
@@ -349,6 +362,7 @@ uint32_t op_features(const struct op *op)
         return gate_features(op->moe.gate) |
                (op->moe.w13_bias != NULL || op->moe.w2_bias != NULL ? OP_FEATURE_EXPERT_BIAS : 0u);
     case OP_SOFT_CAP: return OP_FEATURE_SOFT_CAP;
+    case OP_GATHER_COLUMNS: return OP_FEATURE_COLUMNS;
     default: return 0;
     }
 }
@@ -366,6 +380,7 @@ const char *op_feature_name(enum op_feature feature)
     case OP_FEATURE_GATE_CLAMPED: return "a clamped gate";
     case OP_FEATURE_EXPERT_BIAS: return "biases of experts";
     case OP_FEATURE_KV_NARROW: return "a KV cache in less than F32";
+    case OP_FEATURE_COLUMNS: return "columns in another order";
     case OP_FEATURES_ALL: break;
     }
     assert(!"no feature, or several");

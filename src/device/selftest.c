@@ -173,7 +173,7 @@ static double bound_of(const struct selftest_op *op)
     if (strncmp(op->name, "matmul", 6) == 0 || strncmp(op->name, "moe", 3) == 0)
         return op->dtype == DTYPE_BF16 ? 0x1p-6 : op->dtype == DTYPE_F16 ? 0x1p-9 : 1e-4;
     return strncmp(op->name, "embed", 5) == 0 || strncmp(op->name, "kv_write", 8) == 0 ||
-                   strncmp(op->name, "gather_rows", 11) == 0
+                   strncmp(op->name, "gather_", 7) == 0
                ? 0 /* they only move elements */
                : 1e-4;
 }

@@ -408,6 +408,31 @@ static uint64_t run_soft_cap(struct bed *bed, const struct selftest_op *test, ui
     return finish(bed, &op, out, op.soft_cap.x, (uint64_t)rows * width);
 }
 
+#define SELFTEST_COLUMNS_MAX 256
+
+/* shape: rows, width */
+static uint64_t run_gather_columns(struct bed *bed, const struct selftest_op *test, uint32_t first,
+                                   uint32_t rows, float *out)
+{
+    const uint32_t width = test->shape[1];
+    float columns[SELFTEST_COLUMNS_MAX];
+    struct op op = { .kind = OP_GATHER_COLUMNS };
+
+    assert(width <= SELFTEST_COLUMNS_MAX);
+    for (uint32_t i = 0; i < width; i++)
+        columns[i] = (float)((i * 5 + 3) % width);
+    op.gather_columns = (struct op_gather_columns){
+        .x = put_floats(bed, (uint64_t)test->shape[0] * width),
+        .columns = device__bed_put(bed, columns, width * sizeof(float)),
+        .row_count = rows, .width = width, .x_width = width, .out_row_stride = width,
+        .x_row_stride = width,
+    };
+    op.gather_columns.out = device__bed_put(bed, NULL, (uint64_t)rows * width * sizeof(float));
+    if (bed->err.status == STATUS_OK)
+        op.gather_columns.x += (uint64_t)first * width;
+    return finish(bed, &op, out, op.gather_columns.out, (uint64_t)rows * width);
+}
+
 /* shape: rows, width */
 static uint64_t run_gather_rows(struct bed *bed, const struct selftest_op *test, uint32_t first,
                                 uint32_t rows, float *out)
@@ -489,6 +514,7 @@ const struct selftest_op device__selftest_ops[] = {
     WITH_DTYPES("moe, clamped, biases", run_moe, true, 13, 8, 2, 64, 128, 1, GATE_CLAMPED_SWISH, 1),
     PLAIN("gather_rows", run_gather_rows, true, 9, 128),
     PLAIN("gather_rows, odd", run_gather_rows, true, 3, 13),
+    PLAIN("gather_columns", run_gather_columns, true, 9, 128),
 };
 const size_t device__selftest_op_count =
     sizeof(device__selftest_ops) / sizeof(device__selftest_ops[0]);

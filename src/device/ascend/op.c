@@ -66,7 +66,7 @@ uint32_t ascend__op_features(const struct ascend_cann *cann)
 {
     const bool adds = HAS(cann, InplaceAdds), sigmoid = HAS(cann, Sigmoid);
 
-    return OP_FEATURE_SINKS | OP_FEATURE_EXPERT_BIAS | OP_FEATURE_CHUNKS |
+    return OP_FEATURE_SINKS | OP_FEATURE_EXPERT_BIAS | OP_FEATURE_CHUNKS | OP_FEATURE_COLUMNS |
            (adds ? OP_FEATURE_NORM_OFFSET : 0u) |
            (HAS(cann, Tril) ? OP_FEATURE_WINDOW : 0u) |
            (HAS(cann, Tanh) ? OP_FEATURE_SOFT_CAP : 0u) |
@@ -141,6 +141,7 @@ enum status ascend__launch(struct stream *base, const struct op *op, struct err 
     case OP_GATHER_ROWS: ascend__op_gather_rows(&call, &op->gather_rows); break;
     case OP_SCALE: ascend__op_scale(&call, &op->scale); break;
     case OP_SOFT_CAP: ascend__op_soft_cap(&call, &op->soft_cap); break;
+    case OP_GATHER_COLUMNS: ascend__op_gather_columns(&call, &op->gather_columns); break;
     case OP_KIND_COUNT: break;
     }
     return call.status;

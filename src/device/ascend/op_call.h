@@ -207,6 +207,7 @@ void ascend__op_rope_table(struct ascend_call *call, const struct op_rope_table 
 void ascend__op_rope(struct ascend_call *call, const struct op_rope *op);
 void ascend__op_kv_write(struct ascend_call *call, const struct op_kv_write *op);
 void ascend__op_silu_mul(struct ascend_call *call, const struct op_silu_mul *op);
+void ascend__op_gather_columns(struct ascend_call *call, const struct op_gather_columns *op);
 void ascend__op_gather_rows(struct ascend_call *call, const struct op_gather_rows *op);
 void ascend__op_scale(struct ascend_call *call, const struct op_scale *op);
 void ascend__op_soft_cap(struct ascend_call *call, const struct op_soft_cap *op);

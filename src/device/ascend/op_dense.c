@@ -67,6 +67,34 @@ void ascend__op_gather_rows(struct ascend_call *call, const struct op_gather_row
     select_rows(call, &x, op->rows, &out);
 }
 
+/* The columns become integers first, and the result is packed. */
+void ascend__op_gather_columns(struct ascend_call *call, const struct op_gather_columns *op)
+{
+    const struct ascend_view x =
+        ascend__rows(op->x, ACL_FLOAT, op->row_count, op->x_width, op->x_row_stride);
+    const struct ascend_view out =
+        ascend__rows(op->out, ACL_FLOAT, op->row_count, op->width, op->out_row_stride);
+    const struct ascend_view columns = ascend__vector(op->columns, ACL_FLOAT, op->width);
+    struct ascend_cutter cutter = { NULL, 0 };
+    struct ascend_view index, packed = out;
+    void *memory = NULL;
+
+    for (int i = 0; i < 2; i++) {
+        index = ascend__vector(ascend__cut(&cutter, (uint64_t)op->width * sizeof(int32_t)),
+                               ACL_INT32, op->width);
+        packed.data = ascend__cut(&cutter, (uint64_t)op->row_count * op->width * sizeof(float));
+        packed.strides[0] = op->width;
+        if (i == 0) {
+            if (call->status == STATUS_OK)
+                call->status = ascend__scratch(call->stream, cutter.used_bytes, &memory, call->err);
+            cutter = (struct ascend_cutter){ memory, 0 };
+        }
+    }
+    ascend__copy(call, &index, &columns);
+    ASCEND_CALL(call, IndexSelect, 0, ASCEND_VIEWS(&x, &index, &packed), t[0], 1, t[1], t[2]);
+    ascend__copy(call, &out, &packed);
+}
+
 void ascend__op_kv_write(struct ascend_call *call, const struct op_kv_write *op)
 {
     const struct ascend_view cache = ascend__rows(op->cache, ACL_FLOAT, op->cache_row_count,

@@ -219,6 +219,18 @@ static void gather_row(const struct cpu_executor *executor, const struct op *op,
            gather->width * sizeof(float));
 }
 
+static void gather_columns_row(const struct cpu_executor *executor, const struct op *op,
+                               uint32_t row)
+{
+    const struct op_gather_columns *gather = &op->gather_columns;
+    float *out = gather->out + row * gather->out_row_stride;
+    const float *x = gather->x + row * gather->x_row_stride;
+
+    (void)executor;
+    for (uint32_t i = 0; i < gather->width; i++)
+        out[i] = x[(uint32_t)gather->columns[i]];
+}
+
 static void soft_cap_row(const struct cpu_executor *executor, const struct op *op, uint32_t row)
 {
     const struct op_soft_cap *soft_cap = &op->soft_cap;
@@ -295,6 +307,9 @@ void cpu_execute(struct cpu_executor *executor, const struct op *op)
         break;
     case OP_MOE: cpu__moe(executor, &op->moe); break;
     case OP_GATHER_ROWS: run_rows(executor, op, op->gather_rows.width, gather_row); break;
+    case OP_GATHER_COLUMNS:
+        run_rows(executor, op, 2 * (uint64_t)op->gather_columns.width, gather_columns_row);
+        break;
     case OP_SOFT_CAP:
         run_rows(executor, op, 8 * (uint64_t)op->soft_cap.width, soft_cap_row);
         break;

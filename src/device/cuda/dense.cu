@@ -341,6 +341,25 @@ cudaError_t cuda_gather_rows(const struct op_gather_rows *op, cudaStream_t strea
     return cudaGetLastError();
 }
 
+__global__ void gather_columns(const struct op_gather_columns op)
+{
+    const uint32_t i = blockIdx.x * THREADS + threadIdx.x;
+
+    if (i >= op.width)
+        return;
+    for (uint32_t row = blockIdx.y; row < op.row_count; row += gridDim.y)
+        op.out[row * op.out_row_stride + i] =
+            op.x[row * op.x_row_stride + (uint32_t)op.columns[i]];
+}
+
+cudaError_t cuda_gather_columns(const struct op_gather_columns *op, cudaStream_t stream)
+{
+    const struct op_gather_columns copy = *op;
+
+    GPU_LAUNCH(gather_columns, grid_for(op->width, op->row_count), THREADS, 0, stream, copy);
+    return cudaGetLastError();
+}
+
 __global__ void soft_cap(const struct op_soft_cap op)
 {
     const uint32_t i = blockIdx.x * THREADS + threadIdx.x;

@@ -15,6 +15,7 @@ cudaError_t cuda_kv_write(const struct op_kv_write *op, cudaStream_t stream);
 cudaError_t cuda_silu_mul(const struct op_silu_mul *op, cudaStream_t stream);
 cudaError_t cuda_scale(const struct op_scale *op, cudaStream_t stream);
 cudaError_t cuda_gather_rows(const struct op_gather_rows *op, cudaStream_t stream);
+cudaError_t cuda_gather_columns(const struct op_gather_columns *op, cudaStream_t stream);
 cudaError_t cuda_soft_cap(const struct op_soft_cap *op, cudaStream_t stream);
 
 /* product.cu */

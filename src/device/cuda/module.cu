@@ -253,6 +253,7 @@ static int launch(void *handle, const struct op *op)
     case OP_ROUTE: return done(cuda_route(&op->route, stream));
     case OP_MOE: return done(cuda_moe(&op->moe, stream));
     case OP_GATHER_ROWS: return done(cuda_gather_rows(&op->gather_rows, stream));
+    case OP_GATHER_COLUMNS: return done(cuda_gather_columns(&op->gather_columns, stream));
     case OP_SOFT_CAP: return done(cuda_soft_cap(&op->soft_cap, stream));
     case OP_KIND_COUNT: break;
     }
