@@ -68,6 +68,7 @@ CASES = {
                         dict(group=64, sym=False, order=True)),
     "llama_gptq_v2": ("Llama", lambda s: dense(s, 64), "gptq", dict(group=-1, sym=False, v2=True)),
     "llama_gptq8": ("Llama", lambda s: dense(s, 64), "gptq", dict(group=32, sym=True, bits=8)),
+    "llama_gptq_act": ("Llama", lambda s: dense(s, 64), "gptq", dict(group=32, sym=False, act=True)),
     "qwen3_moe_gptq": ("Qwen3Moe", lambda s: qwen3_moe(s, 64), "gptq", dict(group=32, sym=True)),
     "llama_awq": ("Llama", lambda s: dense(s, 64), "awq", dict(group=32)),
     "deepseek_v3_awq": ("DeepseekV3", lambda s: deepseek(s, 64), "awq", dict(group=64)),
@@ -165,14 +166,19 @@ def quantise_packed(weight, settings):
 
 def quantise_gptq(weight, settings):
     bits = settings.get("bits", 4)
+    order = torch.arange(weight.shape[1])
+    if settings.get("act"):  # as GPTQ takes the columns: what multiplies the same has the same order
+        order = torch.randperm(len(order), generator=torch.Generator().manual_seed(len(order)))
+    weight = weight[:, order]
     numbers, scales, zeros = round_to_groups(weight, settings["group"], settings["sym"],
                                              torch.float16, bits)
     words = pack(zeros.T, 1, bits=bits)
     if not settings.get("v2"):  # GPTQModel, convert_gptq_v2_to_v1_format_module
         words = words - LESS_ONE[bits]
     group = weight.shape[1] // scales.shape[1]
-    return {"qweight": pack(numbers.T, 0, bits=bits), "scales": scales.T.contiguous(), "qzeros": words,
-            "g_idx": (torch.arange(weight.shape[1]) // group).to(torch.int32)}
+    place = order.argsort()
+    return {"qweight": pack(numbers[:, place].T, 0, bits=bits), "scales": scales.T.contiguous(), "qzeros": words,
+            "g_idx": (place // group).to(torch.int32)}
 
 
 def quantise_awq(weight, settings):
@@ -204,7 +210,7 @@ def config_of(way, settings):
                     weight_block_size=[128, 128])
     if way == "gptq":
         config = dict(quant_method="gptq", bits=settings.get("bits", 4), group_size=settings["group"], sym=settings["sym"],
-                      desc_act=bool(settings.get("order")))
+                      desc_act=bool(settings.get("order") or settings.get("act")))
         return config | (dict(checkpoint_format="gptq_v2") if settings.get("v2") else {})
     if way == "awq":
         return dict(quant_method="awq", bits=4, group_size=settings["group"], version="gemm",

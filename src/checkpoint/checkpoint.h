@@ -73,6 +73,10 @@ const char *ckpt_refusal(const struct ckpt *ckpt);
  * checkpoints may have and which nothing here needs. */
 bool ckpt_is_unused_scale(const char *name);
 
+/* Whether the tensor is X.order, which says in which order X.weight has its columns: column i is
+ * multiplied with x's column order[i]. */
+bool ckpt_is_order(const struct ckpt_tensor *tensor);
+
 /* What a read of packed tensors takes while it works. */
 #define CKPT_READ_BYTES_MAX (UINT64_C(3) << 19)
 /* Reads size_bytes of the tensor's data, from offset_bytes in it. */

@@ -483,6 +483,10 @@ static enum status add_source(struct planner *planner, const struct ckpt_tensor 
     if (!gguf__plain_name(model, source->name, plain, sizeof(plain)) ||
         (!model->is_gguf && is_left_out(model, plain)))
         return STATUS_OK;
+    if (!model->is_gguf && ckpt_is_order(source))
+        return err_set(planner->err, STATUS_BAD_INPUT,
+                       "%s: '%s': a matrix has its columns in another order (\"desc_act\"), for "
+                       "which GGUF files have no word", ckpt_path(planner->ckpt), source->name);
     if (!is_convertible(source->dtype))
         return err_set(planner->err, STATUS_BAD_INPUT,
                        "%s: tensor '%s' is of type %s, which is not converted",

@@ -19,7 +19,6 @@ struct composing {
     struct packed_config config;
     struct packed *packed;
     size_t packed_count, packed_capacity;
-    size_t *places;      /* [packed_count]: of the tensors that they take the place of */
     bool *is_used;       /* [the checkpoint's tensor_count]: a part of one of them */
 };
 
@@ -425,7 +424,6 @@ static bool grow(struct composing *composing)
 {
     const size_t capacity = composing->packed_capacity == 0 ? 64 : 2 * composing->packed_capacity;
     struct packed *packed;
-    size_t *places;
 
     if (composing->packed_count < composing->packed_capacity)
         return true;
@@ -433,12 +431,49 @@ static bool grow(struct composing *composing)
     if (packed == NULL)
         return false;
     composing->packed = packed;
-    places = reallocarray(composing->places, capacity, sizeof(*places));
-    if (places == NULL)
-        return false;
-    composing->places = places;
     composing->packed_capacity = capacity;
     return true;
+}
+
+/* Adds it to the list, which owns it then. */
+static enum status add_packed(struct composing *composing, struct packed *packed, struct err *err)
+{
+    enum status st;
+
+    if (!grow(composing))
+        return no_memory(composing, err);
+    st = take_parts(composing, packed, err);
+    composing->packed[composing->packed_count++] = *packed;
+    return st;
+}
+
+/* Where columns lie in another order, that becomes a tensor of its own. */
+static enum status compose_order(struct composing *composing, const struct module *module,
+                                 struct packed *packed, struct err *err)
+{
+    struct packed order = { .kind = PACKED_ORDER, .weight = packed->order, .dtype = DTYPE_F32,
+                            .row_count = 1, .column_count = packed->column_count };
+    enum status st;
+
+    if (packed->order.name == NULL)
+        return STATUS_OK;
+    order.place = (size_t)(ckpt_find(composing->ckpt, packed->order.name) -
+                           composing->ckpt->tensors);
+    st = packed__read_order(composing->ckpt, packed, &order.columns, err);
+    if (st != STATUS_OK || order.columns == NULL)
+        return st;
+    if (packed->kind != PACKED_GPTQ || packed->column_count > PACKED_ORDERED_MAX)
+        st = err_set(err, STATUS_BAD_INPUT,
+                     "%s: tensor '%s' has columns in another order; that is read in GPTQ's, of at "
+                     "most %d columns", module->path, packed->order.name, PACKED_ORDERED_MAX);
+    if (st == STATUS_OK && !grow(composing))
+        st = no_memory(composing, err);
+    if (st != STATUS_OK) {
+        free(order.columns);
+        return st;
+    }
+    packed->columns = order.columns;
+    return add_packed(composing, &order, err);
 }
 
 static enum status compose_module(struct composing *composing, size_t place, enum packed_kind kind,
@@ -447,7 +482,7 @@ static enum status compose_module(struct composing *composing, size_t place, enu
     const struct ckpt_tensor *weight = &composing->ckpt->tensors[place];
     struct module module = { .weight = weight,
                              .path = ckpt_file_path(composing->ckpt, weight->file_index) };
-    struct packed packed = { .kind = kind, .weight = *weight };
+    struct packed packed = { .kind = kind, .weight = *weight, .place = place };
     enum status st;
 
     memcpy(module.name, weight->name, strlen(weight->name) - strlen(suffix));
@@ -459,16 +494,17 @@ static enum status compose_module(struct composing *composing, size_t place, enu
         st = compose_compressed(composing, &module, &packed, err);
     else
         st = compose_transposed(composing, &module, &packed, err);
-    if (st == STATUS_OK && composing->config.reordered && packed.order.name != NULL)
-        st = packed__check_order(composing->ckpt, &packed, err);
-    if (st != STATUS_OK)
-        return st;
-    if (!grow(composing))
-        return no_memory(composing, err);
-    st = take_parts(composing, &packed, err);
-    composing->places[composing->packed_count] = place;
-    composing->packed[composing->packed_count++] = packed;
-    return st;
+    if (st == STATUS_OK)
+        st = compose_order(composing, &module, &packed, err);
+    return st == STATUS_OK ? add_packed(composing, &packed, err) : st;
+}
+
+static int compare_places(const void *a, const void *b)
+{
+    const struct packed *const x = a;
+    const struct packed *const y = b;
+
+    return x->place < y->place ? -1 : x->place > y->place;
 }
 
 /* The tensor that a module is listed as; its name is new. */
@@ -476,7 +512,7 @@ static enum status describe(const struct composing *composing, const struct pack
                             struct ckpt_tensor *out, struct err *err)
 {
     const char *main_name = packed->weight.name;
-    const bool is_stack = packed->kind == PACKED_MXFP4;
+    const bool is_stack = packed->kind == PACKED_MXFP4, is_order = packed->kind == PACKED_ORDER;
     const size_t size = is_stack ? strlen(main_name) - strlen(MXFP4_SUFFIX)
                                  : (size_t)(strrchr(main_name, '.') - main_name);
     struct ckpt_tensor tensor = { .dtype = packed->dtype,
@@ -498,7 +534,13 @@ static enum status describe(const struct composing *composing, const struct pack
         !dtype_bytes(packed->dtype, elements, &tensor.size_bytes))
         return err_set(err, STATUS_BAD_INPUT, "%s: the size of tensor '%s' overflows",
                        ckpt_file_path(composing->ckpt, tensor.file_index), main_name);
-    if (asprintf(&name, "%.*s%s", (int)size, main_name, is_stack ? "" : ".weight") < 0)
+    if (is_order) {
+        tensor.rank = 1;
+        tensor.shape[0] = packed->column_count;
+        tensor.shape[1] = 1;
+    }
+    if (asprintf(&name, "%.*s%s", (int)size, main_name,
+                 is_stack ? "" : is_order ? ".order" : ".weight") < 0)
         return no_memory(composing, err);
     tensor.name = name;
     *out = tensor;
@@ -518,7 +560,8 @@ static enum status replace(struct composing *composing, struct err *err)
     if (st == STATUS_OK)
         st = map_create(ckpt->tensor_count, &by_name, err);
     for (size_t i = 0; i < ckpt->tensor_count && st == STATUS_OK; i++) {
-        const bool is_place = next < composing->packed_count && composing->places[next] == i;
+        const bool is_place = next < composing->packed_count &&
+                              composing->packed[next].place == i;
         if (is_place)
             st = describe(composing, &composing->packed[next++], &tensors[count], err);
         else if (composing->is_used[i])
@@ -578,12 +621,18 @@ enum status packed__compose(struct ckpt *ckpt, const char *config_path, struct e
         if (is_main(&composing.config, &ckpt->tensors[i], &kind, &suffix))
             st = compose_module(&composing, i, kind, suffix, err);
     }
+    if (composing.packed_count > 0)
+        qsort(composing.packed, composing.packed_count, sizeof(*composing.packed), compare_places);
     if (st == STATUS_OK)
         st = replace(&composing, err);
     packed__destroy(composing.packed, composing.packed_count);
-    free(composing.places);
     free(composing.is_used);
     return st;
+}
+
+bool ckpt_is_order(const struct ckpt_tensor *tensor)
+{
+    return tensor->packed != NULL && tensor->packed->kind == PACKED_ORDER;
 }
 
 bool ckpt_is_unused_scale(const char *name)
@@ -605,6 +654,8 @@ void packed__destroy(struct packed *packed, size_t count)
         free((char *)packed[i].zeros.name);
         free((char *)packed[i].order.name);
         free((char *)packed[i].shape.name);
+        if (packed[i].kind == PACKED_ORDER)
+            free(packed[i].columns);
     }
     free(packed);
 }

@@ -18,8 +18,12 @@
  * and exponents as scales (tensor/quant.h). Elsewhere a weight is scale * (number - zero point),
  * where compressed-tensors without zero points have 8. GPTQ's zero points are stored less 1,
  * borrowing from the next in the word, unless "checkpoint_format" is "gptq_v2". G columns share a
- * scale. X.g_idx says which group a column is in: they must be in order, since a row's blocks have
- * a scale each.
+ * scale.
+ *
+ * X.g_idx says which group a column is in. A row's blocks have a scale each, so where a group's
+ * columns are not neighbours (GPTQ's desc_act), X.weight has them by group, and there is one tensor
+ * more: X.order [K] F32 says which column of x is multiplied with each. compressed-tensors' must be
+ * neighbours.
  *
  * What becomes of it:
  *
@@ -49,9 +53,11 @@
 
 #define PACKED_COLUMNS_MAX (UINT64_C(1) << 20)
 #define PACKED_GROUP 32 /* columns of a block of 4 bits, and of Q8_0; groups are multiples */
+#define PACKED_ORDERED_MAX 32768 /* columns of a row in another order */
 
 enum packed_kind {
-    PACKED_F8, PACKED_INT8, PACKED_COMPRESSED, PACKED_GPTQ, PACKED_AWQ, PACKED_MXFP4
+    PACKED_F8, PACKED_INT8, PACKED_COMPRESSED, PACKED_GPTQ, PACKED_AWQ, PACKED_MXFP4,
+    PACKED_ORDER              /* X.order; its weight is X.g_idx */
 };
 
 /* What config.json says of all modules. */
@@ -63,7 +69,7 @@ struct packed_config {
     uint32_t bits;            /* of GPTQ: 4 or 8 */
     uint64_t block_rows, block_columns; /* of FP8 scales; 0: none */
     bool zeros_less_one;      /* GPTQ's */
-    bool symmetric, reordered;
+    bool symmetric;
     const char *name;         /* "gptq", "gptq_v2", ...; static */
 };
 
@@ -81,6 +87,10 @@ struct packed {
     uint64_t matrix_count;    /* of MXFP4, whose rows are all in row_count; else 0 */
     uint64_t scale_rows, scale_columns; /* of the matrix, that share a scale */
     bool zeros_less_one;
+    /* [column_count] GPTQ's columns by group; NULL: they are so in the file. A PACKED_ORDER owns
+     * it. */
+    uint32_t *columns;
+    size_t place;             /* of the weights among the checkpoint's tensors, before */
 };
 
 /* Replaces what a Hugging Face checkpoint has of quantised modules, as above. BAD_INPUT: they are
@@ -89,15 +99,16 @@ enum status packed__compose(struct ckpt *ckpt, const char *config_path, struct e
 void packed__destroy(struct packed *packed, size_t count);
 
 /* Puts whole blocks together: from offset_bytes of the tensor on. Takes CKPT_READ_BYTES_MAX for as
- * long as it works. Refuses E4M3's NaN, scales that F16 does not hold, groups out of order, and a
- * zero point that is not the one that was said. */
+ * long as it works. Refuses E4M3's NaN, scales that F16 does not hold, and a zero point that is not
+ * the one that was said. */
 enum status packed__read(const struct ckpt *ckpt, const struct packed *packed,
                          uint64_t offset_bytes, void *dst, uint64_t size_bytes, struct err *err);
 /* Which bytes of the weights that is about; of those in another order as many. */
 void packed__span(const struct packed *packed, uint64_t offset_bytes, uint64_t size_bytes,
                   uint64_t *file_offset_out, uint64_t *size_out);
-/* Reads the columns' groups and refuses them out of order. */
-enum status packed__check_order(const struct ckpt *ckpt, const struct packed *packed,
-                                struct err *err);
+/* Reads which group each column is in. *columns_out, the caller's, is the columns by group, or NULL
+ * where that is how they lie. Groups must be as large as each other. */
+enum status packed__read_order(const struct ckpt *ckpt, const struct packed *packed,
+                               uint32_t **columns_out, struct err *err);
 
 #endif

@@ -100,8 +100,6 @@ static enum status read_gptq(const json_t *object, const char *what, struct pack
         st = json_get_bool(object, "is_marlin_format", what, &marlin, err);
     if (st == STATUS_OK)
         st = json_get_bool(object, "sym", what, &config->symmetric, err);
-    if (st == STATUS_OK)
-        st = json_get_bool(object, "desc_act", what, &config->reordered, err);
     if (st != STATUS_OK)
         return st;
     config->zeros_less_one = strcmp(format, "gptq") == 0;

@@ -20,9 +20,8 @@
 #define WORDS_MAX 8                 /* of a block */
 #define SOURCE_BYTES (512 * KIB)    /* of weights at a time */
 #define SCALES_MAX (64 * 1024)      /* at a time */
-#define TILE_COLUMNS_MAX 32768      /* of a rectangle */
+#define TILE_COLUMNS_MAX PACKED_ORDERED_MAX /* of a rectangle */
 #define TILE_ROWS_MAX 4096
-#define ORDER_AT_A_TIME 1024
 
 struct work {
     const struct ckpt *ckpt;
@@ -345,6 +344,24 @@ static void put_gptq(const struct packed *packed, uint8_t *numbers, const uint8_
     memcpy(numbers, words, PACKED_GROUP);
 }
 
+/* The same of columns that are by group, while all of a row's words are there. */
+static void put_ordered(const struct work *work, uint8_t *numbers, uint64_t block, uint64_t row,
+                        uint64_t stride)
+{
+    const struct packed *packed = work->packed;
+    uint8_t each[PACKED_GROUP];
+
+    for (uint64_t i = 0; i < PACKED_GROUP; i++) {
+        const uint64_t column = packed->columns[block * PACKED_GROUP + i];
+        const uint32_t word = word_at(work->source, column / work->per_word * stride + row);
+        each[i] = (uint8_t)(word >> column % work->per_word * packed->bits);
+    }
+    for (uint64_t i = 0; packed->bits == 8 && i < PACKED_GROUP; i++)
+        numbers[i] = each[i] ^ 0x80;
+    for (uint64_t i = 0; packed->bits == 4 && i < PACKED_GROUP / 2; i++)
+        numbers[i] = (uint8_t)((each[i] & 15) | each[i + PACKED_GROUP / 2] << 4);
+}
+
 static enum status put_rectangle(const struct work *work, const struct rectangle *r)
 {
     const struct packed *packed = work->packed;
@@ -364,6 +381,8 @@ static enum status put_rectangle(const struct work *work, const struct rectangle
                 const uint64_t first = (b - r->block) * PACKED_GROUP * zero_rows;
                 put_awq(halves, work->source + (first + row / work->per_word - zero_row) * 4,
                         zero_rows, shift_of(packed, row));
+            } else if (packed->columns != NULL) {
+                put_ordered(work, halves, b, row - r->row, rows);
             } else {
                 const uint64_t words = PACKED_GROUP / work->per_word;
                 put_gptq(packed, halves, work->source,
@@ -386,6 +405,9 @@ static enum status read_tile(struct work *work, const struct rectangle *r)
     if (packed->kind == PACKED_AWQ)
         st = read_box(work, &packed->weight, 4, column, columns, zero_row,
                       (r->row_end - 1) / work->per_word + 1 - zero_row, work->source);
+    else if (packed->columns != NULL)
+        st = read_box(work, &packed->weight, 4, 0, packed->weight.shape[0], r->row,
+                      r->row_end - r->row, work->source);
     else
         st = read_box(work, &packed->weight, 4, column / work->per_word, columns / work->per_word,
                       r->row, r->row_end - r->row, work->source);
@@ -404,7 +426,8 @@ static enum status read_rectangle(struct work *work, const struct rectangle *who
          block += blocks_max) {
         const uint64_t left = whole->block_end - block;
         const uint64_t blocks = left < blocks_max ? left : blocks_max;
-        uint64_t rows_max = work->per_word * SOURCE_BYTES / (4 * blocks * PACKED_GROUP) -
+        const uint64_t read_blocks = work->packed->columns != NULL ? work->row_blocks : blocks;
+        uint64_t rows_max = work->per_word * SOURCE_BYTES / (4 * read_blocks * PACKED_GROUP) -
                             2 * work->per_word;
         rows_max = rows_max < TILE_ROWS_MAX ? rows_max : TILE_ROWS_MAX;
         for (uint64_t row = whole->row; row < whole->row_end && st == STATUS_OK; row += rows_max) {
@@ -441,30 +464,59 @@ static enum status read_transposed(struct work *work, uint64_t count)
 
 /* --- both ------------------------------------------------------------------------------------- */
 
-enum status packed__check_order(const struct ckpt *ckpt, const struct packed *packed,
+static enum status refuse_group(const struct ckpt *ckpt, const struct packed *packed,
+                                uint64_t column, int32_t group, struct err *err)
+{
+    return err_set(err, STATUS_BAD_INPUT,
+                   "%s: tensor '%s': column %" PRIu64 " is in group %" PRId32 "; %" PRIu64
+                   " groups of %" PRIu64 " columns are read",
+                   ckpt_file_path(ckpt, packed->order.file_index), packed->order.name, column,
+                   group, packed->column_count / packed->scale_columns, packed->scale_columns);
+}
+
+/* Counts sorted: where a group's columns begin, so many are before it. */
+static enum status sort_columns(const struct ckpt *ckpt, const struct packed *packed,
+                                const int32_t *groups, uint32_t *columns, uint32_t *taken,
                                 struct err *err)
 {
-    int32_t groups[ORDER_AT_A_TIME];
+    for (uint64_t i = 0; i < packed->column_count; i++) {
+        const int32_t group = groups[i];
 
-    for (uint64_t at = 0; at < packed->column_count; at += ORDER_AT_A_TIME) {
-        const uint64_t left = packed->column_count - at;
-        const uint64_t count = left < ORDER_AT_A_TIME ? left : ORDER_AT_A_TIME;
-        const enum status st =
-            file_read_at(&ckpt->files[packed->order.file_index],
-                         packed->order.offset_bytes + at * sizeof(*groups), groups,
-                         count * sizeof(*groups), err);
-        if (st != STATUS_OK)
-            return st;
-        for (uint64_t i = 0; i < count; i++) {
-            const uint64_t wanted = (at + i) / packed->scale_columns;
-            if (groups[i] != (int32_t)wanted)
-                return err_set(err, STATUS_BAD_INPUT,
-                               "%s: tensor '%s': column %" PRIu64 " is in group %" PRId32 " and "
-                               "not in %" PRIu64 "; columns in another order (\"desc_act\") are "
-                               "not read", ckpt_file_path(ckpt, packed->order.file_index),
-                               packed->order.name, at + i, groups[i], wanted);
-        }
+        if (group < 0 || (uint64_t)group >= packed->column_count / packed->scale_columns ||
+            taken[group] == packed->scale_columns)
+            return refuse_group(ckpt, packed, i, group, err);
+        columns[(uint64_t)group * packed->scale_columns + taken[group]++] = (uint32_t)i;
     }
+    return STATUS_OK;
+}
+
+enum status packed__read_order(const struct ckpt *ckpt, const struct packed *packed,
+                               uint32_t **columns_out, struct err *err)
+{
+    const size_t count = (size_t)packed->column_count;
+    int32_t *const groups = calloc(count, sizeof(*groups));
+    uint32_t *const columns = calloc(count, sizeof(*columns));
+    uint32_t *const taken = calloc(count / (size_t)packed->scale_columns, sizeof(*taken));
+    bool sorted = true;
+    enum status st = groups == NULL || columns == NULL || taken == NULL
+                         ? err_set(err, STATUS_NO_MEMORY, "no memory for an order of columns")
+                         : STATUS_OK;
+
+    if (st == STATUS_OK)
+        st = file_read_at(&ckpt->files[packed->order.file_index], packed->order.offset_bytes,
+                          groups, count * sizeof(*groups), err);
+    if (st == STATUS_OK)
+        st = sort_columns(ckpt, packed, groups, columns, taken, err);
+    for (size_t i = 0; st == STATUS_OK && i < count; i++)
+        sorted = sorted && columns[i] == i;
+    free(taken);
+    free(groups);
+    if (st != STATUS_OK || sorted) {
+        free(columns);
+        *columns_out = NULL;
+        return st;
+    }
+    *columns_out = columns;
     return STATUS_OK;
 }
 
@@ -484,13 +536,17 @@ enum status packed__read(const struct ckpt *ckpt, const struct packed *packed,
 {
     const struct dtype_info *info = dtype_info(packed->dtype);
     struct work *work;
-    enum status st = STATUS_OK;
+    enum status st;
 
     assert(offset_bytes % info->block_bytes == 0 && size_bytes % info->block_bytes == 0);
-    if (packed->order.name != NULL)
-        st = packed__check_order(ckpt, packed, err);
-    if (st != STATUS_OK || size_bytes == 0)
-        return st;
+    if (size_bytes == 0)
+        return STATUS_OK;
+    if (packed->kind == PACKED_ORDER) {
+        const uint64_t first = offset_bytes / sizeof(float);
+        for (uint64_t i = 0; i < size_bytes / sizeof(float); i++)
+            ((float *)dst)[i] = (float)packed->columns[first + i];
+        return STATUS_OK;
+    }
     work = malloc(sizeof(*work));
     if (work == NULL)
         return err_set(err, STATUS_NO_MEMORY, "no memory to put quantised weights together");

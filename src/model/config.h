@@ -87,6 +87,8 @@ struct model_config {
     bool shared_gate;          /* each row weighs what they give by a sigmoid of its own */
     enum dtype kv_dtype; /* of the KV cache: model_options */
     bool expert_units; /* each expert is a parameter of its own, not a part of two stacks */
+    uint32_t ordered_width;        /* columns of the widest matrix that has them in another order;
+                                      0: none. It follows from the tensors */
     bool has_experts[CONFIG_LAYERS_MAX]; /* which layers; the others are dense */
     uint32_t group_count, kept_group_count;
     enum route_scoring scoring;

@@ -233,6 +233,7 @@ static void what_the_format_cannot_say_is_refused(void **state)
         { "phi3_long", "{\"rope_scaling\": {\"type\": \"longrope\", \"long_factor\": [1], "
                        "\"short_factor\": [1]}}", "long_factor" },
         { "phi3_long", "{\"model_type\": \"qwen2\"}", "GGUF's qwen2 has no word" },
+        { "../packed/llama_gptq_act", "{}", "desc_act" },
     };
 
     (void)state;

@@ -140,6 +140,7 @@ enum status model__read(const struct ckpt *ckpt, const struct model_options *opt
     st = model__params_create(ckpt, config_out, options->dtype, params_out, err);
     if (st != STATUS_OK)
         return st;
+    config_out->ordered_width = model__params_ordered_width(*params_out);
     model__params_describe(*params_out, info_out);
     st = model__params_check(*params_out, &skipped, err);
     if (st == STATUS_OK)

@@ -17,6 +17,7 @@ enum model_role {
     ROLE_POST_NORM, ROLE_GATE_UP, ROLE_GATE_UP_BIAS, ROLE_DOWN, ROLE_DOWN_BIAS,
     ROLE_ROUTER, ROLE_ROUTER_BIAS, ROLE_LOGIT_BIAS, /* the router's: of choices, of logits */
     ROLE_W13, ROLE_W2, ROLE_W13_BIAS, ROLE_W2_BIAS, ROLE_SHARED_GATE,
+    ROLE_QKV_ORDER, ROLE_O_ORDER, ROLE_GATE_UP_ORDER, ROLE_DOWN_ORDER, /* of matrices' columns */
     ROLE_COUNT,
     /* Outside the layers. */
     ROLE_EMBED = 0, ROLE_NORM, ROLE_LM_HEAD
@@ -91,6 +92,10 @@ uint32_t model__params_index(const struct params *params, int32_t layer, enum mo
 /* How many parts it has, in a row from that index on: 0 where the layer has none, mostly 1. */
 uint32_t model__params_part_count(const struct params *params, int32_t layer,
                                   enum model_role role);
+/* The role of the order in which such a matrix may have its columns; ROLE_COUNT: it has none. */
+enum model_role model__order_role(int32_t layer, enum model_role role);
+/* Of the matrices whose columns lie in another order, columns of the widest; 0: there is none. */
+uint32_t model__params_ordered_width(const struct params *params);
 
 /* Hands out consecutive aligned pieces of a block; from NULL it hands out NULLs and measures. */
 struct slicer {
@@ -109,6 +114,7 @@ struct model_buffers {
     float *sliding_frequencies, *sliding_rope_table; /* the same of sliding layers that differ */
     float *x;               /* [rows][hidden]: the residual stream */
     float *normed;          /* [rows][hidden] */
+    float *ordered;         /* [rows][ordered_width]: what a matrix in another order multiplies */
     float *addition;        /* [rows][hidden]: what is not added to x as it is computed */
     float *ones;            /* [rows, or head_dim if that is more], where config needs them */
     float *gathered;        /* [logits rows][hidden] */

@@ -260,6 +260,7 @@ static enum status check_ops(const struct model *model, struct err *err)
                             (config->gate == GATE_GELU_TANH ? OP_FEATURE_GATE_GELU : 0u) |
                             (config->gate == GATE_CLAMPED_SWISH ? OP_FEATURE_GATE_CLAMPED : 0u) |
                             (config->sinks ? OP_FEATURE_SINKS : 0u) |
+                            (config->ordered_width > 0 ? OP_FEATURE_COLUMNS : 0u) |
                             (config->expert_biases ? OP_FEATURE_EXPERT_BIAS : 0u) |
                             (config->kv_dtype != DTYPE_F32 ? OP_FEATURE_KV_NARROW : 0u) |
                             (config->sliding_window != 0 && config->chunked ? OP_FEATURE_CHUNKS

@@ -6,6 +6,7 @@
  * that of their types; and the same to the last bit wherever the weights live. */
 #include "model/testing.h"
 
+#include "checkpoint/testing.h"
 #include "tensor/quant.h"
 
 /* Largest difference of a logit, in standard deviations. */
@@ -33,6 +34,7 @@ static const struct {
     { "qwen3_gptq_asym", CLOSE_INTEGERS, DTYPE_INT4, false },
     { "llama_gptq_v2", CLOSE_INTEGERS, DTYPE_INT4, false },
     { "llama_gptq8", CLOSE_INTEGERS, DTYPE_Q8_0, false },
+    { "llama_gptq_act", CLOSE_INTEGERS, DTYPE_INT4, false },
     { "qwen3_moe_gptq", UNDECIDED, DTYPE_Q4_0, true },
     { "llama_awq", CLOSE_INTEGERS, DTYPE_INT4, false },
     { "deepseek_v3_awq", CLOSE_INTEGERS, DTYPE_INT4, true },
@@ -164,12 +166,54 @@ static void nothing_changes_a_bit(void **state)
     }
 }
 
+/* Two columns of a matrix change their groups: then k multiplies x in another order than q. */
+static void orders_that_differ_are_refused(void **state)
+{
+    static const char golden[] = "tests/golden/packed/llama_gptq_act";
+    const struct setting setting = { .device = "cpu" };
+    char folder[TESTING_FOLDER_BYTES], path[256];
+    const struct ckpt_tensor *order;
+    struct ckpt *ckpt = NULL;
+    struct loaded loaded;
+    struct buf config, weights;
+    struct err err;
+    int32_t *groups;
+    size_t other = 1;
+
+    (void)state;
+    buf_init(&config, 1 << 20);
+    buf_init(&weights, 1 << 20);
+    testing_folder_make(folder, "packed");
+    assert_int_equal(ckpt_open(golden, &ckpt, &err), STATUS_OK);
+    order = ckpt_find(ckpt, "model.layers.1.self_attn.k_proj.order");
+    assert_non_null(order);
+    (void)snprintf(path, sizeof(path), "%s/config.json", golden);
+    assert_int_equal(file_read_all(path, &config, &err), STATUS_OK);
+    (void)snprintf(path, sizeof(path), "%s/model.safetensors", golden);
+    assert_int_equal(file_read_all(path, &weights, &err), STATUS_OK);
+    groups = (int32_t *)(void *)(weights.data + order->offset_bytes);
+    while (groups[other] == groups[0])
+        other++;
+    groups[other] = groups[0];
+    groups[0] = 1 - groups[0];
+    ckpt_testing_write_file(folder, "config.json", config.data, config.size);
+    ckpt_testing_write_file(folder, "model.safetensors", weights.data, weights.size);
+    assert_int_equal(harness_try(folder, &setting, NULL, &loaded, &err), STATUS_BAD_INPUT);
+    if (strstr(err.message, "layers.1.self_attn.k_proj.order' differ") == NULL)
+        fail_msg("%s", err.message);
+    ckpt_close(ckpt);
+    buf_deinit(&config);
+    buf_deinit(&weights);
+    testing_folder_remove(folder);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(logits_are_those_of_what_the_weights_mean),
         cmocka_unit_test(weights_stay_packed),
         cmocka_unit_test(nothing_changes_a_bit),
+        cmocka_unit_test(orders_that_differ_are_refused),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -44,6 +44,7 @@ struct params {
     struct offload_param_desc *descs;
     size_t count, capacity;     /* the descs' names are owned here */
     struct role_slot (*layers)[ROLE_COUNT]; /* [layer_count + 1]: the last is outside the layers */
+    uint32_t ordered_width;
     struct map *used;           /* names of the checkpoint tensors that are asked for */
     /* The parameter between begin and end. */
     struct param_spec open;
@@ -343,11 +344,139 @@ void model__param_end(struct params *params)
     clear_sources(params);
 }
 
-void model__param_same(struct params *params, const struct param_spec *spec)
+static void add_same(struct params *params, const struct param_spec *spec)
 {
     model__param_begin(params, spec);
     model__param_add(params, spec->rank, spec->shape, "%s", spec->name);
     model__param_end(params);
+}
+
+/* --- columns in another order ----------------------------------------------------------------- */
+
+enum model_role model__order_role(int32_t layer, enum model_role role)
+{
+    if (layer == OFFLOAD_NO_LAYER)
+        return ROLE_COUNT;
+    switch (role) {
+    case ROLE_QKV: return ROLE_QKV_ORDER;
+    case ROLE_O: return ROLE_O_ORDER;
+    case ROLE_GATE_UP: return ROLE_GATE_UP_ORDER;
+    case ROLE_DOWN: return ROLE_DOWN_ORDER;
+    default: return ROLE_COUNT;
+    }
+}
+
+/* "mlp.down_proj.order" of "mlp.down_proj.weight". */
+static void format_order(const char *weight, char *out, size_t out_size)
+{
+    const char *const suffix = strrchr(weight, '.');
+
+    (void)snprintf(out, out_size, "%.*s.order",
+                   suffix == NULL ? 0 : (int)(suffix - weight), weight);
+}
+
+static const struct ckpt_tensor *find_order(const struct params *params, int32_t layer,
+                                            const char *weight)
+{
+    char name[NAME_BYTES_MAX], full[NAME_BYTES_MAX];
+    const struct ckpt_tensor *tensor;
+
+    format_order(weight, name, sizeof(name));
+    format_source(params, layer, full, sizeof(full), name);
+    tensor = ckpt_find(params->ckpt, full);
+    return tensor != NULL && ckpt_is_order(tensor) ? tensor : NULL;
+}
+
+static enum status compare_orders(const struct params *params, const struct ckpt_tensor *one,
+                                  const struct ckpt_tensor *other)
+{
+    float values[2][1024];
+
+    for (uint64_t at = 0; at < one->size_bytes; at += sizeof(values[0])) {
+        const uint64_t left = one->size_bytes - at;
+        const uint64_t take = left < sizeof(values[0]) ? left : sizeof(values[0]);
+        enum status st = ckpt_read(params->ckpt, one, at, values[0], take, params->err);
+
+        if (st == STATUS_OK)
+            st = ckpt_read(params->ckpt, other, at, values[1], take, params->err);
+        if (st != STATUS_OK)
+            return st;
+        if (memcmp(values[0], values[1], (size_t)take) != 0)
+            return err_set(params->err, STATUS_BAD_INPUT,
+                           "%s: '%s' and '%s' differ; matrices that multiply the same must have "
+                           "their columns in the same order", ckpt_path(params->ckpt), one->name,
+                           other->name);
+    }
+    return STATUS_OK;
+}
+
+/* Matrices on top of each other have one order, or none has one. */
+static enum status check_orders(const struct params *params, int32_t layer,
+                                const struct param_rows *sources, size_t source_count)
+{
+    const struct ckpt_tensor *const first = find_order(params, layer, sources[0].name);
+    enum status st = STATUS_OK;
+
+    for (size_t i = 1; st == STATUS_OK && i < source_count; i++) {
+        const struct ckpt_tensor *const other = find_order(params, layer, sources[i].name);
+        char full[NAME_BYTES_MAX];
+
+        if ((first == NULL) == (other == NULL) &&
+            (first == NULL || first->size_bytes == other->size_bytes)) {
+            st = first == NULL ? STATUS_OK : compare_orders(params, first, other);
+            continue;
+        }
+        format_source(params, layer, full, sizeof(full), sources[i].name);
+        st = err_set(params->err, STATUS_BAD_INPUT,
+                     "%s: '%s' has its columns in another order than what it is stacked with",
+                     ckpt_path(params->ckpt), full);
+    }
+    return st;
+}
+
+/* The order of the matrix that was just added, if it has one: a parameter of its own. */
+static void add_order(struct params *params, const struct param_spec *spec,
+                      const struct param_rows *sources, size_t source_count)
+{
+    const enum model_role role = model__order_role(spec->layer, spec->role);
+    char name[NAME_BYTES_MAX], source[NAME_BYTES_MAX], full[NAME_BYTES_MAX];
+    struct param_spec order = { .name = name, .layer = spec->layer, .role = role,
+                                .part = spec->part, .rank = 1 };
+    const struct ckpt_tensor *tensor;
+
+    if (params->status != STATUS_OK || role == ROLE_COUNT)
+        return;
+    params->status = check_orders(params, spec->layer, sources, source_count);
+    tensor = find_order(params, spec->layer, sources[0].name);
+    if (params->status != STATUS_OK || tensor == NULL)
+        return;
+    format_order(spec->name, name, sizeof(name));
+    format_order(sources[0].name, source, sizeof(source));
+    order.shape[0] = tensor->shape[0];
+    params->ordered_width = params->ordered_width > tensor->shape[0]
+                                ? params->ordered_width : (uint32_t)tensor->shape[0];
+    model__param_begin(params, &order);
+    model__param_add(params, 1, order.shape, "%s", source);
+    model__param_end(params);
+    for (size_t i = 1; params->status == STATUS_OK && i < source_count; i++) {
+        format_order(sources[i].name, source, sizeof(source)); /* the same, and so of use */
+        format_source(params, spec->layer, full, sizeof(full), source);
+        params->status = map_set(params->used, full, strlen(full), 1, params->err);
+    }
+}
+
+uint32_t model__params_ordered_width(const struct params *params)
+{
+    return params->ordered_width;
+}
+
+void model__param_same(struct params *params, const struct param_spec *spec)
+{
+    const struct param_rows source = { spec->name, spec->shape[0] };
+
+    add_same(params, spec);
+    if (spec->rank == 2)
+        add_order(params, spec, &source, 1);
 }
 
 /* Whether the sources are of several types of which one is quantised, so that no parameter holds
@@ -387,8 +516,9 @@ void model__param_stack(struct params *params, const struct param_spec *spec, ui
             full.name = sources[i].name;
             full.shape[0] = sources[i].rows;
             full.is_part = i > 0;
-            model__param_same(params, &full);
+            add_same(params, &full);
         }
+        add_order(params, spec, sources, source_count);
         return;
     }
     for (size_t i = 0; i < source_count; i++)
@@ -400,6 +530,8 @@ void model__param_stack(struct params *params, const struct param_spec *spec, ui
         model__param_add(params, full.rank, shape, "%s", sources[i].name);
     }
     model__param_end(params);
+    if (full.rank == 2)
+        add_order(params, spec, sources, source_count);
 }
 
 static void describe_all(struct params *params)
@@ -619,10 +751,12 @@ static enum status check_nothing_left(const struct params *params,
         return STATUS_OK;
     return err_set(err, STATUS_BAD_INPUT,
                    "%s: the tensor %.200s %s is unexpected: %s has no use for it (%zu such "
-                   "tensors)",
+                   "tensors)%s",
                    ckpt_file_path(params->ckpt, first->file_index), first->name,
                    tensor_shape_format(first->rank, first->shape, shape, sizeof(shape)),
-                   params->config->architecture, left);
+                   params->config->architecture, left,
+                   ckpt_is_order(first) ? "; columns in another order (\"desc_act\") are built for "
+                                          "grouped-query attention and dense FFNs" : "");
 }
 
 /* One operator reads all of a layer's experts, so each of an expert's matrices needs one dtype.

@@ -53,6 +53,7 @@ uint64_t model__slice_scratch(const struct model_config *config, const struct mo
     }
     buffers->x = model__slice(&common, rows * config->hidden_size * sizeof(float));
     buffers->normed = model__slice(&common, rows * config->hidden_size * sizeof(float));
+    buffers->ordered = model__slice(&common, rows * config->ordered_width * sizeof(float));
     buffers->addition = model__slice(&common, model__adds_apart(config)
                                                   ? rows * config->hidden_size * sizeof(float)
                                                   : 0);

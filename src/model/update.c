@@ -40,7 +40,7 @@ static const struct {
     FIELD(has_experts), FIELD(group_count), FIELD(kept_group_count), FIELD(scoring), FIELD(groups),
     FIELD(route_bias), FIELD(route_normalise), FIELD(route_scale), FIELD(chunked),
     FIELD(qk_norm_plain), FIELD(unrotated), FIELD(temperature_floor), FIELD(temperature_scale),
-    FIELD(weighs_inputs),
+    FIELD(weighs_inputs), FIELD(ordered_width),
 };
 #define FIELD_COUNT (sizeof(fields) / sizeof(fields[0]))
 
