@@ -207,8 +207,10 @@ static void matmul_is_exact(void **state)
     matmul_case(31, 29, 160, 1, DTYPE_Q4_0);
     matmul_case(26, 7, 32, 3, DTYPE_Q4_0);
     matmul_case(140, 16, 64, 1, DTYPE_Q4_0);
-    for (int dtype = DTYPE_Q4_1; dtype < DTYPE_COUNT; dtype++)
+    for (int dtype = DTYPE_Q4_1; dtype < DTYPE_COUNT; dtype++) {
         matmul_case(26, 11, 512, 1, (enum dtype)dtype);
+        matmul_case(37, 5, 1280, 1, (enum dtype)dtype); /* a GPU's other kernel, and more slices */
+    }
 }
 
 struct attention_data {
@@ -430,6 +432,8 @@ static void moe_is_exact(void **state)
     moe_case(64, 32, DTYPE_Q8_0, DTYPE_Q8_0);
     moe_case(32, 96, DTYPE_Q4_0, DTYPE_Q5_1);
     moe_case(256, 32, DTYPE_Q4_K, DTYPE_BF16);
+    moe_case(128, 32, DTYPE_F8_E4M3, DTYPE_INT4);
+    moe_case(32, 128, DTYPE_INT4, DTYPE_F8_E4M3);
 }
 
 struct row_data {

@@ -67,6 +67,7 @@ void standin_copy_commit(void);
 void standin_copy_wait(int left);
 unsigned char *standin_shared_memory(void);
 float standin_f16_to_f32(uint16_t bits);
+uint32_t standin_mul_bf16(uint32_t a, uint32_t b);
 
 template <typename type>
 static inline type __shfl_xor_sync(unsigned mask, type value, unsigned distance)

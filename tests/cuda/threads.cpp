@@ -377,3 +377,18 @@ float standin_f16_to_f32(uint16_t bits)
                           : std::ldexp((float)(fraction | 1024), (int)exponent - 25);
     return __uint_as_float(__float_as_uint(value) | sign);
 }
+
+/* Products of two BF16 are exact in F32; to nearest, ties to even. */
+uint32_t standin_mul_bf16(uint32_t a, uint32_t b)
+{
+    uint32_t products = 0;
+
+    for (unsigned shift = 0; shift < 32; shift += 16) {
+        const float product = __uint_as_float(a >> shift << 16) * __uint_as_float(b >> shift << 16);
+        const uint32_t bits = __float_as_uint(product);
+        const uint32_t nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+
+        products |= (std::isnan(product) ? 0x7fff : nearest) << shift;
+    }
+    return products;
+}

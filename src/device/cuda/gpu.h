@@ -3,11 +3,12 @@
  * The .cu files compile with nvcc, and with a C++ compiler against tests/cuda/, where
  * <cuda_runtime.h> is a stand-in whose threads are fibers of the processor. What CUDA has no
  * portable word for stands here, once as PTX and once as plain C++ of the same meaning (PTX ISA
- * 8.0, sections 9.7.14.5 for mma and 9.7.8.22 for cp.async):
+ * 8.0, sections 9.7.14.5 for mma, 9.7.8.22 for cp.async and 9.7.4.4 for fma):
  *
  *     gpu_mma_bf16     16 x 8 products of 16 BF16 each, added in F32
  *     gpu_mma_s8       16 x 8 products of 32 int8 each, or of 16, added in int32: exact
  *     gpu_copy_16      16 bytes from device memory to shared memory, beside computing
+ *     gpu_mul_bf16     two products of two BF16 each, to nearest
  *
  * A warp's lane l has g = l / 4 and q = l % 4. Of a 16 x 8 result it holds four elements, (g, 2q),
  * (g, 2q + 1), (g + 8, 2q), (g + 8, 2q + 1): rows belong to weights, columns to rows of x. Neither
@@ -75,6 +76,14 @@ template <int left> __device__ static inline void gpu_copy_wait(void)
     asm volatile("cp.async.wait_group %0;" ::"n"(left) : "memory");
 }
 
+__device__ static inline uint32_t gpu_mul_bf16(uint32_t a, uint32_t b)
+{
+    uint32_t product; /* by fma, as 8.0 has no mul of these; adding -0 changes nothing */
+
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(product) : "r"(a), "r"(b), "r"(0x80008000u));
+    return product;
+}
+
 __device__ static inline float gpu_f16_to_f32(uint32_t bits)
 {
     float value;
@@ -119,6 +128,11 @@ static inline void gpu_copy_commit(void)
 template <int left> static inline void gpu_copy_wait(void)
 {
     standin_copy_wait(left);
+}
+
+static inline uint32_t gpu_mul_bf16(uint32_t a, uint32_t b)
+{
+    return standin_mul_bf16(a, b);
 }
 
 static inline float gpu_f16_to_f32(uint32_t bits)

@@ -23,6 +23,9 @@
  * Quantised weights: a chunk is a run (tensor/quant.h). x is quantised in blocks of 32 as op.h
  * allows, with the same numbers as on the processor; sums of integers are exact.
  *
+ * F8_E4M3: what a chunk adds is a block's scale times its 128 products, added up as those of plain
+ * weights are: E4M3 is one BF16 number.
+ *
  * Weights that are read once come past the first cache, plain ones as 16 bytes per lane, quantised
  * ones by asynchronous copies to shared memory, since their blocks stand at any address. */
 #ifndef LIGHTER_DEVICE_CUDA_PRODUCT_H
@@ -119,6 +122,14 @@ __device__ static inline bool product_group_of(const struct product *p, struct p
     return true;
 }
 
+/* Row n of the weights; behind the last one that again, to be computed and not stored. */
+__device__ static inline const uint8_t *product_weight_row(const struct product *p,
+                                                           const struct product_group *group,
+                                                           uint32_t n)
+{
+    return group->weight + (n < p->n_count ? n : p->n_count - 1) * p->weight_row_bytes;
+}
+
 /* Row r of the group; NULL when there is none. */
 __device__ static inline const float *product_x_row(const struct product *p,
                                                     const struct product_group *group, uint32_t r)
@@ -192,7 +203,7 @@ __device__ static inline void product_end_slice(float total[2][4][4], float acc[
     }
 }
 
-/* ---- the launches, by type: product_plain.cu, product_quant*.cu ---- */
+/* ---- the launches, by type: product_plain.cu, _small.cu, _k.cu, _f8.cu ---- */
 
 /* How a product is cut into blocks. */
 struct product_grid {
@@ -206,5 +217,7 @@ cudaError_t product_launch_small(const struct product *p, int dtype,
                                  const struct product_grid *grid, cudaStream_t stream);
 cudaError_t product_launch_k(const struct product *p, int dtype, const struct product_grid *grid,
                              cudaStream_t stream);
+cudaError_t product_launch_f8(const struct product *p, const struct product_grid *grid,
+                              cudaStream_t stream);
 
 #endif

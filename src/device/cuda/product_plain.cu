@@ -1,30 +1,11 @@
 /* device/cuda/product_plain.cu - product.h for weights in F32, F16 and BF16. */
-#include "device/cuda/product.h"
-
-#define X_PARTS 3
-#define LANE_ELEMENTS 8 /* of a chunk's 32, side by side */
+#include "device/cuda/product_parts.h"
 
 template <int dtype> struct plain_type {
     static constexpr int parts = dtype == DTYPE_F32 ? 3 : dtype == DTYPE_F16 ? 2 : 1;
     static constexpr int words = dtype == DTYPE_F32 ? 8 : 4; /* of eight elements */
     static constexpr uint32_t unroll = dtype == DTYPE_F32 ? 2 : 4; /* chunks loaded at once */
 };
-
-/* Two numbers as `count` BF16 numbers each, the greatest parts first, that add up to them where
- * count is enough; the first number's in the low halves. What is cut off is exact, so nothing is
- * rounded. A number that is not finite is its first part alone. */
-template <int count>
-__device__ static inline void split(uint32_t parts[count], float left, float right)
-{
-#pragma unroll
-    for (int i = 0; i < count; i++) {
-        const uint32_t a = __float_as_uint(left), b = __float_as_uint(right);
-
-        parts[i] = __byte_perm(a, b, 0x7632);
-        left = gpu_is_finite(left) ? left - __uint_as_float(a & 0xffff0000u) : 0;
-        right = gpu_is_finite(right) ? right - __uint_as_float(b & 0xffff0000u) : 0;
-    }
-}
 
 /* Eight adjacent weights from element k on, as they lie in memory; zeros behind the row's end. */
 template <int dtype>
@@ -83,69 +64,12 @@ __device__ static inline void weight_parts(uint32_t parts[][4], const uint32_t r
     }
 }
 
-/* Eight adjacent elements of a row of x; NULL: zeros. */
+/* Lane q has elements 8q to 8q + 7 of a chunk. */
 __device__ static inline void load_x(float values[LANE_ELEMENTS], const float *row, uint32_t k,
                                      uint32_t k_count)
 {
-    if (row != nullptr && k + LANE_ELEMENTS <= k_count && (uintptr_t)row % 16 == 0) {
-        const float4 low = *(const float4 *)(row + k), high = *(const float4 *)(row + k + 4);
-
-        values[0] = low.x;
-        values[1] = low.y;
-        values[2] = low.z;
-        values[3] = low.w;
-        values[4] = high.x;
-        values[5] = high.y;
-        values[6] = high.z;
-        values[7] = high.w;
-        return;
-    }
-#pragma unroll
-    for (uint32_t i = 0; i < LANE_ELEMENTS; i++)
-        values[i] = row != nullptr && k + i < k_count ? row[k + i] : 0;
-}
-
-__device__ static inline void x_parts(uint32_t parts[X_PARTS][4], const float values[LANE_ELEMENTS])
-{
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-        uint32_t both[X_PARTS];
-
-        split<X_PARTS>(both, values[2 * j], values[2 * j + 1]);
-#pragma unroll
-        for (int i = 0; i < X_PARTS; i++)
-            parts[i][j] = both[i];
-    }
-}
-
-/* What a chunk adds: lane q has elements 8q to 8q + 7, which the two products share in pairs. The
- * least products come first. */
-template <int dtype>
-__device__ static inline void multiply_chunk(float acc[4], uint32_t top[][4], uint32_t bottom[][4],
-                                             uint32_t x[X_PARTS][4])
-{
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-#pragma unroll
-        for (int sum = X_PARTS - 1; sum >= 0; sum--) {
-#pragma unroll
-            for (int i = 0; i < plain_type<dtype>::parts && i <= sum; i++) {
-                const uint32_t a[4] = { top[i][2 * half], bottom[i][2 * half],
-                                        top[i][2 * half + 1], bottom[i][2 * half + 1] };
-                const uint32_t b[2] = { x[sum - i][2 * half], x[sum - i][2 * half + 1] };
-
-                gpu_mma_bf16(acc, a, b);
-            }
-        }
-    }
-}
-
-__device__ static inline const uint8_t *weight_row(const struct product *p,
-                                                   const struct product_group *group, uint32_t n)
-{
-    if (n >= p->n_count)
-        n = p->n_count - 1; /* computed, and not stored */
-    return group->weight + n * p->weight_row_bytes;
+    load_x_four(values, row, k, k_count);
+    load_x_four(values + 4, row, k + 4, k_count);
 }
 
 __device__ static inline bool rows_are_aligned(const struct product *p,
@@ -196,7 +120,7 @@ __device__ static inline void narrow_multiply(float acc[4], struct narrow_raw<dt
             x_parts(x, values);
             weight_parts<dtype>(top, raw->words[u][0]);
             weight_parts<dtype>(bottom, raw->words[u][1]);
-            multiply_chunk<dtype>(acc, top, bottom, x);
+            multiply_chunk<parts>(acc, top, bottom, x);
         }
     }
 }
@@ -212,8 +136,8 @@ __device__ static inline void narrow_slice(float acc[4], const struct product *p
     const uint32_t each = (chunk_count + PRODUCT_SLICES - 1) / PRODUCT_SLICES;
     const uint32_t begin = threadIdx.x / GPU_WARP * each;
     const uint32_t end = begin + each < chunk_count ? begin + each : chunk_count;
-    const uint8_t *top_row = weight_row(p, group, n0 + g);
-    const uint8_t *bottom_row = weight_row(p, group, n0 + g + 8);
+    const uint8_t *top_row = product_weight_row(p, group, n0 + g);
+    const uint8_t *bottom_row = product_weight_row(p, group, n0 + g + 8);
     const float *x_row = product_x_row(p, group, r0 + g);
     const bool is_aligned = rows_are_aligned(p, group);
     struct narrow_raw<dtype> raw, next;
@@ -245,20 +169,6 @@ __global__ void __launch_bounds__(PRODUCT_THREADS, 2) narrow_plain(const struct 
     }
 }
 
-/* The parts of 64 rows of x, one chunk of each: [part][row][q] of four words. */
-#define WIDE_X_VECTORS (X_PARTS * PRODUCT_WIDE_ROWS * 4)
-
-__device__ static inline void wide_put_x(uint4 *to, const float values[LANE_ELEMENTS])
-{
-    uint32_t parts[X_PARTS][4];
-
-    x_parts(parts, values);
-#pragma unroll
-    for (int i = 0; i < X_PARTS; i++)
-        to[i * PRODUCT_WIDE_ROWS * 4 + threadIdx.x] =
-            make_uint4(parts[i][0], parts[i][1], parts[i][2], parts[i][3]);
-}
-
 /* A warp's 32 rows of weights: tile m has rows g and g + 8 of its 16. */
 template <int dtype>
 __device__ static inline void wide_load(uint32_t raw[2][2][plain_type<dtype>::words],
@@ -269,9 +179,8 @@ __device__ static inline void wide_load(uint32_t raw[2][2][plain_type<dtype>::wo
 
 #pragma unroll
     for (uint32_t i = 0; i < 4; i++)
-        load_weights<dtype>(raw[i / 2][i % 2],
-                            weight_row(p, group, n0 + i / 2 * 16 + i % 2 * 8 + g), k, p->k_count,
-                            is_aligned);
+        load_weights<dtype>(raw[i / 2][i % 2], product_weight_row(p, group, n0 + i * 8 + g), k,
+                            p->k_count, is_aligned);
 }
 
 template <int dtype>
@@ -280,7 +189,6 @@ __device__ static inline void wide_multiply(float acc[2][4][4],
                                             const uint4 *x, uint32_t row)
 {
     constexpr int parts = plain_type<dtype>::parts;
-    const uint32_t lane = threadIdx.x % GPU_WARP;
     uint32_t weights[2][2][parts][4];
 
 #pragma unroll
@@ -290,17 +198,9 @@ __device__ static inline void wide_multiply(float acc[2][4][4],
     for (uint32_t t = 0; t < 4; t++) {
         uint32_t part[X_PARTS][4];
 
-#pragma unroll
-        for (int i = 0; i < X_PARTS; i++) {
-            const uint4 four = x[(i * PRODUCT_WIDE_ROWS + row + t * 8) * 4 + lane];
-
-            part[i][0] = four.x;
-            part[i][1] = four.y;
-            part[i][2] = four.z;
-            part[i][3] = four.w;
-        }
-        multiply_chunk<dtype>(acc[0][t], weights[0][0], weights[0][1], part);
-        multiply_chunk<dtype>(acc[1][t], weights[1][0], weights[1][1], part);
+        wide_get_x(part, x, row + t * 8);
+        multiply_chunk<parts>(acc[0][t], weights[0][0], weights[0][1], part);
+        multiply_chunk<parts>(acc[1][t], weights[1][0], weights[1][1], part);
     }
 }
 

@@ -1,30 +1,24 @@
-/* device/cuda/product_quant.h - product.h for quantised weights: only for product_quant*.cu.
+/* device/cuda/product_quant.h - product.h for quantised weights that have runs: only for
+ * product_small.cu and product_k.cu.
  *
- * A segment is some runs of k, for all of a tile's rows. Its bytes are copied to shared memory in
- * pieces of 16, from the 16 bytes below where a row's begin, whose distance is kept. In the narrow
- * kernel a warp copies the next segment while it multiplies this one. */
+ * In the narrow kernel a warp copies the next segment while it multiplies this one. */
 #ifndef LIGHTER_DEVICE_CUDA_PRODUCT_QUANT_H
 #define LIGHTER_DEVICE_CUDA_PRODUCT_QUANT_H
 
-#include "device/cuda/product.h"
-#include "device/cuda/quant_read.h"
+#include "device/cuda/product_blocks.h"
 
 #define X_RUN_WORDS 12      /* 8 of int8, the scale, scale * sum of all or of each half, a gap */
 #define X_SCALE 8
 #define X_SUMS 9
 #define X_LEAST 0x1p-100f   /* blocks below it everywhere become 0 */
 
-template <int dtype> struct segment {
-    static constexpr uint32_t blocks = quant_type<dtype>::is_k ? 1 : 4;
-    static constexpr uint32_t runs = blocks * quant_type<dtype>::runs;
-    static constexpr uint32_t bytes = blocks * quant_type<dtype>::bytes;
-    static constexpr uint32_t pieces = (bytes + 30) / 16;       /* of 16 bytes, at most */
-    static constexpr uint32_t stride = (pieces | 1) * 16;       /* odd: rows begin in other banks */
-    static constexpr uint32_t x_stride = runs * X_RUN_WORDS + 4; /* words, likewise */
+template <int dtype> struct segment : public block_segment<dtype> {
+    static constexpr uint32_t runs = block_segment<dtype>::blocks * quant_type<dtype>::runs;
+    static constexpr uint32_t x_stride = runs * X_RUN_WORDS + 4; /* words; rows in other banks */
     static constexpr uint32_t narrow_warp_bytes =
-        2 * PRODUCT_NARROW_N * stride + PRODUCT_NARROW_ROWS * x_stride * 4;
+        2 * PRODUCT_NARROW_N * block_segment<dtype>::stride + PRODUCT_NARROW_ROWS * x_stride * 4;
     static constexpr uint32_t wide_bytes =
-        PRODUCT_WIDE_N * stride + PRODUCT_WIDE_ROWS * x_stride * 4;
+        PRODUCT_WIDE_N * block_segment<dtype>::stride + PRODUCT_WIDE_ROWS * x_stride * 4;
 };
 
 /* ---- x ---- */
@@ -95,53 +89,6 @@ __device__ static inline void quantise_rows(uint32_t *to, const struct product *
         quantise_run<dtype>(to + row * segment<dtype>::x_stride + run * X_RUN_WORDS,
                             x != nullptr ? x + (first_run + run) * 32 : nullptr, thread % 4);
     }
-}
-
-/* ---- weights ---- */
-
-__device__ static inline const uint8_t *quant_row(const struct product *p,
-                                                  const struct product_group *group, uint32_t n)
-{
-    if (n >= p->n_count)
-        n = p->n_count - 1; /* computed, and not stored */
-    return group->weight + n * p->weight_row_bytes;
-}
-
-/* Begins to copy the blocks of rows [n0, n0 + n_count). */
-template <int dtype>
-__device__ static inline void fetch_rows(unsigned char *to, const struct product *p,
-                                         const struct product_group *group, uint32_t n0,
-                                         uint32_t n_count, uint32_t first_block,
-                                         uint32_t block_count, uint32_t thread, uint32_t threads)
-{
-    constexpr uint32_t pieces = segment<dtype>::pieces;
-
-    for (uint32_t i = thread; i < n_count * pieces; i += threads) {
-        const uint32_t n = i / pieces, piece = i % pieces;
-        const uint8_t *from = quant_row(p, group, n0 + n) +
-                              (uint64_t)first_block * quant_type<dtype>::bytes;
-        const uint32_t before = (uint32_t)((uintptr_t)from % 16);
-
-        if (piece * 16 < before + block_count * quant_type<dtype>::bytes)
-            gpu_copy_16(to + n * segment<dtype>::stride + piece * 16, from - before + piece * 16);
-    }
-    gpu_copy_commit();
-}
-
-/* Where block `block` of the segment lies for row n of the tile. */
-template <int dtype>
-__device__ static inline struct quant_shared block_at(const unsigned char *tile,
-                                                      const struct product *p,
-                                                      const struct product_group *group,
-                                                      uint32_t n0, uint32_t n,
-                                                      uint32_t first_block, uint32_t block)
-{
-    const uint8_t *from = quant_row(p, group, n0 + n) +
-                          (uint64_t)first_block * quant_type<dtype>::bytes;
-
-    return { (const uint32_t *)tile, n * segment<dtype>::stride +
-                                         (uint32_t)((uintptr_t)from % 16) +
-                                         block * quant_type<dtype>::bytes };
 }
 
 /* What a run adds to a 16 x 8 tile; x: the run's words of the tile's first column. */
@@ -240,7 +187,7 @@ __device__ static inline void narrow_slice(float acc[4], const struct product *p
 }
 
 template <int dtype>
-__global__ void __launch_bounds__(PRODUCT_THREADS) narrow_quant(const struct product p)
+__global__ void __launch_bounds__(PRODUCT_THREADS, 3) narrow_quant(const struct product p)
 {
     GPU_SHARED(shared);
     const uint32_t n0 = blockIdx.y * PRODUCT_NARROW_N;

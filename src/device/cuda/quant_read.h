@@ -23,8 +23,11 @@ template <int dtype> struct quant_type {
     static constexpr bool is_k = dtype == DTYPE_Q2_K || dtype == DTYPE_Q3_K ||
                                  dtype == DTYPE_Q4_K || dtype == DTYPE_Q5_K ||
                                  dtype == DTYPE_Q6_K || dtype == DTYPE_IQ4_XS;
-    static constexpr uint32_t runs = is_k ? 8 : 1; /* in a block */
+    static constexpr uint32_t runs = is_k ? 8 : 1; /* in a block; F8_E4M3 has none */
+    static constexpr uint32_t elements = dtype == DTYPE_F8_E4M3 ? 128 : 32 * runs;
     static constexpr uint32_t bytes = dtype == DTYPE_Q8_0     ? 34
+                                      : dtype == DTYPE_F8_E4M3 ? 132
+                                      : dtype == DTYPE_INT4   ? 19
                                       : dtype == DTYPE_Q4_0   ? 18
                                       : dtype == DTYPE_Q4_1   ? 20
                                       : dtype == DTYPE_Q5_0   ? 22
@@ -42,6 +45,13 @@ template <int dtype> struct quant_type {
     static constexpr bool two_scales = dtype == DTYPE_Q2_K || dtype == DTYPE_Q3_K ||
                                        dtype == DTYPE_Q6_K;
 };
+
+/* An element of an F8_E4M3 block without its scale: 4 bits of exponent and 3 of mantissa, whose
+ * places in F32 make it 2^120 times too small. */
+__device__ static inline float quant_e4m3(uint32_t e)
+{
+    return __uint_as_float((e & 0x80) << 24 | (e & 0x7f) << 20) * 0x1p120f;
+}
 
 struct quant_shared {
     const uint32_t *memory;
@@ -145,11 +155,13 @@ __device__ static inline void quant_read_small(struct quant_part *part, const re
         part->q[0] |= quant_spread(fifth >> 4 * q) << 4;
         part->q[1] |= quant_spread(fifth >> (16 + 4 * q)) << 4;
     } else {
-        quant_halves(part, from, dtype == DTYPE_Q4_1 ? 4 : 2, q);
+        quant_halves(part, from, dtype == DTYPE_Q4_1 ? 4 : dtype == DTYPE_INT4 ? 3 : 2, q);
     }
     for (int half = 0; half < 2; half++) {
         if (dtype == DTYPE_Q4_0)
             part->q[half] = __vsub4(part->q[half], 0x08080808u);
+        if (dtype == DTYPE_INT4)
+            part->q[half] = __vsub4(part->q[half], (from.byte(2) & 15) * 0x01010101u);
         if (dtype == DTYPE_Q5_0)
             part->q[half] = __vsub4(part->q[half], 0x10101010u);
         if (dtype == DTYPE_IQ4_NL)
