@@ -8,7 +8,7 @@
 
 /* Reasons that many flags share. */
 #define CODE "no code is taken from a checkpoint"
-#define GRAPHS "there are no CUDA graphs"
+#define GRAPHS "a GPU makes graphs of what comes again, but with --device cuda:0,graphs=off"
 #define KERNELS "the device has one kernel for each operation"
 #define RANKS "one process runs one device"
 #define LOCAL "models are read from local paths"

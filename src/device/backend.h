@@ -63,6 +63,7 @@ struct device_ops {
     enum status (*fill)(struct stream *stream, void *dst, uint8_t value, uint64_t size_bytes,
                         struct err *err);
     enum status (*launch)(struct stream *stream, const struct op *op, struct err *err);
+    void (*replays)(const struct device *device, struct device_replays *replays_out);
 };
 
 struct device {
@@ -79,6 +80,8 @@ struct event {
 
 /* device.c: the back end that a spec names. */
 enum status device__find(const char *spec, const struct device_ops **ops_out, struct err *err);
+/* device.c: of a device that queues every operator by itself. */
+void device__replay_nothing(const struct device *device, struct device_replays *replays_out);
 /* inspect.c: of a device that has nothing more to say than device_info. */
 json_t *device__inspect_nothing(const struct device_options *options);
 /* selftest.c: of a device that converts nothing itself. */
@@ -98,9 +101,10 @@ enum status device__cast_nothing(struct stream *stream, enum dtype dtype, uint64
     "8.1.RC1 or later, which is looked for in ASCEND_HOME_PATH, in LD_LIBRARY_PATH and where it " \
     "installs itself; see docs/ascend.md"
 #define DEVICE_CUDA_HELP \
-    "cuda[:N]: NVIDIA's GPU number N (else the first, and each rank of a node its own), of "       \
-    "compute capability 8.0 or later; needs lighter_cuda.so beside the program, which the build "  \
-    "makes where nvcc is; see docs/cuda.md"
+    "cuda[:N,graphs=on]: NVIDIA's GPU number N (else the first, and each rank of a node its own)," \
+    " of compute capability 8.0 or later, with operators that come again queued together or, "     \
+    "graphs=off, one by one; needs lighter_cuda.so beside the program, which the build makes "     \
+    "where nvcc is; see docs/cuda.md"
 
 extern const struct device_ops device_ascend_ops;
 extern const struct device_ops device_cpu_ops;

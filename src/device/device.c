@@ -140,6 +140,17 @@ const char *const *device_help(void)
     return lines;
 }
 
+void device_replays(const struct device *device, struct device_replays *replays_out)
+{
+    device->ops->replays(device, replays_out);
+}
+
+void device__replay_nothing(const struct device *device, struct device_replays *replays_out)
+{
+    (void)device;
+    *replays_out = (struct device_replays){ 0 };
+}
+
 enum status device_alloc(struct device *device, enum device_use use, uint64_t size_bytes,
                          void **memory_out, struct err *err)
 {

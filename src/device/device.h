@@ -8,7 +8,7 @@
  * budget, and the peak is kept (charter, invariant 2).
  *
  * Threads: one thread at a time calls functions of one device, but for device_memory_report,
- * event_is_done and device_info, which any thread may call. */
+ * device_replays, event_is_done and device_info, which any thread may call. */
 #ifndef LIGHTER_DEVICE_DEVICE_H
 #define LIGHTER_DEVICE_DEVICE_H
 
@@ -183,5 +183,16 @@ enum status device_fill(struct stream *stream, void *dst, uint8_t value, uint64_
 
 /* Queues an op. STATUS_UNAVAILABLE when the device has no kernel for its dtype. */
 enum status device_launch(struct stream *stream, const struct op *op, struct err *err);
+
+/* Operators that came again and were queued together, as CUDA's graphs. Any thread may ask. */
+struct device_replays {
+    uint64_t op_count;       /* that were queued since the device was opened; 0 on a device that has
+                                nothing of the kind */
+    uint64_t replayed_count; /* of these */
+    uint64_t graph_count;    /* made */
+    const char *stopped;     /* a sentence, when the device had to stop that; NULL: it did not. It
+                                stays as long as the device */
+};
+void device_replays(const struct device *device, struct device_replays *replays_out);
 
 #endif

@@ -75,6 +75,16 @@ static enum status read_layout(const char *text, const char *what, uint64_t *out
     return STATUS_OK;
 }
 
+static enum status read_switch(const char *text, const char *what, uint64_t *out, struct err *err)
+{
+    const bool is_on = strcasecmp(text, "on") == 0;
+
+    if (!is_on && strcasecmp(text, "off") != 0)
+        return err_set(err, STATUS_BAD_INPUT, "%s: '%s' is neither on nor off", what, text);
+    *out = is_on ? 1 : 0;
+    return STATUS_OK;
+}
+
 static enum status read_value(const char *device_name, const struct setting *setting, char *text,
                               struct err *err)
 {
@@ -89,6 +99,7 @@ static enum status read_value(const char *device_name, const struct setting *set
     case SETTING_DURATION: st = read_duration(text, what, &value, err); break;
     case SETTING_COUNT: st = read_count(text, what, &value, err); break;
     case SETTING_LAYOUT: st = read_layout(text, what, &value, err); break;
+    case SETTING_SWITCH: st = read_switch(text, what, &value, err); break;
     }
     if (st != STATUS_OK)
         return st;

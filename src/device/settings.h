@@ -15,6 +15,7 @@ enum setting_kind {
     SETTING_DURATION,  /* "10us": nanoseconds; ns, us, ms or s */
     SETTING_COUNT,     /* "3" */
     SETTING_LAYOUT,    /* "nd" or "nz": enum layout */
+    SETTING_SWITCH,    /* "on" or "off": 1 or 0 */
 };
 
 struct setting {

@@ -43,10 +43,19 @@ static bool fail_call(const char *name, uint64_t nth)
     return true;
 }
 
+/* Else a GPU is in its place. */
+static bool has_stand_in(void)
+{
+    uint64_t (*function)(const char *);
+
+    return find("cuda_standin_counter", &function);
+}
+
 static void nothing_is_left(const char *after)
 {
     static const char *const counters[] = { "live_blocks", "live_pinned", "live_streams",
-                                            "live_events", "live_peers", "pageable_in" };
+                                            "live_events", "live_peers", "live_graphs",
+                                            "pageable_in" };
 
     for (size_t i = 0; i < sizeof(counters) / sizeof(counters[0]); i++)
         if (counter(counters[i]) != 0)
@@ -146,10 +155,113 @@ static void every_home_gives_the_same_bits(void **state)
     demo_check_homes(GPU, 5 << 20, nothing_is_left);
 }
 
+/* -- graphs ------------------------------------------------------------------------------------ */
+
+static float *demo_logits(const struct setting *setting, uint32_t chunk)
+{
+    int32_t prompt[DEMO_PROMPT];
+
+    demo_prompt(prompt, 1);
+    return harness_logits(DEMO, setting, prompt, DEMO_PROMPT, chunk, NULL);
+}
+
+static size_t demo_logits_bytes(void)
+{
+    const struct setting setting = { .device = "cpu" };
+    struct loaded loaded = harness_open(DEMO, &setting);
+    const size_t bytes = sizeof(float) * DEMO_PROMPT * model_info(loaded.model)->vocab_size;
+
+    harness_close(&loaded);
+    return bytes;
+}
+
+/* One token at a time, most of what is queued comes again, also in slots that take turns. */
+static void graphs_change_no_bit(void **state)
+{
+    const struct setting all[] = {
+        { .device = GPU },
+        { .device = GPU, .group_size = 1, .num_in_group = 1, .params_glob = "*",
+          .prefetch_step = 2 },
+        { .device = GPU, .experts = true, .expert_slot_count = 4 },
+    };
+    const struct setting without = { .device = GPU ",graphs=off" };
+    const size_t bytes = demo_logits_bytes();
+    const uint64_t before = counter("graph_launches");
+    float *wanted = demo_logits(&without, 5);
+
+    (void)state;
+    assert_int_equal(counter("graph_launches"), before);
+    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
+        const uint64_t launches = counter("graph_launches");
+        float *got = demo_logits(&all[i], 1);
+
+        if (memcmp((const void *)got, (const void *)wanted, bytes) != 0)
+            fail_msg("setting %zu gives other bits", i);
+        if (has_stand_in() && counter("graph_launches") == launches)
+            fail_msg("setting %zu has launched no graph", i);
+        free(got);
+        nothing_is_left("graphs");
+    }
+    free(wanted);
+}
+
+static void count_warnings(void *user, enum log_level level, const char *line)
+{
+    if (level == LOG_WARN && strstr(line, "one by one from now on") != NULL)
+        ++*(uint32_t *)user;
+}
+
+/* As demo_logits; says how often it was warned that nothing is captured. */
+static float *demo_logits_warned(const struct setting *setting, uint32_t chunk, uint32_t *warnings)
+{
+    const struct paging paging = { 0, 1 };
+    const struct log log = { .write = count_warnings, .user = warnings };
+    int32_t prompt[DEMO_PROMPT];
+    struct loaded loaded;
+    struct err err;
+    float *logits;
+
+    demo_prompt(prompt, 1);
+    if (harness_try(DEMO, setting, &log, &loaded, &err) != STATUS_OK)
+        fail_msg("%s", err.message);
+    logits = logits_alloc(loaded.model, DEMO_PROMPT);
+    harness_run(loaded.model, prompt, 0, DEMO_PROMPT, chunk, &paging, logits);
+    harness_close(&loaded);
+    return logits;
+}
+
+static void without_captures_operators_are_launched(void **state)
+{
+    static const char *const functions[] = { "cudaStreamBeginCapture", "cudaStreamEndCapture",
+                                             "cudaGraphInstantiateWithFlags" };
+    const struct setting setting = { .device = GPU };
+    const size_t bytes = demo_logits_bytes();
+    float *wanted = demo_logits(&setting, 5);
+
+    (void)state;
+    for (size_t i = 0; has_stand_in() && i < sizeof(functions) / sizeof(functions[0]); i++) {
+        const uint64_t launches = counter("graph_launches");
+        uint32_t warnings = 0;
+        float *got;
+
+        (void)fail_call(functions[i], 1);
+        got = demo_logits_warned(&setting, 1, &warnings);
+        (void)fail_call(functions[i], 0);
+        assert_int_equal(warnings, 1);
+        if (memcmp((const void *)got, (const void *)wanted, bytes) != 0)
+            fail_msg("other bits after %s has failed", functions[i]);
+        assert_int_equal(counter("graph_launches"), launches);
+        free(got);
+        nothing_is_left(functions[i]);
+    }
+    free(wanted);
+}
+
 /* -- failures ---------------------------------------------------------------------------------- */
 
-/* Opens the model and computes one step; says how that went. */
-static enum status open_and_compute(const struct setting *setting, struct err *err)
+/* Opens the model and computes the same step some times; says how that went. */
+static enum status open_and_compute(const struct setting *setting, uint32_t step_count,
+                                    struct err *err)
 {
     const struct paging paging = { 0, 1 };
     const int32_t id = 300, position = 0, sequence = 0, row = 0;
@@ -167,7 +279,8 @@ static enum status open_and_compute(const struct setting *setting, struct err *e
         float *logits = logits_alloc(loaded.model, 1);
 
         paging_fill(info, &paging, pages, info->kv_page_count);
-        st = model_forward(loaded.model, &step, logits, err);
+        for (uint32_t i = 0; st == STATUS_OK && i < step_count; i++)
+            st = model_forward(loaded.model, &step, logits, err);
         free(logits);
     }
     harness_close(&loaded);
@@ -179,7 +292,7 @@ static void a_call_that_fails_is_told_and_leaves_nothing(void **state)
     static const char *const functions[] = {
         "cudaMalloc", "cudaHostRegister", "cudaStreamCreateWithFlags", "cudaEventCreateWithFlags",
         "cudaEventRecord", "cudaStreamWaitEvent", "cudaMemcpyAsync", "launch",
-        "cudaStreamSynchronize",
+        "cudaStreamSynchronize", "cudaGraphLaunch",
     };
     const struct setting setting = { .device = GPU, .group_size = 2, .num_in_group = 1 };
 
@@ -187,13 +300,14 @@ static void a_call_that_fails_is_told_and_leaves_nothing(void **state)
     if (!fail_call("cudaMalloc", 0))
         skip(); /* a GPU does not fail on purpose */
     for (size_t i = 0; i < sizeof(functions) / sizeof(functions[0]); i++) {
+        const uint32_t step_count = strcmp(functions[i], "cudaGraphLaunch") == 0 ? 3 : 1;
         uint32_t failures = 0;
 
         for (uint64_t nth = 1; nth < 200; nth = nth * 2 + 1) {
             struct err err = { .message = "" };
 
             (void)fail_call(functions[i], nth);
-            if (open_and_compute(&setting, &err) != STATUS_OK) {
+            if (open_and_compute(&setting, step_count, &err) != STATUS_OK) {
                 failures++;
                 if (strstr(err.message, "cudaErrorIllegalAddress") == NULL)
                     fail_msg("%s, call %u: \"%s\"", functions[i], (unsigned)nth, err.message);
@@ -212,6 +326,8 @@ int main(void)
         cmocka_unit_test(every_architecture_agrees_with_the_processor),
         cmocka_unit_test(packed_checkpoints_agree_too),
         cmocka_unit_test(every_home_gives_the_same_bits),
+        cmocka_unit_test(graphs_change_no_bit),
+        cmocka_unit_test(without_captures_operators_are_launched),
         cmocka_unit_test(a_call_that_fails_is_told_and_leaves_nothing),
     };
 

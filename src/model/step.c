@@ -28,14 +28,22 @@ static const int32_t *put(struct model *model, int32_t **next, const int32_t *nu
     return model->buffers.metadata + offset;
 }
 
-/* Pages that the furthest position needs. What lies beyond in the tables is never looked at. */
-static uint32_t pages_needed(const struct model *model, const struct model_step *step)
+/* How wide page tables are: the pages that the furthest position needs, rounded up to a power of
+ * two, so that a step's operators are seldom others than those of the step before. What lies beyond
+ * in the tables is never looked at. */
+static uint32_t table_width(const struct model *model, const struct model_step *step)
 {
+    uint32_t needed, width = 1;
     int32_t last = 0;
 
     for (uint32_t i = 0; i < step->row_count; i++)
         last = step->positions[i] > last ? step->positions[i] : last;
-    return (uint32_t)last / (uint32_t)model->sizes.page_size + 1;
+    needed = (uint32_t)last / (uint32_t)model->sizes.page_size + 1;
+    assert(needed <= step->page_count_max);
+    assert(needed <= model->sizes.page_table_width);
+    while (width < needed)
+        width *= 2;
+    return width < model->sizes.page_table_width ? width : (uint32_t)model->sizes.page_table_width;
 }
 
 /* The slots of a step's rows are of the cache, in each kind of layers that there is. */
@@ -72,16 +80,20 @@ static void check_step(const struct model *model, const struct model_step *step)
         assert(step->logits_rows[i] >= 0 && (uint32_t)step->logits_rows[i] < step->row_count);
 }
 
-/* The tables of all sequences, as wide as this step needs. */
+/* The tables of all sequences, as wide as this step has them. */
 static const int32_t *put_pages(struct model_pass *pass, int32_t **next, const int32_t *pages,
                                 const struct model_step *step)
 {
+    const uint32_t width = pass->page_count_max;
+    const uint32_t there = width < step->page_count_max ? width : step->page_count_max;
     const int32_t *first =
         pass->model->buffers.metadata + (*next - (int32_t *)pass->model->staging);
 
-    for (uint32_t i = 0; i < step->sequence_count; i++)
-        (void)put(pass->model, next, pages + (uint64_t)i * step->page_count_max,
-                  pass->page_count_max);
+    for (uint32_t i = 0; i < step->sequence_count; i++) {
+        (void)put(pass->model, next, pages + (uint64_t)i * step->page_count_max, there);
+        memset(*next, 0, (width - there) * sizeof(**next));
+        *next += width - there;
+    }
     return first;
 }
 
@@ -110,9 +122,7 @@ static void upload(struct model_pass *pass, const struct model_step *step)
     uint64_t size_bytes;
 
     pass->row_count = step->row_count;
-    pass->page_count_max = pages_needed(model, step);
-    assert(pass->page_count_max <= step->page_count_max);
-    assert(pass->page_count_max <= model->sizes.page_table_width);
+    pass->page_count_max = table_width(model, step);
     pass->token_ids = put(model, &next, step->token_ids, step->row_count);
     pass->positions = put(model, &next, step->positions, step->row_count);
     pass->sequences = put(model, &next, step->sequences, step->row_count);

@@ -182,6 +182,7 @@ void offload__counters_publish(struct offload *offload)
 void offload_report_reset(struct offload *offload)
 {
     uint64_t disk_bytes, disk_busy_ns, rate;
+    struct device_replays replays;
 
     memset(&offload->totals, 0, sizeof(offload->totals));
     if (offload->unit_count > 0)
@@ -193,5 +194,9 @@ void offload_report_reset(struct offload *offload)
         offload->disk_base_busy_ns = disk_busy_ns;
         (void)pthread_mutex_unlock(&offload->lock);
     }
+    device_replays(offload->device, &replays);
+    (void)pthread_mutex_lock(&offload->lock);
+    offload->replays_base = replays;
+    (void)pthread_mutex_unlock(&offload->lock);
     offload__counters_publish(offload);
 }

@@ -210,12 +210,14 @@ struct offload {
     uint64_t run_began_ns;                  /* 0: no begin since the reset */
     struct offload__timeline *timeline;     /* NULL: nothing is traced */
     uint64_t last_copied_ns;                /* when the copy that was told last had ended */
+    bool has_warned;                        /* that the device replays nothing any more */
 
     /* What any thread may read. */
     pthread_mutex_t lock;                   /* guards published_*; for copies only */
     struct offload__counters published_totals;
     struct offload__unit_counters *published_counters; /* [unit_count] */
     uint64_t disk_base_bytes, disk_base_busy_ns; /* the reader's, at the last reset */
+    struct device_replays replays_base;     /* the device's, likewise */
     enum offload_home *published_homes;     /* [unit_count] */
     atomic_bool garbage;                    /* orders nothing: a mark for answers */
 };

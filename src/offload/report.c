@@ -122,6 +122,17 @@ static json_t *sharing_json(const struct offload *offload,
         (json_int_t)(snapshot->homes[OFFLOAD_HOME_SHARDED].bytes_moved - snapshot->moved_own));
 }
 
+static json_t *replays_json(const struct offload__snapshot *snapshot)
+{
+    const struct device_replays *replays = &snapshot->replays;
+
+    if (replays->op_count == 0)
+        return json_null();
+    return json_pack("{s:I, s:I, s:I}", "operators", (json_int_t)replays->op_count, "replayed",
+                     (json_int_t)replays->replayed_count, "graphs_made",
+                     (json_int_t)replays->graph_count);
+}
+
 static json_t *bound_json(const struct offload__snapshot *snapshot)
 {
     const double bound_s = offload__bound_s(snapshot);
@@ -157,7 +168,7 @@ json_t *offload_report_json(const struct offload *offload)
     homes_json(snapshot, &moved_from, &homes);
     report = json_pack(
         "{s:s, s:s, s:I, s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:o, "
-        "s:o, s:o, s:b}", "mode",
+        "s:o, s:o, s:o, s:b}", "mode",
         offload->mode, "device", device_info(offload->device)->name, "passes",
         (json_int_t)snapshot->totals.passes, "run_s", offload__seconds(snapshot->totals.run_ns),
         "compute_s", offload__seconds(offload__compute_ns(snapshot)), "copy_s",
@@ -166,7 +177,8 @@ json_t *offload_report_json(const struct offload *offload)
         "bytes_planned", (json_int_t)sum->bytes_planned, "bytes_moved_from", moved_from, "homes",
         homes, "sharing", sharing_json(offload, snapshot), "link", link_json(snapshot), "disk",
         disk_json(snapshot), "stalls", stalls_json(sum), "bound", bound_json(snapshot), "units",
-        groups_json(offload, snapshot), "memory", memory_json(offload), "garbage",
+        groups_json(offload, snapshot), "memory", memory_json(offload), "replays",
+        replays_json(snapshot), "garbage",
         offload_is_garbage(offload));
     offload__snapshot_destroy(snapshot);
     return report;

@@ -30,6 +30,7 @@ struct offload__snapshot {
     uint64_t disk_bytes, disk_busy_ns;    /* the reader's, since the reset */
     uint64_t disk_bytes_per_s;            /* measured; 0: not known */
     uint64_t link_bytes_per_s;            /* as set; 0: not known */
+    struct device_replays replays;        /* the device's, since the reset */
 };
 
 /* NULL: no memory. Any thread. */

@@ -166,6 +166,9 @@ void offload_report_log(const struct offload *offload, const struct log *log)
                  offload__home(offload->units[0].home)->phrase_in_place);
     else
         moved_log(offload, snapshot, log);
+    if (snapshot->replays.op_count > 0)
+        log_line(log, LOG_INFO, "%" PRIu64 " operators, of which %" PRIu64 " came again and were "
+                 "queued together", snapshot->replays.op_count, snapshot->replays.replayed_count);
     if (offload_is_garbage(offload))
         log_line(log, LOG_WARN, "offload mode meta: some weights have no contents, the answers are "
                                 "garbage");

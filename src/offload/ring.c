@@ -411,6 +411,20 @@ enum status offload_end(struct offload *offload, uint32_t layer, enum offload_pa
     return offload__unit_release(offload, index, err);
 }
 
+/* Says once that the device goes on without replaying. */
+static void replays_check(struct offload *offload)
+{
+    struct device_replays replays;
+
+    if (offload->has_warned)
+        return;
+    device_replays(offload->device, &replays);
+    if (replays.stopped == NULL)
+        return;
+    offload->has_warned = true;
+    log_line(offload->log, LOG_WARN, "%s", replays.stopped);
+}
+
 void offload_pass_done(struct offload *offload)
 {
     assert(offload->active == OFFLOAD_NO_UNIT);
@@ -425,6 +439,7 @@ void offload_pass_done(struct offload *offload)
     offload__timeline_pass_done(offload);
     offload->pass_position = offload->position;
     offload__counters_publish(offload);
+    replays_check(offload);
 }
 
 enum status offload_pass_abort(struct offload *offload, struct err *err)

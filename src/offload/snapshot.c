@@ -105,6 +105,7 @@ struct offload__snapshot *offload__snapshot_create(const struct offload *offload
     struct offload__snapshot *snapshot = calloc(1, sizeof(*snapshot));
     pthread_mutex_t *lock = (pthread_mutex_t *)&offload->lock; /* is not what is told */
     uint64_t base_bytes, base_busy_ns;
+    struct device_replays base;
 
     if (snapshot == NULL)
         return NULL;
@@ -121,7 +122,12 @@ struct offload__snapshot *offload__snapshot_create(const struct offload *offload
     memcpy(snapshot->unit_homes, offload->published_homes, count * sizeof(*snapshot->unit_homes));
     base_bytes = offload->disk_base_bytes;
     base_busy_ns = offload->disk_base_busy_ns;
+    base = offload->replays_base;
     (void)pthread_mutex_unlock(lock);
+    device_replays(offload->device, &snapshot->replays);
+    snapshot->replays.op_count -= base.op_count;
+    snapshot->replays.replayed_count -= base.replayed_count;
+    snapshot->replays.graph_count -= base.graph_count;
     for (size_t i = 0; i < count; i++) {
         const enum offload_home home = snapshot->unit_homes[i];
 

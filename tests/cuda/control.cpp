@@ -53,6 +53,10 @@ const struct error errors[] = {
       "an illegal memory access was encountered" },
     { cudaErrorHostMemoryAlreadyRegistered, "cudaErrorHostMemoryAlreadyRegistered",
       "part or all of the requested memory range is already mapped" },
+    { cudaErrorStreamCaptureUnsupported, "cudaErrorStreamCaptureUnsupported",
+      "operation not permitted when stream is capturing" },
+    { cudaErrorStreamCaptureInvalidated, "cudaErrorStreamCaptureInvalidated",
+      "operation failed due to a previous error during capture" },
     { cudaErrorHostMemoryNotRegistered, "cudaErrorHostMemoryNotRegistered",
       "pointer does not correspond to a registered memory region" },
 };
@@ -76,6 +80,10 @@ int gpu_count()
 
 cudaError_t standin_enter(const char *function)
 {
+    if (std::strcmp(function, "launch") != 0 && standin_spoils_capture()) {
+        last_error = cudaErrorStreamCaptureUnsupported;
+        return last_error;
+    }
     const std::lock_guard<std::mutex> guard(control.lock);
 
     if (control.failing_in == 0 || control.failing != function || --control.failing_in > 0)

@@ -168,6 +168,10 @@ enum cudaError_t {
     cudaErrorHostMemoryNotRegistered = 713,
     cudaErrorNotSupported = 801,
     cudaErrorSystemDriverMismatch = 803,
+    cudaErrorStreamCaptureUnsupported = 900,
+    cudaErrorStreamCaptureInvalidated = 901,
+    cudaErrorStreamCaptureUnmatched = 903,
+    cudaErrorStreamCaptureWrongThread = 908,
 };
 
 enum cudaMemcpyKind {
@@ -192,6 +196,10 @@ enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 
 typedef struct standin_stream *cudaStream_t;
 typedef struct standin_event *cudaEvent_t;
+typedef struct standin_graph *cudaGraph_t;
+typedef struct standin_ready_graph *cudaGraphExec_t;
+
+enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal = 1 };
 
 struct cudaDeviceProp {
     char name[256];
@@ -238,6 +246,13 @@ cudaError_t cudaEventElapsedTime(float *ms_out, cudaEvent_t from, cudaEvent_t to
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t size_bytes, cudaMemcpyKind kind,
                             cudaStream_t stream);
 cudaError_t cudaMemsetAsync(void *dst, int value, size_t size_bytes, cudaStream_t stream);
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph_out);
+cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t *ready_out, cudaGraph_t graph,
+                                          unsigned long long flags);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t ready, cudaStream_t stream);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t ready);
 
 /* A launch: standin_bytes_max is what cudaFuncSetAttribute has allowed. */
 void standin_launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,

@@ -20,6 +20,8 @@ enum standin_pinned standin_pinned(const void *memory, size_t size_bytes);
  * cudaSuccess. */
 cudaError_t standin_enter(const char *function);
 void standin_count(const char *name, int64_t by);
+/* streams.cpp: whether the thread captures; then whatever it calls but launches spoils that. */
+bool standin_spoils_capture();
 /* The thread's last error, which launches leave. */
 void standin_note(cudaError_t code);
 

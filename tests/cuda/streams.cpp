@@ -1,4 +1,7 @@
-/* tests/cuda/streams.cpp - streams as threads, events, copies, launches.
+/* tests/cuda/streams.cpp - streams as threads, events, copies, launches, graphs.
+ *
+ * A capture here has launches alone, as device/cuda has them: any other call of the thread spoils
+ * it, a launch on another stream too, and nothing that is captured runs.
  *
  * A copy from or to memory that is not registered waits, as CUDA's do: such copies are counted.
  * Part registered and part not is refused. An event's time is when its stream came to it. */
@@ -12,7 +15,17 @@
 #include <thread>
 #include <vector>
 
+struct standin_graph {
+    std::vector<std::function<void()>> kernels;
+    bool is_spoilt = false;
+};
+
+struct standin_ready_graph {
+    std::vector<std::function<void()>> kernels;
+};
+
 struct standin_stream {
+    standin_graph *captured = nullptr; /* owner: the thread that captures */
     std::mutex lock; /* guards what follows */
     std::condition_variable changed;
     std::deque<std::function<void()>> queue;
@@ -29,6 +42,8 @@ struct standin_event {
 };
 
 namespace {
+
+thread_local standin_stream *capturing; /* this thread */
 
 std::mutex allowed_lock; /* guards `allowed` */
 std::map<const void *, int> allowed;
@@ -71,6 +86,14 @@ void wait_reached(standin_event *event, uint64_t number)
 
 } /* namespace */
 
+bool standin_spoils_capture()
+{
+    if (capturing == nullptr)
+        return false;
+    capturing->captured->is_spoilt = true;
+    return true;
+}
+
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream_out, unsigned flags)
 {
     const cudaError_t code = standin_enter("cudaStreamCreateWithFlags");
@@ -86,6 +109,8 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream_out, unsigned flags)
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 {
+    if (standin_spoils_capture())
+        return cudaErrorStreamCaptureUnsupported;
     std::unique_lock<std::mutex> guard(stream->lock);
     const uint64_t queued = stream->queued;
 
@@ -96,6 +121,8 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream)
 {
+    if (standin_spoils_capture())
+        return cudaErrorStreamCaptureUnsupported;
     {
         const std::lock_guard<std::mutex> guard(stream->lock);
 
@@ -124,6 +151,8 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event_out, unsigned flags)
 
 cudaError_t cudaEventDestroy(cudaEvent_t event)
 {
+    if (standin_spoils_capture())
+        return cudaErrorStreamCaptureUnsupported;
     wait_reached(event, event->recorded);
     delete event;
     standin_count("live_events", -1);
@@ -171,12 +200,16 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event)
 {
+    if (standin_spoils_capture())
+        return cudaErrorStreamCaptureUnsupported;
     wait_reached(event, event->recorded);
     return standin_enter("cudaEventSynchronize");
 }
 
 cudaError_t cudaEventQuery(cudaEvent_t event)
 {
+    if (standin_spoils_capture())
+        return cudaErrorStreamCaptureUnsupported;
     const std::lock_guard<std::mutex> guard(event->lock);
 
     return event->reached >= event->recorded ? cudaSuccess : cudaErrorNotReady;
@@ -261,8 +294,94 @@ void standin_launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t str
         standin_note(cudaErrorInvalidValue);
         return;
     }
-    standin_count("launches", 1);
-    queue(stream, [grid, block, shared_bytes, kernel] {
+    const std::function<void()> job = [grid, block, shared_bytes, kernel] {
         standin_run(grid, block, shared_bytes, kernel);
+    };
+
+    if (capturing != nullptr) {
+        if (capturing != stream)
+            (void)standin_spoils_capture();
+        capturing->captured->kernels.push_back(job);
+        return;
+    }
+    standin_count("launches", 1);
+    queue(stream, job);
+}
+
+/* ---- graphs ---- */
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode)
+{
+    const cudaError_t code = standin_enter("cudaStreamBeginCapture");
+
+    (void)mode;
+    if (code != cudaSuccess)
+        return code;
+    stream->captured = new standin_graph();
+    standin_count("live_graphs", 1);
+    capturing = stream;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph_out)
+{
+    standin_graph *graph = stream->captured;
+    cudaError_t code;
+
+    if (graph == nullptr)
+        return cudaErrorStreamCaptureUnmatched;
+    if (capturing != stream)
+        return cudaErrorStreamCaptureWrongThread;
+    capturing = nullptr;
+    stream->captured = nullptr;
+    code = standin_enter("cudaStreamEndCapture");
+    if (code == cudaSuccess && graph->is_spoilt)
+        code = cudaErrorStreamCaptureInvalidated;
+    if (code != cudaSuccess) {
+        (void)cudaGraphDestroy(graph);
+        return code;
+    }
+    *graph_out = graph;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t *ready_out, cudaGraph_t graph,
+                                          unsigned long long flags)
+{
+    const cudaError_t code = standin_enter("cudaGraphInstantiateWithFlags");
+
+    (void)flags;
+    if (code != cudaSuccess)
+        return code;
+    *ready_out = new standin_ready_graph{ graph->kernels };
+    standin_count("live_graphs", 1);
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph)
+{
+    delete graph;
+    standin_count("live_graphs", -1);
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t ready, cudaStream_t stream)
+{
+    const cudaError_t code = standin_enter("cudaGraphLaunch");
+
+    if (code != cudaSuccess)
+        return code;
+    standin_count("graph_launches", 1);
+    queue(stream, [kernels = ready->kernels] {
+        for (const std::function<void()> &kernel : kernels)
+            kernel();
     });
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t ready)
+{
+    delete ready;
+    standin_count("live_graphs", -1);
+    return cudaSuccess;
 }

@@ -259,4 +259,5 @@ const struct device_ops device_ascend_ops = {
     .copy_peer = ascend__copy_peer,
     .fill = ascend__fill,
     .launch = ascend__stream_launch,
+    .replays = device__replay_nothing,
 };

@@ -274,4 +274,5 @@ const struct device_ops device_cpu_ops = {
     .copy_peer = cpu_copy,
     .fill = cpu_fill,
     .launch = cpu_launch,
+    .replays = device__replay_nothing,
 };

@@ -1,6 +1,7 @@
 /* device/cuda/cuda.c - NVIDIA's GPUs, through a module that is opened at run time.
  *
  * "cuda:N" is the N-th GPU that CUDA_VISIBLE_DEVICES shows; several ranks may open the same one.
+ * "cuda:N,graphs=off" launches every operator by itself.
  *
  * Memory: the budget is at most what the driver reports as free, without a share that is left to
  * the driver itself, which loads kernels when they first run and rounds allocations up to 2 MiB. */
@@ -45,14 +46,14 @@ static uint64_t next_serial(void)
 
 /* ---- opening ---- */
 
-/* "", "0", "12". */
+/* "", "0", "12"; a comma and settings may follow. */
 static enum status read_index(const char *settings, int *index_out, struct err *err)
 {
     const char *text = settings != NULL ? settings : "";
     const size_t digits = strspn(text, "0123456789");
     unsigned long index = 0;
 
-    if (text[digits] != '\0' || digits > 6)
+    if ((text[digits] != '\0' && text[digits] != ',') || digits > 6)
         return err_set(err, STATUS_BAD_INPUT, "--device cuda:%.32s: what follows cuda: is the "
                        "number of a GPU, such as cuda:0", text);
     if (digits > 0)
@@ -62,6 +63,21 @@ static enum status read_index(const char *settings, int *index_out, struct err *
                        "%d", index, INDEX_MAX);
     *index_out = (int)index;
     return STATUS_OK;
+}
+
+/* What follows the number's comma. */
+static enum status read_settings(struct cuda_device *device, const char *settings, struct err *err)
+{
+    const char *comma = settings != NULL ? strchr(settings, ',') : NULL;
+    uint64_t graphs = 1;
+    const struct setting known[] = { { "graphs", SETTING_SWITCH, &graphs, 0, 1 } };
+    enum status st = STATUS_OK;
+
+    if (comma != NULL)
+        st = device__settings_read(device->base.info.name, comma + 1, known,
+                                   sizeof(known) / sizeof(known[0]), err);
+    device->has_graphs = graphs != 0;
+    return st;
 }
 
 enum status cuda__check_index(const struct cuda_module *module, const char *device_name, int index,
@@ -198,6 +214,8 @@ static enum status cuda_open(const char *settings, const struct device_options *
     (void)snprintf(device->base.info.name, sizeof(device->base.info.name), "cuda:%d",
                    device->index);
     if (st == STATUS_OK)
+        st = read_settings(device, settings, err);
+    if (st == STATUS_OK)
         st = open_gpu(device, options, err);
     if (st != STATUS_OK) {
         cuda_close(&device->base);
@@ -260,4 +278,5 @@ const struct device_ops device_cuda_ops = {
     .copy_peer = cuda__copy_peer,
     .fill = cuda__fill,
     .launch = cuda__launch,
+    .replays = cuda__replays,
 };

@@ -95,16 +95,26 @@ enum status cuda__event_create(struct device *base, struct event **event_out, st
     return device__event_create(base, device_of(base)->clock, event_out, err);
 }
 
+/* Queues the operators before a mark or a wait; if that fails the stream is broken. */
+static void flush(struct cuda_stream *stream)
+{
+    if (stream->error.status == STATUS_OK &&
+        cuda__enter(device_of(stream->base.device), NULL) == STATUS_OK)
+        (void)cuda__graphs_flush(stream, NULL);
+}
+
 enum status cuda__event_record(struct stream *base, struct event *event, struct err *err)
 {
-    const struct cuda_stream *stream = (const struct cuda_stream *)base;
+    struct cuda_stream *stream = (struct cuda_stream *)base;
 
+    flush(stream);
     return device__event_record(event, stream->handle, &stream->error, err);
 }
 
 enum status cuda__stream_wait(struct stream *base, struct event *event, struct err *err)
 {
-    const struct cuda_stream *stream = (const struct cuda_stream *)base;
+    struct cuda_stream *stream = (struct cuda_stream *)base;
 
+    flush(stream);
     return device__event_wait(event, stream->handle, &stream->error, err);
 }

@@ -6,6 +6,7 @@
  *     link.c      what NVML says of the way to the host
  *     memory.c    device memory, pinned host memory, memory that ranks share
  *     stream.c    streams, copies, operators
+ *     graph.c     operators that come again, as CUDA's graphs
  *     event.c     events, for device/event_clock.c
  *     inspect.c   what was found, for a report
  *
@@ -17,6 +18,7 @@
 #ifndef LIGHTER_DEVICE_CUDA_INTERNAL_H
 #define LIGHTER_DEVICE_CUDA_INTERNAL_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -53,6 +55,10 @@ struct cuda_device {
     uint64_t serial;                 /* of this opening; threads note which one they have entered */
     struct cuda_facts facts;
     struct device_clock *clock;      /* device times on clock_now_ns's clock */
+    bool has_graphs;                 /* else every operator is launched by itself */
+    atomic_uint_fast64_t op_count, replayed_count, graph_count; /* device_replays */
+    atomic_bool graphs_stopped;      /* set after graphs_why */
+    struct err graphs_why;
 };
 
 /* Chooses the GPU for the calling thread. To be called first by whatever another room calls. */
@@ -101,6 +107,7 @@ void cuda__peer_close(struct device *device, const void *memory, uint64_t size_b
 struct cuda_stream {
     struct stream base;
     void *handle;
+    struct cuda_graphs *graphs;     /* NULL: operators are launched at once */
     struct err error;               /* the first; it stays. status STATUS_OK: none */
 };
 
@@ -117,6 +124,24 @@ enum status cuda__copy_peer(struct stream *stream, void *dst, const void *src,
 enum status cuda__fill(struct stream *stream, void *dst, uint8_t value, uint64_t size_bytes,
                        struct err *err);
 enum status cuda__launch(struct stream *stream, const struct op *op, struct err *err);
+
+/* Keeps what CUDA says to `what`, unless there was an error before; returns the first. */
+enum status cuda__stream_break(struct cuda_stream *stream, int code, const char *what,
+                               struct err *err);
+
+/* ---- graph.c ---- */
+
+enum status cuda__graphs_create(const struct cuda_device *device, struct cuda_graphs **graphs_out,
+                                struct err *err);
+/* NULL is fine. */
+void cuda__graphs_destroy(const struct cuda_device *device, struct cuda_graphs *graphs);
+/* Takes the op for later; false: it is to be launched, behind what was taken. */
+bool cuda__graphs_keep(const struct cuda_stream *stream, const struct op *op);
+bool cuda__graphs_are_full(const struct cuda_stream *stream);
+/* Queues what was taken. To be called before anything else is queued on the stream or waits for
+ * it. */
+enum status cuda__graphs_flush(struct cuda_stream *stream, struct err *err);
+void cuda__replays(const struct device *device, struct device_replays *replays_out);
 
 /* ---- event.c; the rest of events is device/event_clock.h's ---- */
 

@@ -260,6 +260,37 @@ static int launch(void *handle, const struct op *op)
     return (int)cudaErrorInvalidValue;
 }
 
+/* Other threads may call what they like meanwhile. */
+static int graph_begin(void *stream)
+{
+    return done(cudaStreamBeginCapture((cudaStream_t)stream, cudaStreamCaptureModeThreadLocal));
+}
+
+static int graph_end(void *stream, void **graph_out)
+{
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t ready = nullptr;
+    cudaError_t code = cudaStreamEndCapture((cudaStream_t)stream, &graph);
+
+    if (code == cudaSuccess && graph_out != nullptr)
+        code = cudaGraphInstantiateWithFlags(&ready, graph, 0);
+    if (graph != nullptr)
+        (void)cudaGraphDestroy(graph);
+    if (code == cudaSuccess && graph_out != nullptr)
+        *graph_out = ready;
+    return done(code);
+}
+
+static int graph_launch(void *stream, void *graph)
+{
+    return done(cudaGraphLaunch((cudaGraphExec_t)graph, (cudaStream_t)stream));
+}
+
+static int graph_destroy(void *graph)
+{
+    return done(cudaGraphExecDestroy((cudaGraphExec_t)graph));
+}
+
 extern "C" {
 extern __attribute__((visibility("default"))) const struct cuda_module lighter_cuda_module;
 const struct cuda_module lighter_cuda_module = {
@@ -269,6 +300,6 @@ const struct cuda_module lighter_cuda_module = {
     share,               shared_open,            shared_close,  stream_create,   stream_destroy,
     stream_sync,         event_create,           event_destroy, event_record,    event_wait,
     event_sync,          event_is_done,          event_elapsed, copy,            fill,
-    launch,
+    launch,              graph_begin,            graph_end,     graph_launch,    graph_destroy,
 };
 }

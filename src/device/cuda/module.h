@@ -14,7 +14,7 @@
 #include "base/status.h"
 #include "device/op.h"
 
-#define CUDA_MODULE_VERSION 1
+#define CUDA_MODULE_VERSION 2
 #define CUDA_MODULE_SYMBOL "lighter_cuda_module"
 #define CUDA_MODULE_HANDLE_BYTES 64
 
@@ -68,6 +68,12 @@ struct cuda_module {
     int (*fill)(void *stream, void *dst, uint8_t value, uint64_t size_bytes);
     /* The op has rows and weights that op.h lists. */
     int (*launch)(void *stream, const struct op *op);
+    /* What is launched on the stream from graph_begin on, by this thread and nothing else, becomes
+     * a graph instead; graph_out NULL: it is thrown away. */
+    int (*graph_begin)(void *stream);
+    int (*graph_end)(void *stream, void **graph_out);
+    int (*graph_launch)(void *stream, void *graph);
+    int (*graph_destroy)(void *graph);
 };
 
 #endif

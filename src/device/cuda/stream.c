@@ -1,8 +1,9 @@
 /* device/cuda/stream.c - streams and what is queued on them: copies, fills, operators.
  *
- * A stream is one of CUDA's. Its first error stays: what is queued later is refused with it, while
- * records and waits go on (event.c), so that nobody hangs. A copy from host memory that is not
- * pinned has read it when the call returns, and one to such memory is complete then. */
+ * A stream is one of CUDA's. Operators may wait here until something else is queued (graph.c). Its
+ * first error stays: what is queued later is refused with it, while records and waits go on
+ * (event.c), so that nobody hangs. A copy from host memory that is not pinned has read it when the
+ * call returns, and one to such memory is complete then. */
 #include <stdlib.h>
 
 #include "device/cuda/internal.h"
@@ -20,9 +21,8 @@ static enum status broken(const struct cuda_stream *stream, struct err *err)
     return stream->error.status;
 }
 
-/* Keeps what CUDA says to `what`, unless there was an error before. */
-static enum status break_stream(struct cuda_stream *stream, int code, const char *what,
-                                struct err *err)
+enum status cuda__stream_break(struct cuda_stream *stream, int code, const char *what,
+                               struct err *err)
 {
     const struct cuda_device *device = device_of(stream);
 
@@ -40,6 +40,14 @@ static enum status enter(const struct cuda_stream *stream, struct err *err)
     return st == STATUS_OK ? cuda__enter(device_of(stream), err) : st;
 }
 
+/* For what is queued behind operators. */
+static enum status enter_behind(struct cuda_stream *stream, struct err *err)
+{
+    const enum status st = enter(stream, err);
+
+    return st == STATUS_OK ? cuda__graphs_flush(stream, err) : st;
+}
+
 enum status cuda__stream_create(struct device *base, enum stream_kind kind,
                                 struct stream **stream_out, struct err *err)
 {
@@ -48,7 +56,6 @@ enum status cuda__stream_create(struct device *base, enum stream_kind kind,
     enum status st;
     int code;
 
-    (void)kind; /* the copy engines have queues of their own */
     if (stream == NULL)
         return err_set(err, STATUS_NO_MEMORY, "%s: no memory for a stream", base->info.name);
     stream->base.device = base;
@@ -63,6 +70,13 @@ enum status cuda__stream_create(struct device *base, enum stream_kind kind,
         free(stream);
         return st;
     }
+    /* The copy engines have queues of their own. */
+    if (kind == STREAM_COMPUTE && device->has_graphs)
+        st = cuda__graphs_create(device, &stream->graphs, err);
+    if (st != STATUS_OK) {
+        cuda__stream_destroy(&stream->base);
+        return st;
+    }
     *stream_out = &stream->base;
     return STATUS_OK;
 }
@@ -72,8 +86,11 @@ void cuda__stream_destroy(struct stream *base)
     struct cuda_stream *stream = (struct cuda_stream *)base;
     const struct cuda_module *module = device_of(stream)->module;
 
+    if (enter(stream, NULL) == STATUS_OK)
+        (void)cuda__graphs_flush(stream, NULL);
     (void)cuda__enter(device_of(stream), NULL);
     (void)module->stream_sync(stream->handle);
+    cuda__graphs_destroy(device_of(stream), stream->graphs);
     (void)module->stream_destroy(stream->handle);
     free(stream);
 }
@@ -86,9 +103,11 @@ enum status cuda__stream_sync(struct stream *base, struct err *err)
 
     if (st != STATUS_OK)
         return st;
+    if (broken(stream, NULL) == STATUS_OK)
+        (void)cuda__graphs_flush(stream, NULL);
     code = device_of(stream)->module->stream_sync(stream->handle);
     return code == 0 ? broken(stream, err)
-                     : break_stream(stream, code, "cudaStreamSynchronize", err);
+                     : cuda__stream_break(stream, code, "cudaStreamSynchronize", err);
 }
 
 static enum status copy(struct stream *base, enum cuda_copy kind, void *dst, const void *src,
@@ -100,13 +119,13 @@ static enum status copy(struct stream *base, enum cuda_copy kind, void *dst, con
         [CUDA_COPY_PEER] = "cudaMemcpyAsync between devices",
     };
     struct cuda_stream *stream = (struct cuda_stream *)base;
-    const enum status st = enter(stream, err);
+    const enum status st = enter_behind(stream, err);
     int code;
 
     if (st != STATUS_OK)
         return st;
     code = device_of(stream)->module->copy(stream->handle, kind, dst, src, size_bytes);
-    return code == 0 ? STATUS_OK : break_stream(stream, code, names[kind], err);
+    return code == 0 ? STATUS_OK : cuda__stream_break(stream, code, names[kind], err);
 }
 
 enum status cuda__copy_in(struct stream *stream, void *dst, const void *src, uint64_t size_bytes,
@@ -131,13 +150,13 @@ enum status cuda__fill(struct stream *base, void *dst, uint8_t value, uint64_t s
                        struct err *err)
 {
     struct cuda_stream *stream = (struct cuda_stream *)base;
-    const enum status st = enter(stream, err);
+    const enum status st = enter_behind(stream, err);
     int code;
 
     if (st != STATUS_OK)
         return st;
     code = device_of(stream)->module->fill(stream->handle, dst, value, size_bytes);
-    return code == 0 ? STATUS_OK : break_stream(stream, code, "cudaMemsetAsync", err);
+    return code == 0 ? STATUS_OK : cuda__stream_break(stream, code, "cudaMemsetAsync", err);
 }
 
 /* Whether there are kernels for the weights that it reads. */
@@ -163,6 +182,12 @@ enum status cuda__launch(struct stream *base, const struct op *op, struct err *e
         st = check_weights(base->device, op, err);
     if (st != STATUS_OK)
         return st;
+    (void)atomic_fetch_add_explicit(&device_of(stream)->op_count, 1, memory_order_relaxed);
+    if (cuda__graphs_keep(stream, op))
+        return cuda__graphs_are_full(stream) ? cuda__graphs_flush(stream, err) : STATUS_OK;
+    st = cuda__graphs_flush(stream, err);
+    if (st != STATUS_OK)
+        return st;
     code = device_of(stream)->module->launch(stream->handle, op);
-    return code == 0 ? STATUS_OK : break_stream(stream, code, op_kind_name(op->kind), err);
+    return code == 0 ? STATUS_OK : cuda__stream_break(stream, code, op_kind_name(op->kind), err);
 }

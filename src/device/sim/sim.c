@@ -251,4 +251,5 @@ const struct device_ops device_sim_ops = {
     .copy_peer = sim__copy_peer,
     .fill = sim__fill,
     .launch = sim__launch,
+    .replays = device__replay_nothing,
 };
