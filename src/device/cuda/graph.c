@@ -68,6 +68,7 @@ static size_t op_bytes(enum op_kind kind)
         [OP_ROUTE] = sizeof(struct op_route),
         [OP_MOE] = sizeof(struct op_moe),
         [OP_GATHER_ROWS] = sizeof(struct op_gather_rows),
+        [OP_GATHER_COLUMNS] = sizeof(struct op_gather_columns),
         [OP_SOFT_CAP] = sizeof(struct op_soft_cap),
     };
 
