@@ -16,14 +16,17 @@
 #define K_COUNT 2048u
 #define N_COUNT_MANY 1536u
 #define N_COUNT_SMALL 1024u
+#define N_COUNT_MIN (N_COUNT_MANY / 8)
 #define SMALL_COUNT_MAX 4096u
+#define PRODUCT_S_MAX 0.25 /* of one product: a slow device is measured with smaller ones */
 
 struct bench {
     struct device *device;
     struct stream *stream;
     void *weights, *x, *out;
     uint64_t weight_bytes, x_bytes, out_bytes;
-    uint32_t n_count; /* rows that the weights hold */
+    uint32_t n_count; /* rows that the weights hold, or as many as do not take too long */
+    uint32_t n_many;  /* of which DEVICE_MEASURE_ROWS rows are multiplied with */
 };
 
 static void bench_close(struct bench *bench)
@@ -42,38 +45,6 @@ static uint64_t weight_bytes_wanted(void)
     if (wanted < WEIGHT_BYTES_MIN)
         return WEIGHT_BYTES_MIN;
     return wanted < WEIGHT_BYTES_MAX ? wanted : WEIGHT_BYTES_MAX;
-}
-
-static enum status bench_open(struct bench *bench, enum dtype dtype, uint64_t memory_bytes_max,
-                              struct err *err)
-{
-    const uint64_t rest = memory_bytes_max / (memory_bytes_max < 8 * MIB ? 2 : 8); /* x, out */
-    const uint64_t room = memory_bytes_max - rest;
-    uint64_t wanted = weight_bytes_wanted();
-    uint64_t row_bytes = 0;
-    enum status st;
-
-    (void)dtype_bytes(dtype, K_COUNT, &row_bytes);
-    if (wanted > room)
-        wanted = room;
-    bench->n_count = (uint32_t)(wanted / row_bytes);
-    if (bench->n_count < N_COUNT_MANY / 8)
-        return err_set(err, STATUS_NO_MEMORY, "no memory to measure the device with");
-    bench->weight_bytes = bench->n_count * row_bytes;
-    bench->x_bytes = DEVICE_MEASURE_ROWS * K_COUNT * sizeof(float);
-    bench->out_bytes = (uint64_t)bench->n_count * sizeof(float);
-    if (bench->out_bytes < DEVICE_MEASURE_ROWS * N_COUNT_MANY * sizeof(float))
-        bench->out_bytes = DEVICE_MEASURE_ROWS * N_COUNT_MANY * sizeof(float);
-    st = device_alloc(bench->device, DEVICE_USE_SCRATCH, bench->weight_bytes, &bench->weights, err);
-    if (st == STATUS_OK)
-        st = device_alloc(bench->device, DEVICE_USE_SCRATCH, bench->x_bytes, &bench->x, err);
-    if (st == STATUS_OK)
-        st = device_alloc(bench->device, DEVICE_USE_SCRATCH, bench->out_bytes, &bench->out, err);
-    if (st == STATUS_OK)
-        st = stream_create(bench->device, STREAM_COMPUTE, &bench->stream, err);
-    if (st == STATUS_OK)
-        st = device_fill(bench->stream, bench->weights, 0, bench->weight_bytes, err);
-    return st == STATUS_OK ? device_fill(bench->stream, bench->x, 0, bench->x_bytes, err) : st;
 }
 
 /* Runs the product again and again; *seconds_out: of one. */
@@ -107,6 +78,61 @@ static struct op product(const struct bench *bench, enum dtype dtype, uint32_t r
     } };
 }
 
+/* Rows of weights that take PRODUCT_S_MAX when `n` rows take `seconds`. */
+static uint32_t rows_in_time(uint32_t n, double seconds, uint32_t most)
+{
+    const double rows = n * PRODUCT_S_MAX / (seconds + 1e-9);
+
+    return rows >= most ? most : rows > N_COUNT_MIN ? (uint32_t)rows : N_COUNT_MIN;
+}
+
+static enum status bench_limit(struct bench *bench, enum dtype dtype, struct err *err)
+{
+    const uint32_t n = bench->n_count < N_COUNT_SMALL ? bench->n_count : N_COUNT_SMALL;
+    const struct op op = product(bench, dtype, 1, n);
+    double seconds = 0;
+    const enum status st = time_op(bench, &op, 0, &seconds, err);
+
+    bench->n_many = bench->n_count < N_COUNT_MANY ? bench->n_count : N_COUNT_MANY;
+    bench->n_many = rows_in_time(n, seconds * DEVICE_MEASURE_ROWS, bench->n_many);
+    bench->n_count = rows_in_time(n, seconds, bench->n_count);
+    return st;
+}
+
+static enum status bench_open(struct bench *bench, enum dtype dtype, uint64_t memory_bytes_max,
+                              struct err *err)
+{
+    const uint64_t rest = memory_bytes_max / (memory_bytes_max < 8 * MIB ? 2 : 8); /* x, out */
+    const uint64_t room = memory_bytes_max - rest;
+    uint64_t wanted = weight_bytes_wanted();
+    uint64_t row_bytes = 0;
+    enum status st;
+
+    (void)dtype_bytes(dtype, K_COUNT, &row_bytes);
+    if (wanted > room)
+        wanted = room;
+    bench->n_count = (uint32_t)(wanted / row_bytes);
+    if (bench->n_count < N_COUNT_MIN)
+        return err_set(err, STATUS_NO_MEMORY, "no memory to measure the device with");
+    bench->weight_bytes = bench->n_count * row_bytes;
+    bench->x_bytes = DEVICE_MEASURE_ROWS * K_COUNT * sizeof(float);
+    bench->out_bytes = (uint64_t)bench->n_count * sizeof(float);
+    if (bench->out_bytes < DEVICE_MEASURE_ROWS * N_COUNT_MANY * sizeof(float))
+        bench->out_bytes = DEVICE_MEASURE_ROWS * N_COUNT_MANY * sizeof(float);
+    st = device_alloc(bench->device, DEVICE_USE_SCRATCH, bench->weight_bytes, &bench->weights, err);
+    if (st == STATUS_OK)
+        st = device_alloc(bench->device, DEVICE_USE_SCRATCH, bench->x_bytes, &bench->x, err);
+    if (st == STATUS_OK)
+        st = device_alloc(bench->device, DEVICE_USE_SCRATCH, bench->out_bytes, &bench->out, err);
+    if (st == STATUS_OK)
+        st = stream_create(bench->device, STREAM_COMPUTE, &bench->stream, err);
+    if (st == STATUS_OK)
+        st = device_fill(bench->stream, bench->weights, 0, bench->weight_bytes, err);
+    if (st == STATUS_OK)
+        st = device_fill(bench->stream, bench->x, 0, bench->x_bytes, err);
+    return st == STATUS_OK ? bench_limit(bench, dtype, err) : st;
+}
+
 /* Small products, each with weights of its own, which caches do not hold; *seconds_out: of one. */
 static enum status time_small(struct bench *bench, enum dtype dtype, double *seconds_out,
                               struct err *err)
@@ -134,10 +160,8 @@ enum status device_measure_matmul(struct device *device, enum dtype dtype,
 {
     struct bench bench = { .device = device };
     double one_s = 0, many_s = 0, small_s = 0;
-    uint32_t n_many;
     enum status st = bench_open(&bench, dtype, memory_bytes_max, err);
 
-    n_many = bench.n_count < N_COUNT_MANY ? bench.n_count : N_COUNT_MANY;
     if (st == STATUS_OK) {
         const struct op one = product(&bench, dtype, 1, bench.n_count);
 
@@ -146,17 +170,18 @@ enum status device_measure_matmul(struct device *device, enum dtype dtype,
     if (st == STATUS_OK && bench.n_count >= N_COUNT_SMALL)
         st = time_small(&bench, dtype, &small_s, err);
     if (st == STATUS_OK) {
-        const struct op many = product(&bench, dtype, DEVICE_MEASURE_ROWS, n_many);
+        const struct op many = product(&bench, dtype, DEVICE_MEASURE_ROWS, bench.n_many);
 
         st = time_op(&bench, &many, time_ns, &many_s, err);
     }
     if (st == STATUS_OK) {
         const double reading_s = one_s * N_COUNT_SMALL / bench.n_count;
 
-        rates_out->one_row_bytes_per_s = (double)bench.weight_bytes / one_s;
+        rates_out->one_row_bytes_per_s =
+            (double)bench.n_count * (double)dtype_row_bytes(dtype, K_COUNT) / one_s;
         rates_out->product_s = small_s > reading_s ? small_s - reading_s : 0;
         rates_out->many_rows_flops_per_s =
-            2.0 * DEVICE_MEASURE_ROWS * (double)n_many * K_COUNT / many_s;
+            2.0 * DEVICE_MEASURE_ROWS * (double)bench.n_many * K_COUNT / many_s;
     }
     bench_close(&bench);
     return st;
