@@ -218,7 +218,7 @@ def test_auto_mixes_device_host_and_disk():
                                        "--host-memory-budget", "1KiB")
             assert code == 1, (name, err)
             smallest = int(re.search(r"that would do is (\d+) bytes", err).group(1))
-            host, disk, needed, _ = host_plan(bench, name, *run, "--host-memory-budget", "4GiB")
+            host, disk, needed, _ = host_plan(bench, name, *run, "--host-memory-budget", "256MiB")
             assert host > 0 and disk == 0, (name, host, disk)
             seen = set()
             for budget in [smallest] + [smallest + (needed + (3 << 20) - smallest) * i // 2 for i in (1, 2)]:

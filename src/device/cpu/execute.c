@@ -15,6 +15,17 @@
 #define TASKS_PER_THREAD 4
 #define TASK_WORK_MIN UINT64_C(16384) /* multiply-adds: some microseconds on one thread */
 
+static uint64_t blocks_bytes(const struct device_options *options)
+{
+    const uint64_t budget_bytes = options->host_budget_bytes > 0 ? options->host_budget_bytes
+                                                                 : options->memory_budget_bytes;
+    const uint64_t bytes = budget_bytes / CPU_BLOCKS_SHARE / MIB * MIB;
+
+    if (budget_bytes == 0 || bytes > CPU_BLOCKS_BYTES_MAX)
+        return CPU_BLOCKS_BYTES_MAX;
+    return bytes < CPU_BLOCKS_BYTES_MIN ? CPU_BLOCKS_BYTES_MIN : bytes;
+}
+
 enum status cpu_executor_create(const struct device_options *options,
                                 struct cpu_executor **executor_out, struct err *err)
 {
@@ -38,7 +49,8 @@ enum status cpu_executor_create(const struct device_options *options,
                      executor->thread_count);
         goto fail;
     }
-    executor->blocks = aligned_alloc(64, CPU_BLOCKS_BYTES);
+    executor->blocks_bytes = blocks_bytes(options);
+    executor->blocks = aligned_alloc(64, executor->blocks_bytes);
     if (executor->blocks == NULL) {
         st = err_set(err, STATUS_NO_MEMORY, "no memory for quantised rows");
         goto fail;
@@ -270,11 +282,11 @@ enum status cpu_execute_check(const struct op *op, struct err *err)
                        op_kind_name(op->kind), dtype_info(DTYPE_I32)->name);
     if (op->kind == OP_MATMUL && cpu_is_quantised(dtype)) {
         const uint64_t width = (uint64_t)op->matmul.k_count * op->matmul.batch_count;
-        if (cpu_quant_row_bytes(width) > CPU_BLOCKS_BYTES)
+        if (cpu_quant_row_bytes(width) > CPU_BLOCKS_BYTES_MIN)
             return err_set(err, STATUS_UNAVAILABLE,
                            "the processor multiplies rows of %" PRIu64
                            " elements with %s weights, not of %" PRIu64,
-                           CPU_BLOCKS_BYTES / sizeof(struct cpu_quant_block) *
+                           CPU_BLOCKS_BYTES_MIN / sizeof(struct cpu_quant_block) *
                                CPU_QUANT_BLOCK_ELEMENTS,
                            dtype_info(dtype)->name, width);
     }

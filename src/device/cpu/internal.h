@@ -3,6 +3,7 @@
 #define LIGHTER_DEVICE_CPU_INTERNAL_H
 
 #include "base/thread_pool.h"
+#include "base/size.h"
 #include "device/cpu/kernels.h"
 #include "device/op.h"
 
@@ -18,13 +19,16 @@ struct cpu_executor {
     const struct cpu_kernels *kernels;
     uint32_t thread_count;
     void *scratch; /* [thread_count][CPU_STRIP_SCRATCH_BYTES], 64-byte aligned */
-    void *blocks;  /* CPU_BLOCKS_BYTES, 64-byte aligned: rows of x, quantised or packed */
+    void *blocks;  /* 64-byte aligned: rows of x, quantised or packed */
+    uint64_t blocks_bytes;
     struct cpu_kept kept;
 };
 
-/* 512 rows of 14336 elements, packed for AMX, take 42 MiB. What is not used is not touched, and
- * takes no memory. */
-#define CPU_BLOCKS_BYTES UINT64_C(50331648)
+/* Of a budget, one part in so many, within these bounds: 512 rows of 14336 elements, packed for AMX,
+ * take 42 MiB. What is not used is not touched, and takes no memory. */
+#define CPU_BLOCKS_SHARE 32
+#define CPU_BLOCKS_BYTES_MIN (8 * MIB)
+#define CPU_BLOCKS_BYTES_MAX (48 * MIB)
 
 /* The calling task's own scratch for kernels->matmul. */
 static inline void *cpu__scratch(const struct cpu_executor *executor, uint32_t thread_index)

@@ -232,7 +232,7 @@ static uint64_t packed_bytes(const struct cpu_executor *executor, const struct o
     if (kernels->packed_bytes == NULL || quant_is_quantised(op->weight_dtype))
         return 0;
     bytes = kernels->packed_bytes(op->weight_dtype, op->k_count);
-    return bytes * op->batch_count > CPU_BLOCKS_BYTES ? 0 : bytes;
+    return bytes * op->batch_count > executor->blocks_bytes ? 0 : bytes;
 }
 
 void cpu__matmul(struct cpu_executor *executor, const struct op_matmul *op)
@@ -244,9 +244,9 @@ void cpu__matmul(struct cpu_executor *executor, const struct op_matmul *op)
     job.packed_bytes = packed_bytes(executor, op);
     job.strip_rows = strip_rows(op, job.packed_bytes);
     if (is_quantised)
-        rows_max = CPU_BLOCKS_BYTES / (op->batch_count * cpu_quant_row_bytes(op->k_count));
+        rows_max = executor->blocks_bytes / (op->batch_count * cpu_quant_row_bytes(op->k_count));
     else if (job.packed_bytes > 0)
-        rows_max = CPU_BLOCKS_BYTES / (op->batch_count * job.packed_bytes) * CPU_PACK_ROWS;
+        rows_max = executor->blocks_bytes / (op->batch_count * job.packed_bytes) * CPU_PACK_ROWS;
     if (!op->same_x)
         executor->kept.x = NULL;
     for (; job.row_first < op->row_count; job.row_first += job.row_count) {
