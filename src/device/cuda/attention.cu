@@ -224,6 +224,7 @@ __device__ static inline void add_values(const struct attention_block *block,
 #pragma unroll
         for (uint32_t c = 0; c < COLUMNS; c++)
             acc[c][h] *= shared->factor[h];
+#pragma unroll 8 /* values of so many keys are on their way at once */
     for (uint32_t j = block->begin; j < block->end; j++) {
         const uint64_t value = shared->slots[j] * op->v_cache_row_stride +
                                (uint64_t)block->kv_head * op->v_width;
