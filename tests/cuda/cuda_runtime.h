@@ -58,6 +58,7 @@ extern __thread struct standin_place threadIdx, blockIdx, gridDim;
 
 void __syncthreads(void);
 void __syncwarp(void);
+void standin_part_sync(unsigned part, unsigned threads);
 /* What another lane of the warp brings to the same call. */
 uint64_t standin_exchange(uint64_t bits, unsigned from_lane);
 void standin_mma_bf16(float c[4], const uint32_t a[4], const uint32_t b[2]);

@@ -18,6 +18,7 @@
 #define STACK_BYTES (128 << 10)
 #define THREADS_MAX 1024
 #define LANES 32
+#define PARTS 15
 #define SHARED_BYTES_MAX (99 << 10) /* of the smallest GPUs: compute capability 8.6, 8.9 and 12.0 */
 #define WAITS_MAX (64 * THREADS_MAX)
 
@@ -90,7 +91,7 @@ struct warp {
 struct pool {
     struct fiber fibers[THREADS_MAX];
     struct warp warps[THREADS_MAX / LANES];
-    struct barrier block;
+    struct barrier block, parts[PARTS];
     void *scheduler;                        /* where the stream's own stack was saved */
     unsigned count, left, now;
     const std::function<void()> *kernel;
@@ -177,6 +178,8 @@ void run_block(size_t shared_bytes)
 {
     std::memset(pool->shared, 0xff, shared_bytes + 16);
     pool->block = {};
+    for (struct barrier &part : pool->parts)
+        part = {};
     for (unsigned i = 0; i < pool->count; i++) {
         struct fiber *fiber = &pool->fibers[i];
 
@@ -240,6 +243,11 @@ bool standin_can_run(dim3 grid, dim3 block, size_t shared_bytes)
 void __syncthreads(void)
 {
     wait_at(&pool->block, pool->left, [] {});
+}
+
+void standin_part_sync(unsigned part, unsigned threads)
+{
+    wait_at(&pool->parts[part], threads, [] {});
 }
 
 void __syncwarp(void)

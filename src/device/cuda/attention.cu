@@ -3,7 +3,9 @@
  * A block has one row and up to eight of the query heads that share a kv head, so that a key is
  * read once for all of them. Keys are visited in tiles of TILE positions, counted from position 0,
  * so that a row's tiles are the same however its prompt was cut (Milakov and Gimelshein 2018, arXiv
- * 1805.02867, algorithm 3, by tiles):
+ * 1805.02867, algorithm 3, by tiles). A block's TEAMS of threads take tiles in turn, each with a
+ * maximum, sums and a result of its own, and wait for nobody; at the end the teams' are joined, in
+ * their order. So one row has four tiles' loads on their way at once. A team's tile:
  *
  *     scores   a warp per key: lanes have four elements each of every 128, then sums over lanes
  *     softmax  a warp for every two heads: m' = max(m, scores), p = exp(score - m'), f = exp(m -
@@ -18,23 +20,32 @@
 
 #define HEADS 8
 #define TILE 64
-#define THREADS 128
+#define TEAMS 4
+#define THREADS 128                  /* of a team */
+#define BLOCK_THREADS (TEAMS * THREADS)
 #define WARPS (THREADS / GPU_WARP)
 #define COLUMNS 4                    /* of a thread */
 #define BLOCK_COLUMNS (COLUMNS * THREADS)
 #define LANE_ELEMENTS 4
 #define KEYS 4                       /* that a warp scores together, once q is loaded */
 
-struct attention_shared {
+struct attention_team {
     float p[TILE][HEADS];            /* scores, then their exponentials */
-    float factor[HEADS], sum[HEADS];
+    float factor[HEADS], max[HEADS], sum[HEADS];
     uint32_t slots[TILE];
-    float q[4];                      /* [HEADS][q_stride] */
+};
+
+struct attention_shared {
+    struct attention_team teams[TEAMS];
+    float q[4];                      /* [HEADS][q_stride]; then the result of the team that is
+                                        joined, [COLUMNS that there are][HEADS][THREADS] */
 };
 
 struct attention_block {
     const struct op_attention *op;
-    struct attention_shared *shared;
+    struct attention_team *shared;   /* the thread's team's */
+    float *q, *joined;               /* shared by all */
+    uint32_t team, thread;           /* which team, and which of its threads */
     uint32_t row, kv_head, first_head, head_count; /* first_head among all */
     uint32_t q_stride;               /* k_width in fours; what is above it is 0 */
     bool is_aligned;                 /* F32 keys can be read in fours */
@@ -60,10 +71,10 @@ __device__ static inline void load_q(const struct attention_block *block)
     const float *from = op->q + block->row * op->q_row_stride +
                         (uint64_t)block->first_head * op->k_width;
 
-    for (uint32_t i = threadIdx.x; i < HEADS * block->q_stride; i += THREADS) {
+    for (uint32_t i = threadIdx.x; i < HEADS * block->q_stride; i += BLOCK_THREADS) {
         const uint32_t h = i / block->q_stride, k = i % block->q_stride;
 
-        block->shared->q[i] =
+        block->q[i] =
             h < block->head_count && k < op->k_width ? from[(uint64_t)h * op->k_width + k] : 0;
     }
 }
@@ -74,7 +85,7 @@ __device__ static inline void find_slots(const struct attention_block *block, ui
     const struct op_attention *op = block->op;
     const int32_t *pages = op->pages + (uint64_t)op->sequences[block->row] * op->page_count_max;
 
-    for (uint32_t j = block->begin + threadIdx.x; j < block->end; j += THREADS)
+    for (uint32_t j = block->begin + block->thread; j < block->end; j += THREADS)
         block->shared->slots[j] = (uint32_t)pages[(first + j) / op->page_size] * op->page_size +
                                   (first + j) % op->page_size;
 }
@@ -130,7 +141,7 @@ template <int dtype>
 __device__ static inline void score_some(const struct attention_block *block, uint32_t first)
 {
     const struct op_attention *op = block->op;
-    struct attention_shared *shared = block->shared;
+    struct attention_team *shared = block->shared;
     const uint32_t lane = threadIdx.x % GPU_WARP, width = op->k_width;
     uint64_t keys[KEYS]; /* where in the cache */
     float sums[KEYS][HEADS] = { 0 };
@@ -149,7 +160,7 @@ __device__ static inline void score_some(const struct attention_block *block, ui
             k[u] = load_four<dtype>(op->k_cache, keys[u] + i, width - i, block->is_aligned);
 #pragma unroll
         for (uint32_t h = 0; h < HEADS; h++) {
-            const float4 q = *(const float4 *)(shared->q + h * block->q_stride + i);
+            const float4 q = *(const float4 *)(block->q + h * block->q_stride + i);
 
 #pragma unroll
             for (uint32_t u = 0; u < KEYS; u++) {
@@ -180,11 +191,11 @@ __device__ static inline float score_of(const struct op_attention *op, float pro
 __device__ static inline void exponentiate(const struct attention_block *block, float max[2],
                                            float sum[2])
 {
-    struct attention_shared *shared = block->shared;
+    struct attention_team *shared = block->shared;
     const uint32_t lane = threadIdx.x % GPU_WARP;
 
     for (uint32_t i = 0; i < 2; i++) {
-        const uint32_t h = threadIdx.x / GPU_WARP * 2 + i;
+        const uint32_t h = block->thread / GPU_WARP * 2 + i;
         float scores[2], best = max[i], part = 0, factor;
 
         for (uint32_t k = 0; k < 2; k++) {
@@ -217,14 +228,14 @@ __device__ static inline void add_values(const struct attention_block *block,
                                          uint32_t first_column, float acc[COLUMNS][HEADS])
 {
     const struct op_attention *op = block->op;
-    const struct attention_shared *shared = block->shared;
+    const struct attention_team *shared = block->shared;
 
 #pragma unroll
     for (uint32_t h = 0; h < HEADS; h++)
 #pragma unroll
         for (uint32_t c = 0; c < COLUMNS; c++)
             acc[c][h] *= shared->factor[h];
-#pragma unroll 8 /* values of so many keys are on their way at once */
+#pragma unroll(dtype == DTYPE_F32 ? 8 : 4) /* so many keys' values are on their way at once */
     for (uint32_t j = block->begin; j < block->end; j++) {
         const uint64_t value = shared->slots[j] * op->v_cache_row_stride +
                                (uint64_t)block->kv_head * op->v_width;
@@ -242,27 +253,35 @@ __device__ static inline void add_values(const struct attention_block *block,
     }
 }
 
-__device__ static inline void write_out(const struct attention_block *block, uint32_t first_column,
-                                        float acc[COLUMNS][HEADS])
+/* To where a team's result is joined; or what is there is added to it. */
+template <bool there>
+__device__ static inline void move_result(const struct attention_block *block,
+                                          uint32_t first_column, float acc[COLUMNS][HEADS])
 {
-    const struct op_attention *op = block->op;
-    float *out = op->out + block->row * op->out_row_stride +
-                 (uint64_t)block->first_head * op->v_width;
+#pragma unroll
+    for (uint32_t c = 0; c < COLUMNS; c++) {
+        if (first_column - block->thread + c * THREADS >= block->op->v_width)
+            break;
+#pragma unroll
+        for (uint32_t h = 0; h < HEADS; h++) {
+            float *at = block->joined + (c * HEADS + h) * THREADS + block->thread;
 
-    for (uint32_t h = 0; h < HEADS && h < block->head_count; h++)
-        for (uint32_t c = 0; c < COLUMNS; c++)
-            if (first_column + c * THREADS < op->v_width)
-                out[h * op->v_width + first_column + c * THREADS] =
-                    acc[c][h] / block->shared->sum[h];
+            if (there)
+                *at = acc[c][h];
+            else
+                acc[c][h] += *at;
+        }
+    }
 }
 
-/* Where a warp's two heads begin. */
+/* Where a warp's two heads begin: a sink is the first team's. */
 __device__ static inline void begin_sums(const struct attention_block *block, float max[2],
                                          float sum[2])
 {
     for (uint32_t i = 0; i < 2; i++) {
-        const uint32_t h = threadIdx.x / GPU_WARP * 2 + i;
-        const bool has_sink = block->op->sinks != nullptr && h < block->head_count;
+        const uint32_t h = block->thread / GPU_WARP * 2 + i;
+        const bool has_sink =
+            block->op->sinks != nullptr && h < block->head_count && block->team == 0;
 
         max[i] = has_sink ? block->op->sinks[block->first_head + h] : -INFINITY;
         sum[i] = has_sink ? 1 : 0;
@@ -275,49 +294,116 @@ __device__ static inline void attend_tile(struct attention_block *block, uint32_
                                           float acc[COLUMNS][HEADS])
 {
     find_slots(block, first);
-    __syncthreads();
-    for (uint32_t j = block->begin + threadIdx.x / GPU_WARP * KEYS; j < block->end;
+    gpu_part_sync(block->team, THREADS);
+    for (uint32_t j = block->begin + block->thread / GPU_WARP * KEYS; j < block->end;
          j += WARPS * KEYS)
         score_some<dtype>(block, j);
-    __syncthreads();
+    gpu_part_sync(block->team, THREADS);
     exponentiate(block, max, sum);
-    __syncthreads();
+    gpu_part_sync(block->team, THREADS);
     add_values<dtype>(block, first_column, acc);
-    __syncthreads();
+    gpu_part_sync(block->team, THREADS);
+}
+
+/* The teams' results become one, in the first team's threads: each is worth exp(its maximum - the
+ * largest). A team without a tile has -infinity and zeros. */
+__device__ static inline void join_teams(const struct attention_block *block,
+                                         const struct attention_team *teams, uint32_t first_column,
+                                         float acc[COLUMNS][HEADS], float sums[HEADS])
+{
+    __syncthreads(); /* all have told their maximums, and q has been read */
+#pragma unroll
+    for (uint32_t h = 0; h < HEADS; h++) {
+        float best = teams[0].max[h], worth;
+
+        for (uint32_t t = 1; t < TEAMS; t++)
+            best = fmaxf(best, teams[t].max[h]);
+        sums[h] = 0;
+        for (uint32_t t = 0; t < TEAMS; t++)
+            sums[h] = fmaf(teams[t].sum[h], expf(teams[t].max[h] - best), sums[h]);
+        worth = expf(block->shared->max[h] - best);
+#pragma unroll
+        for (uint32_t c = 0; c < COLUMNS; c++)
+            acc[c][h] *= worth;
+    }
+    for (uint32_t t = 1; t < TEAMS; t++) {
+        if (block->team == t)
+            move_result<true>(block, first_column, acc);
+        __syncthreads();
+        if (block->team == 0)
+            move_result<false>(block, first_column, acc);
+        __syncthreads();
+    }
+}
+
+__device__ static inline void write_out(const struct attention_block *block, uint32_t first_column,
+                                        const float acc[COLUMNS][HEADS], const float sums[HEADS])
+{
+    const struct op_attention *op = block->op;
+    float *out = op->out + block->row * op->out_row_stride +
+                 (uint64_t)block->first_head * op->v_width;
+
+#pragma unroll
+    for (uint32_t h = 0; h < HEADS; h++)
+#pragma unroll
+        for (uint32_t c = 0; c < COLUMNS; c++)
+            if (h < block->head_count && first_column + c * THREADS < op->v_width)
+                out[h * op->v_width + first_column + c * THREADS] = acc[c][h] / sums[h];
+}
+
+/* The keys that the row sees, a tile of every TEAMS for each team. */
+template <int dtype>
+__device__ static inline void attend(struct attention_block *block, uint32_t first_column,
+                                     float acc[COLUMNS][HEADS])
+{
+    const struct op_attention *op = block->op;
+    const uint32_t key_end = (uint32_t)op->positions[block->row] + 1;
+    const uint32_t key_begin = op->window == 0    ? 0
+                               : op->chunked      ? (key_end - 1) / op->window * op->window
+                               : op->window < key_end ? key_end - op->window : 0;
+    uint32_t tile = key_begin / TILE;
+    float max[2], sum[2];
+
+    begin_sums(block, max, sum);
+    for (tile += (block->team + TEAMS - tile % TEAMS) % TEAMS; tile < (key_end + TILE - 1) / TILE;
+         tile += TEAMS) {
+        const uint32_t first = tile * TILE;
+
+        block->begin = key_begin > first ? key_begin - first : 0;
+        block->end = key_end - first < TILE ? key_end - first : TILE;
+        attend_tile<dtype>(block, first, first_column, max, sum, acc);
+    }
+    for (uint32_t i = 0; i < 2 && threadIdx.x % GPU_WARP == 0; i++) {
+        block->shared->max[block->thread / GPU_WARP * 2 + i] = max[i];
+        block->shared->sum[block->thread / GPU_WARP * 2 + i] = sum[i];
+    }
 }
 
 template <int dtype>
-__global__ void __launch_bounds__(THREADS) attention(const struct op_attention op)
+__global__ void __launch_bounds__(BLOCK_THREADS) attention(const struct op_attention op)
 {
     GPU_SHARED(memory);
-    const uint32_t first_column = blockIdx.z * BLOCK_COLUMNS + threadIdx.x;
-    const uint32_t key_end = (uint32_t)op.positions[blockIdx.x] + 1;
-    const uint32_t key_begin = op.window == 0    ? 0
-                               : op.chunked      ? (key_end - 1) / op.window * op.window
-                               : op.window < key_end ? key_end - op.window : 0;
+    struct attention_shared *shared = (struct attention_shared *)memory;
+    const uint32_t first_column = blockIdx.z * BLOCK_COLUMNS + threadIdx.x % THREADS;
     struct attention_block block;
-    float max[2], sum[2], acc[COLUMNS][HEADS] = { 0 };
+    float acc[COLUMNS][HEADS] = { 0 }, sums[HEADS];
 
     block.op = &op;
-    block.shared = (struct attention_shared *)memory;
+    block.team = threadIdx.x / THREADS;
+    block.thread = threadIdx.x % THREADS;
+    block.shared = &shared->teams[block.team];
+    block.q = block.joined = shared->q;
     block.row = blockIdx.x;
     block.q_stride = (op.k_width + 3) / 4 * 4;
     block.is_aligned = (((uintptr_t)op.k_cache | op.k_cache_row_stride * 4 | op.k_width * 4) &
                         15) == 0;
     choose_heads(&block);
     load_q(&block);
-    begin_sums(&block, max, sum);
-    for (uint32_t first = key_begin / TILE * TILE; first < key_end; first += TILE) {
-        block.begin = key_begin > first ? key_begin - first : 0;
-        block.end = key_end - first < TILE ? key_end - first : TILE;
-        attend_tile<dtype>(&block, first, first_column, max, sum, acc);
-    }
-    if (threadIdx.x % GPU_WARP == 0) {
-        block.shared->sum[threadIdx.x / GPU_WARP * 2] = sum[0];
-        block.shared->sum[threadIdx.x / GPU_WARP * 2 + 1] = sum[1];
-    }
     __syncthreads();
-    write_out(&block, first_column, acc);
+    attend<dtype>(&block, first_column, acc);
+    join_teams(&block, shared->teams, first_column, acc, sums);
+    if (block.team == 0)
+        write_out(&block, first_column, acc, sums);
 }
 
 template <int dtype>
@@ -327,14 +413,18 @@ static cudaError_t launch_attention(const struct op_attention *op, cudaStream_t 
     const uint32_t group = op->head_count / op->kv_head_count;
     const dim3 grid(op->row_count, op->kv_head_count * ((group + HEADS - 1) / HEADS),
                     (op->v_width + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS);
+    const size_t q_bytes = HEADS * (op->k_width + 3) * sizeof(float);
+    const uint32_t columns = (op->v_width + THREADS - 1) / THREADS;
+    const size_t joined_bytes =
+        (columns < COLUMNS ? columns : COLUMNS) * HEADS * THREADS * sizeof(float);
     const size_t shared_bytes =
-        sizeof(struct attention_shared) + HEADS * (op->k_width + 3) * sizeof(float);
+        sizeof(struct attention_shared) + (q_bytes > joined_bytes ? q_bytes : joined_bytes);
     cudaError_t code = cudaFuncSetAttribute(
         attention<dtype>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
 
     if (code != cudaSuccess)
         return code;
-    GPU_LAUNCH(attention<dtype>, grid, THREADS, shared_bytes, stream, copy);
+    GPU_LAUNCH(attention<dtype>, grid, BLOCK_THREADS, shared_bytes, stream, copy);
     return cudaGetLastError();
 }
 

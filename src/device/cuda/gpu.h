@@ -3,11 +3,12 @@
  * The .cu files compile with nvcc, and with a C++ compiler against tests/cuda/, where
  * <cuda_runtime.h> is a stand-in whose threads are fibers of the processor. What CUDA has no
  * portable word for stands here, once as PTX and once as plain C++ of the same meaning (PTX ISA
- * 8.0, sections 9.7.14.5 for mma, 9.7.8.22 for cp.async and 9.7.4.4 for fma):
+ * 8.0, sections 9.7.14.5 for mma, 9.7.8.22 for cp.async, 9.7.12.1 for bar, 9.7.4.4 for fma):
  *
  *     gpu_mma_bf16     16 x 8 products of 16 BF16 each, added in F32
  *     gpu_mma_s8       16 x 8 products of 32 int8 each, or of 16, added in int32: exact
  *     gpu_copy_16      16 bytes from device memory to shared memory, beside computing
+ *     gpu_part_sync    waits for the other threads of a part of the block
  *     gpu_mul_bf16     two products of two BF16 each, to nearest
  *
  * A warp's lane l has g = l / 4 and q = l % 4. Of a 16 x 8 result it holds four elements, (g, 2q),
@@ -76,6 +77,12 @@ template <int left> __device__ static inline void gpu_copy_wait(void)
     asm volatile("cp.async.wait_group %0;" ::"n"(left) : "memory");
 }
 
+/* Of part `part`, 0 to 14, of `threads` threads, whole warps; what they wrote before is there. */
+__device__ static inline void gpu_part_sync(uint32_t part, uint32_t threads)
+{
+    asm volatile("bar.sync %0, %1;" ::"r"(part + 1), "r"(threads) : "memory");
+}
+
 __device__ static inline uint32_t gpu_mul_bf16(uint32_t a, uint32_t b)
 {
     uint32_t product; /* by fma, as 8.0 has no mul of these; adding -0 changes nothing */
@@ -128,6 +135,11 @@ static inline void gpu_copy_commit(void)
 template <int left> static inline void gpu_copy_wait(void)
 {
     standin_copy_wait(left);
+}
+
+static inline void gpu_part_sync(uint32_t part, uint32_t threads)
+{
+    standin_part_sync(part, threads);
 }
 
 static inline uint32_t gpu_mul_bf16(uint32_t a, uint32_t b)
