@@ -78,6 +78,26 @@ __attribute__((target("avx2,fma"))) static void fma_task(void *context, size_t i
     ((struct bench *)context)->sink += out[0] > 0; /* so that the sums are wanted */
 }
 
+__attribute__((target("avx512f"))) static void fma512_task(void *context, size_t index,
+                                                           uint32_t thread_index)
+{
+    const __m512 x = _mm512_set1_ps(0.999f), y = _mm512_set1_ps(0.001f);
+    __m512 sums[12];
+
+    (void)index;
+    (void)thread_index;
+    for (int i = 0; i < 12; i++)
+        sums[i] = _mm512_set1_ps((float)i);
+    for (int round = 0; round < FMA_ROUNDS / 2; round++) { /* as many FMAs as fma_task */
+#pragma GCC unroll 12
+        for (int i = 0; i < 12; i++)
+            sums[i] = _mm512_fmadd_ps(sums[i], x, y);
+    }
+    for (int i = 1; i < 12; i++)
+        sums[0] = _mm512_add_ps(sums[0], sums[i]);
+    ((struct bench *)context)->sink += _mm512_reduce_add_ps(sums[0]) > 0;
+}
+
 /* 32 products of bytes per round and sum, widened to 32 bits and added up. */
 __attribute__((target("avx2,avxvnni"))) static void vnni_task(void *context, size_t index,
                                                               uint32_t thread_index)
@@ -168,7 +188,8 @@ static void measure_bounds(struct bench *bench)
     const bool is_avx512 = kernels == &cpu_kernels_avx512 || kernels == &cpu_kernels_amx;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
         start_ns = clock_now_ns();
-        thread_pool_run(bench->pool, bench->thread_count, fma_task, bench);
+        thread_pool_run(bench->pool, bench->thread_count, is_avx512 ? fma512_task : fma_task,
+                        bench);
         rate = 12.0 * 16 * FMA_ROUNDS * bench->thread_count / (double)(clock_now_ns() - start_ns);
         bench->fma_per_ns = rate > bench->fma_per_ns ? rate : bench->fma_per_ns;
         start_ns = clock_now_ns();

@@ -103,6 +103,11 @@ struct cpu_kernels {
     void (*gate_mul[GATE_COUNT])(float *out, const float *gate, const float *up, uint32_t width);
     /* x[i] = cap * tanh(x[i] / cap), to 2 ulp of cap. */
     void (*soft_cap)(float *x, uint32_t count, float cap);
+    /* out[q * out_stride + j] = queries[q] . keys[j], all of `width` elements. NULL: a product of
+     * `matmul` does it. */
+    void (*score)(float *out, uint64_t out_stride, const float *const *queries,
+                  uint32_t query_count, const float *const *keys, uint32_t key_count,
+                  uint32_t width);
     /* Writes elements of F16, or whole blocks of Q8_0, as the F32 they are: the same in all
      * tables. */
     void (*widen)(float *out, enum dtype dtype, const void *from, uint32_t count);

@@ -322,6 +322,13 @@ static void avx2_add_weighted_rows(float *const *out, uint32_t out_count, const 
                          width);
 }
 
+#define ATTENTION_AVX2                                                                             \
+    .widen = avx2_widen, .scale_max = avx2_scale_max, .exp_minus = avx2_exp_minus,                 \
+    .add_weighted_rows = avx2_add_weighted_rows
+#define ATTENTION_AVX512                                                                           \
+    .score = cpu__score_avx512, .widen = cpu__widen_avx512, .scale_max = cpu__scale_max_avx512,    \
+    .exp_minus = cpu__exp_minus_avx512, .add_weighted_rows = cpu__add_weighted_rows_avx512
+
 #define TABLE(kernels_name, kernel, quant_kernel, f8_kernel, ...)                                  \
     {                                                                                              \
         .name = (kernels_name),                                                                    \
@@ -332,21 +339,18 @@ static void avx2_add_weighted_rows(float *const *out, uint32_t out_count, const 
         .rms_norm = avx2_rms_norm,                                                                 \
         .gate_mul = { avx2_silu_mul, avx2_gelu_mul, avx2_clamped_mul },                            \
         .soft_cap = avx2_soft_cap,                                                                 \
-        .widen = avx2_widen,                                                                       \
-        .scale_max = avx2_scale_max,                                                               \
-        .exp_minus = avx2_exp_minus,                                                               \
-        .add_weighted_rows = avx2_add_weighted_rows,                                               \
         __VA_ARGS__                                                                                \
     }
 
 const struct cpu_kernels cpu_kernels_avx2 =
-    TABLE("AVX2", cpu__matmul_avx2, cpu__matmul_quant_avx2, cpu__matmul_f8_avx2, .pack = NULL);
+    TABLE("AVX2", cpu__matmul_avx2, cpu__matmul_quant_avx2, cpu__matmul_f8_avx2, ATTENTION_AVX2);
 const struct cpu_kernels cpu_kernels_vnni =
     TABLE("AVX2 with VNNI", cpu__matmul_avx2, cpu__matmul_quant_vnni, cpu__matmul_f8_avx2,
-          .pack = NULL);
+          ATTENTION_AVX2);
 const struct cpu_kernels cpu_kernels_avx512 =
     TABLE("AVX2 with AVX-512 VNNI", cpu__matmul_avx2, cpu__matmul_quant_avx512,
-          cpu__matmul_f8_avx512, .pack = NULL);
+          cpu__matmul_f8_avx512, ATTENTION_AVX512);
 const struct cpu_kernels cpu_kernels_amx =
     TABLE("AVX2 with AVX-512 VNNI and AMX", cpu__matmul_amx, cpu__matmul_quant_amx,
-          cpu__matmul_f8_avx512, .packed_bytes = cpu__packed_bytes_amx, .pack = cpu__pack_amx);
+          cpu__matmul_f8_avx512, ATTENTION_AVX512, .packed_bytes = cpu__packed_bytes_amx,
+          .pack = cpu__pack_amx);
