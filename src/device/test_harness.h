@@ -212,4 +212,44 @@ static inline void check_near(const char *what, const float *got, const double *
     }
 }
 
+#define U (0x1p-24)       /* the error of one rounding to F32 */
+#define GUARD (-12345.0f) /* between rows: must survive */
+
+static inline float *guarded(size_t count)
+{
+    float *values = malloc(count * sizeof(*values));
+
+    assert_non_null(values);
+    for (size_t i = 0; i < count; i++)
+        values[i] = GUARD;
+    return values;
+}
+
+/* Compares rows of `width` that lie `stride` apart, and checks the gaps. */
+static inline void check_rows(const char *what, const float *got, const double *wanted,
+                              const double *tolerance, size_t row_count, size_t width,
+                              size_t stride)
+{
+    for (size_t row = 0; row < row_count; row++) {
+        check_near(what, got + row * stride, wanted + row * width, tolerance + row * width, width);
+        for (size_t i = width; i < stride && row + 1 < row_count; i++)
+            assert_true(got[row * stride + i] == GUARD);
+    }
+}
+
+static inline void with_every_device(void (*test)(struct harness *h))
+{
+    for (size_t i = 0; i < HARNESS_CONFIG_COUNT; i++) {
+        struct harness h;
+        harness_open(&h, &harness_configs[i]);
+        test(&h);
+        harness_close(&h);
+    }
+}
+
+static inline bool has_feature(const struct harness *h, enum op_feature feature)
+{
+    return (device_info(h->device)->op_features & feature) != 0;
+}
+
 #endif

@@ -24,8 +24,8 @@ struct cpu_executor {
     struct cpu_kept kept;
 };
 
-/* Of a budget, one part in so many, within these bounds: 512 rows of 14336 elements, packed for AMX,
- * take 42 MiB. What is not used is not touched, and takes no memory. */
+/* Of a budget, one part in so many, within these bounds: 512 rows of 14336 elements, packed for
+ * AMX, take 42 MiB. What is not used is not touched, and takes no memory. */
 #define CPU_BLOCKS_SHARE 32
 #define CPU_BLOCKS_BYTES_MIN (8 * MIB)
 #define CPU_BLOCKS_BYTES_MAX (48 * MIB)

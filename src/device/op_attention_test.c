@@ -1,0 +1,308 @@
+/* device/op_attention_test.c - attention, and what it reads, on every device and kernel table
+ * against plain loops in double.
+ *
+ * Method as in op_test.c. */
+#include "device/test_harness.h"
+
+#include <math.h>
+
+struct attention_case {
+    uint32_t heads, kv_heads, k_width, v_width, page_size;
+    bool latent; /* v_cache = k_cache */
+    uint32_t window;
+    bool chunked;
+    bool sinks;
+    float score_cap;
+    enum dtype dtype; /* of the cache */
+};
+
+enum { ATTENTION_ROWS = 23, ATTENTION_SEQUENCES = 3, ATTENTION_CONTEXT = 150 };
+
+/* One problem: rows of three sequences, those of one not all next to each other. */
+struct attention {
+    const struct attention_case *c;
+    uint32_t pages_each;
+    size_t slot_count, k_stride, v_stride, q_stride, out_width, out_stride;
+    float *k, *v, *q, *sinks;
+    void *k_cache, *v_cache; /* the same in the cache's dtype */
+    int32_t *pages;
+    int32_t sequences[ATTENTION_ROWS], positions[ATTENTION_ROWS];
+};
+
+/* Rounds numbers to what the cache can hold; returns them as it holds them. */
+static void *round_to_cache(float *x, enum dtype dtype, size_t count)
+{
+    void *held = calloc(1, dtype_row_bytes(dtype, count));
+
+    assert_non_null(held);
+    dtype_convert(held, dtype, x, DTYPE_F32, count);
+    dtype_convert(x, DTYPE_F32, held, dtype, count);
+    return held;
+}
+
+static void attention_make(struct harness *h, struct attention *a, const struct attention_case *c)
+{
+    a->c = c;
+    a->pages_each = (ATTENTION_CONTEXT - 1) / c->page_size + 1;
+    a->slot_count = (size_t)ATTENTION_SEQUENCES * a->pages_each * c->page_size;
+    a->k_stride = (size_t)c->kv_heads * c->k_width + (c->dtype == DTYPE_Q8_0 ? 32 : 4);
+    a->v_stride = c->latent ? a->k_stride
+                            : (size_t)c->kv_heads * c->v_width + (c->dtype == DTYPE_Q8_0 ? 64 : 1);
+    a->q_stride = (size_t)c->heads * c->k_width + 2;
+    a->out_width = (size_t)c->heads * c->v_width;
+    a->out_stride = a->out_width + 3;
+    a->k = random_floats(h, a->slot_count * a->k_stride);
+    a->v = c->latent ? a->k : random_floats(h, a->slot_count * a->v_stride);
+    a->k_cache = round_to_cache(a->k, c->dtype, a->slot_count * a->k_stride);
+    a->v_cache = c->latent ? a->k_cache
+                           : round_to_cache(a->v, c->dtype, a->slot_count * a->v_stride);
+    a->q = random_floats(h, ATTENTION_ROWS * a->q_stride);
+    a->sinks = random_floats(h, c->heads);
+    a->pages = scattered_pages(ATTENTION_SEQUENCES * a->pages_each, 1);
+    for (int32_t t = 0; t < ATTENTION_ROWS; t++) {
+        a->sequences[t] = t < 11 ? 0 : t < 15 ? 2 : t < 22 ? 1 : 2;
+        a->positions[t] = t < 11 ? 59 + t : t < 15 ? t - 11 : t < 22 ? 143 + t - 15 : 4;
+    }
+}
+
+/* One head of one row, in double; returns v_width values in wanted. */
+static void attention_wanted(const struct attention *a, size_t t, size_t head, float scale,
+                             double *wanted)
+{
+    const struct attention_case *c = a->c;
+    const size_t kv = head / (c->heads / c->kv_heads);
+    const float *q = a->q + t * a->q_stride + head * c->k_width;
+    const int32_t end = a->positions[t] + 1;
+    const int32_t window = (int32_t)c->window;
+    const int32_t first = c->chunked                  ? (end - 1) / window * window
+                          : window == 0 || window > end ? 0 : end - window;
+    double weights[ATTENTION_CONTEXT], max = c->sinks ? (double)a->sinks[head] : -1e30, sum = 0;
+    size_t slot[ATTENTION_CONTEXT] = { 0 };
+
+    for (int32_t j = first; j < end; j++) {
+        const uint32_t page = (uint32_t)a->sequences[t] * a->pages_each + j / c->page_size;
+        slot[j] = (size_t)a->pages[page] * c->page_size + (size_t)j % c->page_size;
+        weights[j] = 0;
+        for (size_t e = 0; e < c->k_width; e++)
+            weights[j] += (double)q[e] * a->k[slot[j] * a->k_stride + kv * c->k_width + e];
+        weights[j] *= (double)scale;
+        if (c->score_cap > 0)
+            weights[j] = (double)c->score_cap * tanh(weights[j] / (double)c->score_cap);
+        max = weights[j] > max ? weights[j] : max;
+    }
+    sum = c->sinks ? exp((double)a->sinks[head] - max) : 0;
+    for (int32_t j = first; j < end; j++)
+        sum += weights[j] = exp(weights[j] - max);
+    for (size_t e = 0; e < c->v_width; e++) {
+        wanted[e] = 0;
+        for (int32_t j = first; j < end; j++)
+            wanted[e] += weights[j] / sum * a->v[slot[j] * a->v_stride + kv * c->v_width + e];
+    }
+}
+
+/* Caches of all types give the same bits when they hold the same numbers. */
+static void attention_widened(struct harness *h, const struct attention *a, struct op op,
+                              const float *wanted)
+{
+    float *out = guarded(ATTENTION_ROWS * a->out_stride);
+
+    op.attention.cache_dtype = DTYPE_F32;
+    op.attention.k_cache = harness_put(h, a->k, a->slot_count * a->k_stride * 4);
+    op.attention.v_cache = a->c->latent ? op.attention.k_cache
+                                        : harness_put(h, a->v, a->slot_count * a->v_stride * 4);
+    harness_run(h, &op);
+    harness_get(h, out, op.attention.out, ATTENTION_ROWS * a->out_stride * 4);
+    assert_memory_equal(out, wanted, ATTENTION_ROWS * a->out_stride * 4);
+    free(out);
+}
+
+static void attention_case_run(struct harness *h, const struct attention_case *c)
+{
+    struct attention a;
+    struct op op = { .kind = OP_ATTENTION };
+    double *wanted, *tolerance;
+    float *out;
+
+    attention_make(h, &a, c);
+    out = guarded(ATTENTION_ROWS * a.out_stride);
+    wanted = calloc(ATTENTION_ROWS * a.out_width, sizeof(*wanted));
+    tolerance = calloc(ATTENTION_ROWS * a.out_width, sizeof(*tolerance));
+    for (size_t i = 0; i < (size_t)ATTENTION_ROWS * c->heads; i++)
+        attention_wanted(&a, i / c->heads, i % c->heads, 0.3f, wanted + i * c->v_width);
+    /* Values are below 1. A weight's error is its score's, absolute, at most (k_width / 8 + 8) u *
+     * scale * k_width, plus exp's; then a sum over the context. */
+    for (size_t i = 0; i < ATTENTION_ROWS * a.out_width; i++)
+        tolerance[i] = ((c->k_width / 8.0 + 8) * 0.3 * c->k_width + ATTENTION_CONTEXT) * U;
+    op.attention = (struct op_attention){
+        .out = harness_put(h, out, ATTENTION_ROWS * a.out_stride * 4),
+        .q = harness_put(h, a.q, ATTENTION_ROWS * a.q_stride * 4),
+        .k_cache = harness_put(h, a.k_cache,
+                               dtype_row_bytes(c->dtype, a.slot_count * a.k_stride)),
+        .cache_dtype = c->dtype,
+        .pages = harness_put(h, a.pages, (uint64_t)ATTENTION_SEQUENCES * a.pages_each * 4),
+        .sequences = harness_put(h, a.sequences, sizeof(a.sequences)),
+        .positions = harness_put(h, a.positions, sizeof(a.positions)),
+        .row_count = ATTENTION_ROWS, .head_count = c->heads, .kv_head_count = c->kv_heads,
+        .k_width = c->k_width, .v_width = c->v_width,
+        .page_size = c->page_size, .page_count_max = a.pages_each,
+        .cache_row_count = (uint32_t)a.slot_count,
+        .out_row_stride = a.out_stride, .q_row_stride = a.q_stride,
+        .k_cache_row_stride = a.k_stride, .v_cache_row_stride = a.v_stride,
+        .scale = 0.3f, .window = c->window, .chunked = c->chunked,
+        .score_cap = c->score_cap,
+        .sinks = c->sinks ? harness_put(h, a.sinks, c->heads * 4) : NULL,
+    };
+    op.attention.v_cache =
+        c->latent ? op.attention.k_cache
+                  : harness_put(h, a.v_cache,
+                                dtype_row_bytes(c->dtype, a.slot_count * a.v_stride));
+    harness_run(h, &op);
+    harness_get(h, out, op.attention.out, ATTENTION_ROWS * a.out_stride * 4);
+    check_rows("attention", out, wanted, tolerance, ATTENTION_ROWS, a.out_width, a.out_stride);
+    if (c->dtype != DTYPE_F32)
+        attention_widened(h, &a, op, out);
+    harness_clear(h);
+    free(a.k);
+    free(a.k_cache);
+    if (!c->latent) {
+        free(a.v);
+        free(a.v_cache);
+    }
+    free(a.q);
+    free(a.sinks);
+    free(a.pages);
+    free(out);
+    free(wanted);
+    free(tolerance);
+}
+
+static void attention_on(struct harness *h)
+{
+    static const struct attention_case cases[] = {
+        { .heads = 4, .kv_heads = 4, .k_width = 16, .v_width = 16, .page_size = 16 },
+        { .heads = 6, .kv_heads = 2, .k_width = 20, .v_width = 13, .page_size = 8 },
+        { .heads = 7, .kv_heads = 1, .k_width = 33, .v_width = 30, .page_size = 64,
+          .latent = true },
+        { .heads = 40, .kv_heads = 1, .k_width = 18, .v_width = 16, .page_size = 1,
+          .latent = true },
+        { .heads = 8, .kv_heads = 2, .k_width = 64, .v_width = 64, .page_size = 7 },
+        { .heads = 6, .kv_heads = 2, .k_width = 20, .v_width = 13, .page_size = 8, .window = 1 },
+        { .heads = 8, .kv_heads = 2, .k_width = 64, .v_width = 64, .page_size = 7, .window = 70 },
+        { .heads = 8, .kv_heads = 2, .k_width = 32, .v_width = 32, .page_size = 5, .window = 24,
+          .chunked = true },
+        { .heads = 4, .kv_heads = 4, .k_width = 16, .v_width = 16, .page_size = 16,
+          .sinks = true },
+        { .heads = 4, .kv_heads = 2, .k_width = 16, .v_width = 16, .page_size = 16,
+          .score_cap = 1.5f },
+        { .heads = 40, .kv_heads = 1, .k_width = 18, .v_width = 16, .page_size = 1, .window = 20,
+          .sinks = true, .score_cap = 2 },
+        { .heads = 6, .kv_heads = 2, .k_width = 20, .v_width = 13, .page_size = 8,
+          .dtype = DTYPE_F16 },
+        { .heads = 7, .kv_heads = 1, .k_width = 33, .v_width = 30, .page_size = 64,
+          .latent = true, .dtype = DTYPE_F16 },
+        { .heads = 8, .kv_heads = 2, .k_width = 64, .v_width = 64, .page_size = 7, .window = 70,
+          .dtype = DTYPE_F16 },
+        { .heads = 6, .kv_heads = 2, .k_width = 96, .v_width = 32, .page_size = 8,
+          .dtype = DTYPE_Q8_0 },
+        { .heads = 40, .kv_heads = 1, .k_width = 96, .v_width = 47, .page_size = 1,
+          .latent = true, .dtype = DTYPE_Q8_0 },
+        { .heads = 8, .kv_heads = 2, .k_width = 32, .v_width = 32, .page_size = 5, .window = 24,
+          .chunked = true, .sinks = true, .dtype = DTYPE_Q8_0 },
+    };
+
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
+        if (cases[i].dtype == DTYPE_F32 || has_feature(h, OP_FEATURE_KV_NARROW))
+            attention_case_run(h, &cases[i]);
+}
+
+static void attention_is_right(void **state)
+{
+    (void)state;
+    with_every_device(attention_on);
+}
+
+static void kv_write_on(struct harness *h)
+{
+    enum { ROWS = 4, WIDTH = 9, SLOTS = 6, STRIDE = 11 };
+    const int32_t slots[ROWS] = { 5, 0, 3, 2 };
+    float *x = random_floats(h, ROWS * STRIDE), *cache = guarded(SLOTS * STRIDE);
+    struct op op = { .kind = OP_KV_WRITE };
+
+    op.kv_write = (struct op_kv_write){
+        .cache = harness_put(h, cache, SLOTS * STRIDE * 4),
+        .x = harness_put(h, x, ROWS * STRIDE * 4),
+        .slots = harness_put(h, slots, sizeof(slots)),
+        .row_count = ROWS, .width = WIDTH, .cache_row_count = SLOTS, .cache_row_stride = STRIDE,
+        .x_row_stride = STRIDE,
+    };
+    harness_run(h, &op);
+    harness_get(h, cache, op.kv_write.cache, SLOTS * STRIDE * 4);
+    for (size_t slot = 0; slot < SLOTS; slot++) {
+        size_t row = 0;
+        while (row < ROWS && (size_t)slots[row] != slot)
+            row++;
+        for (size_t i = 0; i < STRIDE; i++)
+            assert_true(cache[slot * STRIDE + i] ==
+                        (row < ROWS && i < WIDTH ? x[row * STRIDE + i] : GUARD));
+    }
+    harness_clear(h);
+    free(x);
+    free(cache);
+}
+
+/* Into a cache of another type: bytes as dtype_convert makes them, and no others. */
+static void kv_write_narrow_on(struct harness *h)
+{
+    enum { ROWS = 5, WIDTH = 96, SLOTS = 7, STRIDE = 128, X_STRIDE = 99 };
+    static const enum dtype dtypes[] = { DTYPE_F16, DTYPE_Q8_0 };
+    const int32_t slots[ROWS] = { 5, 0, 6, 3, 2 };
+    float *x = random_floats(h, ROWS * X_STRIDE);
+
+    x[0] = 65520; /* halfway between the largest F16 and what is none */
+    x[1] = 0x1.002p0f;
+    x[2] = NAN;
+    for (size_t d = 0; d < 2 && has_feature(h, OP_FEATURE_KV_NARROW); d++) {
+        const size_t bytes = dtype_row_bytes(dtypes[d], SLOTS * STRIDE);
+        const size_t row_bytes = dtype_row_bytes(dtypes[d], STRIDE);
+        uint8_t *cache = malloc(bytes), *wanted = malloc(bytes);
+        struct op op = { .kind = OP_KV_WRITE };
+
+        assert_true(cache != NULL && wanted != NULL);
+        memset(cache, 0x5a, bytes);
+        memset(wanted, 0x5a, bytes);
+        for (size_t row = 0; row < ROWS; row++)
+            dtype_convert(wanted + (size_t)slots[row] * row_bytes, dtypes[d], x + row * X_STRIDE,
+                          DTYPE_F32, WIDTH);
+        op.kv_write = (struct op_kv_write){
+            .cache = harness_put(h, cache, bytes), .cache_dtype = dtypes[d],
+            .x = harness_put(h, x, ROWS * X_STRIDE * 4),
+            .slots = harness_put(h, slots, sizeof(slots)),
+            .row_count = ROWS, .width = WIDTH, .cache_row_count = SLOTS,
+            .cache_row_stride = STRIDE, .x_row_stride = X_STRIDE,
+        };
+        harness_run(h, &op);
+        harness_get(h, cache, op.kv_write.cache, bytes);
+        assert_memory_equal(cache, wanted, bytes);
+        harness_clear(h);
+        free(cache);
+        free(wanted);
+    }
+    free(x);
+}
+
+static void kv_write_writes_its_slots_only(void **state)
+{
+    (void)state;
+    with_every_device(kv_write_on);
+    with_every_device(kv_write_narrow_on);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(attention_is_right),
+        cmocka_unit_test(kv_write_writes_its_slots_only),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
