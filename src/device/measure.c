@@ -16,7 +16,7 @@
 #define K_COUNT 2048u
 #define N_COUNT_MANY 1536u
 #define N_COUNT_SMALL 1024u
-#define N_COUNT_MIN (N_COUNT_MANY / 8)
+#define N_COUNT_MIN 192u
 #define SMALL_COUNT_MAX 4096u
 #define PRODUCT_S_MAX 0.25 /* of one product: a slow device is measured with smaller ones */
 
