@@ -41,6 +41,12 @@ def test_a_conversation_goes_on():
     assert said[1]["content"] == " Paris.", said
 
 
+def test_what_moves_is_forecast_before():
+    moves = ["chat", *ARGUMENTS, *SLOW, "--max-new-tokens", "1"]
+    assert "forecast: a token moves" in lighter.run(*moves, stdin=QUESTION, check=0)[2]
+    assert "forecast" not in lighter.run(*moves, "--quiet", stdin=QUESTION, check=0)[2]
+
+
 def test_lines_that_belong_together():
     assert messages('"""\nThe capital\nof "France"\nis"""\n', "--max-new-tokens", "1")[0]["content"] == \
         '\nThe capital\nof "France"\nis'

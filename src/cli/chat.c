@@ -358,6 +358,7 @@ static enum status start(struct talk *talk, struct err *err)
                                    .tokens_each = options->context_length > 0
                                                       ? (uint64_t)options->context_length
                                                       : CHAT_TOKENS,
+                                   .forecast = cli_options_log_level(options) <= LOG_INFO,
                                },
                                log, &context->console->progress, err);
         context->bad_usage = talk->session.bad_usage;

@@ -1,6 +1,7 @@
 /* cli/plan.c - `lighter plan`: what would live where, what it would move, and how fast it would be.
  *
- * The plan is the one that `serve` and `generate` make from the same options; nothing is loaded. */
+ * The plan is the one that `serve`, `generate` and `chat` make from the same options; nothing is
+ * loaded. */
 #include <stdio.h>
 
 #include "base/size.h"

@@ -180,8 +180,8 @@ static void warn_of_idle(const struct cli_options *options, const struct cli_dem
           !is_auto && strcmp(mode, "disk") != 0 },
         { "offload-cache-dir", options->offload_cache_dir, "--offload-mode disk or auto",
           !is_auto && strcmp(mode, "disk") != 0 },
-        { "assume", options->assume, "the forecast that 'plan' makes, and 'serve' and 'generate' "
-          "where something moves",
+        { "assume", options->assume, "the forecast that 'plan' makes, and 'serve', 'generate' "
+          "and 'chat' where something moves",
           !demand->plan_only && !is_auto && !(is_forecast_seen(options, demand) && may_move) },
     };
 
