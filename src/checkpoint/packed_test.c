@@ -157,8 +157,8 @@ static const char *const configs[WAYS] = {
     [GPTQ_V2] = GROUP_CONFIG("gptq", ",\"sym\":false,\"checkpoint_format\":\"gptq_v2\""),
     [AWQ] = GROUP_CONFIG("awq", ""),
     [MXFP4] = "{\"quantization_config\":{\"quant_method\":\"mxfp4\"}}",
-    [GPTQ8] = "{\"quantization_config\":{\"quant_method\":\"gptq\",\"bits\":8,\"group_size\":64,"
-              "\"sym\":true}}",
+    [GPTQ8] = ("{\"quantization_config\":{\"quant_method\":\"gptq\",\"bits\":8,\"group_size\":64,"
+               "\"sym\":true}}"),
     [F8_SHORT] = FP8_CONFIG,
 };
 
