@@ -36,8 +36,9 @@
 #define TILE_BYTES 1024
 #define FEW_ROWS_MAX (TILE / PARTS) /* of x: one tile has them all */
 #define SPREAD_ROWS_MAX 24   /* of x: with fewer, memory is what takes time */
-#define AHEAD 2048           /* bytes of a row that are asked for before they are needed */
-#define PIECE 4              /* blocks that are converted while others multiply, for few rows */
+#define AHEAD 1024           /* bytes of a row that are asked for before they are needed */
+#define MADE 4               /* blocks that are there at a time, for few rows ... */
+#define BEHIND 1             /* ... and how far multiplying is behind converting */
 #define CHUNK_MAX 128        /* blocks of k that many rows take at a time */
 #define K_MAX 61440          /* so that few rows of x fit; longer rows are left to AVX2 */
 
@@ -48,8 +49,8 @@
 #define SUMS_BYTES (CPU_STRIP_SCRATCH_BYTES - PANEL_BYTES - X_BYTES)
 #define SUMS_FLOATS (TILE * PARTS * TILE) /* of 16 weight rows by 16 rows of x */
 static_assert(SUMS_BYTES >= 2 * CPU_STRIP_ROWS_MAX / TILE * SUMS_FLOATS * 4, "of two groups");
-static_assert(CPU_STRIP_SCRATCH_BYTES >= (4 * PIECE + K_MAX / BLOCK) * TILE_BYTES,
-              "few rows of x have all of scratch but for two pieces of weights");
+static_assert(CPU_STRIP_SCRATCH_BYTES >= (2 * MADE + K_MAX / BLOCK) * TILE_BYTES,
+              "few rows of x have all of scratch but for some blocks of weights");
 static_assert(X_BYTES / (CPU_STRIP_ROWS_MAX / TILE * PARTS * TILE_BYTES) >= 32, "a chunk's k");
 
 /* A factor's tiles of blocks 0, 1, ... */
@@ -73,7 +74,7 @@ struct product {
     size_t x_stride;             /* ... bytes from a column tile's first to the next one's, ... */
     size_t x_row_bytes;          /* ... and of their rows */
     uint32_t first, end;         /* blocks of the chunk */
-    char *panel;                 /* [group][part][chunk] tiles; for few rows two pieces of it */
+    char *panel;                 /* [group][part][chunk] tiles; for few rows [MADE][part] */
     float *sums;                 /* [group][row group][16][3 * 16] */
 };
 
@@ -255,31 +256,28 @@ INLINE void fill_panel(char *panel, size_t lower, const struct rows *rows, const
     }
 }
 
-/* The same of sixteen F16 rows by whole blocks, where memory is waited for. */
-INLINE void fill_piece(char *panel, size_t lower, const struct rows *rows, uint32_t first,
-                       uint32_t end)
+/* The same of a block of sixteen F16 rows, where memory is waited for. */
+INLINE void fill_block(char *panel, const struct rows *rows, uint32_t b)
 {
     const __m512i mask = _mm512_set1_epi32((int)0xFFFF0000u);
+    const char *at = rows->first + (size_t)b * 2 * BLOCK;
 
-    for (uint32_t b = first; b < end; b++, panel += TILE_BYTES) {
-        const char *at = rows->first + (size_t)b * 2 * BLOCK;
 #pragma GCC unroll 4
-        for (uint32_t i = 0; i < TILE; i++, at += rows->stride) {
-            const __m512 a = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)at));
-            const __m512 c =
-                _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(at + 32)));
-            const __m512i a_upper = _mm512_and_si512(_mm512_castps_si512(a), mask);
-            const __m512i c_upper = _mm512_and_si512(_mm512_castps_si512(c), mask);
-            const __m512i a_rest =
-                _mm512_castps_si512(_mm512_sub_ps(a, _mm512_castsi512_ps(a_upper)));
-            const __m512i c_rest =
-                _mm512_castps_si512(_mm512_sub_ps(c, _mm512_castsi512_ps(c_upper)));
-            _mm_prefetch(at + AHEAD, _MM_HINT_T0);
-            _mm512_store_si512(panel + 64 * i,
-                               _mm512_or_si512(_mm512_srli_epi32(a_upper, 16), c_upper));
-            _mm512_store_si512(panel + lower + 64 * i,
-                               _mm512_or_si512(_mm512_srli_epi32(a_rest, 16), c_rest));
-        }
+    for (uint32_t i = 0; i < TILE; i++, at += rows->stride) {
+        const __m512 a = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)at));
+        const __m512 c =
+            _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(at + 32)));
+        const __m512i a_upper = _mm512_and_si512(_mm512_castps_si512(a), mask);
+        const __m512i c_upper = _mm512_and_si512(_mm512_castps_si512(c), mask);
+        const __m512i a_rest =
+            _mm512_castps_si512(_mm512_sub_ps(a, _mm512_castsi512_ps(a_upper)));
+        const __m512i c_rest =
+            _mm512_castps_si512(_mm512_sub_ps(c, _mm512_castsi512_ps(c_upper)));
+        _mm_prefetch(at + AHEAD, _MM_HINT_T0);
+        _mm512_store_si512(panel + 64 * i,
+                           _mm512_or_si512(_mm512_srli_epi32(a_upper, 16), c_upper));
+        _mm512_store_si512(panel + TILE_BYTES + 64 * i,
+                           _mm512_or_si512(_mm512_srli_epi32(a_rest, 16), c_rest));
     }
 }
 
@@ -515,35 +513,33 @@ static void add_few(const struct product *product, const struct rows *rows)
     }
 }
 
-/* A group whose tiles must be made, by up to sixteen rows of x. Some blocks are made while the ones
- * before are multiplied: a tile's load waits until what was stored has reached the cache. */
+/* A group whose tiles must be made, by up to sixteen rows of x. Blocks are made while ones before
+ * are multiplied: a tile's load waits until what was stored has reached the cache, and a product,
+ * of 52 cycles, for the one before, which the processor fills only with what is near. */
 INLINE void make_and_multiply(const struct product *product, const struct rows *rows,
                               const bool is_f16, const uint32_t tiles)
 {
-    enum { PIECE_BYTES = PIECE * TILE_BYTES };
     const uint32_t block_count = product->block_count;
+    const uint32_t whole_count =
+        is_f16 && rows->count == TILE ? product->strip->k_count / BLOCK : 0;
     const size_t row_bytes = tiles > 1 ? 64 : product->x_row_bytes;
     const char *x[PARTS] = { product->x, product->x + product->x_stride,
                              product->x + 2 * product->x_stride };
 
-    for (uint32_t first = 0; first < block_count + PIECE; first += PIECE) {
-        char *next = product->panel + first / PIECE % 2 * 2 * PIECE_BYTES;
-        const char *ready = product->panel + (first / PIECE + 1) % 2 * 2 * PIECE_BYTES;
-        if (is_f16 && rows->count == TILE && (first + PIECE) * BLOCK <= product->strip->k_count)
-            fill_piece(next, PIECE_BYTES, rows, first, first + PIECE);
-        else if (first < block_count)
-            fill_panel(next, PIECE_BYTES, rows, is_f16, first,
-                       first + PIECE < block_count ? first + PIECE : block_count,
-                       product->strip->k_count);
-        if (first == 0)
+    for (uint32_t b = 0; b < block_count + BEHIND; b++) {
+        char *made = product->panel + (size_t)(b % MADE) * 2 * TILE_BYTES;
+        const char *ready = product->panel + (size_t)((b - BEHIND) % MADE) * 2 * TILE_BYTES;
+        if (b < whole_count)
+            fill_block(made, rows, b);
+        else if (b < block_count)
+            fill_panel(made, TILE_BYTES, rows, is_f16, b, b + 1, product->strip->k_count);
+        if (b < BEHIND)
             continue;
-        for (uint32_t b = first - PIECE; b < first && b < block_count; b++, ready += TILE_BYTES) {
-            ADD_BLOCK(0, 1, 2, ready, 64, x, row_bytes, tiles);
-            if (is_f16)
-                ADD_BLOCK(0, 1, 2, ready + PIECE_BYTES, 64, x, row_bytes, tiles);
-            for (uint32_t t = 0; t < tiles; t++)
-                x[t] += TILE * row_bytes;
-        }
+        ADD_BLOCK(0, 1, 2, ready, 64, x, row_bytes, tiles);
+        if (is_f16)
+            ADD_BLOCK(0, 1, 2, ready + TILE_BYTES, 64, x, row_bytes, tiles);
+        for (uint32_t t = 0; t < tiles; t++)
+            x[t] += TILE * row_bytes;
     }
 }
 
@@ -665,7 +661,7 @@ void cpu__matmul_amx(const struct cpu_strip *strip, void *scratch)
     configure(strip->row_count);
     if (strip->row_count <= FEW_ROWS_MAX ||
         (product.is_f16 && strip->row_count <= TILE && strip->x_packed != NULL)) {
-        have_few(&product, (char *)scratch + (size_t)4 * PIECE * TILE_BYTES);
+        have_few(&product, (char *)scratch + (size_t)2 * MADE * TILE_BYTES);
         for (uint32_t g = 0; g < group_count; g++) {
             const struct rows rows = rows_at(strip, part, g);
             multiply_few(&product, &rows);
