@@ -397,7 +397,7 @@ static enum MHD_Result route_generate(struct conn *conn, struct MHD_Connection *
     if (is_draining(conn->server))
         return respond_draining(conn, connection);
     conn->prepared = true;
-    if (conn->body.size > SERVER_INLINE_BYTES && conn->server->preparer_started)
+    if (conn->body.size > SERVER_INLINE_BYTES)
         return server__prepare_later(conn, connection) ? MHD_YES : MHD_NO;
     server__prepare(conn, connection);
     return prepared(conn, connection);
