@@ -108,13 +108,17 @@ def tiny_model(name, tokenizer):
     """A folder with the tokenizer and a llama of one layer, of zeros, as large as that needs."""
     place = path(name)
     os.mkdir(place)
-    shutil.copy(os.path.join(TEXTS, tokenizer + ".tokenizer.json"), os.path.join(place, "tokenizer.json"))
-    with open(os.path.join(place, "tokenizer.json"), encoding="utf-8") as file:
-        content = json.load(file)
-    size = 1 + max([*content["model"]["vocab"].values(), *(one["id"] for one in content["added_tokens"])]) + 3
-    by_text = {one["content"]: one["id"] for one in content["added_tokens"]}
-    ids = [by_text[text] for text in ("<s>", "<|begin_of_text|>", "<\uff5cbegin\u2581of\u2581sentence\uff5c>")
-           if text in by_text]
+    if tokenizer == "sentencepiece":
+        shutil.copy(os.path.join(TEXTS, tokenizer, "tokenizer.model"), place)
+        size, ids = 703, [1]
+    else:
+        shutil.copy(os.path.join(TEXTS, tokenizer + ".tokenizer.json"), os.path.join(place, "tokenizer.json"))
+        with open(os.path.join(place, "tokenizer.json"), encoding="utf-8") as file:
+            content = json.load(file)
+        size = 1 + max([*content["model"]["vocab"].values(), *(one["id"] for one in content["added_tokens"])]) + 3
+        by_text = {one["content"]: one["id"] for one in content["added_tokens"]}
+        ids = [by_text[text] for text in ("<s>", "<|begin_of_text|>", "<\uff5cbegin\u2581of\u2581sentence\uff5c>")
+               if text in by_text]
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": 1, "hidden_size": 32,
               "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2, "rms_norm_eps": 1e-5,
               "max_position_embeddings": 64, "vocab_size": size, "rope_theta": 10000.0, "tie_word_embeddings": True,
@@ -122,8 +126,8 @@ def tiny_model(name, tokenizer):
     with open(os.path.join(place, "config.json"), "w", encoding="utf-8") as file:
         json.dump(config, file)
     with open(os.path.join(place, "tokenizer_config.json"), "w", encoding="utf-8") as file:
-        json.dump({"chat_template": [{"name": "default", "template": "A{{ messages[0].content }}"},
-                                     {"name": "tool_use", "template": "B"}]}, file)
+        json.dump({"legacy": True, "chat_template": [{"name": "default", "template": "A{{ messages[0].content }}"},
+                                                    {"name": "tool_use", "template": "B"}]}, file)
     shapes = {"model.embed_tokens.weight": [size, 32], "model.norm.weight": [32]}
     for base in ("input_layernorm", "post_attention_layernorm"):
         shapes[f"model.layers.0.{base}.weight"] = [32]
@@ -144,7 +148,8 @@ def test_tokenizers_are_carried_over():
     with open(os.path.join(TEXTS, "corpus.json"), encoding="utf-8") as file:
         corpus = json.load(file)["texts"]
     texts = [one for one in corpus if isinstance(one, str)]
-    for tokenizer in ("llama2", "mistral", "llama3", "qwen2", "deepseek_v2", "deepseek_v3", "gpt2", "tekken"):
+    for tokenizer in ("llama2", "mistral", "llama3", "qwen2", "deepseek_v2", "deepseek_v3", "gpt2", "tekken",
+                      "sentencepiece"):
         # Mistral's puts a space before the first word only; a file's puts one behind control tokens as well.
         text = "\n".join(one for one in texts if tokenizer != "mistral" or not set("<[") & set(one))
         model = tiny_model(tokenizer, tokenizer)

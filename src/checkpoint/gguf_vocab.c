@@ -5,6 +5,7 @@
  *     tokenizer.json, BPE with <0x0A>       llama: tokens, their kinds, scores. A token's score is
  *                                           the place of the first merge that makes it, negated, so
  *                                           that the pairs come in the same order
+ *     tokenizer.model, where it is alone    the same: it becomes a tokenizer.json first
  *     config.json, generation_config.json   the ids of BOS and EOS
  *     tokenizer_config.json, *.jinja        chat templates */
 #include <inttypes.h>
@@ -20,6 +21,7 @@
 #include "checkpoint/gguf.h"
 #include "checkpoint/gguf_export.h"
 #include "checkpoint/gguf_pre.h"
+#include "checkpoint/vocab/sentencepiece.h"
 
 #define TOKENIZER_BYTES_MAX (64 * MIB)
 #define KEY(name) "tokenizer.ggml." name
@@ -37,7 +39,7 @@ struct token {
 
 struct vocab {
     const struct ckpt *ckpt;
-    char path[PATH_MAX];         /* of tokenizer.json */
+    char path[PATH_MAX];         /* of tokenizer.json or tokenizer.model */
     json_t *json, *config;       /* tokenizer.json and tokenizer_config.json; config may be NULL */
     const json_t *model;
     bool is_spm;
@@ -422,11 +424,29 @@ static enum status put_all(struct vocab *vocab, const char *pre)
     return st == STATUS_OK ? header->status : st;
 }
 
+/* tokenizer.json, or what stands for it. */
+static enum status read_tokenizer(struct vocab *vocab)
+{
+    struct err *const err = vocab->header->err;
+    struct buf json, config;
+    enum status st;
+
+    if (!sentencepiece_is_alone(ckpt_path(vocab->ckpt)))
+        return json_read_file(vocab->path, TOKENIZER_BYTES_MAX, &vocab->json, err);
+    buf_init(&json, TOKENIZER_BYTES_MAX);
+    buf_init(&config, TOKENIZER_BYTES_MAX);
+    st = sentencepiece_read(ckpt_path(vocab->ckpt), &json, &config, err);
+    if (st == STATUS_OK)
+        st = json_read(json.data, json.size, vocab->path, &vocab->json, err);
+    buf_deinit(&json);
+    buf_deinit(&config);
+    return st;
+}
+
 static enum status open_vocab(struct vocab *vocab)
 {
     const char *type;
-    enum status st = json_read_file(vocab->path, TOKENIZER_BYTES_MAX, &vocab->json,
-                                    vocab->header->err);
+    enum status st = read_tokenizer(vocab);
 
     if (st == STATUS_OK)
         st = read_beside(vocab, "tokenizer_config.json", &vocab->config);
@@ -451,10 +471,11 @@ enum status gguf__export_tokenizer(const struct ckpt *ckpt, const char *pre, uin
                                    struct gguf_header *header)
 {
     struct vocab vocab = { .ckpt = ckpt, .count = count, .header = header };
+    const bool is_alone = sentencepiece_is_alone(ckpt_path(ckpt));
     enum status st;
 
-    if ((size_t)snprintf(vocab.path, sizeof(vocab.path), "%s/tokenizer.json", ckpt_path(ckpt)) >=
-            sizeof(vocab.path) ||
+    if ((size_t)snprintf(vocab.path, sizeof(vocab.path), "%s/tokenizer.%s", ckpt_path(ckpt),
+                         is_alone ? "model" : "json") >= sizeof(vocab.path) ||
         !file_exists(vocab.path))
         return STATUS_OK;
     st = open_vocab(&vocab);

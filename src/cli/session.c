@@ -12,6 +12,7 @@
 #include "base/memory_left.h"
 #include "base/size.h"
 #include "checkpoint/gguf_tokenizer.h"
+#include "checkpoint/vocab/sentencepiece.h"
 #include "cli/devices.h"
 #include "cli/measure.h"
 #include "offload/disk/cache_file.h"
@@ -21,19 +22,21 @@
 #define HEAP_GRANULE_BYTES MIB       /* that two runs' heaps differ by, at most */
 #define HOST_MARGIN_SHARE 8          /* of free host memory, one part in so many stays free */
 #define HOST_RANK_BYTES (128 * MIB)  /* that each further rank of a node takes for itself */
-#define GGUF_TOKENIZER_BYTES_MAX (64 * MIB)
+#define MADE_TOKENIZER_BYTES_MAX (64 * MIB)
 
 enum status cli_open_tokenizer(const char *path, struct tokenizer **tokenizer_out,
                                struct err *err)
 {
+    const bool is_gguf = gguf_is_file(path);
     struct buf json, config;
     enum status st;
 
-    if (!gguf_is_file(path))
+    if (!is_gguf && !sentencepiece_is_alone(path))
         return tokenizer_open(path, tokenizer_out, err);
-    buf_init(&json, GGUF_TOKENIZER_BYTES_MAX);
-    buf_init(&config, GGUF_TOKENIZER_BYTES_MAX);
-    st = gguf_tokenizer_read(path, &json, &config, err);
+    buf_init(&json, MADE_TOKENIZER_BYTES_MAX);
+    buf_init(&config, MADE_TOKENIZER_BYTES_MAX);
+    st = is_gguf ? gguf_tokenizer_read(path, &json, &config, err)
+                 : sentencepiece_read(path, &json, &config, err);
     if (st == STATUS_OK)
         st = tokenizer_open_json(json.data, json.size, config.data, config.size, path,
                                  tokenizer_out, err);
@@ -70,8 +73,8 @@ static enum status open_chat(struct cli_session *session, const struct cli_optio
 
     if (!gguf_is_file(path))
         return chat_open(session->tokenizer, path, options->chat_template, &session->chat, err);
-    buf_init(&json, GGUF_TOKENIZER_BYTES_MAX);
-    buf_init(&config, GGUF_TOKENIZER_BYTES_MAX);
+    buf_init(&json, MADE_TOKENIZER_BYTES_MAX);
+    buf_init(&config, MADE_TOKENIZER_BYTES_MAX);
     st = gguf_tokenizer_read(path, &json, &config, err);
     if (st == STATUS_OK)
         st = chat_open_json(session->tokenizer, config.data, config.size, path,
