@@ -11,6 +11,7 @@
 #include <assert.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "offload/internal.h"
 
 const char *offload__stall_name(enum offload__stall cause)
@@ -22,6 +23,27 @@ const char *offload__stall_name(enum offload__stall cause)
 
     assert((unsigned)cause < OFFLOAD_STALL_COUNT);
     return names[cause];
+}
+
+void offload__count_pass_begin(struct offload *offload)
+{
+    if (offload->pass_began_ns != 0)
+        return;
+    offload->pass_began_ns = clock_now_ns();
+    if (offload->run_began_ns == 0)
+        offload->run_began_ns = offload->pass_began_ns;
+}
+
+void offload__count_pass_end(struct offload *offload)
+{
+    const uint64_t now_ns = clock_now_ns();
+
+    offload->totals.passes++;
+    if (offload->run_began_ns != 0)
+        offload->totals.run_ns = now_ns - offload->run_began_ns;
+    offload->totals.pass_began_ns = offload->pass_began_ns != 0 ? offload->pass_began_ns : now_ns;
+    offload->totals.pass_ended_ns = now_ns;
+    offload->pass_began_ns = 0;
 }
 
 void offload__count_onload(struct offload *offload, size_t unit, uint64_t bytes)
@@ -86,6 +108,7 @@ void offload__count_wait(struct offload *offload, const struct offload__fetch *f
     const struct offload__fetch_times *times = &fetch->times;
     uint64_t at_ns = began_ns, idle_ns = fetch->link_idle_ns;
 
+    offload->counters[fetch->unit].last = (struct offload__arrival){ *times, began_ns, ended_ns };
     if (ended_ns <= began_ns)
         return;
     if (times->read_ended_ns > began_ns || (times->read_ended_ns != 0 && times->copy_ended_ns == 0))

@@ -267,8 +267,7 @@ enum status offload_experts_pass(struct offload *offload, uint32_t row_count, st
     if (experts == NULL || st != STATUS_OK)
         return st;
     assert(row_count > 0 && row_count <= offload->options.row_count_max);
-    if (offload->run_began_ns == 0)
-        offload->run_began_ns = clock_now_ns();
+    offload__count_pass_begin(offload);
     experts->row_count = row_count;
     experts->guess_is_open = false;
     experts->streams = experts->cache != NULL && distinct_expected(offload, row_count) >=

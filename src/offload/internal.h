@@ -118,6 +118,13 @@ enum offload__stall {
 };
 const char *offload__stall_name(enum offload__stall cause);
 
+/* When a unit came last, and when computing reached it and could go on, on clock_now_ns's clock.
+ * All 0: it has not come yet. */
+struct offload__arrival {
+    struct offload__fetch_times times;
+    uint64_t needed_ns, ready_ns;
+};
+
 /* Numbers of one unit since the last reset. */
 struct offload__unit_counters {
     uint64_t onloads, bytes_moved;           /* brought, whether demanded or guessed */
@@ -133,6 +140,7 @@ struct offload__unit_counters {
                                                 */
     uint64_t read_bytes, read_ns;            /* from a disk */
     uint64_t stall_ns[OFFLOAD_STALL_COUNT];
+    struct offload__arrival last;
 };
 
 struct offload__counters {
@@ -140,6 +148,7 @@ struct offload__counters {
     uint64_t run_ns;            /* from the first begin to the last pass_done */
     uint64_t run_copy_ns;       /* of copy_ns, what lies inside the run */
     uint64_t run_copied_bytes;  /* the bytes that belong to run_copy_ns */
+    uint64_t pass_began_ns, pass_ended_ns; /* of the last pass; 0: there was none */
 };
 
 /* What a cache of the planned size makes of the tokens that are remembered. */
@@ -208,6 +217,7 @@ struct offload {
     struct offload__counters totals;
     struct offload__unit_counters *counters; /* [unit_count] */
     uint64_t run_began_ns;                  /* 0: no begin since the reset */
+    uint64_t pass_began_ns;                 /* 0: no pass is under way */
     struct offload__timeline *timeline;     /* NULL: nothing is traced */
     uint64_t last_copied_ns;                /* when the copy that was told last had ended */
     bool has_warned;                        /* that the device replays nothing any more */
@@ -514,6 +524,9 @@ uint64_t offload__disk_table_bytes(const struct offload *offload);
 enum status offload__disk_check(const struct offload *offload, struct err *err);
 
 /* counters.c */
+/* A pass is under way from now on, unless it is already. */
+void offload__count_pass_begin(struct offload *offload);
+void offload__count_pass_end(struct offload *offload);
 /* An onload has begun. */
 void offload__count_onload(struct offload *offload, size_t unit, uint64_t bytes);
 /* The same, of what nobody has asked for yet. */

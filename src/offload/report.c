@@ -49,19 +49,49 @@ static json_t *stalls_json(const struct offload__unit_counters *counters)
     return object;
 }
 
-static json_t *group_json(const struct offload *offload, const struct offload__group *group)
+/* Seconds since the pass began; what was ahead of it is below 0. */
+static double since(uint64_t pass_began_ns, uint64_t at_ns)
+{
+    return ((double)at_ns - (double)pass_began_ns) * 1e-9;
+}
+
+/* null: no such time. */
+static json_t *span_json(uint64_t pass_began_ns, uint64_t began_ns, uint64_t ended_ns)
+{
+    return ended_ns == 0 ? json_null()
+                         : json_pack("[f, f]", since(pass_began_ns, began_ns),
+                                     since(pass_began_ns, ended_ns));
+}
+
+/* null: it did not come for the last pass. */
+static json_t *arrival_json(const struct offload__arrival *last, uint64_t pass_began_ns)
+{
+    if (last->ready_ns == 0)
+        return json_null();
+    return json_pack("{s:o, s:o, s:f, s:f}", "read_s",
+                     span_json(pass_began_ns, last->times.read_began_ns,
+                               last->times.read_ended_ns), "copy_s",
+                     span_json(pass_began_ns, last->times.copy_began_ns,
+                               last->times.copy_ended_ns), "needed_s",
+                     since(pass_began_ns, last->needed_ns), "ready_s",
+                     since(pass_began_ns, last->ready_ns));
+}
+
+static json_t *group_json(const struct offload *offload, const struct offload__group *group,
+                          uint64_t pass_began_ns)
 {
     const struct offload__unit_counters *sum = &group->sum;
 
     return json_pack(
-        "{s:s, s:s, s:b, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:o}", "name", group->name,
+        "{s:s, s:s, s:b, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:o, s:o}", "name", group->name,
         "home", offload_home_name(group->home), "in_place",
         offload__home_is_read(offload, group->home), "units", (json_int_t)group->count, "bytes",
         (json_int_t)group->size_bytes, "onloads", (json_int_t)sum->onloads, "bytes_moved",
         (json_int_t)sum->bytes_moved, "bytes_reread", (json_int_t)sum->reread_bytes, "copy_s",
         offload__seconds(sum->copy_ns), "read_s", offload__seconds(sum->read_ns), "stall_s",
         offload__seconds(offload__stall_ns(sum)), "hit_rate",
-        number_or_null(offload__hit_rate(sum)));
+        number_or_null(offload__hit_rate(sum)), "last_pass",
+        arrival_json(&sum->last, pass_began_ns));
 }
 
 static json_t *groups_json(const struct offload *offload, const struct offload__snapshot *snapshot)
@@ -69,7 +99,8 @@ static json_t *groups_json(const struct offload *offload, const struct offload__
     json_t *array = json_array();
 
     for (size_t i = 0; array != NULL && i < snapshot->group_count; i++)
-        (void)json_array_append_new(array, group_json(offload, &snapshot->groups[i]));
+        (void)json_array_append_new(array, group_json(offload, &snapshot->groups[i],
+                                                     snapshot->totals.pass_began_ns));
     return array;
 }
 
@@ -156,6 +187,14 @@ static json_t *memory_json(const struct offload *offload)
                      (json_int_t)memory.host_peak_bytes);
 }
 
+static json_t *pass_json(const struct offload__counters *totals)
+{
+    if (totals->pass_ended_ns == 0)
+        return json_null();
+    return json_pack("{s:f, s:f}", "began_at_s", offload__seconds(totals->pass_began_ns), "took_s",
+                     since(totals->pass_began_ns, totals->pass_ended_ns));
+}
+
 json_t *offload_report_json(const struct offload *offload)
 {
     struct offload__snapshot *snapshot = offload__snapshot_create(offload);
@@ -168,17 +207,17 @@ json_t *offload_report_json(const struct offload *offload)
     homes_json(snapshot, &moved_from, &homes);
     report = json_pack(
         "{s:s, s:s, s:I, s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:o, "
-        "s:o, s:o, s:o, s:b}", "mode",
-        offload->mode, "device", device_info(offload->device)->name, "passes",
-        (json_int_t)snapshot->totals.passes, "run_s", offload__seconds(snapshot->totals.run_ns),
-        "compute_s", offload__seconds(offload__compute_ns(snapshot)), "copy_s",
-        offload__seconds(sum->copy_ns), "stall_s", offload__seconds(offload__stall_ns(sum)),
+        "s:o, s:o, s:o, s:o, s:b}", "mode", offload->mode, "device",
+        device_info(offload->device)->name, "passes", (json_int_t)snapshot->totals.passes,
+        "run_s", offload__seconds(snapshot->totals.run_ns), "compute_s",
+        offload__seconds(offload__compute_ns(snapshot)), "copy_s", offload__seconds(sum->copy_ns),
+        "stall_s", offload__seconds(offload__stall_ns(sum)),
         "onloads", (json_int_t)sum->onloads, "bytes_moved", (json_int_t)sum->bytes_moved,
         "bytes_planned", (json_int_t)sum->bytes_planned, "bytes_moved_from", moved_from, "homes",
         homes, "sharing", sharing_json(offload, snapshot), "link", link_json(snapshot), "disk",
         disk_json(snapshot), "stalls", stalls_json(sum), "bound", bound_json(snapshot), "units",
         groups_json(offload, snapshot), "memory", memory_json(offload), "replays",
-        replays_json(snapshot), "garbage",
+        replays_json(snapshot), "last_pass", pass_json(&snapshot->totals), "garbage",
         offload_is_garbage(offload));
     offload__snapshot_destroy(snapshot);
     return report;

@@ -29,7 +29,6 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
-#include "base/clock.h"
 #include "offload/internal.h"
 
 static enum status events_create(struct offload *offload, size_t count, struct event ***events_out,
@@ -382,8 +381,7 @@ enum status offload_begin(struct offload *offload, uint32_t layer, enum offload_
     size_t index;
 
     assert(layer < offload->layer_count && (unsigned)part < OFFLOAD_PART_COUNT);
-    if (offload->run_began_ns == 0)
-        offload->run_began_ns = clock_now_ns();
+    offload__count_pass_begin(offload);
     index = offload->unit_of[place];
     if (index == OFFLOAD_NO_UNIT)
         return offload__timeline_mark(offload, place, true, err);
@@ -429,9 +427,7 @@ void offload_pass_done(struct offload *offload)
 {
     assert(offload->active == OFFLOAD_NO_UNIT);
     assert(offload->position == offload->pass_position + offload->ring_count);
-    offload->totals.passes++;
-    if (offload->run_began_ns != 0)
-        offload->totals.run_ns = clock_now_ns() - offload->run_began_ns;
+    offload__count_pass_end(offload);
     for (size_t i = 0; i < offload->ring_count; i++)
         offload__count_planned(offload, i);
     offload__counters_harvest(offload);
@@ -460,6 +456,7 @@ enum status offload_pass_abort(struct offload *offload, struct err *err)
     for (uint64_t k = offload->pass_position + ahead; k < offload->head; k++)
         offload__count_planned(offload, unit_at(offload, k));
     offload->started = false;
+    offload->pass_began_ns = 0;
     offload->head = offload->position = offload->pass_position = offload->harvested = 0;
     offload->prepared = 0;
     if (st == STATUS_OK)

@@ -39,6 +39,32 @@ static void counters_add(struct offload__unit_counters *sum,
         sum->stall_ns[cause] += unit->stall_ns[cause];
 }
 
+static void widen(uint64_t *began_ns, uint64_t *ended_ns, uint64_t other_began_ns,
+                  uint64_t other_ended_ns)
+{
+    if (other_ended_ns == 0)
+        return;
+    if (*ended_ns == 0 || other_began_ns < *began_ns)
+        *began_ns = other_began_ns;
+    if (other_ended_ns > *ended_ns)
+        *ended_ns = other_ended_ns;
+}
+
+/* From the first of the group's units that came in the last pass to the last of them. */
+static void arrival_add(struct offload__arrival *sum, const struct offload__arrival *unit,
+                        uint64_t pass_began_ns)
+{
+    const struct offload__fetch_times *const times = &unit->times;
+
+    if (unit->needed_ns < pass_began_ns)
+        return;
+    widen(&sum->times.read_began_ns, &sum->times.read_ended_ns, times->read_began_ns,
+          times->read_ended_ns);
+    widen(&sum->times.copy_began_ns, &sum->times.copy_ended_ns, times->copy_began_ns,
+          times->copy_ended_ns);
+    widen(&sum->needed_ns, &sum->ready_ns, unit->needed_ns, unit->ready_ns);
+}
+
 /* Experts stand behind what the ring moves. */
 static bool is_piece(const struct offload *offload, size_t unit)
 {
@@ -87,6 +113,7 @@ static void groups_fill(const struct offload *offload, struct offload__snapshot 
         group->count++;
         group->size_bytes += unit->size_bytes;
         counters_add(&group->sum, &snapshot->units[i]);
+        arrival_add(&group->sum.last, &snapshot->units[i].last, snapshot->totals.pass_began_ns);
     }
 }
 

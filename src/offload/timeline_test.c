@@ -109,6 +109,48 @@ static void check_sums(const json_t *report)
                      report_real(link, "use_share_of_run")) < 1e-9);
 }
 
+/* Whether a copy of the name took so long. */
+static bool has_copy(const json_t *root, const char *name, double seconds)
+{
+    const json_t *event;
+    bool found = false;
+    size_t i;
+
+    json_array_foreach(json_object_get(root, "traceEvents"), i, event) {
+        const char *of = json_string_value(json_object_get(event, "cat"));
+
+        found |= of != NULL && strcmp(of, "copy") == 0 &&
+                 strcmp(json_string_value(json_object_get(event, "name")), name) == 0 &&
+                 fabs(json_number_value(json_object_get(event, "dur")) * 1e-6 - seconds) < 1e-8;
+    }
+    return found;
+}
+
+/* What the report says of the last pass: each unit was copied, as the timeline has it, before
+ * computing went on, and computing went on within the pass. */
+static void check_last_pass(const json_t *root, const json_t *report)
+{
+    const double took_s = report_real(json_object_get(report, "last_pass"), "took_s");
+    const json_t *unit;
+    double before_s = 0;
+    size_t i;
+
+    json_array_foreach(json_object_get(report, "units"), i, unit) {
+        const json_t *const last = json_object_get(unit, "last_pass");
+        const json_t *const copy = json_object_get(last, "copy_s");
+        const double ended_s = json_number_value(json_array_get(copy, 1));
+
+        assert_true(json_is_null(json_object_get(last, "read_s")));
+        assert_true(has_copy(root, json_string_value(json_object_get(unit, "name")),
+                             ended_s - json_number_value(json_array_get(copy, 0))));
+        assert_true(report_real(last, "needed_s") >= before_s);
+        assert_true(report_real(last, "ready_s") >= report_real(last, "needed_s"));
+        assert_true(report_real(last, "ready_s") >= ended_s);
+        before_s = report_real(last, "ready_s");
+    }
+    assert_true(i > 0 && before_s > 0 && before_s <= took_s);
+}
+
 static void check_differences_show(struct offload *offload)
 {
     struct err why;
@@ -156,6 +198,7 @@ static void spans_add_up_to_the_report(void **state)
     root = trace_read(trace);
     check(root, report);
     check_sums(report);
+    check_last_pass(root, report);
     check_differences_show(model.offload);
     json_decref(root);
     json_decref(report);
