@@ -9,6 +9,7 @@
 #     *_amx.c                ... and AVX-512 BF16 and AMX
 #     mpi_module.c           a module opened at run time, where Open MPI is -> $(B)/lighter_mpi.so
 #   src/device/cuda/*.cu     another one, where CUDA's nvcc is -> $(B)/lighter_cuda.so
+#   src/server/page.html     the page at /, part of the library's page.o
 #   src/cli/main.c           the program                          -> $(B)/lighter
 #
 #   make                     release, in build/
@@ -95,6 +96,8 @@ $(B)/obj/%.o: src/%.c Makefile
 	@mkdir -p $(@D)
 	@echo "CC $@"
 	@$(CC) $(ALL_CFLAGS) $(SET_CFLAGS) -c -o $@ $<
+
+$(B)/obj/server/page.o: src/server/page.html
 
 $(B)/liblighter.a: $(OBJECTS)
 	@echo "AR $@"

@@ -1,41 +1,16 @@
-/* server/page.c - the page at /: what the reports say, live. One text, and nothing from
- * elsewhere. */
+/* server/page.c - the page at /, page.html, as bytes of the program. */
 #include "server/internal.h"
 
-const char server__page[] =
-    "<!doctype html><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-    "<title>Lighter</title><style>"
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;"
-    "color:#222;background:#fff}h1{font-size:1.3em}table{border-collapse:collapse;width:100%}"
-    "td,th{text-align:right;padding:.2em .6em;border-bottom:1px solid #ddd}"
-    "td:first-child,th:first-child{text-align:left}b{font-size:1.4em}"
-    ".bar{display:inline-block;height:.7em;background:#27c}p span{margin-right:2em}"
-    "@media(prefers-color-scheme:dark){body{background:#181818;color:#ddd}td,th{border-color:#444}}"
-    "</style><h1 id=t>Lighter</h1><p id=top></p><div id=r></div><script>"
-    "const B=n=>{const u=['B','KiB','MiB','GiB','TiB'];let i=0;while(n>=1024&&i<4){n/=1024;i++}"
-    "return n.toPrecision(3)+' '+u[i]},P=x=>x==null?'-':(100*x).toFixed(1)+' %',"
-    "E=s=>String(s).replace(/[&<>\"]/g,c=>'&#'+c.charCodeAt(0)+';');let last={};"
-    "function engine(n,e){const o=e.offload;if(!o)return'';const l=last[n],now=Date.now()/1000,"
-    "dt=l?now-l.t:0,r=(a,b)=>dt>0?Math.max(0,(a-b)/dt):0;"
-    "let h='<h1>'+E(n)+'</h1><p><span><b>'+"
-    "(l?r(e.completion_tokens,l.c):0).toFixed(1)+'</b> tokens/s</span><span>'+e.running+"
-    "' running, '+e.waiting+' waiting</span><span>link '+P(o.link.use_share_of_run)+"
-    "', disk '+P(o.disk.use_share_of_run)+' of peak</span><span>stalled '+"
-    "Object.entries(o.stalls).map(([k,v])=>E(k)+' '+v.toFixed(1)+' s').join(', ')+'</span></p>';"
-    "h+='<table><tr><th>home<th>units<th>bytes<th>moved<th>brought again<th>hits</tr>'+"
-    "Object.entries(o.homes).map(([k,v])=>'<tr><td>'+E(k)+'<td>'+v.units+'<td>'+B(v.bytes)+'<td>'+"
-    "B(v.bytes_moved)+'<td>'+B(v.bytes_reread)+'<td>'+P(v.hit_rate)).join('')+'</table><br>';"
-    "h+='<table><tr><th>unit<th>home<th>needed<th>arriving<th>stalled<th></tr>'+"
-    "o.units.map((u,i)=>{const a=l&&l.u[i]!=null?r(u.bytes_moved,l.u[i]):0;return'<tr><td>'+"
-    "E(u.name)+(u.units>1?' ('+u.units+')':'')+'<td>'+E(u.home)+'<td>'+B(u.bytes)+'<td>'+B(a)+"
-    "'/s<td>'+u.stall_s.toFixed(2)+' s<td style=width:8em;text-align:left><span class=bar "
-    "style=\"width:'+Math.min(8,8*u.stall_s/(o.stall_s||1))+'em\"></span>'}).join('')+'</table>';"
-    "last[n]={t:now,c:e.completion_tokens,u:o.units.map(u=>u.bytes_moved)};return h}"
-    "async function tick(){try{const s=await(await fetch('get_server_info')).json();"
-    "t.textContent='Lighter: '+s.served_model_name;r.innerHTML=s.ranks?"
-    "s.ranks.map(k=>engine('rank '+k.dp_rank+': '+k.state,k.report||{})).join(''):"
-    "engine('engine',s.engine);top_.textContent=''}catch(x){top_.textContent="
-    "'no answer: '+x.message}setTimeout(tick,1000)}"
-    "const top_=document.getElementById('top'),t=document.getElementById('t'),"
-    "r=document.getElementById('r');tick()</script>\n";
-const size_t server__page_size = sizeof(server__page) - 1;
+/* The assembler's own way to take in a file; C has none before C23. */
+__asm__(".section .rodata\n"
+        ".global server__page, server__page_end\n"
+        "server__page: .incbin \"src/server/page.html\"\n"
+        "server__page_end: .byte 0\n"
+        ".previous\n");
+
+extern const char server__page_end[];
+
+size_t server__page_size(void)
+{
+    return (size_t)(server__page_end - server__page);
+}
