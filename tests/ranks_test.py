@@ -217,6 +217,17 @@ def test_a_rank_dies_in_every_mode_that_shares():
         wait_until("nothing is left", lambda: not left_behind())
 
 
+def test_ranks_that_start_again_do_not_measure_again():
+    with lighter.Server("--model", lighter.DEMO, "--dp-size", 2, "--offload-mode", "sharded_gpu",
+                        *MODES["sharded_gpu"], "--device", "sim:memory=1GiB") as server:
+        old = {rank["pid"] for rank in ranks(server)}
+        os.kill(max(old), signal.SIGKILL)
+        wait_until("all are new", lambda: all(rank["state"] == "up" and rank["pid"] not in old
+                                              for rank in ranks(server)))
+        assert "Paris" in server.generate(**QUESTION)["text"]
+        assert len([line for line in server.log if "forecast: a token moves" in line]) == 1, server.log
+
+
 def test_a_rank_that_hangs_is_a_dead_one():
     with lighter.Server("--model", lighter.DEMO, "--dp-size", 2, *SLOW) as server:
         streams = [Streaming(server) for _ in range(2)]

@@ -9,7 +9,11 @@
  *
  * Guard and mpirun are in process groups of their own: a terminal's Ctrl-C does not reach them
  * while answers are being finished. The ranks talk over the loopback interface alone: what they say
- * through MPI is small, and needs no files in shared memory. */
+ * through MPI is small, and needs no files in shared memory.
+ *
+ * When one of its processes fails, mpirun ends the others with SIGTERM and, if not told otherwise,
+ * SIGKILL a second later. They have nothing to tidy up (a rank ends with its keeper, memory that
+ * ranks share with its last holder), so that second would only hold up those who come next. */
 #include "cli/guard.h"
 
 #include <errno.h>
@@ -84,6 +88,7 @@ int cli_guard_run(const char *const *args, size_t count)
         "mpirun", "-n", count > 0 ? args[0] : "1", "--oversubscribe", "--bind-to", "none",
         "--quiet", root, "--mca", "btl", "self,tcp", "--mca", "btl_tcp_if_include", "lo",
         "--mca", "oob_tcp_if_include", "lo", "--mca", "plm", "isolated",
+        "--mca", "odls_base_sigkill_timeout", "0",
         "--mca", "orte_tmpdir_base", folder, program, CLI_RANK_COMMAND,
     };
     const size_t own_count = sizeof(own) / sizeof(own[0]);

@@ -192,7 +192,9 @@ static enum status serve(struct self *self, bool *finalize_out, struct err *err)
 {
     /* One rank's is all ranks', and who comes back is waited for. */
     const struct cli_demand demand = {
-        .forecast = true, .forecast_is_made = self->place.rank > 0 || !self->life->first,
+        .forecast = true,
+        .forecast_is_made =
+            self->place.rank > 0 || !self->life->first || getenv(CLI_RANK_AGAIN) != NULL,
     };
     struct cli_console *console = self->context->console;
     char text[OFFLOAD_SHARE_TEXT_BYTES];

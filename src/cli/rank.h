@@ -11,6 +11,7 @@
 
 #define CLI_RANK_COMMAND "rank"           /* hidden: what `serve` has mpirun start */
 #define CLI_RANK_FRONT "LIGHTER_FRONT"    /* where its front end is */
+#define CLI_RANK_AGAIN "LIGHTER_AGAIN"    /* set: others have served, and said the forecast */
 
 /* What mpirun says of this process. */
 struct cli_mpi_place {

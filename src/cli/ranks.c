@@ -2,9 +2,9 @@
  *
  *     lighter ranks N OPTIONS (guard.c) -- mpirun ... -- lighter rank OPTIONS (keeper.h) -- ranks
  *
- * LIGHTER_FRONT is in their environment. The guard's standard input is a pipe of this process: when
- * that ends, because this process stops the ranks or is no more, the guard ends mpirun and cleans
- * up behind it. */
+ * LIGHTER_FRONT is in their environment, and LIGHTER_AGAIN once others have served. The guard's
+ * standard input is a pipe of this process: when that ends, because this process stops the ranks or
+ * is no more, the guard ends mpirun and cleans up behind it. */
 #include "cli/ranks.h"
 
 #include <errno.h>
@@ -36,7 +36,8 @@ struct cli_ranks {
     const struct log *log;
     char program[4096], count[16];
     char front[CLI_FRONT_BYTES_MAX + 32];
-    const char **args, **environment; /* the guard's */
+    const char **args, **environment; /* the guard's; with two places left at the latter's end */
+    size_t environment_count;
     int wake_fd;
     pthread_t thread;
     bool has_thread;
@@ -151,6 +152,7 @@ static void *ranks_thread(void *user)
         if (goes_on)
             log_line(ranks->log, LOG_WARN, "%s; starting them again in %u seconds", why,
                      backoff_s);
+        ranks->environment[ranks->environment_count] = CLI_RANK_AGAIN "=1";
         rest(ranks, backoff_s);
         backoff_s = backoff_s == 0 ? 1 : backoff_s * 2 < BACKOFF_S_MAX ? backoff_s * 2
                                                                        : BACKOFF_S_MAX;
@@ -170,7 +172,7 @@ static enum status make_args(struct cli_ranks *ranks, const char *const *args, s
     while (environ[count] != NULL)
         count++;
     ranks->args = calloc(own_count + arg_count + 1, sizeof(*ranks->args));
-    ranks->environment = calloc(count + 2, sizeof(*ranks->environment));
+    ranks->environment = calloc(count + 3, sizeof(*ranks->environment));
     if (ranks->args == NULL || ranks->environment == NULL)
         return err_set(err, STATUS_NO_MEMORY, "no memory for the ranks' arguments");
     memcpy(ranks->args, own, sizeof(own));
@@ -178,6 +180,7 @@ static enum status make_args(struct cli_ranks *ranks, const char *const *args, s
         memcpy(ranks->args + own_count, args, arg_count * sizeof(*args));
     ranks->environment[0] = ranks->front;
     memcpy(ranks->environment + 1, environ, count * sizeof(*environ));
+    ranks->environment_count = count + 1;
     return STATUS_OK;
 }
 
