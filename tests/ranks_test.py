@@ -11,9 +11,11 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
+import time
 import urllib.parse
 
 import lighter
@@ -239,6 +241,20 @@ def test_a_rank_that_hangs_is_a_dead_one():
         wait_until("it is gone", lambda: not alive(victim))
         wait_until("rank 0 is back", lambda: ranks(server)[0]["state"] == "up")
         assert next(stream for stream in streams if stream.rank() == 1).ending()["type"] == "length"
+
+
+def test_a_busy_machine_is_no_death():
+    with lighter.Server("--model", lighter.DEMO, "--dp-size", 2, *SLOW) as server:
+        streams = [Streaming(server, ENDLESS) for _ in range(2)]
+        wait_until("both stream", lambda: all(stream.events for stream in streams))
+        others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4 * os.cpu_count())]
+        time.sleep(5)
+        for other in others:
+            other.kill()
+            other.wait()
+        assert [(rank["state"], rank["restarts"]) for rank in ranks(server)] == [("up", 0)] * 2, server.log
+        for stream in streams:
+            stream.leave()
 
 
 def test_a_rank_whose_device_fails_is_started_again():

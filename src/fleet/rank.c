@@ -241,10 +241,18 @@ static void check_engine(struct fleet_rank *rank)
         rank->options.on_stopped(rank->options.user, why.message);
 }
 
+/* Rounded up; 0 when it is due. */
+static int ms_until(uint64_t due_ns)
+{
+    const uint64_t now_ns = clock_now_ns();
+
+    return now_ns >= due_ns ? 0 : (int)((due_ns - now_ns) / 1000000) + 1;
+}
+
 static void *rank_thread(void *user)
 {
     struct fleet_rank *rank = user;
-    uint64_t beat_ns = 0, drained;
+    uint64_t due_ns = 0, drained; /* of the next beat */
     enum status st = STATUS_OK;
     struct err err;
 
@@ -257,11 +265,11 @@ static void *rank_thread(void *user)
 
         if (fleet__link_wants_out(&rank->link))
             fds[0].events |= POLLOUT;
-        (void)poll(fds, 2, BEAT_MS);
+        (void)poll(fds, 2, ms_until(due_ns));
         if (fds[1].revents != 0)
             (void)!read(rank->wake_fd, &drained, sizeof(drained));
-        if (clock_now_ns() - beat_ns >= BEAT_MS * UINT64_C(1000000)) {
-            beat_ns = clock_now_ns();
+        if (ms_until(due_ns) == 0) {
+            due_ns = clock_now_ns() + BEAT_MS * UINT64_C(1000000);
             fleet__say(rank, fleet__message(FLEET__BEAT));
         }
         if (fleet__link_wants_out(&rank->link))

@@ -5,7 +5,7 @@
  * to the one with the fewest tokens under way. So load spreads by itself, and what waits is lost
  * with nobody.
  *
- * A rank whose socket closes, or who is silent for two seconds, is dead: what it was running ends
+ * A rank whose socket closes, or who is silent for 1.7 seconds, is dead: what it was running ends
  * with STATUS_PEER and a sentence, and the others go on. Another process may take its place at any
  * time, by saying hello with its number. */
 #ifndef LIGHTER_FLEET_REMOTE_H

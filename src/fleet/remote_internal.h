@@ -19,8 +19,10 @@
 #define FLEET__PENDING_MAX 16            /* connections that have not said hello */
 #define FLEET__HELLO_NS UINT64_C(5000000000)
 #define FLEET__BEAT_MS 250
-#define FLEET__SILENCE_NS UINT64_C(2000000000)
-#define FLEET__SILENCE_LOADING_NS UINT64_C(20000000000) /* nobody waits for it yet */
+#define FLEET__TURN_MS 100                   /* after which who is silent is looked for, at most */
+#define FLEET__SILENCE_MS UINT64_C(1700)     /* some six beats; noticed within two seconds */
+#define FLEET__LATE_NS UINT64_C(500000000)   /* between turns: this thread was kept from running */
+#define FLEET__SILENCE_LOADING_MS UINT64_C(20000) /* nobody waits for it yet */
 #define FLEET__REPORT_NS UINT64_C(1000000000) /* how long a report waits for the ranks' */
 #define FLEET__LEAVE_NS UINT64_C(2000000000)
 #define FLEET__BUCKETS 4096

@@ -4,6 +4,9 @@
  * Method: testing_ranks.h's played ranks; and one test with a real one. */
 #include "fleet/testing_ranks.h"
 
+#define SILENT_NS_MIN UINT64_C(1600000000) /* less may be the scheduler's doing */
+#define SILENT_NS_MAX UINT64_C(2000000000) /* as was promised */
+
 static void work_is_spread_and_told(void **state)
 {
     struct played ranks[3];
@@ -163,15 +166,20 @@ static void silence_is_death(void **state)
     struct fleet *fleet = start(ranks, 2, 1);
     struct asked end;
     struct err err;
+    uint64_t silent_ns;
 
     (void)state;
     assert_int_equal(ask(fleet, 0, 8, &err), STATUS_OK);
     assert_int_equal(ask(fleet, 1, 8, &err), STATUS_OK);
     play_until(ranks, 2, 2);
+    fleet__link_send(&ranks[0].link, fleet__message(FLEET__BEAT), NULL);
+    silent_ns = clock_now_ns();
     for (int i = 0; told(0).finish == FINISH_NONE && i < WAIT_S * 1000; i++)
         play(&ranks[1]); /* rank 0 says nothing any more */
+    silent_ns = clock_now_ns() - silent_ns;
     end = wait_end(0);
     assert_non_null(strstr(end.message, "silent"));
+    assert_in_range(silent_ns, SILENT_NS_MIN, SILENT_NS_MAX);
     assert_int_equal(told(1).finish, FINISH_NONE);
     fleet_destroy(fleet);
     play_end(&ranks[0]);

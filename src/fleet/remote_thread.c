@@ -3,10 +3,12 @@
  *     DOWN --hello--> LOADING --ready, and no update runs--> UP
  *      ^-- peer_lost: its socket closes, it is silent, it talks nonsense, another takes its number
  *
- * Silence: each side sends a beat every quarter of a second. A rank is given up after two seconds
- * without a byte; but when this thread itself was kept from running meanwhile, so may have been the
- * ranks, and what they sent waits to be read: their two seconds then begin anew. A silent rank on
- * this machine is killed, so that it does not wake up and hold what its successor needs.
+ * Silence: each side sends a beat every quarter of a second, from a thread that does little else
+ * and so waits for a processor no longer than the scheduler's turns take. A rank is given up after
+ * 1.7 seconds without a byte, and looked at every tenth of one, so that its end is noticed within
+ * two; but when this thread itself was kept from running meanwhile, so may have been the ranks, and
+ * what they sent waits to be read: their time then begins anew. A silent rank on this machine is
+ * killed, so that it does not wake up and hold what its successor needs.
  *
  * Weights: a rank is told in its welcome what to load. One that gets ready when an update has been
  * decided since is hung up on, and started again by whoever did so first. */
@@ -449,38 +451,44 @@ static void pending_read(struct fleet__remote *remote, struct fleet__pending *pe
 static void check_silence(struct fleet__remote *remote, struct fleet__peer *peer, uint64_t now_ns,
                           bool was_late)
 {
+    const uint64_t ms_max =
+        peer->state == FLEET__UP ? FLEET__SILENCE_MS : FLEET__SILENCE_LOADING_MS;
+    char why[64];
+
     if (was_late)
         peer->heard_ns = now_ns;
-    if (now_ns - peer->heard_ns <
-        (peer->state == FLEET__UP ? FLEET__SILENCE_NS : FLEET__SILENCE_LOADING_NS))
+    if (now_ns - peer->heard_ns < ms_max * 1000000)
         return;
     if (strcmp(peer->hello.machine, remote->machine) == 0 && peer->hello.pid != getpid())
         (void)kill((pid_t)peer->hello.pid, SIGKILL);
-    peer_lost(remote, peer, peer->state == FLEET__UP ? "it has been silent for two seconds"
-                                                  : "it has been silent while loading");
+    (void)snprintf(why, sizeof(why), "it has been silent for %.1f seconds%s",
+                   (double)ms_max * 1e-3, peer->state == FLEET__UP ? "" : ", loading");
+    peer_lost(remote, peer, why);
 }
 
-static void beat(struct fleet__remote *remote)
+/* Gives up who is silent. Whoever was told to leave has nothing more to say. */
+static void listen_for_all(struct fleet__remote *remote, uint64_t now_ns)
 {
-    const uint64_t now_ns = clock_now_ns();
-    const bool was_late = now_ns - remote->turn_ns > FLEET__SILENCE_NS / 4;
+    const bool was_late = now_ns - remote->turn_ns > FLEET__LATE_NS;
     bool leaving;
 
     remote->turn_ns = now_ns;
+    pthread_mutex_lock(&remote->lock);
+    leaving = remote->leaving;
+    pthread_mutex_unlock(&remote->lock);
+    for (uint32_t i = 0; i < remote->options.rank_count && !leaving; i++)
+        if (remote->peers[i].link != NULL)
+            check_silence(remote, &remote->peers[i], now_ns, was_late);
+}
+
+static void beat(struct fleet__remote *remote, uint64_t now_ns)
+{
     if (now_ns - remote->beat_ns < FLEET__BEAT_MS * UINT64_C(1000000))
         return;
     remote->beat_ns = now_ns;
-    pthread_mutex_lock(&remote->lock);
-    leaving = remote->leaving; /* whoever was told to leave has nothing more to say */
-    pthread_mutex_unlock(&remote->lock);
-    for (uint32_t i = 0; i < remote->options.rank_count; i++) {
-        struct fleet__peer *peer = &remote->peers[i];
-        if (peer->link == NULL)
-            continue;
-        (void)fleet__link_send(peer->link, fleet__message(FLEET__BEAT), NULL);
-        if (!leaving)
-            check_silence(remote, peer, now_ns, was_late);
-    }
+    for (uint32_t i = 0; i < remote->options.rank_count; i++)
+        if (remote->peers[i].link != NULL)
+            (void)fleet__link_send(remote->peers[i].link, fleet__message(FLEET__BEAT), NULL);
     for (size_t i = 0; i < FLEET__PENDING_MAX; i++) {
         struct fleet__pending *pending = &remote->pending[i];
         if (pending->link != NULL && now_ns > pending->deadline_ns) {
@@ -534,12 +542,12 @@ static short events_of(struct fleet__link *link)
     return (short)(POLLIN | (fleet__link_wants_out(link) ? POLLOUT : 0));
 }
 
-/* Waits for whatever happens next, at most until the next beat, and sees to it. */
+/* Waits for whatever happens next, for FLEET__TURN_MS at most, and sees to it. */
 static void turn(struct fleet__remote *remote)
 {
     struct pollfd fds[2 + FLEET__PENDING_MAX + FLEET_RANK_COUNT_MAX];
     const nfds_t count = 2 + FLEET__PENDING_MAX + remote->options.rank_count;
-    uint64_t drained;
+    uint64_t drained, now_ns;
 
     fds[0] = (struct pollfd){ .fd = remote->wake_fd, .events = POLLIN };
     fds[1] = (struct pollfd){ .fd = remote->listen_fd, .events = POLLIN };
@@ -550,7 +558,7 @@ static void turn(struct fleet__remote *remote)
         fds[i] = (struct pollfd){ .fd = link == NULL ? -1 : link->fd };
         fds[i].events = link == NULL ? 0 : events_of(link);
     }
-    (void)poll(fds, count, FLEET__BEAT_MS);
+    (void)poll(fds, count, FLEET__TURN_MS);
     if (fds[0].revents != 0)
         (void)!read(remote->wake_fd, &drained, sizeof(drained));
     for (nfds_t i = 2 + FLEET__PENDING_MAX; i < count; i++) {
@@ -565,7 +573,9 @@ static void turn(struct fleet__remote *remote)
             pending_read(remote, &remote->pending[i - 2]);
     if (fds[1].revents != 0)
         accept_one(remote);
-    beat(remote);
+    now_ns = clock_now_ns();
+    listen_for_all(remote, now_ns);
+    beat(remote, now_ns);
     sweep_queue(remote);
     take_in(remote);
 }

@@ -16,7 +16,7 @@
  * serial, so that one that was loading meanwhile is not taken for what it is not.
  *
  * Nothing here waits but the caller, and there is no time limit: reading a checkpoint takes as long
- * as it takes, and who says nothing at all is lost after two seconds. */
+ * as it takes, and who says nothing at all is lost within two seconds. */
 #include <assert.h>
 #include <inttypes.h>
 #include <stdlib.h>
