@@ -70,7 +70,7 @@ struct fleet__peer {
     bool is_ready;                       /* LOADING: as soon as that fits, it is UP */
     bool is_member, has_come;            /* of an update, to its step */
     json_t *report;                      /* the last one; NULL: none yet */
-    uint64_t report_serial;
+    uint64_t report_serial, asked_serial; /* its number, and that of the last that was asked for */
     char why[256];                       /* it went down */
 };
 

@@ -19,12 +19,16 @@ static const char *const summed[] = {
     "steps", "rows", "failed_steps", "prompt_tokens", "completion_tokens",
 };
 
-/* The lock is held. */
+/* The lock is held. Who has got up since was not asked. */
 static bool is_missing(const struct fleet__remote *remote, uint64_t serial)
 {
-    for (uint32_t i = 0; i < remote->options.rank_count; i++)
-        if (remote->peers[i].state == FLEET__UP && remote->peers[i].report_serial < serial)
+    for (uint32_t i = 0; i < remote->options.rank_count; i++) {
+        const struct fleet__peer *peer = &remote->peers[i];
+
+        if (peer->state == FLEET__UP && peer->asked_serial >= serial &&
+            peer->report_serial < serial)
             return true;
+    }
     return false;
 }
 
@@ -37,10 +41,14 @@ static uint64_t ask_all(struct fleet__remote *remote)
     };
     const uint64_t serial = ++remote->last_serial;
 
-    for (uint32_t i = 0; i < remote->options.rank_count; i++)
-        if (remote->peers[i].state == FLEET__UP)
-            (void)fleet__link_send(remote->peers[i].link, fleet__message_id(FLEET__ASK, serial),
-                                   NULL);
+    for (uint32_t i = 0; i < remote->options.rank_count; i++) {
+        struct fleet__peer *peer = &remote->peers[i];
+
+        if (peer->state != FLEET__UP)
+            continue;
+        peer->asked_serial = serial;
+        (void)fleet__link_send(peer->link, fleet__message_id(FLEET__ASK, serial), NULL);
+    }
     while (is_missing(remote, serial) && !remote->stopping &&
            pthread_cond_timedwait(&remote->changed, &remote->lock, &until) != ETIMEDOUT)
         ;

@@ -6,6 +6,7 @@
 
 #define SILENT_NS_MIN UINT64_C(1600000000) /* less may be the scheduler's doing */
 #define SILENT_NS_MAX UINT64_C(2000000000) /* as was promised */
+#define REPORT_NS_MAX UINT64_C(900000000)  /* less than what a rank has that does not answer */
 
 static void work_is_spread_and_told(void **state)
 {
@@ -182,6 +183,50 @@ static void silence_is_death(void **state)
     assert_in_range(silent_ns, SILENT_NS_MIN, SILENT_NS_MAX);
     assert_int_equal(told(1).finish, FINISH_NONE);
     fleet_destroy(fleet);
+    play_end(&ranks[0]);
+    play_end(&ranks[1]);
+}
+
+struct reported {
+    struct fleet *fleet;
+    uint64_t took_ns;
+};
+
+static void *report(void *user)
+{
+    struct reported *own = user;
+    const uint64_t began_ns = clock_now_ns();
+
+    json_decref(fleet_report_json(own->fleet));
+    own->took_ns = clock_now_ns() - began_ns;
+    return NULL;
+}
+
+/* Not for who got up after that, such as one's successor. */
+static void a_report_waits_for_those_who_were_asked(void **state)
+{
+    struct played ranks[2];
+    struct reported own = { .fleet = start(ranks, 2, 1) };
+    pthread_t thread;
+    json_t *answer;
+
+    (void)state;
+    assert_int_equal(pthread_create(&thread, NULL, report, &own), 0);
+    while (ranks[0].asked == 0 || ranks[1].asked == 0) {
+        play(&ranks[0]);
+        play(&ranks[1]);
+    }
+    play_end(&ranks[1]);
+    play_hello(&ranks[1], own.fleet, 1);
+    play_ready(&ranks[1], 1);
+    for (int i = 0; i < 100; i++) /* it is up by then */
+        play(&ranks[1]);
+    answer = fleet__message_id(FLEET__REPORT, ranks[0].asked);
+    assert_int_equal(json_object_set_new(answer, "report", json_object()), 0);
+    assert_int_equal(fleet__link_send(&ranks[0].link, answer, NULL), STATUS_OK);
+    (void)pthread_join(thread, NULL);
+    assert_in_range(own.took_ns, 0, REPORT_NS_MAX);
+    fleet_destroy(own.fleet);
     play_end(&ranks[0]);
     play_end(&ranks[1]);
 }
@@ -434,6 +479,7 @@ int main(void)
         cmocka_unit_test(ranks_that_need_all_wait_for_all),
         cmocka_unit_test(what_ranks_share_is_handed_on),
         cmocka_unit_test(silence_is_death),
+        cmocka_unit_test(a_report_waits_for_those_who_were_asked),
         cmocka_unit_test(what_is_canceled_ends),
         cmocka_unit_test(bad_and_too_many_requests_are_refused),
         cmocka_unit_test(what_does_not_start_is_said),

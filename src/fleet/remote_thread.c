@@ -410,6 +410,7 @@ static void welcome(struct fleet__remote *remote, struct fleet__pending *pending
     peer->was_given_shares = shares != NULL;
     json_decref(peer->report);
     peer->report = NULL;
+    peer->asked_serial = 0;
     pthread_mutex_unlock(&remote->lock);
     pending->link = NULL;
     log_line(remote->log, LOG_DEBUG, "rank %u is process %" PRId64 " on %s", hello->rank,

@@ -108,6 +108,7 @@ struct played {
     uint64_t ids[REQUESTS];
     uint32_t count;        /* requests that have come */
     uint32_t canceled;
+    uint64_t asked;        /* the number of the last report that it was asked for; 0: of none */
     bool left, closed;
     const char *shares;    /* what it says with ready; NULL */
     bool is_welcome;
@@ -192,6 +193,8 @@ static inline void play(struct played *rank)
     while (fleet__link_next(&rank->link, &op, &json, NULL) == STATUS_OK && json != NULL) {
         if (op == FLEET__SUBMIT)
             assert_int_equal(fleet__id_read(json, &rank->ids[rank->count++], NULL), STATUS_OK);
+        if (op == FLEET__ASK)
+            assert_int_equal(fleet__id_read(json, &rank->asked, NULL), STATUS_OK);
         rank->canceled += op == FLEET__CANCEL;
         rank->left = rank->left || op == FLEET__LEAVE;
         if (op == FLEET__WELCOME)
