@@ -214,7 +214,8 @@ static enum status compose_scaled(const struct composing *composing, const struc
     packed->row_count = packed->weight.shape[0];
     packed->column_count = packed->weight.shape[1];
     if (packed->dtype == DTYPE_F8_E4M3 && packed->column_count % QUANT_F8_ELEMENTS != 0)
-        packed->dtype = DTYPE_F16;
+        packed->dtype = packed->column_count % QUANT_F8_SHORT_ELEMENTS == 0 ? DTYPE_F8_E4M3_16
+                                                                            : DTYPE_F16;
     st = check_columns(module, packed, err);
     if (st == STATUS_OK)
         st = need_part(composing, module, inverse ? ".weight_scale_inv" : ".weight_scale",

@@ -27,8 +27,9 @@
  *
  * What becomes of it:
  *
- *     FP8          F8_E4M3, scales in F32: exact; where rows are not whole blocks of 128, F16,
- *                  which rounds by at most 2^-12
+ *     FP8          F8_E4M3, scales in F32: exact; where rows are not whole blocks of 128,
+ *                  F8_E4M3_16, in which each 16 have their scale beside them; where they are not
+ *                  whole blocks of 16 either, F16, which rounds by at most 2^-12
  *     INT8         Q8_0, scales in F16
  *     GPTQ, 8 bits Q8_0, where the configuration says that all zero points are 128; scales in F16
  *     4 bits       Q4_0 where the configuration says that all zero points are 8, INT4 elsewhere;

@@ -186,14 +186,14 @@ static enum status put_f8(const struct work *work, uint8_t *block, const uint8_t
                           float scale, uint64_t row, uint64_t column)
 {
     memcpy(block, &scale, sizeof(scale));
-    memcpy(block + sizeof(scale), source, QUANT_F8_ELEMENTS);
-    for (uint64_t i = 0; i < QUANT_F8_ELEMENTS; i++)
+    memcpy(block + sizeof(scale), source, work->block_columns);
+    for (uint64_t i = 0; i < work->block_columns; i++)
         if ((source[i] & 0x7F) == 0x7F)
             return refuse_nan(work, row, column + i);
     return STATUS_OK;
 }
 
-/* An element whose row is no whole number of blocks. */
+/* An element whose row is no whole number of blocks of any size. */
 static enum status put_f8_as_f16(const struct work *work, uint8_t *to, uint8_t source, float scale,
                                  uint64_t row, uint64_t column)
 {

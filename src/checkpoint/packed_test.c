@@ -134,9 +134,8 @@ static void put_number(uint32_t *words, uint64_t word, uint32_t place, uint32_t 
 
 enum way {
     F8, INT8, COMPRESSED, COMPRESSED_ZEROS, GPTQ, GPTQ_ASYM, GPTQ_V2, AWQ, MXFP4, GPTQ8, F8_SHORT,
-    WAYS
+    F8_ODD, WAYS
 };
-#define SHORT 24 /* how much the last block of an F8_SHORT is short of */
 
 #define FP8_CONFIG                                                                                 \
     "{\"quantization_config\":{\"quant_method\":\"fp8\",\"weight_block_size\":[128,128]}}"
@@ -160,11 +159,18 @@ static const char *const configs[WAYS] = {
     [GPTQ8] = ("{\"quantization_config\":{\"quant_method\":\"gptq\",\"bits\":8,\"group_size\":64,"
                "\"sym\":true}}"),
     [F8_SHORT] = FP8_CONFIG,
+    [F8_ODD] = FP8_CONFIG,
 };
 
 static bool is_f8(enum way way)
 {
-    return way == F8 || way == F8_SHORT;
+    return way == F8 || way == F8_SHORT || way == F8_ODD;
+}
+
+/* How much a row's last block is short of: what is left is whole blocks of 16, or not even that. */
+static uint64_t short_of(enum way way)
+{
+    return way == F8_SHORT ? 48 : way == F8_ODD ? 24 : 0;
 }
 
 static uint64_t group_columns(enum way way)
@@ -302,7 +308,7 @@ static struct model make(enum way way, uint64_t rows, uint64_t columns)
 
     norm[0] = 1;
     if (is_f8(way) || way == INT8)
-        make_bytes(&model, way, rows, columns - (way == F8_SHORT ? SHORT : 0));
+        make_bytes(&model, way, rows, columns - short_of(way));
     else if (way == GPTQ8)
         make_gptq8(&model, rows, columns);
     else if (way == MXFP4)
@@ -386,14 +392,15 @@ static void weights_are_what_the_tensors_mean(void **state)
 {
     static const enum dtype dtypes[WAYS] = {
         DTYPE_F8_E4M3, DTYPE_Q8_0, DTYPE_Q4_0, DTYPE_INT4,
-        DTYPE_Q4_0, DTYPE_INT4, DTYPE_INT4, DTYPE_INT4, DTYPE_MXFP4, DTYPE_Q8_0, DTYPE_F16,
+        DTYPE_Q4_0, DTYPE_INT4, DTYPE_INT4, DTYPE_INT4, DTYPE_MXFP4, DTYPE_Q8_0,
+        DTYPE_F8_E4M3_16, DTYPE_F16,
     };
 
     (void)state;
     for (int i = 0; i < WAYS * 4; i++) {
         const enum way way = (enum way)(i % WAYS);
         const uint64_t rows = sizes[i / WAYS][0];
-        const uint64_t columns = sizes[i / WAYS][1] - (way == F8_SHORT ? SHORT : 0);
+        const uint64_t columns = sizes[i / WAYS][1] - short_of(way);
         struct model model = make(way, rows, sizes[i / WAYS][1]);
         struct ckpt *ckpt = open_model(&model);
         const struct ckpt_tensor *tensor = packed_of(ckpt);

@@ -433,6 +433,7 @@ static void moe_is_exact(void **state)
     moe_case(256, 32, DTYPE_Q4_K, DTYPE_BF16);
     moe_case(128, 32, DTYPE_F8_E4M3, DTYPE_INT4);
     moe_case(32, 128, DTYPE_INT4, DTYPE_F8_E4M3);
+    moe_case(144, 48, DTYPE_F8_E4M3_16, DTYPE_F8_E4M3_16);
 }
 
 struct row_data {

@@ -12,7 +12,7 @@ static const enum dtype weight_dtypes[] = {
     DTYPE_F32,  DTYPE_F16,   DTYPE_BF16, DTYPE_Q8_0, DTYPE_Q4_0, /* all shapes */
     DTYPE_Q4_1, DTYPE_Q5_0,  DTYPE_Q5_1, DTYPE_Q2_K, DTYPE_Q3_K, /* some */
     DTYPE_Q4_K, DTYPE_Q5_K,  DTYPE_Q6_K, DTYPE_IQ4_NL, DTYPE_IQ4_XS, DTYPE_MXFP4, DTYPE_F8_E4M3,
-    DTYPE_INT4,
+    DTYPE_F8_E4M3_16, DTYPE_INT4,
 };
 enum { ALL_SHAPES = 5 };
 #define WEIGHT_DTYPE_COUNT (sizeof(weight_dtypes) / sizeof(weight_dtypes[0]))

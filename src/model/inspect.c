@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "model/internal.h"
+#include "tensor/quant.h"
 
 #define GENERATION_CONFIG_BYTES_MAX (1u << 20)
 
@@ -110,6 +111,9 @@ static void log_what_is_odd(const struct model_config *config,
     if (skipped->zero_bias_count > 0)
         log_line(log, LOG_INFO, "%zu biases of quantised matrices are skipped: they are zero and "
                  "the model has none", skipped->zero_bias_count);
+    if (skipped->widened_count > 0)
+        log_line(log, LOG_INFO, "%zu FP8 matrices become F16: their rows are no whole blocks of %d",
+                 skipped->widened_count, QUANT_F8_SHORT_ELEMENTS);
     if (skipped->inv_freq_count > 0)
         log_line(log, LOG_INFO, "%zu rotary_emb.inv_freq tensors are skipped: config.json says "
                  "the same", skipped->inv_freq_count);

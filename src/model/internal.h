@@ -76,6 +76,7 @@ void model__param_stack(struct params *params, const struct param_spec *spec, ui
 struct params_skipped {
     size_t inv_freq_count, tied_count, predict_count, vision_count;
     size_t scale_count, zero_bias_count; /* of activations and caches; of quantised matrices */
+    size_t widened_count; /* not skipped: quantised ones that were widened as they were read */
 };
 enum status model__params_check(struct params *params, struct params_skipped *skipped_out,
                                 struct err *err);

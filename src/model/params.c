@@ -741,6 +741,8 @@ static enum status check_nothing_left(const struct params *params,
     for (size_t i = 0; i < ckpt_tensor_count(params->ckpt); i++) {
         const struct ckpt_tensor *tensor = ckpt_tensor_at(params->ckpt, i);
 
+        if (tensor->packed != NULL && tensor->dtype == DTYPE_F16)
+            skipped->widened_count++;
         if (map_get(params->used, tensor->name, strlen(tensor->name), NULL) ||
             is_of_no_use(params, tensor, skipped))
             continue;

@@ -26,6 +26,7 @@ static const struct dtype_info infos[DTYPE_COUNT] = {
     [DTYPE_Q6_K] = { "Q6_K", 256, 210 },
     [DTYPE_IQ4_XS] = { "IQ4_XS", 256, 136 },
     [DTYPE_F8_E4M3] = { "F8_E4M3", QUANT_F8_ELEMENTS, QUANT_F8_BYTES },
+    [DTYPE_F8_E4M3_16] = { "F8_E4M3_16", QUANT_F8_SHORT_ELEMENTS, QUANT_F8_SHORT_BYTES },
     [DTYPE_INT4] = { "INT4", 32, QUANT_INT4_BYTES },
 };
 

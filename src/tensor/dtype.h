@@ -30,8 +30,9 @@ enum dtype {
     DTYPE_Q5_K,
     DTYPE_Q6_K,
     DTYPE_IQ4_XS,
-    /* Of safetensors whose weights are quantised: 128 elements, and 32. */
+    /* Of safetensors whose weights are quantised: 128 elements, 16, and 32. */
     DTYPE_F8_E4M3,
+    DTYPE_F8_E4M3_16,
     DTYPE_INT4,
     DTYPE_COUNT
 };

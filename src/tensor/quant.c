@@ -31,9 +31,14 @@ bool quant_is_quantised(enum dtype dtype)
     return dtype_info(dtype)->block_elements > 1;
 }
 
+bool quant_is_f8(enum dtype dtype)
+{
+    return dtype == DTYPE_F8_E4M3 || dtype == DTYPE_F8_E4M3_16;
+}
+
 bool quant_has_runs(enum dtype dtype)
 {
-    return quant_is_quantised(dtype) && dtype != DTYPE_F8_E4M3;
+    return quant_is_quantised(dtype) && !quant_is_f8(dtype);
 }
 
 bool quant_has_mins(enum dtype dtype)
@@ -258,12 +263,13 @@ void quant_run_read(struct quant_run *run, enum dtype dtype, const void *block,
     }
 }
 
-static void f8_to_f32(float *restrict to, const uint8_t *block, size_t block_count)
+static void f8_to_f32(float *restrict to, const uint8_t *block, size_t block_count,
+                      uint32_t elements)
 {
-    for (size_t b = 0; b < block_count; b++, block += QUANT_F8_BYTES, to += QUANT_F8_ELEMENTS) {
+    for (size_t b = 0; b < block_count; b++, block += sizeof(float) + elements, to += elements) {
         float scale;
         memcpy(&scale, block, sizeof(scale));
-        for (size_t i = 0; i < QUANT_F8_ELEMENTS; i++)
+        for (size_t i = 0; i < elements; i++)
             to[i] = scale * (256 * f16_to_f32(quant_e4m3_f16(block[4 + i])));
     }
 }
@@ -275,8 +281,8 @@ void quant_to_f32(float *restrict to, enum dtype dtype, const void *blocks, size
     const uint8_t *block = blocks;
     struct quant_run run;
 
-    if (dtype == DTYPE_F8_E4M3) {
-        f8_to_f32(to, block, block_count);
+    if (quant_is_f8(dtype)) {
+        f8_to_f32(to, block, block_count, dtype_info(dtype)->block_elements);
         return;
     }
     for (size_t b = 0; b < block_count; b++, block += dtype_info(dtype)->block_bytes) {

@@ -28,15 +28,17 @@
  *     IQ4_XS  d F16, 2 bytes of scales' upper bits, 4 of lower (6 bits s), 128 of halves
  *                                                             d * (s - 32) * table[h]
  *
- * and two that no file has: what safetensors checkpoints hold in several tensors, weights here,
+ * and three that no file has: what safetensors checkpoints hold in several tensors, weights here,
  * scales there, is put together into them when it is loaded (checkpoint/packed.h):
  *
  *     INT4    d F16, z, 16 bytes of halves                    d * (h - z), z below 16
  *     F8_E4M3 s F32, 128 bytes e                              s * e
+ *     F8_E4M3_16                                              the same with 16 bytes e
  *
  * F8_E4M3 has blocks of 128 and is the exception: its elements are small floats, not integers, so
- * it has no runs. e has 4 bits of exponent and 3 of mantissa ("FP8 Formats for Deep Learning",
- * arXiv 2209.05433); 0x7F and 0xFF, NaN there, come into no block, and would be 480 and -480.
+ * it has no runs. F8_E4M3_16 is the same in blocks of 16, for rows that are no whole ones of 128. e
+ * has 4 bits of exponent and 3 of mantissa ("FP8 Formats for Deep Learning", arXiv 2209.05433);
+ * 0x7F and 0xFF, NaN there, come into no block, and would be 480 and -480.
  *
  * Of a run's 16 bytes of halves, the low ones are elements 0..15, the high ones 16..31. In Q4_K and
  * Q5_K a run has 32 bytes in common with the next one: the first takes the low halves. Source, of
@@ -58,6 +60,8 @@
 #define QUANT_INT4_BYTES 19
 #define QUANT_F8_ELEMENTS 128
 #define QUANT_F8_BYTES 132
+#define QUANT_F8_SHORT_ELEMENTS 16
+#define QUANT_F8_SHORT_BYTES 20
 
 /* What IQ4_NL and IQ4_XS mean by the numbers 0 to 15, and what MXFP4 does. */
 extern const int8_t quant_iq4_values[16];
@@ -70,7 +74,8 @@ struct quant_run {
 };
 
 bool quant_is_quantised(enum dtype dtype);
-/* Of all quantised types but F8_E4M3. */
+bool quant_is_f8(enum dtype dtype); /* F8_E4M3 or F8_E4M3_16 */
+/* Of all quantised types but those two. */
 bool quant_has_runs(enum dtype dtype);
 /* What a type's runs have; the same for all of a type's. False and 1 for types without. */
 bool quant_has_mins(enum dtype dtype);

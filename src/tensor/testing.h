@@ -14,12 +14,12 @@ static inline uint64_t testing_bits(uint64_t *state)
 }
 
 /* A scale below 1 / 448, and no NaN. */
-static inline void testing_f8_block(uint8_t *block)
+static inline void testing_f8_block(uint8_t *block, size_t block_bytes)
 {
     const float scale = (float)(1 + block[0]) * 0x1p-17f;
 
     memcpy(block, &scale, sizeof(scale));
-    for (size_t i = 4; i < QUANT_F8_BYTES; i++)
+    for (size_t i = 4; i < block_bytes; i++)
         block[i] ^= (block[i] & 0x7F) == 0x7F ? 1 : 0;
 }
 
@@ -46,13 +46,13 @@ static inline void testing_blocks(void *blocks, enum dtype dtype, uint64_t count
         block[i] = (uint8_t)(testing_bits(state) >> 24);
     for (; count > 0; count -= info->block_elements, block += info->block_bytes) {
         const uint8_t places[2] = { types[dtype].first, types[dtype].second };
-        for (size_t i = 0; i < 2 && dtype != DTYPE_MXFP4 && dtype != DTYPE_F8_E4M3; i++)
+        for (size_t i = 0; i < 2 && dtype != DTYPE_MXFP4 && !quant_is_f8(dtype); i++)
             block[places[i] + 1] = /* F16: sign, exponent */
                 (uint8_t)((block[places[i] + 1] & 0x83) | (14 - types[dtype].bits) << 2);
         if (dtype == DTYPE_MXFP4)
             block[0] = (uint8_t)(120 + block[0] % 4);
-        if (dtype == DTYPE_F8_E4M3)
-            testing_f8_block(block);
+        if (quant_is_f8(dtype))
+            testing_f8_block(block, info->block_bytes);
     }
 }
 

@@ -18,14 +18,14 @@ static float sum_lanes(const float lanes[LANES])
 }
 
 /* Adds a block's products; x has as many elements. */
-static void add_block(float lanes[LANES], const uint8_t *block, const float *x)
+static void add_block(float lanes[LANES], const uint8_t *block, const float *x, uint32_t elements)
 {
     float parts[LANES] = { 0 };
     float scale;
 
     memcpy(&scale, block, sizeof(scale));
     block += sizeof(scale);
-    for (uint32_t i = 0; i < QUANT_F8_ELEMENTS; i++)
+    for (uint32_t i = 0; i < elements; i++)
         parts[i % LANES] =
             fmaf(x[i], f16_to_f32(quant_e4m3_f16(block[i])), parts[i % LANES]);
     for (uint32_t l = 0; l < LANES; l++)
@@ -34,8 +34,9 @@ static void add_block(float lanes[LANES], const uint8_t *block, const float *x)
 
 void cpu__matmul_f8_scalar(const struct cpu_strip *strip, void *scratch)
 {
-    const uint64_t row_bytes = dtype_row_bytes(DTYPE_F8_E4M3, strip->weight_row_stride);
-    const uint32_t block_count = strip->k_count / QUANT_F8_ELEMENTS;
+    const struct dtype_info *info = dtype_info(strip->weight_dtype);
+    const uint64_t row_bytes = dtype_row_bytes(strip->weight_dtype, strip->weight_row_stride);
+    const uint32_t block_count = strip->k_count / info->block_elements;
 
     (void)scratch;
     for (uint32_t n = 0; n < strip->n_count; n++) {
@@ -45,8 +46,9 @@ void cpu__matmul_f8_scalar(const struct cpu_strip *strip, void *scratch)
             float lanes[LANES] = { 0 };
             float sum;
             for (uint32_t b = 0; b < block_count; b++)
-                add_block(lanes, row + (uint64_t)b * QUANT_F8_BYTES,
-                          strip->x_rows[r] + (uint64_t)b * QUANT_F8_ELEMENTS);
+                add_block(lanes, row + (uint64_t)b * info->block_bytes,
+                          strip->x_rows[r] + (uint64_t)b * info->block_elements,
+                          info->block_elements);
             sum = sum_lanes(lanes);
             if (strip->bias != NULL)
                 sum += strip->bias[n];

@@ -39,9 +39,9 @@
 #define ROWS_MAX 3
 #endif
 #define LANES 16
+#define BLOCK_BYTES(E) ((E) + sizeof(float)) /* of a block of E elements */
 #define WIDTH_MAX 4
 #define SUMS_MAX (ROWS_MAX * WIDTH_MAX)
-#define STEPS (QUANT_F8_ELEMENTS / LANES) /* of a block */
 #define PANEL_ROWS 8
 #define PANEL_X_ROWS_MIN 8  /* fewer rows of x are not worth a panel */
 #define SPREAD_ROWS_MAX 24  /* of x */
@@ -90,20 +90,20 @@ INLINE float sum_of(const VECTOR lanes[VECTORS])
 #endif
 }
 
-/* Adds the b-th block's products to parts[w * R + r]. R, W and from_panel are constants where this
- * is inlined, so that the parts stay in registers. */
+/* Adds the b-th block's products to parts[w * R + r]. R, W, E (a block's elements) and from_panel
+ * are constants where this is inlined, so that the parts stay in registers. */
 INLINE void add_block(const struct weights *weights, const float *const *x, const uint32_t R,
-                      const uint32_t W, const bool from_panel, uint64_t b,
+                      const uint32_t W, const uint32_t E, const bool from_panel, uint64_t b,
                       VECTOR parts[SUMS_MAX][VECTORS])
 {
 #pragma GCC unroll 8
-    for (uint32_t step = 0; step < STEPS; step++) {
-        const uint64_t at = b * QUANT_F8_ELEMENTS + step * LANES;
+    for (uint32_t step = 0; step < E / LANES; step++) {
+        const uint64_t at = b * E + step * LANES;
 #pragma GCC unroll 4
         for (uint32_t w = 0; w < W; w++) {
             VECTOR values[VECTORS];
             if (!from_panel)
-                widen(weights->blocks[w] + b * QUANT_F8_BYTES + sizeof(float) + step * LANES,
+                widen(weights->blocks[w] + b * BLOCK_BYTES(E) + sizeof(float) + step * LANES,
                       values);
 #pragma GCC unroll 2
             for (uint32_t v = 0; from_panel && v < VECTORS; v++)
@@ -122,9 +122,10 @@ INLINE void add_block(const struct weights *weights, const float *const *x, cons
 
 /* Outputs of R rows of x from `row` on; weight row w of the tile is n + w * step. */
 INLINE void tile(const struct cpu_strip *strip, const struct weights *weights, const uint32_t R,
-                 const uint32_t W, const bool from_panel, uint32_t row, uint32_t n, uint32_t step)
+                 const uint32_t W, const uint32_t E, const bool from_panel, uint32_t row,
+                 uint32_t n, uint32_t step)
 {
-    const uint32_t block_count = strip->k_count / QUANT_F8_ELEMENTS;
+    const uint32_t block_count = strip->k_count / E;
     const float *const *x = strip->x_rows + row;
     VECTOR lanes[SUMS_MAX][VECTORS];
 
@@ -142,13 +143,13 @@ INLINE void tile(const struct cpu_strip *strip, const struct weights *weights, c
             for (uint32_t v = 0; v < VECTORS; v++)
                 parts[i][v] = VECTOR_ZERO;
         }
-        add_block(weights, x, R, W, from_panel, b, parts);
+        add_block(weights, x, R, W, E, from_panel, b, parts);
 #pragma GCC unroll 16
         for (uint32_t i = 0; i < R * W; i++) {
             const VECTOR scale =
                 VECTOR_OF(from_panel ? weights->scales[i / R][b]
                                      : block_scale(weights->blocks[i / R] +
-                                                   (uint64_t)b * QUANT_F8_BYTES));
+                                                   (uint64_t)b * BLOCK_BYTES(E)));
 #pragma GCC unroll 2
             for (uint32_t v = 0; v < VECTORS; v++)
                 lanes[i][v] = VECTOR_FMA(parts[i][v], scale, lanes[i][v]);
@@ -164,11 +165,10 @@ INLINE void tile(const struct cpu_strip *strip, const struct weights *weights, c
     }
 }
 
-INLINE struct weights blocks_at(const struct cpu_strip *strip, uint32_t n, uint32_t step,
-                                uint32_t count)
+INLINE struct weights blocks_at(const struct cpu_strip *strip, const uint32_t E, uint32_t n,
+                                uint32_t step, uint32_t count)
 {
-    const uint64_t row_bytes =
-        strip->weight_row_stride / QUANT_F8_ELEMENTS * QUANT_F8_BYTES;
+    const uint64_t row_bytes = strip->weight_row_stride / E * BLOCK_BYTES(E);
     struct weights weights = { .blocks = { NULL } };
 
     for (uint32_t w = 0; w < count; w++)
@@ -178,7 +178,8 @@ INLINE struct weights blocks_at(const struct cpu_strip *strip, uint32_t n, uint3
 
 /* R rows of x against all weights where they lie. For few rows hardware shall fetch long streams
  * (see quant_tiles.h), so the strip is cut into W parts and a tile has a row of each. */
-INLINE void direct_rows(const struct cpu_strip *strip, const uint32_t R, uint32_t row)
+INLINE void direct_rows(const struct cpu_strip *strip, const uint32_t R, const uint32_t E,
+                        uint32_t row)
 {
     const uint32_t W = TILE_WIDTH(R);
     const uint32_t part = strip->n_count / W;
@@ -186,22 +187,22 @@ INLINE void direct_rows(const struct cpu_strip *strip, const uint32_t R, uint32_
 
     for (uint32_t i = 0; i < part; i++) {
         const uint32_t n = spread ? i : i * W, step = spread ? part : 1;
-        const struct weights weights = blocks_at(strip, n, step, W);
-        tile(strip, &weights, R, W, false, row, n, step);
+        const struct weights weights = blocks_at(strip, E, n, step, W);
+        tile(strip, &weights, R, W, E, false, row, n, step);
     }
     for (uint32_t n = part * W; n < strip->n_count; n++) {
-        const struct weights weights = blocks_at(strip, n, 1, 1);
-        tile(strip, &weights, R, 1, false, row, n, 1);
+        const struct weights weights = blocks_at(strip, E, n, 1, 1);
+        tile(strip, &weights, R, 1, E, false, row, n, 1);
     }
 }
 
 /* A row of a panel: values, and behind them the blocks' scales. */
 INLINE void fill_panel_row(float *values, float *scales, const uint8_t *blocks,
-                           uint32_t block_count)
+                           uint32_t block_count, const uint32_t E)
 {
-    for (uint32_t b = 0; b < block_count; b++, blocks += QUANT_F8_BYTES) {
+    for (uint32_t b = 0; b < block_count; b++, blocks += BLOCK_BYTES(E)) {
         scales[b] = block_scale(blocks);
-        for (uint32_t step = 0; step < STEPS; step++, values += LANES) {
+        for (uint32_t step = 0; step < E / LANES; step++, values += LANES) {
             VECTOR out[VECTORS];
             widen(blocks + sizeof(float) + step * LANES, out);
             for (uint32_t v = 0; v < VECTORS; v++)
@@ -224,57 +225,67 @@ INLINE struct weights panel_at(const float *panel, uint64_t stride, uint32_t k_c
 
 /* R rows of x against `count` rows of a panel, the first of which is weight row n. */
 INLINE void panel_tiles(const struct cpu_strip *strip, const float *panel, uint64_t stride,
-                        const uint32_t R, uint32_t row, uint32_t n, uint32_t count)
+                        const uint32_t R, const uint32_t E, uint32_t row, uint32_t n,
+                        uint32_t count)
 {
     const uint32_t W = TILE_WIDTH(R);
     uint32_t w = 0;
 
     for (; w + W <= count; w += W) {
         const struct weights weights = panel_at(panel, stride, strip->k_count, w, W);
-        tile(strip, &weights, R, W, true, row, n + w, 1);
+        tile(strip, &weights, R, W, E, true, row, n + w, 1);
     }
     for (; w < count; w++) {
         const struct weights weights = panel_at(panel, stride, strip->k_count, w, 1);
-        tile(strip, &weights, R, 1, true, row, n + w, 1);
+        tile(strip, &weights, R, 1, E, true, row, n + w, 1);
     }
 }
 
-static void with_panels(const struct cpu_strip *strip, uint32_t width, uint64_t stride,
-                        float *panel)
+INLINE void with_panels(const struct cpu_strip *strip, const uint32_t E, uint32_t width,
+                        uint64_t stride, float *panel)
 {
-    const uint32_t block_count = strip->k_count / QUANT_F8_ELEMENTS;
+    const uint32_t block_count = strip->k_count / E;
 
     for (uint32_t n = 0; n < strip->n_count; n += width) {
         const uint32_t count = strip->n_count - n < width ? strip->n_count - n : width;
         uint32_t row = 0;
         for (uint32_t w = 0; w < count; w++)
             fill_panel_row(panel + w * stride, panel + w * stride + strip->k_count,
-                           blocks_at(strip, n + w, 1, 1).blocks[0], block_count);
+                           blocks_at(strip, E, n + w, 1, 1).blocks[0], block_count, E);
         for (; row + ROWS_MAX <= strip->row_count; row += ROWS_MAX)
-            panel_tiles(strip, panel, stride, ROWS_MAX, row, n, count);
+            panel_tiles(strip, panel, stride, ROWS_MAX, E, row, n, count);
         for (; row < strip->row_count; row++)
-            panel_tiles(strip, panel, stride, 1, row, n, count);
+            panel_tiles(strip, panel, stride, 1, E, row, n, count);
     }
 }
 
-static void multiply_f8(const struct cpu_strip *strip, void *scratch)
+/* E elements are a block. */
+INLINE void multiply_blocks(const struct cpu_strip *strip, const uint32_t E, void *scratch)
 {
     /* LANES more: rows of a power of two would fall into the same sets of the first-level cache. */
-    const uint64_t floats = strip->k_count + strip->k_count / QUANT_F8_ELEMENTS;
+    const uint64_t floats = strip->k_count + strip->k_count / E;
     const uint64_t stride = (floats + LANES - 1) / LANES * LANES + LANES;
     const uint64_t fit = CPU_STRIP_SCRATCH_BYTES / (stride * sizeof(float));
     uint32_t row = 0;
 
     if (strip->row_count >= PANEL_X_ROWS_MIN && fit >= WIDTH_MAX) {
-        with_panels(strip, fit < PANEL_ROWS ? WIDTH_MAX : PANEL_ROWS, stride, scratch);
+        with_panels(strip, E, fit < PANEL_ROWS ? WIDTH_MAX : PANEL_ROWS, stride, scratch);
         return;
     }
     for (; row + ROWS_MAX <= strip->row_count; row += ROWS_MAX)
-        direct_rows(strip, ROWS_MAX, row);
+        direct_rows(strip, ROWS_MAX, E, row);
     for (; row + 2 <= strip->row_count; row += 2)
-        direct_rows(strip, 2, row);
+        direct_rows(strip, 2, E, row);
     if (row < strip->row_count)
-        direct_rows(strip, 1, row);
+        direct_rows(strip, 1, E, row);
+}
+
+static void multiply_f8(const struct cpu_strip *strip, void *scratch)
+{
+    if (strip->weight_dtype == DTYPE_F8_E4M3)
+        multiply_blocks(strip, QUANT_F8_ELEMENTS, scratch);
+    else
+        multiply_blocks(strip, QUANT_F8_SHORT_ELEMENTS, scratch);
 }
 
 #endif

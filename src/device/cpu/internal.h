@@ -43,7 +43,7 @@ static inline void cpu__multiply(const struct cpu_executor *executor,
 
     if (cpu_is_quantised(strip->weight_dtype))
         executor->kernels->matmul_quant(strip, scratch);
-    else if (strip->weight_dtype == DTYPE_F8_E4M3)
+    else if (quant_is_f8(strip->weight_dtype))
         executor->kernels->matmul_f8(strip, scratch);
     else
         executor->kernels->matmul(strip, scratch);

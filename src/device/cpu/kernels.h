@@ -24,10 +24,10 @@
  *
  * and then output = output (+ bias) (+ what was there).
  *
- * F8_E4M3's elements are floats, and x is not quantised for them. Each output is summed in 16
- * lanes, in all tables alike, with e / 256 and 256 * s, which are exact:
+ * F8_E4M3's and F8_E4M3_16's elements are floats, and x is not quantised for them. Each output is
+ * summed in 16 lanes, in all tables alike, with e / 256 and 256 * s, which are exact:
  *
- *     part[l] = fma over i of x[16 i + l], e[16 i + l], i ascending in the block of 128, from 0
+ *     part[l] = fma over i of x[16 i + l], e[16 i + l], i ascending in the block, from 0
  *     lane[l] = fma over the blocks b ascending of part[l], s[b], from 0
  *     output  = the lanes l + (l + 8) as those of a plain product, above
  *
@@ -92,7 +92,7 @@ struct cpu_kernels {
     uint64_t (*packed_bytes)(enum dtype weight_dtype, uint32_t k_count);
     void (*pack)(void *packed, enum dtype weight_dtype, const float *const *x_rows,
                  uint32_t row_count, uint32_t k_count, bool alone);
-    /* For quantised weights that have runs, and for F8_E4M3. */
+    /* For quantised weights that have runs, and for the others. */
     void (*matmul_quant)(const struct cpu_strip *strip, void *scratch);
     void (*matmul_f8)(const struct cpu_strip *strip, void *scratch);
     /* x as blocks, whole ones. Blocks below 2^-100 everywhere become 0. */

@@ -48,9 +48,9 @@ template <int dtype> __global__ void embed_quant(const struct op_embed op, uint6
     }
 }
 
-__global__ void embed_f8(const struct op_embed op)
+template <int dtype> __global__ void embed_f8(const struct op_embed op)
 {
-    constexpr uint32_t elements = quant_type<DTYPE_F8_E4M3>::elements;
+    constexpr uint32_t elements = quant_type<dtype>::elements;
     const uint32_t i = blockIdx.x * THREADS + threadIdx.x;
 
     if (i >= op.width)
@@ -58,7 +58,7 @@ __global__ void embed_f8(const struct op_embed op)
     for (uint32_t row = blockIdx.y; row < op.row_count; row += gridDim.y) {
         const uint64_t block = (uint64_t)op.ids[row] * (op.width / elements) + i / elements;
         const struct quant_memory from = { (const uint8_t *)op.table +
-                                           block * quant_type<DTYPE_F8_E4M3>::bytes };
+                                           block * quant_type<dtype>::bytes };
 
         op.out[row * op.out_row_stride + i] =
             __uint_as_float(from.word(0)) * quant_e4m3(from.byte(4 + i % elements));
@@ -115,7 +115,12 @@ cudaError_t cuda_embed(const struct op_embed *op, cudaStream_t stream)
     case DTYPE_IQ4_XS: launch_embed<DTYPE_IQ4_XS>(op, stream); break;
     case DTYPE_INT4: launch_embed<DTYPE_INT4>(op, stream); break;
     case DTYPE_F8_E4M3:
-        GPU_LAUNCH(embed_f8, grid_for(op->width, op->row_count), THREADS, 0, stream, copy);
+        GPU_LAUNCH(embed_f8<DTYPE_F8_E4M3>, grid_for(op->width, op->row_count), THREADS, 0, stream,
+                   copy);
+        break;
+    case DTYPE_F8_E4M3_16:
+        GPU_LAUNCH(embed_f8<DTYPE_F8_E4M3_16>, grid_for(op->width, op->row_count), THREADS, 0,
+                   stream, copy);
         break;
     default:
         GPU_LAUNCH(embed_plain, grid_for(op->width, op->row_count), THREADS, 0, stream, copy);

@@ -26,6 +26,7 @@ uint64_t product_row_bytes(int dtype, uint64_t count)
     case DTYPE_IQ4_NL: return count / 32 * 18;
     case DTYPE_INT4: return count / 32 * 19;
     case DTYPE_F8_E4M3: return count / 128 * 132;
+    case DTYPE_F8_E4M3_16: return count / 16 * 20;
     case DTYPE_MXFP4: return count / 32 * 17;
     case DTYPE_Q2_K: return count / 256 * 84;
     case DTYPE_Q3_K: return count / 256 * 110;
@@ -54,8 +55,8 @@ cudaError_t product_launch(const struct product *p, int dtype, uint32_t group_co
     if (dtype == DTYPE_Q2_K || dtype == DTYPE_Q3_K || dtype == DTYPE_Q4_K || dtype == DTYPE_Q5_K ||
         dtype == DTYPE_Q6_K || dtype == DTYPE_IQ4_XS)
         return product_launch_k(p, dtype, &grid, stream);
-    if (dtype == DTYPE_F8_E4M3)
-        return product_launch_f8(p, &grid, stream);
+    if (dtype == DTYPE_F8_E4M3 || dtype == DTYPE_F8_E4M3_16)
+        return product_launch_f8(p, dtype, &grid, stream);
     return product_launch_small(p, dtype, &grid, stream);
 }
 

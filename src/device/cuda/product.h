@@ -23,8 +23,8 @@
  * Quantised weights: a chunk is a run (tensor/quant.h). x is quantised in blocks of 32 as op.h
  * allows, with the same numbers as on the processor; sums of integers are exact.
  *
- * F8_E4M3: what a chunk adds is a block's scale times its 128 products, added up as those of plain
- * weights are: E4M3 is one BF16 number.
+ * F8_E4M3 and F8_E4M3_16: what a chunk adds is a block's scale times its 128 or 16 products, added
+ * up as those of plain weights are: E4M3 is one BF16 number.
  *
  * Weights that are read once come past the first cache, plain ones as 16 bytes per lane, quantised
  * ones by asynchronous copies to shared memory, since their blocks stand at any address. */
@@ -217,7 +217,7 @@ cudaError_t product_launch_small(const struct product *p, int dtype,
                                  const struct product_grid *grid, cudaStream_t stream);
 cudaError_t product_launch_k(const struct product *p, int dtype, const struct product_grid *grid,
                              cudaStream_t stream);
-cudaError_t product_launch_f8(const struct product *p, const struct product_grid *grid,
+cudaError_t product_launch_f8(const struct product *p, int dtype, const struct product_grid *grid,
                               cudaStream_t stream);
 
 #endif

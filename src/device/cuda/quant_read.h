@@ -24,9 +24,12 @@ template <int dtype> struct quant_type {
                                  dtype == DTYPE_Q4_K || dtype == DTYPE_Q5_K ||
                                  dtype == DTYPE_Q6_K || dtype == DTYPE_IQ4_XS;
     static constexpr uint32_t runs = is_k ? 8 : 1; /* in a block; F8_E4M3 has none */
-    static constexpr uint32_t elements = dtype == DTYPE_F8_E4M3 ? 128 : 32 * runs;
+    static constexpr uint32_t elements = dtype == DTYPE_F8_E4M3      ? 128
+                                         : dtype == DTYPE_F8_E4M3_16 ? 16
+                                                                     : 32 * runs;
     static constexpr uint32_t bytes = dtype == DTYPE_Q8_0     ? 34
                                       : dtype == DTYPE_F8_E4M3 ? 132
+                                      : dtype == DTYPE_F8_E4M3_16 ? 20
                                       : dtype == DTYPE_INT4   ? 19
                                       : dtype == DTYPE_Q4_0   ? 18
                                       : dtype == DTYPE_Q4_1   ? 20
