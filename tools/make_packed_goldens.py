@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import zlib
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
@@ -69,6 +70,9 @@ CASES = {
     "llama_gptq_v2": ("Llama", lambda s: dense(s, 64), "gptq", dict(group=-1, sym=False, v2=True)),
     "llama_gptq8": ("Llama", lambda s: dense(s, 64), "gptq", dict(group=32, sym=True, bits=8)),
     "llama_gptq_act": ("Llama", lambda s: dense(s, 64), "gptq", dict(group=32, sym=False, act=True)),
+    "llama_gptq_apart": ("Llama", lambda s: dense(s, 64), "gptq", dict(group=32, sym=True, apart=True)),
+    "deepseek_v3_gptq_apart": ("DeepseekV3", lambda s: deepseek(s, 64), "gptq",
+                               dict(group=32, sym=True, apart=True)),
     "qwen3_moe_gptq": ("Qwen3Moe", lambda s: qwen3_moe(s, 64), "gptq", dict(group=32, sym=True)),
     "llama_awq": ("Llama", lambda s: dense(s, 64), "awq", dict(group=32)),
     "deepseek_v3_awq": ("DeepseekV3", lambda s: deepseek(s, 64), "awq", dict(group=64)),
@@ -169,6 +173,10 @@ def quantise_gptq(weight, settings):
     order = torch.arange(weight.shape[1])
     if settings.get("act"):  # as GPTQ takes the columns: what multiplies the same has the same order
         order = torch.randperm(len(order), generator=torch.Generator().manual_seed(len(order)))
+    if settings.get("apart"):  # each has its own, but for gate and up of an expert
+        key = settings["key"].replace("up_proj", "gate_proj") if ".experts." in settings["key"] else settings["key"]
+        generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
+        order = torch.randperm(len(order), generator=generator)
     weight = weight[:, order]
     numbers, scales, zeros = round_to_groups(weight, settings["group"], settings["sym"],
                                              torch.float16, bits)
@@ -210,7 +218,7 @@ def config_of(way, settings):
                     weight_block_size=[128, 128])
     if way == "gptq":
         config = dict(quant_method="gptq", bits=settings.get("bits", 4), group_size=settings["group"], sym=settings["sym"],
-                      desc_act=bool(settings.get("order") or settings.get("act")))
+                      desc_act=any(settings.get(key) for key in ("order", "act", "apart")))
         return config | (dict(checkpoint_format="gptq_v2") if settings.get("v2") else {})
     if way == "awq":
         return dict(quant_method="awq", bits=4, group_size=settings["group"], version="gemm",
@@ -294,7 +302,7 @@ def make(name, out, scale):
         if not is_quantised(key, way):
             tensors[key] = tensor
             continue
-        for kind, part in WAYS[way](tensor.float(), settings).items():
+        for kind, part in WAYS[way](tensor.float(), settings | dict(key=key)).items():
             tensors[key + kind if way == "mxfp4" else re.sub("weight$", kind, key)] = part
     if name == "llama_fp8_tensor":
         tensors["model.layers.0.self_attn.k_scale"] = torch.tensor([0.1], dtype=torch.bfloat16)

@@ -63,7 +63,8 @@ enum op_feature {
     OP_FEATURE_CHUNKS = 1 << 8,         /* op_attention.chunked */
     OP_FEATURE_KV_NARROW = 1 << 9,      /* cache_dtype other than F32 */
     OP_FEATURE_COLUMNS = 1 << 10,       /* op_gather_columns */
-    OP_FEATURES_ALL = (1 << 11) - 1
+    OP_FEATURE_EXPERT_ORDER = 1 << 11,  /* op_moe.w13_order, w2_order */
+    OP_FEATURES_ALL = (1 << 12) - 1
 };
 
 /* out[row_count][width] = table[ids[row]][width]; ids in [0, table_row_count). */
@@ -282,6 +283,9 @@ struct op_moe {
     enum op_gate gate;
     const float *w13_bias;   /* [expert_count][2 * ffn_width], gate before up, or NULL; of all */
     const float *w2_bias;    /* [expert_count][width] or NULL; experts, listed or not */
+    const float *w13_order;  /* [expert_count][width] or NULL: which element of x is multiplied with
+                                a column of gate and up, as in op_gather_columns */
+    const float *w2_order;   /* [expert_count][ffn_width] or NULL: the same of act(g, u) and down */
 };
 
 /* What op_moe needs, the same on every device. */
@@ -306,8 +310,17 @@ struct op_gather_rows {
     uint64_t out_row_stride, x_row_stride;
 };
 
-/* out[row][i] = x[row][columns[i]]. The columns are whole numbers below x_width, in F32, in which
- * parameters that are vectors are held. out is not x. */
+/* A column by its number in F32, in which parameters that are vectors are held; what is none, as
+ * garbage may be, counts as 0. For CUDA too. */
+#ifdef __CUDACC__
+__host__ __device__
+#endif
+static inline uint32_t op_column(float number, uint32_t width)
+{
+    return number >= 0 && number < (float)width ? (uint32_t)number : 0;
+}
+
+/* out[row][i] = x[row][columns[i]]. The columns are below x_width. out is not x. */
 struct op_gather_columns {
     float *out;
     const float *x;

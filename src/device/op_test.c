@@ -512,7 +512,8 @@ static void missing_features_on(struct harness *h)
             assert_non_null(strstr(err.message, op_feature_name((enum op_feature)feature)));
     }
     assert_int_equal(device_info(h->device)->op_features,
-                     h->is_npu ? OP_FEATURES_ALL & ~OP_FEATURE_KV_NARROW : OP_FEATURES_ALL);
+                     h->is_npu ? OP_FEATURES_ALL & ~(OP_FEATURE_KV_NARROW | OP_FEATURE_EXPERT_ORDER)
+                               : OP_FEATURES_ALL);
 }
 
 static void missing_features_are_refused(void **state)
@@ -760,6 +761,23 @@ static float *product_with_bias(struct harness *h, const float *x, const void *w
     return op.matmul.out;
 }
 
+/* x[rows][width] in an order, if there is one. */
+static const float *in_order(struct harness *h, const float *x, const float *order, uint32_t rows,
+                             uint32_t width)
+{
+    float *out = guarded((size_t)rows * width);
+    const struct op op = { .kind = OP_GATHER_COLUMNS, .gather_columns = {
+        .out = harness_put(h, out, (uint64_t)rows * width * 4), .x = x, .columns = order,
+        .row_count = rows, .width = width, .x_width = width, .out_row_stride = width,
+        .x_row_stride = width,
+    } };
+
+    if (order != NULL)
+        harness_run(h, &op);
+    free(out);
+    return order != NULL ? op.gather_columns.out : x;
+}
+
 enum { PARTS_ROWS = 5, PARTS_EXPERTS = 4, PARTS_TOP_K = 2, PARTS_WIDTH = 64, PARTS_FFN = 32 };
 
 /* wanted += weights[.][e] * what expert e gives by the other ops. */
@@ -768,7 +786,10 @@ static void add_expert_by_parts(struct harness *h, const struct op_moe *moe, uin
 {
     const uint64_t matrix_bytes = dtype_row_bytes(moe->weight_dtype, PARTS_WIDTH * PARTS_FFN);
     float result[PARTS_ROWS * PARTS_WIDTH];
-    float *hidden = product_with_bias(h, moe->x, (const char *)moe->w13 + 2 * e * matrix_bytes,
+    const float *x = in_order(h, moe->x, moe->w13_order == NULL ? NULL
+                                                   : moe->w13_order + (size_t)e * PARTS_WIDTH,
+                              PARTS_ROWS, PARTS_WIDTH);
+    float *hidden = product_with_bias(h, x, (const char *)moe->w13 + 2 * e * matrix_bytes,
                                       moe->w13_bias + e * 2 * PARTS_FFN, PARTS_ROWS,
                                       2 * PARTS_FFN, PARTS_WIDTH, moe->weight_dtype);
     const struct op gate = { .kind = OP_SILU_MUL, .silu_mul = {
@@ -779,7 +800,10 @@ static void add_expert_by_parts(struct harness *h, const struct op_moe *moe, uin
     float *down;
 
     harness_run(h, &gate);
-    down = product_with_bias(h, gate.silu_mul.out, (const char *)moe->w2 + e * matrix_bytes,
+    x = in_order(h, gate.silu_mul.out,
+                 moe->w2_order == NULL ? NULL : moe->w2_order + (size_t)e * PARTS_FFN, PARTS_ROWS,
+                 PARTS_FFN);
+    down = product_with_bias(h, x, (const char *)moe->w2 + e * matrix_bytes,
                              moe->w2_bias + e * PARTS_WIDTH, PARTS_ROWS, PARTS_WIDTH, PARTS_FFN,
                              moe->weight_dtype);
     harness_get(h, result, down, sizeof(result));
@@ -789,8 +813,9 @@ static void add_expert_by_parts(struct harness *h, const struct op_moe *moe, uin
                 (double)weights[i] * (double)result[i / PARTS_TOP_K * PARTS_WIDTH + j];
 }
 
-/* With biases and another gate a mixture is what the other ops, tested above, make of its parts. */
-static void moe_by_parts(struct harness *h, enum dtype dtype, enum op_gate gate)
+/* With biases, another gate, and columns in an order of each expert's own a mixture is what the
+ * other ops, tested above, make of its parts. */
+static void moe_by_parts(struct harness *h, enum dtype dtype, enum op_gate gate, bool ordered)
 {
     enum { OUT = PARTS_ROWS * PARTS_WIDTH, MATRIX = PARTS_EXPERTS * PARTS_WIDTH * PARTS_FFN };
     const uint64_t scratch_bytes = op_moe_scratch_bytes(PARTS_ROWS, PARTS_TOP_K, PARTS_EXPERTS,
@@ -800,9 +825,15 @@ static void moe_by_parts(struct harness *h, enum dtype dtype, enum op_gate gate)
     float *bias = random_floats(h, 2 * PARTS_EXPERTS * PARTS_WIDTH);
     void *w13_bytes = rounded_to(w13, dtype, 2 * MATRIX), *w2_bytes = rounded_to(w2, dtype, MATRIX);
     void *scratch = calloc(1, scratch_bytes);
+    float w13_order[PARTS_EXPERTS * PARTS_WIDTH], w2_order[PARTS_EXPERTS * PARTS_FFN];
     int32_t ids[PARTS_ROWS * PARTS_TOP_K];
     double wanted[OUT], tolerance[OUT];
     struct op op = { .kind = OP_MOE };
+
+    for (size_t i = 0; i < PARTS_EXPERTS * PARTS_WIDTH; i++)
+        w13_order[i] = (float)((7 * i + 3 * (i / PARTS_WIDTH)) % PARTS_WIDTH);
+    for (size_t i = 0; i < PARTS_EXPERTS * PARTS_FFN; i++)
+        w2_order[i] = (float)((5 * i + i / PARTS_FFN) % PARTS_FFN);
 
     for (int32_t i = 0; i < PARTS_ROWS * PARTS_TOP_K; i++)
         ids[i] = (i / PARTS_TOP_K + i % PARTS_TOP_K) % PARTS_EXPERTS;
@@ -824,6 +855,10 @@ static void moe_by_parts(struct harness *h, enum dtype dtype, enum op_gate gate)
         .width = PARTS_WIDTH, .ffn_width = PARTS_FFN,
         .out_row_stride = PARTS_WIDTH, .x_row_stride = PARTS_WIDTH,
     };
+    if (ordered) {
+        op.moe.w13_order = harness_put(h, w13_order, sizeof(w13_order));
+        op.moe.w2_order = harness_put(h, w2_order, sizeof(w2_order));
+    }
     for (uint32_t e = 0; e < PARTS_EXPERTS; e++)
         add_expert_by_parts(h, &op.moe, e, ids, weights, wanted);
     harness_run(h, &op);
@@ -847,10 +882,14 @@ static void moe_by_parts_on(struct harness *h)
 
     if ((device_info(h->device)->op_features & needed) != needed)
         return;
-    moe_by_parts(h, DTYPE_F32, GATE_CLAMPED_SWISH);
-    moe_by_parts(h, DTYPE_BF16, GATE_GELU_TANH);
+    moe_by_parts(h, DTYPE_F32, GATE_CLAMPED_SWISH, false);
+    moe_by_parts(h, DTYPE_BF16, GATE_GELU_TANH, false);
     if (has_weights(h, DTYPE_MXFP4))
-        moe_by_parts(h, DTYPE_MXFP4, GATE_CLAMPED_SWISH);
+        moe_by_parts(h, DTYPE_MXFP4, GATE_CLAMPED_SWISH, false);
+    if (!has_feature(h, OP_FEATURE_EXPERT_ORDER))
+        return;
+    moe_by_parts(h, DTYPE_F32, GATE_SILU, true);
+    moe_by_parts(h, DTYPE_INT4, GATE_SILU, true);
 }
 
 static void moe_is_the_sum_of_its_parts(void **state)

@@ -100,6 +100,10 @@ static void list_moe(struct list *list, const struct op_moe *op)
         add(list, "w13_bias", op->w13_bias, (uint64_t)op->expert_count * 2 * op->ffn_width * 4);
     if (op->w2_bias != NULL)
         add(list, "w2_bias", op->w2_bias, (uint64_t)op->expert_count * op->width * 4);
+    if (op->w13_order != NULL)
+        add(list, "w13_order", op->w13_order, (uint64_t)op->expert_count * op->width * 4);
+    if (op->w2_order != NULL)
+        add(list, "w2_order", op->w2_order, (uint64_t)op->expert_count * op->ffn_width * 4);
     add(list, "scratch", op->scratch,
         op_moe_scratch_bytes(op->row_count, op->top_k, op->expert_count, op->width,
                              op->ffn_width));
@@ -360,7 +364,10 @@ uint32_t op_features(const struct op *op)
     case OP_SILU_MUL: return gate_features(op->silu_mul.gate);
     case OP_MOE:
         return gate_features(op->moe.gate) |
-               (op->moe.w13_bias != NULL || op->moe.w2_bias != NULL ? OP_FEATURE_EXPERT_BIAS : 0u);
+               (op->moe.w13_bias != NULL || op->moe.w2_bias != NULL ? OP_FEATURE_EXPERT_BIAS
+                                                                    : 0u) |
+               (op->moe.w13_order != NULL || op->moe.w2_order != NULL ? OP_FEATURE_EXPERT_ORDER
+                                                                      : 0u);
     case OP_SOFT_CAP: return OP_FEATURE_SOFT_CAP;
     case OP_GATHER_COLUMNS: return OP_FEATURE_COLUMNS;
     default: return 0;
@@ -381,6 +388,7 @@ const char *op_feature_name(enum op_feature feature)
     case OP_FEATURE_EXPERT_BIAS: return "biases of experts";
     case OP_FEATURE_KV_NARROW: return "a KV cache in less than F32";
     case OP_FEATURE_COLUMNS: return "columns in another order";
+    case OP_FEATURE_EXPERT_ORDER: return "experts' columns in another order";
     case OP_FEATURES_ALL: break;
     }
     assert(!"no feature, or several");

@@ -10,7 +10,7 @@
 
 #include "device/op.h"
 
-#define OP_OPERANDS_MAX 10
+#define OP_OPERANDS_MAX 12
 
 struct op_operand {
     const char *name;

@@ -154,6 +154,8 @@ static void describe_absorbed(struct params *params, const struct model_config *
     const struct param_spec vc = { .name = "self_attn.w_vc", .layer = (int32_t)layer,
                                    .role = ROLE_W_VC, .part = OFFLOAD_PART_ATTENTION, .rank = 3,
                                    .shape = { heads, v, latent } };
+    const struct param_spec order = { .name = "self_attn.kv_b_proj.order", .layer = (int32_t)layer,
+                                      .role = ROLE_KV_B_ORDER, .part = OFFLOAD_PART_ATTENTION };
     struct loader_part part = { .rank = 2, .shape = { heads * (nope + v), latent } };
 
     if (model__param_source_exists(params, (int32_t)layer, "self_attn.k_b_proj.weight")) {
@@ -171,6 +173,7 @@ static void describe_absorbed(struct params *params, const struct model_config *
     model__param_begin(params, &kc);
     model__param_add_view(params, &part, "self_attn.kv_b_proj.weight");
     model__param_end(params);
+    (void)model__param_source_order(params, &order, "self_attn.kv_b_proj.weight");
     part.src_offset = nope * latent;
     part.dims[0] = (struct loader_dim){ heads, (nope + v) * latent, v * latent };
     part.dims[1] = (struct loader_dim){ v, latent, latent };
@@ -273,6 +276,33 @@ static void make_queries(struct model_pass *pass, uint32_t layer)
                      (uint64_t)config->head_count * config->head_dim, config->head_dim);
 }
 
+/* Where kv_b_proj has its columns in another order, so have w_kc its rows and w_vc its columns, and
+ * latents are kept in that order. */
+static void order_latents(struct model_pass *pass, uint32_t layer)
+{
+    const struct model_config *config = pass->config;
+    const struct model_buffers *buffers = pass->buffers;
+    const struct tensor *columns = model__pass_param(pass, (int32_t)layer, ROLE_KV_B_ORDER);
+    const uint64_t width = latent_width(config);
+    struct op ordered = { .kind = OP_GATHER_COLUMNS, .gather_columns = {
+        .out = buffers->ordered, .x = buffers->kv_a, .row_count = pass->row_count,
+        .width = config->kv_lora_rank, .x_width = config->kv_lora_rank,
+        .out_row_stride = config->kv_lora_rank, .x_row_stride = width,
+    } };
+    const struct op back = { .kind = OP_GATHER_ROWS, .gather_rows = {
+        .out = buffers->kv_a, .x = buffers->ordered, .rows = buffers->iota,
+        .row_count = pass->row_count, .width = config->kv_lora_rank,
+        .x_row_count = pass->row_count, .out_row_stride = width,
+        .x_row_stride = config->kv_lora_rank,
+    } };
+
+    if (columns == NULL)
+        return;
+    ordered.gather_columns.columns = columns->data;
+    model__pass_launch(pass, &ordered);
+    model__pass_launch(pass, &back);
+}
+
 static void make_latents(struct model_pass *pass, uint32_t layer)
 {
     const struct model_config *config = pass->config;
@@ -289,6 +319,7 @@ static void make_latents(struct model_pass *pass, uint32_t layer)
 
     model__pass_linear(pass, &a);
     model__pass_norm(pass, &norm);
+    order_latents(pass, layer);
     model__pass_rope(pass, layer, buffers->kv_a + config->kv_lora_rank, 1, width, width);
     model__pass_kv_write(pass, layer, model__kv_keys(pass->model, layer), buffers->kv_a,
                          (uint32_t)width,

@@ -447,6 +447,39 @@ static void describe_biases(struct params *params, const struct model_config *co
     model__param_end(params);
 }
 
+/* The orders of experts that are apart, as GPTQ's are: of each gate and up, or of each down, one.
+ * Where one expert has one all must. */
+static void describe_orders(struct params *params, const struct model_config *config,
+                            uint32_t layer, const struct expert_names *names, bool of_down)
+{
+    const uint64_t width[1] = { of_down ? config->expert_ffn_width : config->hidden_size };
+    const char *matrix = of_down ? names->down : names->gate;
+    const struct param_spec spec = {
+        .name = of_down ? "mlp.experts.w2_order" : "mlp.experts.w13_order",
+        .layer = (int32_t)layer, .role = of_down ? ROLE_W2_ORDER : ROLE_W13_ORDER,
+        .part = OFFLOAD_PART_FFN, .rank = 1, .shape = { config->expert_count * width[0] },
+    };
+    char name[NAME_BYTES_MAX], other[NAME_BYTES_MAX];
+    bool any = false;
+
+    for (uint32_t i = 0; !any && i < config->expert_count; i++) {
+        (void)snprintf(name, sizeof(name), "%s.experts.%u.%s.weight", names->block, i, matrix);
+        any = model__param_has_order(params, (int32_t)layer, name);
+    }
+    if (!any)
+        return;
+    model__param_begin(params, &spec);
+    for (uint32_t i = 0; i < config->expert_count; i++) {
+        model__param_add(params, 1, width, "%s.experts.%u.%s.order", names->block, i, matrix);
+        (void)snprintf(name, sizeof(name), "%s.experts.%u.%s.weight", names->block, i, matrix);
+        (void)snprintf(other, sizeof(other), "%s.experts.%u.%s.weight", names->block, i,
+                       names->up);
+        if (!of_down)
+            model__param_share_order(params, (int32_t)layer, other, name);
+    }
+    model__param_end(params);
+}
+
 static void describe_experts(struct params *params, const struct model_config *config,
                              uint32_t layer, const struct expert_names *names)
 {
@@ -459,6 +492,10 @@ static void describe_experts(struct params *params, const struct model_config *c
     }
     if (config->expert_biases)
         describe_biases(params, config, layer, names);
+    if (find_arrangement(params, layer, names) == EXPERTS_APART) {
+        describe_orders(params, config, layer, names, false);
+        describe_orders(params, config, layer, names, true);
+    }
     if (config->shared_ffn_width > 0 && names->shared != NULL)
         model__describe_mlp(params, config, layer, names->shared, config->shared_ffn_width);
     if (config->shared_gate)
@@ -557,6 +594,8 @@ static struct op mixture(struct model_pass *pass, uint32_t layer, const struct t
     const struct model_buffers *buffers = pass->buffers;
     const struct tensor *w13_bias = model__pass_param(pass, (int32_t)layer, ROLE_W13_BIAS);
     const struct tensor *w2_bias = model__pass_param(pass, (int32_t)layer, ROLE_W2_BIAS);
+    const struct tensor *w13_order = model__pass_param(pass, (int32_t)layer, ROLE_W13_ORDER);
+    const struct tensor *w2_order = model__pass_param(pass, (int32_t)layer, ROLE_W2_ORDER);
 
     return (struct op){ .kind = OP_MOE, .moe = {
         .out = buffers->x, .x = config->weighs_inputs ? buffers->addition : buffers->normed,
@@ -570,6 +609,8 @@ static struct op mixture(struct model_pass *pass, uint32_t layer, const struct t
         .x_row_stride = config->hidden_size, .gate = config->gate,
         .w13_bias = w13_bias != NULL ? w13_bias->data : NULL,
         .w2_bias = w2_bias != NULL ? w2_bias->data : NULL,
+        .w13_order = w13_order != NULL ? w13_order->data : NULL,
+        .w2_order = w2_order != NULL ? w2_order->data : NULL,
     } };
 }
 

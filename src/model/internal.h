@@ -17,7 +17,9 @@ enum model_role {
     ROLE_POST_NORM, ROLE_GATE_UP, ROLE_GATE_UP_BIAS, ROLE_DOWN, ROLE_DOWN_BIAS,
     ROLE_ROUTER, ROLE_ROUTER_BIAS, ROLE_LOGIT_BIAS, /* the router's: of choices, of logits */
     ROLE_W13, ROLE_W2, ROLE_W13_BIAS, ROLE_W2_BIAS, ROLE_SHARED_GATE,
-    ROLE_QKV_ORDER, ROLE_O_ORDER, ROLE_GATE_UP_ORDER, ROLE_DOWN_ORDER, /* of matrices' columns */
+    ROLE_KV_B_ORDER, ROLE_W13_ORDER, ROLE_W2_ORDER, /* of the columns of w_kc's and w_vc's source,
+                                                       and of all of a layer's experts */
+    ROLE_ORDER, /* of matrices' columns: model__params_order finds them */
     ROLE_COUNT,
     /* Outside the layers. */
     ROLE_EMBED = 0, ROLE_NORM, ROLE_LM_HEAD
@@ -61,9 +63,20 @@ uint32_t model__param_source_rank(const struct params *params, int32_t layer, co
 bool model__param_source_is_packed(const struct params *params, int32_t layer, const char *name);
 /* The commonest: begin, one source of the parameter's own name and shape, end. */
 void model__param_same(struct params *params, const struct param_spec *spec);
+/* The order in which a source has its columns, as a parameter of that name, role and part; false
+ * where it has none. model__pass_linear finds the orders of matrices that are added by the two
+ * functions around this one by itself. */
+bool model__param_source_order(struct params *params, const struct param_spec *spec,
+                               const char *source);
+/* Notes that the source's order is that of another source, which is of use; refused where it is
+ * not. */
+void model__param_share_order(struct params *params, int32_t layer, const char *source,
+                              const char *other);
+/* Whether a source has its columns in another order. */
+bool model__param_has_order(const struct params *params, int32_t layer, const char *source);
 /* Rows of several matrices (or vectors, cols 0) on top of each other. Matrices of different types
- * of which some are quantised stay parameters of their own, under their own names: parts, one
- * behind the other, of what the role names. */
+ * of which some are quantised, or whose columns lie in different orders, stay parameters of their
+ * own, under their own names: parts, one behind the other, of what the role names. */
 struct param_rows {
     const char *name;
     uint64_t rows;
@@ -93,8 +106,8 @@ uint32_t model__params_index(const struct params *params, int32_t layer, enum mo
 /* How many parts it has, in a row from that index on: 0 where the layer has none, mostly 1. */
 uint32_t model__params_part_count(const struct params *params, int32_t layer,
                                   enum model_role role);
-/* The role of the order in which such a matrix may have its columns; ROLE_COUNT: it has none. */
-enum model_role model__order_role(int32_t layer, enum model_role role);
+/* The parameter that says in which order the one with this index has its columns, or PARAM_NONE. */
+uint32_t model__params_order(const struct params *params, uint32_t index);
 /* Of the matrices whose columns lie in another order, columns of the widest; 0: there is none. */
 uint32_t model__params_ordered_width(const struct params *params);
 

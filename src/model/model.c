@@ -246,6 +246,16 @@ static enum status choose_expert_units(struct model *model, const struct ckpt *c
                            : st;
 }
 
+static bool has_expert_orders(const struct model *model)
+{
+    bool found = false;
+
+    for (uint32_t i = 0; !found && i < model->config.layer_count; i++)
+        found = model__params_index(model->params, (int32_t)i, ROLE_W13_ORDER) != PARAM_NONE ||
+                model__params_index(model->params, (int32_t)i, ROLE_W2_ORDER) != PARAM_NONE;
+    return found;
+}
+
 /* Whether the device has the operators that some models need. */
 static enum status check_ops(const struct model *model, struct err *err)
 {
@@ -262,6 +272,7 @@ static enum status check_ops(const struct model *model, struct err *err)
                             (config->sinks ? OP_FEATURE_SINKS : 0u) |
                             (config->ordered_width > 0 ? OP_FEATURE_COLUMNS : 0u) |
                             (config->expert_biases ? OP_FEATURE_EXPERT_BIAS : 0u) |
+                            (has_expert_orders(model) ? OP_FEATURE_EXPERT_ORDER : 0u) |
                             (config->kv_dtype != DTYPE_F32 ? OP_FEATURE_KV_NARROW : 0u) |
                             (config->sliding_window != 0 && config->chunked ? OP_FEATURE_CHUNKS
                                                                             : 0u);

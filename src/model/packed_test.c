@@ -34,6 +34,8 @@ static const struct {
     { "llama_gptq_v2", CLOSE_INTEGERS, DTYPE_INT4, false },
     { "llama_gptq8", CLOSE_INTEGERS, DTYPE_Q8_0, false },
     { "llama_gptq_act", CLOSE_INTEGERS, DTYPE_INT4, false },
+    { "llama_gptq_apart", CLOSE_INTEGERS, DTYPE_Q4_0, false },
+    { "deepseek_v3_gptq_apart", UNDECIDED, DTYPE_Q4_0, true },
     { "qwen3_moe_gptq", UNDECIDED, DTYPE_Q4_0, true },
     { "llama_awq", CLOSE_INTEGERS, DTYPE_INT4, false },
     { "deepseek_v3_awq", CLOSE_INTEGERS, DTYPE_INT4, true },
@@ -165,10 +167,11 @@ static void nothing_changes_a_bit(void **state)
     }
 }
 
-/* Two columns of a matrix change their groups: then k multiplies x in another order than q. */
-static void orders_that_differ_are_refused(void **state)
+/* Two columns of a matrix of an expert change their groups: then up multiplies x in another order
+ * than gate. */
+static void an_experts_orders_that_differ_are_refused(void **state)
 {
-    static const char golden[] = "tests/golden/packed/llama_gptq_act";
+    static const char golden[] = "tests/golden/packed/deepseek_v3_gptq_apart";
     const struct setting setting = { .device = "cpu" };
     char folder[TESTING_FOLDER_BYTES], path[256];
     const struct ckpt_tensor *order;
@@ -184,7 +187,7 @@ static void orders_that_differ_are_refused(void **state)
     buf_init(&weights, 1 << 20);
     testing_folder_make(folder, "packed");
     assert_int_equal(ckpt_open(golden, &ckpt, &err), STATUS_OK);
-    order = ckpt_find(ckpt, "model.layers.1.self_attn.k_proj.order");
+    order = ckpt_find(ckpt, "model.layers.1.mlp.experts.2.up_proj.order");
     assert_non_null(order);
     (void)snprintf(path, sizeof(path), "%s/config.json", golden);
     assert_int_equal(file_read_all(path, &config, &err), STATUS_OK);
@@ -198,7 +201,7 @@ static void orders_that_differ_are_refused(void **state)
     ckpt_testing_write_file(folder, "config.json", config.data, config.size);
     ckpt_testing_write_file(folder, "model.safetensors", weights.data, weights.size);
     assert_int_equal(harness_try(folder, &setting, NULL, &loaded, &err), STATUS_BAD_INPUT);
-    if (strstr(err.message, "layers.1.self_attn.k_proj.order' differ") == NULL)
+    if (strstr(err.message, "experts.2.up_proj.weight' has its columns in another order") == NULL)
         fail_msg("%s", err.message);
     ckpt_close(ckpt);
     buf_deinit(&config);
@@ -212,7 +215,7 @@ int main(void)
         cmocka_unit_test(logits_are_those_of_what_the_weights_mean),
         cmocka_unit_test(weights_stay_packed),
         cmocka_unit_test(nothing_changes_a_bit),
-        cmocka_unit_test(orders_that_differ_are_refused),
+        cmocka_unit_test(an_experts_orders_that_differ_are_refused),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -43,6 +43,8 @@ struct params {
     enum root root;
     struct offload_param_desc *descs;
     size_t count, capacity;     /* the descs' names are owned here */
+    uint32_t *orders;           /* [count]: which parameter is the order of its columns, or NONE */
+    size_t order_capacity;
     struct role_slot (*layers)[ROLE_COUNT]; /* [layer_count + 1]: the last is outside the layers */
     uint32_t ordered_width;
     struct map *used;           /* names of the checkpoint tensors that are asked for */
@@ -314,14 +316,17 @@ void model__param_end(struct params *params)
                                                     !params->config->tied_embeddings,
                                        .is_expert = spec->is_expert, .expert = spec->expert };
     struct offload_param_desc *descs;
+    uint32_t *orders;
     char *name;
 
     if (params->status != STATUS_OK)
         return;
     descs = grow(params->descs, params->count, &params->capacity, sizeof(descs[0]));
     params->descs = descs != NULL ? descs : params->descs;
+    orders = grow(params->orders, params->count, &params->order_capacity, sizeof(orders[0]));
+    params->orders = orders != NULL ? orders : params->orders;
     name = strdup(params->open_name);
-    if (descs == NULL || name == NULL) {
+    if (descs == NULL || orders == NULL || name == NULL) {
         free(name);
         fail_memory(params);
         return;
@@ -340,6 +345,7 @@ void model__param_end(struct params *params)
     else if (!spec->is_expert || spec->expert == 0) /* the others follow the first, in order */
         *role_slot(params, spec->layer, spec->role) =
             (struct role_slot){ (uint32_t)params->count, 1 };
+    params->orders[params->count] = PARAM_NONE;
     params->descs[params->count++] = desc;
     clear_sources(params);
 }
@@ -353,19 +359,6 @@ static void add_same(struct params *params, const struct param_spec *spec)
 
 /* --- columns in another order ----------------------------------------------------------------- */
 
-enum model_role model__order_role(int32_t layer, enum model_role role)
-{
-    if (layer == OFFLOAD_NO_LAYER)
-        return ROLE_COUNT;
-    switch (role) {
-    case ROLE_QKV: return ROLE_QKV_ORDER;
-    case ROLE_O: return ROLE_O_ORDER;
-    case ROLE_GATE_UP: return ROLE_GATE_UP_ORDER;
-    case ROLE_DOWN: return ROLE_DOWN_ORDER;
-    default: return ROLE_COUNT;
-    }
-}
-
 /* "mlp.down_proj.order" of "mlp.down_proj.weight". */
 static void format_order(const char *weight, char *out, size_t out_size)
 {
@@ -375,94 +368,124 @@ static void format_order(const char *weight, char *out, size_t out_size)
                    suffix == NULL ? 0 : (int)(suffix - weight), weight);
 }
 
+/* The order of the matrix' columns in the checkpoint, or NULL. */
 static const struct ckpt_tensor *find_order(const struct params *params, int32_t layer,
                                             const char *weight)
 {
     char name[NAME_BYTES_MAX], full[NAME_BYTES_MAX];
     const struct ckpt_tensor *tensor;
 
+    if (layer == OFFLOAD_NO_LAYER)
+        return NULL;
     format_order(weight, name, sizeof(name));
     format_source(params, layer, full, sizeof(full), name);
     tensor = ckpt_find(params->ckpt, full);
     return tensor != NULL && ckpt_is_order(tensor) ? tensor : NULL;
 }
 
-static enum status compare_orders(const struct params *params, const struct ckpt_tensor *one,
-                                  const struct ckpt_tensor *other)
+/* Whether two orders, of which any may be missing, are the same one. After a failure, which the
+ * list keeps, they are. */
+static bool is_same_order(struct params *params, const struct ckpt_tensor *one,
+                          const struct ckpt_tensor *other)
 {
     float values[2][1024];
 
-    for (uint64_t at = 0; at < one->size_bytes; at += sizeof(values[0])) {
+    if (one == NULL || other == NULL || one->size_bytes != other->size_bytes)
+        return one == other;
+    for (uint64_t at = 0; params->status == STATUS_OK && at < one->size_bytes;
+         at += sizeof(values[0])) {
         const uint64_t left = one->size_bytes - at;
         const uint64_t take = left < sizeof(values[0]) ? left : sizeof(values[0]);
-        enum status st = ckpt_read(params->ckpt, one, at, values[0], take, params->err);
 
-        if (st == STATUS_OK)
-            st = ckpt_read(params->ckpt, other, at, values[1], take, params->err);
-        if (st != STATUS_OK)
-            return st;
-        if (memcmp(values[0], values[1], (size_t)take) != 0)
-            return err_set(params->err, STATUS_BAD_INPUT,
-                           "%s: '%s' and '%s' differ; matrices that multiply the same must have "
-                           "their columns in the same order", ckpt_path(params->ckpt), one->name,
-                           other->name);
+        params->status = ckpt_read(params->ckpt, one, at, values[0], take, params->err);
+        if (params->status == STATUS_OK)
+            params->status = ckpt_read(params->ckpt, other, at, values[1], take, params->err);
+        if (params->status == STATUS_OK && memcmp(values[0], values[1], (size_t)take) != 0)
+            return false;
     }
-    return STATUS_OK;
+    return true;
 }
 
-/* Matrices on top of each other have one order, or none has one. */
-static enum status check_orders(const struct params *params, int32_t layer,
-                                const struct param_rows *sources, size_t source_count)
+/* Whether matrices that are multiplied with the same have their columns in several orders. */
+static bool orders_differ(struct params *params, int32_t layer, const struct param_rows *sources,
+                          size_t source_count)
 {
     const struct ckpt_tensor *const first = find_order(params, layer, sources[0].name);
-    enum status st = STATUS_OK;
+    bool differ = false;
 
-    for (size_t i = 1; st == STATUS_OK && i < source_count; i++) {
-        const struct ckpt_tensor *const other = find_order(params, layer, sources[i].name);
-        char full[NAME_BYTES_MAX];
-
-        if ((first == NULL) == (other == NULL) &&
-            (first == NULL || first->size_bytes == other->size_bytes)) {
-            st = first == NULL ? STATUS_OK : compare_orders(params, first, other);
-            continue;
-        }
-        format_source(params, layer, full, sizeof(full), sources[i].name);
-        st = err_set(params->err, STATUS_BAD_INPUT,
-                     "%s: '%s' has its columns in another order than what it is stacked with",
-                     ckpt_path(params->ckpt), full);
-    }
-    return st;
+    for (size_t i = 1; i < source_count; i++)
+        differ = differ ||
+                 !is_same_order(params, first, find_order(params, layer, sources[i].name));
+    return differ;
 }
 
-/* The order of the matrix that was just added, if it has one: a parameter of its own. */
-static void add_order(struct params *params, const struct param_spec *spec,
-                      const struct param_rows *sources, size_t source_count)
+/* Notes that the checkpoint's order of the matrix is of use. */
+static void use_order(struct params *params, int32_t layer, const char *weight)
 {
-    const enum model_role role = model__order_role(spec->layer, spec->role);
-    char name[NAME_BYTES_MAX], source[NAME_BYTES_MAX], full[NAME_BYTES_MAX];
-    struct param_spec order = { .name = name, .layer = spec->layer, .role = role,
-                                .part = spec->part, .rank = 1 };
-    const struct ckpt_tensor *tensor;
+    char name[NAME_BYTES_MAX], full[NAME_BYTES_MAX];
 
-    if (params->status != STATUS_OK || role == ROLE_COUNT)
+    if (params->status != STATUS_OK)
         return;
-    params->status = check_orders(params, spec->layer, sources, source_count);
-    tensor = find_order(params, spec->layer, sources[0].name);
-    if (params->status != STATUS_OK || tensor == NULL)
-        return;
-    format_order(spec->name, name, sizeof(name));
-    format_order(sources[0].name, source, sizeof(source));
+    format_order(weight, name, sizeof(name));
+    format_source(params, layer, full, sizeof(full), name);
+    params->status = map_set(params->used, full, strlen(full), 1, params->err);
+}
+
+bool model__param_source_order(struct params *params, const struct param_spec *spec,
+                               const char *source)
+{
+    const struct ckpt_tensor *const tensor = params->status == STATUS_OK
+                                                 ? find_order(params, spec->layer, source) : NULL;
+    struct param_spec order = { .name = spec->name, .layer = spec->layer, .role = spec->role,
+                                .part = spec->part, .rank = 1 };
+    char name[NAME_BYTES_MAX];
+
+    if (tensor == NULL)
+        return false;
+    format_order(source, name, sizeof(name));
     order.shape[0] = tensor->shape[0];
     params->ordered_width = params->ordered_width > tensor->shape[0]
                                 ? params->ordered_width : (uint32_t)tensor->shape[0];
     model__param_begin(params, &order);
-    model__param_add(params, 1, order.shape, "%s", source);
+    model__param_add(params, 1, order.shape, "%s", name);
     model__param_end(params);
-    for (size_t i = 1; params->status == STATUS_OK && i < source_count; i++) {
-        format_order(sources[i].name, source, sizeof(source)); /* the same, and so of use */
-        format_source(params, spec->layer, full, sizeof(full), source);
-        params->status = map_set(params->used, full, strlen(full), 1, params->err);
+    return params->status == STATUS_OK;
+}
+
+bool model__param_has_order(const struct params *params, int32_t layer, const char *source)
+{
+    return find_order(params, layer, source) != NULL;
+}
+
+void model__param_share_order(struct params *params, int32_t layer, const char *source,
+                              const char *other)
+{
+    const struct ckpt_tensor *const one = find_order(params, layer, source);
+    const bool same = is_same_order(params, one, find_order(params, layer, other));
+    char full[NAME_BYTES_MAX];
+
+    if (params->status == STATUS_OK && !same) {
+        format_source(params, layer, full, sizeof(full), source);
+        params->status = err_set(params->err, STATUS_BAD_INPUT,
+                                 "%s: '%s' has its columns in another order than an expert's other "
+                                 "matrix that multiplies the same", ckpt_path(params->ckpt), full);
     }
+    if (one != NULL)
+        use_order(params, layer, source);
+}
+
+/* The order of a matrix that was added as that parameter, for model__pass_linear. */
+static void add_order(struct params *params, const struct param_spec *spec, const char *source,
+                      uint32_t matrix)
+{
+    char name[NAME_BYTES_MAX];
+    struct param_spec order = *spec;
+
+    format_order(spec->name, name, sizeof(name));
+    order.name = name;
+    order.role = ROLE_ORDER;
+    if (model__param_source_order(params, &order, source))
+        params->orders[matrix] = (uint32_t)params->count - 1;
 }
 
 uint32_t model__params_ordered_width(const struct params *params)
@@ -472,11 +495,9 @@ uint32_t model__params_ordered_width(const struct params *params)
 
 void model__param_same(struct params *params, const struct param_spec *spec)
 {
-    const struct param_rows source = { spec->name, spec->shape[0] };
-
     add_same(params, spec);
     if (spec->rank == 2)
-        add_order(params, spec, &source, 1);
+        add_order(params, spec, spec->name, (uint32_t)params->count - 1);
 }
 
 /* Whether the sources are of several types of which one is quantised, so that no parameter holds
@@ -502,6 +523,39 @@ static bool are_mixed(const struct params *params, int32_t layer,
     return quantised && differ;
 }
 
+/* Each of the matrices as a parameter of its own; those of one order share it. */
+static void add_parts(struct params *params, const struct param_spec *spec, uint64_t cols,
+                      const struct param_rows *sources, size_t source_count)
+{
+    const uint32_t first = (uint32_t)params->count;
+    struct param_spec part = *spec;
+
+    part.rank = 2;
+    part.shape[1] = cols;
+    for (size_t i = 0; i < source_count; i++) {
+        part.name = sources[i].name;
+        part.shape[0] = sources[i].rows;
+        part.is_part = i > 0;
+        add_same(params, &part);
+    }
+    for (size_t i = 0; params->status == STATUS_OK && i < source_count; i++) {
+        const struct ckpt_tensor *const order = find_order(params, spec->layer, sources[i].name);
+        size_t same = 0;
+
+        while (same < i && !is_same_order(params, order,
+                                          find_order(params, spec->layer, sources[same].name)))
+            same++;
+        part.name = sources[i].name;
+        if (same == i) {
+            add_order(params, &part, sources[i].name, first + (uint32_t)i);
+            continue;
+        }
+        params->orders[first + i] = params->orders[first + same];
+        if (order != NULL)
+            use_order(params, spec->layer, sources[i].name);
+    }
+}
+
 void model__param_stack(struct params *params, const struct param_spec *spec, uint64_t cols,
                         const struct param_rows *sources, size_t source_count)
 {
@@ -510,15 +564,10 @@ void model__param_stack(struct params *params, const struct param_spec *spec, ui
     full.rank = cols == 0 ? 1 : 2;
     full.shape[0] = 0;
     full.shape[1] = cols;
-    if (full.rank == 2 && params->status == STATUS_OK && !params->has_dtype &&
-        are_mixed(params, spec->layer, sources, source_count)) {
-        for (size_t i = 0; i < source_count; i++) {
-            full.name = sources[i].name;
-            full.shape[0] = sources[i].rows;
-            full.is_part = i > 0;
-            add_same(params, &full);
-        }
-        add_order(params, spec, sources, source_count);
+    if (full.rank == 2 && params->status == STATUS_OK &&
+        ((!params->has_dtype && are_mixed(params, spec->layer, sources, source_count)) ||
+         orders_differ(params, spec->layer, sources, source_count))) {
+        add_parts(params, spec, cols, sources, source_count);
         return;
     }
     for (size_t i = 0; i < source_count; i++)
@@ -530,8 +579,12 @@ void model__param_stack(struct params *params, const struct param_spec *spec, ui
         model__param_add(params, full.rank, shape, "%s", sources[i].name);
     }
     model__param_end(params);
-    if (full.rank == 2)
-        add_order(params, spec, sources, source_count);
+    if (full.rank != 2)
+        return;
+    add_order(params, spec, sources[0].name, (uint32_t)params->count - 1);
+    for (size_t i = 1; i < source_count; i++)
+        if (find_order(params, spec->layer, sources[i].name) != NULL)
+            use_order(params, spec->layer, sources[i].name); /* the same */
 }
 
 static void describe_all(struct params *params)
@@ -639,6 +692,7 @@ void model__params_destroy(struct params *params)
         free((char *)params->descs[i].name);
     }
     free(params->descs);
+    free(params->orders);
     free(params->layers);
     map_destroy(params->used);
     free(params);
@@ -757,8 +811,8 @@ static enum status check_nothing_left(const struct params *params,
                    ckpt_file_path(params->ckpt, first->file_index), first->name,
                    tensor_shape_format(first->rank, first->shape, shape, sizeof(shape)),
                    params->config->architecture, left,
-                   ckpt_is_order(first) ? "; columns in another order (\"desc_act\") are built for "
-                                          "grouped-query attention and dense FFNs" : "");
+                   ckpt_is_order(first) ? "; columns in another order (\"desc_act\") are not built "
+                                          "for that matrix" : "");
 }
 
 /* One operator reads all of a layer's experts, so each of an expert's matrices needs one dtype.
@@ -844,6 +898,11 @@ void model__params_forget_loaders(struct params *params)
 uint32_t model__params_index(const struct params *params, int32_t layer, enum model_role role)
 {
     return role_slot(params, layer, role)->first;
+}
+
+uint32_t model__params_order(const struct params *params, uint32_t index)
+{
+    return params->orders[index];
 }
 
 uint32_t model__params_part_count(const struct params *params, int32_t layer,

@@ -72,21 +72,20 @@ static void linear_part(struct model_pass *pass, const struct pass_linear *linea
     }
 }
 
-/* x in the order in which the matrix has its columns. */
-static const float *ordered(struct model_pass *pass, const struct pass_linear *linear)
+/* x in the order of columns that the parameter says. */
+static const float *ordered(struct model_pass *pass, const float *x, uint32_t order)
 {
-    const enum model_role role = model__order_role(linear->layer, linear->weight);
-    const struct tensor *order =
-        role == ROLE_COUNT ? NULL : model__pass_param(pass, linear->layer, role);
+    const struct tensor *columns;
     struct op op = { .kind = OP_GATHER_COLUMNS };
 
-    if (order == NULL)
-        return linear->x;
+    if (order == PARAM_NONE)
+        return x;
+    columns = offload_tensor(pass->model->offload, order);
     op.gather_columns = (struct op_gather_columns){
-        .out = pass->buffers->ordered, .x = linear->x, .columns = order->data,
-        .row_count = pass->row_count, .width = (uint32_t)order->shape[0],
-        .x_width = (uint32_t)order->shape[0], .out_row_stride = order->shape[0],
-        .x_row_stride = order->shape[0],
+        .out = pass->buffers->ordered, .x = x, .columns = columns->data,
+        .row_count = pass->row_count, .width = (uint32_t)columns->shape[0],
+        .x_width = (uint32_t)columns->shape[0], .out_row_stride = columns->shape[0],
+        .x_row_stride = columns->shape[0],
     };
     model__pass_launch(pass, &op);
     return pass->buffers->ordered;
@@ -99,11 +98,18 @@ void model__pass_linear(struct model_pass *pass, const struct pass_linear *linea
     const uint32_t count = model__params_part_count(params, linear->layer, linear->weight);
     struct linear_part part = { .index = first };
     struct pass_linear own = *linear;
+    uint32_t order = PARAM_NONE;
 
-    own.x = ordered(pass, linear);
     for (uint32_t i = 0; i < count; i++)
         part.row_count += offload_tensor(pass->model->offload, first + i)->shape[0];
     for (; part.index < first + count; part.index++) {
+        const uint32_t wanted = model__params_order(params, part.index);
+
+        if (wanted != order) {
+            own.x = ordered(pass, linear->x, wanted);
+            part.same_x = false;
+            order = wanted;
+        }
         linear_part(pass, &own, &part);
         part.first_row += offload_tensor(pass->model->offload, part.index)->shape[0];
     }

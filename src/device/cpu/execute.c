@@ -240,7 +240,7 @@ static void gather_columns_row(const struct cpu_executor *executor, const struct
 
     (void)executor;
     for (uint32_t i = 0; i < gather->width; i++)
-        out[i] = x[(uint32_t)gather->columns[i]];
+        out[i] = x[op_column(gather->columns[i], gather->x_width)];
 }
 
 static void soft_cap_row(const struct cpu_executor *executor, const struct op *op, uint32_t row)

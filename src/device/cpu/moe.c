@@ -7,6 +7,9 @@
  *     down      per expert and run of w2's rows: result[r] = w2 . product[r] (+ its bias)
  *     add       per row t: out[t] += weights[t][j] * result[r(t, j)], j ascending
  *
+ * Where columns lie in another order, each expert's rows of x are put into that order first, in the
+ * place of their results, and its products in that of their gates and ups.
+ *
  * The first launch sorts, each computes the experts it has, the last one adds; what they share lies
  * in the op's scratch. For quantised weights the first launch also quantises x, and each its
  * products, which go where their gates and ups were. The order of the sum in `add` and the
@@ -134,11 +137,39 @@ static struct cpu_quant_block *product_blocks(const struct moe_job *job, uint64_
     return (struct cpu_quant_block *)(void *)(job->hidden + r * 2 * job->op->ffn_width);
 }
 
+/* The input of a routed row in the order of its expert's columns, quantised or not, in the place of
+ * what will come of it. */
+static float *ordered_x(const struct moe_job *job, uint64_t r)
+{
+    return job->result + r * job->op->width;
+}
+
+/* What the up step multiplies for a routed row. */
+static const float *input_row(const struct moe_job *job, uint64_t r)
+{
+    return job->op->w13_order != NULL ? ordered_x(job, r)
+                                      : job->op->x + job->routed_row[r] * job->op->x_row_stride;
+}
+
+static const struct cpu_quant_block *input_blocks(const struct moe_job *job, uint64_t r)
+{
+    if (job->op->w13_order != NULL)
+        return (const struct cpu_quant_block *)(const void *)ordered_x(job, r);
+    return job->x_blocks +
+           (uint64_t)job->routed_row[r] * (job->op->width / CPU_QUANT_BLOCK_ELEMENTS);
+}
+
+/* The same for the down step. */
+static const float *product_row(const struct moe_job *job, uint64_t r)
+{
+    return job->op->w2_order != NULL ? job->hidden + r * 2 * job->op->ffn_width
+                                     : job->product + r * job->op->ffn_width;
+}
+
 /* out[r][0 .. n_count) = the strip's weight rows times x of the expert's routed rows. */
 static void multiply(const struct moe_job *job, uint32_t expert, uint32_t thread_index,
                      const struct cpu_strip *whole, bool x_is_input)
 {
-    const struct op_moe *op = job->op;
     const uint32_t end = job->end[expert];
     const bool quantised = cpu_is_quantised(whole->weight_dtype);
     const float *x_rows[CPU_STRIP_ROWS_MAX];
@@ -151,14 +182,10 @@ static void multiply(const struct moe_job *job, uint32_t expert, uint32_t thread
         strip.row_count = end - r < CPU_STRIP_ROWS_MAX ? end - r : CPU_STRIP_ROWS_MAX;
         strip.out = whole->out + r * whole->out_row_stride;
         for (uint32_t i = 0; i < strip.row_count; i++) {
-            const uint64_t t = job->routed_row[r + i];
             if (quantised)
-                x_blocks[i] = x_is_input
-                                  ? job->x_blocks + t * (op->width / CPU_QUANT_BLOCK_ELEMENTS)
-                                  : product_blocks(job, r + i);
+                x_blocks[i] = x_is_input ? input_blocks(job, r + i) : product_blocks(job, r + i);
             else
-                x_rows[i] = x_is_input ? op->x + t * op->x_row_stride
-                                       : job->product + (uint64_t)(r + i) * op->ffn_width;
+                x_rows[i] = x_is_input ? input_row(job, r + i) : product_row(job, r + i);
         }
         cpu__multiply(job->executor, &strip, thread_index);
     }
@@ -219,18 +246,49 @@ static void quantise_x_task(void *context, size_t index, uint32_t thread_index)
             op->x + t * op->x_row_stride, op->width);
 }
 
-/* A task for each hit: there are some experts' rows, or a few of one row each. */
-static void quantise_products_task(void *context, size_t hit, uint32_t thread_index)
+/* to[i] = from[order[i]], quantised or not. */
+static void put_ordered(const struct moe_job *job, void *to, const float *from, const float *order,
+                        uint32_t width, bool quantised, uint32_t thread_index)
+{
+    float *const plain = quantised ? cpu__scratch(job->executor, thread_index) : to;
+
+    assert(width * sizeof(float) <= CPU_STRIP_SCRATCH_BYTES);
+    for (uint32_t i = 0; i < width; i++)
+        plain[i] = from[op_column(order[i], width)];
+    if (quantised)
+        job->executor->kernels->quantise(to, plain, width);
+}
+
+/* A task for each hit, as below. */
+static void order_x_task(void *context, size_t hit, uint32_t thread_index)
 {
     const struct moe_job *job = context;
     const struct op_moe *op = job->op;
     const uint32_t id = (uint32_t)expert_of(job, (uint32_t)hit).id;
 
-    (void)thread_index;
     for (uint32_t r = rows_begin(job, id); r < job->end[id]; r++)
-        job->executor->kernels->quantise(product_blocks(job, r),
-                                         job->product + (uint64_t)r * op->ffn_width,
-                                         op->ffn_width);
+        put_ordered(job, ordered_x(job, r), op->x + job->routed_row[r] * op->x_row_stride,
+                    op->w13_order + (uint64_t)id * op->width, op->width,
+                    cpu_is_quantised(op->weight_dtype), thread_index);
+}
+
+/* Orders and quantises products. A task for each hit: there are some experts' rows, or a few of one
+ * row each. */
+static void prepare_products_task(void *context, size_t hit, uint32_t thread_index)
+{
+    const struct moe_job *job = context;
+    const struct op_moe *op = job->op;
+    const uint32_t id = (uint32_t)expert_of(job, (uint32_t)hit).id;
+
+    for (uint32_t r = rows_begin(job, id); r < job->end[id]; r++) {
+        const float *product = job->product + (uint64_t)r * op->ffn_width;
+        if (op->w2_order != NULL)
+            put_ordered(job, product_blocks(job, r), product,
+                        op->w2_order + (uint64_t)id * op->ffn_width, op->ffn_width,
+                        cpu_is_quantised(op->down_dtype), thread_index);
+        else
+            job->executor->kernels->quantise(product_blocks(job, r), product, op->ffn_width);
+    }
 }
 
 static void down_task(void *context, size_t index, uint32_t thread_index)
@@ -319,15 +377,17 @@ void cpu__moe(struct cpu_executor *executor, const struct op_moe *op)
     divide_scratch(&job);
     if (!op->continued) {
         sort_by_expert(&job);
-        if (cpu_is_quantised(op->weight_dtype))
+        if (cpu_is_quantised(op->weight_dtype) && op->w13_order == NULL)
             thread_pool_run(pool, cut_rows(&job, op->width), quantise_x_task, &job);
     }
     find_hits(&job);
     if (job.hit_count > 0) {
         const uint64_t rows = hit_rows(&job);
+        if (op->w13_order != NULL)
+            thread_pool_run(pool, job.hit_count, order_x_task, &job);
         thread_pool_run(pool, cut(&job, rows, op->ffn_width, 2 * op->width), up_task, &job);
-        if (cpu_is_quantised(op->down_dtype))
-            thread_pool_run(pool, job.hit_count, quantise_products_task, &job);
+        if (cpu_is_quantised(op->down_dtype) || op->w2_order != NULL)
+            thread_pool_run(pool, job.hit_count, prepare_products_task, &job);
         thread_pool_run(pool, cut(&job, rows, op->width, op->ffn_width), down_task, &job);
     }
     if (op->unfinished)

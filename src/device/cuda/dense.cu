@@ -375,7 +375,7 @@ __global__ void gather_columns(const struct op_gather_columns op)
         return;
     for (uint32_t row = blockIdx.y; row < op.row_count; row += gridDim.y)
         op.out[row * op.out_row_stride + i] =
-            op.x[row * op.x_row_stride + (uint32_t)op.columns[i]];
+            op.x[row * op.x_row_stride + op_column(op.columns[i], op.x_width)];
 }
 
 cudaError_t cuda_gather_columns(const struct op_gather_columns *op, cudaStream_t stream)

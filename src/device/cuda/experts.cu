@@ -296,17 +296,35 @@ __global__ void __launch_bounds__(PREPARE_THREADS) moe_prepare(const struct op_m
         parts.hits[i] = PRODUCT_NO_HIT;
 }
 
+/* x of each routed row in the order of its expert's columns, in the place of what will come of
+ * it. */
+__global__ void moe_order(const struct op_moe op, const struct moe_parts parts)
+{
+    const uint32_t hit = parts.hits[blockIdx.z], i = blockIdx.x * THREADS + threadIdx.x;
+    uint32_t e, column;
+
+    if (hit == PRODUCT_NO_HIT || i >= op.width)
+        return;
+    e = op.experts != nullptr ? (uint32_t)op.experts[hit].id : hit;
+    column = op_column(op.w13_order[(uint64_t)e * op.width + i], op.width);
+    for (uint64_t r = (e == 0 ? 0 : parts.ends[e - 1]) + blockIdx.y; r < parts.ends[e];
+         r += gridDim.y)
+        parts.result[r * op.width + i] = op.x[parts.routed_row[r] * op.x_row_stride + column];
+}
+
 __global__ void moe_gate(const struct op_moe op, const struct moe_parts parts)
 {
     const uint32_t hit = parts.hits[blockIdx.z], i = blockIdx.x * THREADS + threadIdx.x;
-    uint32_t e;
+    uint32_t e, column = i;
 
     if (hit == PRODUCT_NO_HIT || i >= op.ffn_width)
         return;
     e = op.experts != nullptr ? (uint32_t)op.experts[hit].id : hit;
+    if (op.w2_order != nullptr)
+        column = op_column(op.w2_order[(uint64_t)e * op.ffn_width + i], op.ffn_width);
     for (uint64_t r = (e == 0 ? 0 : parts.ends[e - 1]) + blockIdx.y; r < parts.ends[e];
          r += gridDim.y) {
-        const float *gate = parts.hidden + r * 2 * op.ffn_width + i;
+        const float *gate = parts.hidden + r * 2 * op.ffn_width + column;
 
         parts.product[r * op.ffn_width + i] = cuda_gate(op.gate, gate[0], gate[op.ffn_width]);
     }
@@ -352,6 +370,11 @@ static cudaError_t moe_up(const struct op_moe *op, const struct moe_parts *parts
     p.experts.ends = parts->ends;
     p.experts.x_rows = parts->routed_row;
     p.experts.list = op->experts;
+    if (op->w13_order != nullptr) { /* moe_order has put x there */
+        p.x = parts->result;
+        p.x_row_stride = op->width;
+        p.experts.x_rows = nullptr;
+    }
     return product_launch(&p, op->weight_dtype, 2 * hit_max, stream);
 }
 
@@ -391,6 +414,9 @@ static cudaError_t moe_compute(const struct op_moe *op, const struct moe_parts *
 
     if (hit_max == 0)
         return cudaSuccess;
+    if (op->w13_order != nullptr)
+        GPU_LAUNCH(moe_order, dim3((op->width + THREADS - 1) / THREADS, rows, hit_max), THREADS, 0,
+                   stream, copy, parts_copy);
     code = moe_up(op, parts, hit_max, stream);
     if (code != cudaSuccess)
         return code;
