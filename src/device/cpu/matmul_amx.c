@@ -507,6 +507,8 @@ static void add_few(const struct product *product, const struct rows *rows)
     const char *x[PARTS] = { product->x };
 
     for (uint32_t b = 0; b < product->block_count; b++) {
+        for (uint32_t i = 0; i < TILE; i++)
+            _mm_prefetch(weights + i * rows->stride + AHEAD, _MM_HINT_T0);
         ADD_BLOCK(0, 0, 0, weights, rows->stride, x, row_bytes, 1);
         weights += 2 * BLOCK;
         x[0] += TILE * row_bytes;
