@@ -287,8 +287,9 @@ static void bench_matmul(struct bench *bench)
 /* Another cache each time: none stays in the processor's. */
 static void advance_attention(struct bench *bench, struct op *op, uint32_t sample)
 {
-    const uint64_t k_bytes = 4096 * dtype_row_bytes(op->attention.cache_dtype,
-                                                    op->attention.k_cache_row_stride);
+    const uint64_t k_bytes =
+        4096 / op->attention.page_size *
+        dtype_row_bytes(op->attention.cache_dtype, op->attention.k_strides.page);
     const bool latent = op->attention.kv_head_count == 1;
     const uint64_t bytes = latent ? k_bytes : 2 * k_bytes;
 
@@ -337,7 +338,9 @@ static void bench_attention(struct bench *bench)
             .v_width = cases[i].v_width, .page_size = PAGE, .page_count_max = PAGES,
             .out_row_stride = (uint64_t)cases[i].heads * cases[i].v_width,
             .q_row_stride = (uint64_t)cases[i].heads * cases[i].k_width,
-            .k_cache_row_stride = k_stride, .v_cache_row_stride = k_stride, .scale = 0.1f,
+            .k_strides = op_cache_by_head(cases[i].kv_heads, PAGE, cases[i].k_width),
+            .v_strides = op_cache_by_head(cases[i].kv_heads, PAGE, cases[i].k_width),
+            .scale = 0.1f,
         };
         (void)snprintf(name, sizeof(name), "%s in %s", cases[i].name, dtype_info(dtype)->name);
         measure(bench, name, &op, DTYPE_F32,

@@ -64,7 +64,8 @@ enum op_feature {
     OP_FEATURE_KV_NARROW = 1 << 9,      /* cache_dtype other than F32 */
     OP_FEATURE_COLUMNS = 1 << 10,       /* op_gather_columns */
     OP_FEATURE_EXPERT_ORDER = 1 << 11,  /* op_moe.w13_order, w2_order */
-    OP_FEATURES_ALL = (1 << 12) - 1
+    OP_FEATURE_KV_BY_HEAD = 1 << 12,    /* a cache of several heads in op_cache_by_head's order */
+    OP_FEATURES_ALL = (1 << 13) - 1
 };
 
 /* out[row_count][width] = table[ids[row]][width]; ids in [0, table_row_count). */
@@ -133,16 +134,46 @@ struct op_rope {
     bool interleaved;
 };
 
-/* cache[slots[row]][0 .. width) = x[row], converted as dtype_convert does it; slots are distinct.
- * cache_dtype is F32, F16 or Q8_0, whose width and stride are whole blocks. */
+/* Where the heads of a token slot lie in a cache whose token slots are pages of page_size: in
+ * elements, those of head h in slot s begin at
+ *
+ *     s / page_size * page + h * head + s % page_size * slot
+ *
+ * and are adjacent. There are two orders; with one head they are the same. */
+struct op_cache_strides {
+    uint64_t page, head, slot;
+};
+
+/* [page][head][slot][width]: what attention reads of a head lies together, a page at a time. Faster
+ * on devices that have OP_FEATURE_KV_BY_HEAD. */
+static inline struct op_cache_strides op_cache_by_head(uint64_t head_count, uint64_t page_size,
+                                                       uint64_t width)
+{
+    return (struct op_cache_strides){ head_count * page_size * width, page_size * width, width };
+}
+
+/* [page][slot][head][width]: the token slots of all pages are rows of one matrix. Every device
+ * knows this one. */
+static inline struct op_cache_strides op_cache_by_slot(uint64_t head_count, uint64_t page_size,
+                                                       uint64_t width)
+{
+    return (struct op_cache_strides){ head_count * page_size * width, width, head_count * width };
+}
+
+/* cache[slots[row]][head][0 .. width) = x[row][head * width + ..], converted as dtype_convert does
+ * it; slots are distinct. cache_dtype is F32, F16 or Q8_0, whose width and strides are whole
+ * blocks. */
 struct op_kv_write {
-    void *cache;            /* rows of `cache_row_stride` elements */
+    void *cache;
     enum dtype cache_dtype;
     const float *x;
     const int32_t *slots;   /* [row_count] token slots of the cache */
-    uint32_t row_count, width;
-    uint32_t cache_row_count;
-    uint64_t cache_row_stride, x_row_stride;
+    uint32_t row_count;
+    uint32_t head_count, width; /* of each head */
+    uint32_t page_size;
+    uint32_t cache_row_count;   /* token slots: whole pages */
+    struct op_cache_strides strides;
+    uint64_t x_row_stride;
 };
 
 /* Causal attention over a paged cache. Row t is a query of sequence s = sequences[t] at position
@@ -176,7 +207,7 @@ struct op_attention {
     uint32_t page_size, page_count_max;
     uint32_t cache_row_count;   /* token slots: whole pages */
     uint64_t out_row_stride, q_row_stride;             /* heads are adjacent: h * width */
-    uint64_t k_cache_row_stride, v_cache_row_stride;   /* one token slot, all kv heads */
+    struct op_cache_strides k_strides, v_strides;
     float scale;
     float score_cap;            /* 0: none */
     const float *sinks;         /* [head_count] or NULL */

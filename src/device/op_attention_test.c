@@ -22,7 +22,9 @@ enum { ATTENTION_ROWS = 23, ATTENTION_SEQUENCES = 3, ATTENTION_CONTEXT = 150 };
 struct attention {
     const struct attention_case *c;
     uint32_t pages_each;
-    size_t slot_count, k_stride, v_stride, q_stride, out_width, out_stride;
+    size_t slot_count, q_stride, out_width, out_stride;
+    size_t k_count, v_count; /* elements of the caches */
+    struct op_cache_strides k_strides, v_strides;
     float *k, *v, *q, *sinks;
     void *k_cache, *v_cache; /* the same in the cache's dtype */
     int32_t *pages;
@@ -40,22 +42,46 @@ static void *round_to_cache(float *x, enum dtype dtype, size_t count)
     return held;
 }
 
-static void attention_make(struct harness *h, struct attention *a, const struct attention_case *c)
+/* With gaps of `padding` elements; by_head: between heads and between pages, else between slots. */
+static struct op_cache_strides strides_of(bool by_head, uint32_t heads, uint32_t page_size,
+                                          uint32_t width, uint32_t padding)
 {
+    struct op_cache_strides strides = op_cache_by_slot(heads, page_size, width);
+
+    if (by_head) {
+        strides = op_cache_by_head(heads, page_size, width);
+        strides.head += padding;
+        strides.page = heads * strides.head + padding;
+    } else {
+        strides.slot += padding;
+        strides.page = page_size * strides.slot;
+    }
+    return strides;
+}
+
+static void attention_make(struct harness *h, struct attention *a, const struct attention_case *c,
+                           bool by_head)
+{
+    const uint32_t block = c->dtype == DTYPE_Q8_0 ? 32 : 0;
+
     a->c = c;
     a->pages_each = (ATTENTION_CONTEXT - 1) / c->page_size + 1;
     a->slot_count = (size_t)ATTENTION_SEQUENCES * a->pages_each * c->page_size;
-    a->k_stride = (size_t)c->kv_heads * c->k_width + (c->dtype == DTYPE_Q8_0 ? 32 : 4);
-    a->v_stride = c->latent ? a->k_stride
-                            : (size_t)c->kv_heads * c->v_width + (c->dtype == DTYPE_Q8_0 ? 64 : 1);
+    a->k_strides = strides_of(by_head, c->kv_heads, c->page_size, c->k_width,
+                              block > 0 ? block : 4);
+    a->v_strides = c->latent ? a->k_strides
+                             : strides_of(by_head, c->kv_heads, c->page_size, c->v_width,
+                                          block > 0 ? 2 * block : 1);
+    a->k_count = a->slot_count / c->page_size * a->k_strides.page;
+    a->v_count = a->slot_count / c->page_size * a->v_strides.page;
     a->q_stride = (size_t)c->heads * c->k_width + 2;
     a->out_width = (size_t)c->heads * c->v_width;
     a->out_stride = a->out_width + 3;
-    a->k = random_floats(h, a->slot_count * a->k_stride);
-    a->v = c->latent ? a->k : random_floats(h, a->slot_count * a->v_stride);
-    a->k_cache = round_to_cache(a->k, c->dtype, a->slot_count * a->k_stride);
+    a->k = random_floats(h, a->k_count);
+    a->v = c->latent ? a->k : random_floats(h, a->v_count);
+    a->k_cache = round_to_cache(a->k, c->dtype, a->k_count);
     a->v_cache = c->latent ? a->k_cache
-                           : round_to_cache(a->v, c->dtype, a->slot_count * a->v_stride);
+                           : round_to_cache(a->v, c->dtype, a->v_count);
     a->q = random_floats(h, ATTENTION_ROWS * a->q_stride);
     a->sinks = random_floats(h, c->heads);
     a->pages = scattered_pages(ATTENTION_SEQUENCES * a->pages_each, 1);
@@ -63,6 +89,16 @@ static void attention_make(struct harness *h, struct attention *a, const struct 
         a->sequences[t] = t < 11 ? 0 : t < 15 ? 2 : t < 22 ? 1 : 2;
         a->positions[t] = t < 11 ? 59 + t : t < 15 ? t - 11 : t < 22 ? 143 + t - 15 : 4;
     }
+}
+
+/* Where the key or value of row t's sequence at position j begins. */
+static size_t place_of(const struct attention *a, const struct op_cache_strides *strides, size_t t,
+                       uint32_t j, size_t kv)
+{
+    const uint32_t page_size = a->c->page_size;
+    const size_t page = (size_t)a->pages[(uint32_t)a->sequences[t] * a->pages_each + j / page_size];
+
+    return page * strides->page + kv * strides->head + j % page_size * strides->slot;
 }
 
 /* One head of one row, in double; returns v_width values in wanted. */
@@ -77,14 +113,12 @@ static void attention_wanted(const struct attention *a, size_t t, size_t head, f
     const int32_t first = c->chunked                  ? (end - 1) / window * window
                           : window == 0 || window > end ? 0 : end - window;
     double weights[ATTENTION_CONTEXT], max = c->sinks ? (double)a->sinks[head] : -1e30, sum = 0;
-    size_t slot[ATTENTION_CONTEXT] = { 0 };
 
     for (int32_t j = first; j < end; j++) {
-        const uint32_t page = (uint32_t)a->sequences[t] * a->pages_each + j / c->page_size;
-        slot[j] = (size_t)a->pages[page] * c->page_size + (size_t)j % c->page_size;
+        const float *key = a->k + place_of(a, &a->k_strides, t, (uint32_t)j, kv);
         weights[j] = 0;
         for (size_t e = 0; e < c->k_width; e++)
-            weights[j] += (double)q[e] * a->k[slot[j] * a->k_stride + kv * c->k_width + e];
+            weights[j] += (double)q[e] * key[e];
         weights[j] *= (double)scale;
         if (c->score_cap > 0)
             weights[j] = (double)c->score_cap * tanh(weights[j] / (double)c->score_cap);
@@ -93,10 +127,12 @@ static void attention_wanted(const struct attention *a, size_t t, size_t head, f
     sum = c->sinks ? exp((double)a->sinks[head] - max) : 0;
     for (int32_t j = first; j < end; j++)
         sum += weights[j] = exp(weights[j] - max);
-    for (size_t e = 0; e < c->v_width; e++) {
+    for (size_t e = 0; e < c->v_width; e++)
         wanted[e] = 0;
-        for (int32_t j = first; j < end; j++)
-            wanted[e] += weights[j] / sum * a->v[slot[j] * a->v_stride + kv * c->v_width + e];
+    for (int32_t j = first; j < end; j++) {
+        const float *value = a->v + place_of(a, &a->v_strides, t, (uint32_t)j, kv);
+        for (size_t e = 0; e < c->v_width; e++)
+            wanted[e] += weights[j] / sum * value[e];
     }
 }
 
@@ -107,23 +143,23 @@ static void attention_widened(struct harness *h, const struct attention *a, stru
     float *out = guarded(ATTENTION_ROWS * a->out_stride);
 
     op.attention.cache_dtype = DTYPE_F32;
-    op.attention.k_cache = harness_put(h, a->k, a->slot_count * a->k_stride * 4);
+    op.attention.k_cache = harness_put(h, a->k, a->k_count * 4);
     op.attention.v_cache = a->c->latent ? op.attention.k_cache
-                                        : harness_put(h, a->v, a->slot_count * a->v_stride * 4);
+                                        : harness_put(h, a->v, a->v_count * 4);
     harness_run(h, &op);
     harness_get(h, out, op.attention.out, ATTENTION_ROWS * a->out_stride * 4);
     assert_memory_equal(out, wanted, ATTENTION_ROWS * a->out_stride * 4);
     free(out);
 }
 
-static void attention_case_run(struct harness *h, const struct attention_case *c)
+static void attention_case_run(struct harness *h, const struct attention_case *c, bool by_head)
 {
     struct attention a;
     struct op op = { .kind = OP_ATTENTION };
     double *wanted, *tolerance;
     float *out;
 
-    attention_make(h, &a, c);
+    attention_make(h, &a, c, by_head);
     out = guarded(ATTENTION_ROWS * a.out_stride);
     wanted = calloc(ATTENTION_ROWS * a.out_width, sizeof(*wanted));
     tolerance = calloc(ATTENTION_ROWS * a.out_width, sizeof(*tolerance));
@@ -137,7 +173,7 @@ static void attention_case_run(struct harness *h, const struct attention_case *c
         .out = harness_put(h, out, ATTENTION_ROWS * a.out_stride * 4),
         .q = harness_put(h, a.q, ATTENTION_ROWS * a.q_stride * 4),
         .k_cache = harness_put(h, a.k_cache,
-                               dtype_row_bytes(c->dtype, a.slot_count * a.k_stride)),
+                               dtype_row_bytes(c->dtype, a.k_count)),
         .cache_dtype = c->dtype,
         .pages = harness_put(h, a.pages, (uint64_t)ATTENTION_SEQUENCES * a.pages_each * 4),
         .sequences = harness_put(h, a.sequences, sizeof(a.sequences)),
@@ -147,7 +183,7 @@ static void attention_case_run(struct harness *h, const struct attention_case *c
         .page_size = c->page_size, .page_count_max = a.pages_each,
         .cache_row_count = (uint32_t)a.slot_count,
         .out_row_stride = a.out_stride, .q_row_stride = a.q_stride,
-        .k_cache_row_stride = a.k_stride, .v_cache_row_stride = a.v_stride,
+        .k_strides = a.k_strides, .v_strides = a.v_strides,
         .scale = 0.3f, .window = c->window, .chunked = c->chunked,
         .score_cap = c->score_cap,
         .sinks = c->sinks ? harness_put(h, a.sinks, c->heads * 4) : NULL,
@@ -155,7 +191,7 @@ static void attention_case_run(struct harness *h, const struct attention_case *c
     op.attention.v_cache =
         c->latent ? op.attention.k_cache
                   : harness_put(h, a.v_cache,
-                                dtype_row_bytes(c->dtype, a.slot_count * a.v_stride));
+                                dtype_row_bytes(c->dtype, a.v_count));
     harness_run(h, &op);
     harness_get(h, out, op.attention.out, ATTENTION_ROWS * a.out_stride * 4);
     check_rows("attention", out, wanted, tolerance, ATTENTION_ROWS, a.out_width, a.out_stride);
@@ -210,9 +246,13 @@ static void attention_on(struct harness *h)
           .chunked = true, .sinks = true, .dtype = DTYPE_Q8_0 },
     };
 
-    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
-        if (cases[i].dtype == DTYPE_F32 || has_feature(h, OP_FEATURE_KV_NARROW))
-            attention_case_run(h, &cases[i]);
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        if (cases[i].dtype != DTYPE_F32 && !has_feature(h, OP_FEATURE_KV_NARROW))
+            continue;
+        attention_case_run(h, &cases[i], false);
+        if (has_feature(h, OP_FEATURE_KV_BY_HEAD))
+            attention_case_run(h, &cases[i], true);
+    }
 }
 
 static void attention_is_right(void **state)
@@ -221,39 +261,68 @@ static void attention_is_right(void **state)
     with_every_device(attention_on);
 }
 
-static void kv_write_on(struct harness *h)
+/* The slot and head to which element `at` of a cache belongs, and which one it is; false: a gap. */
+static bool find_element(const struct op_kv_write *op, size_t at, size_t *slot_out,
+                         size_t *head_out, size_t *i_out)
 {
-    enum { ROWS = 4, WIDTH = 9, SLOTS = 6, STRIDE = 11 };
+    for (size_t slot = 0; slot < op->cache_row_count; slot++) {
+        for (size_t head = 0; head < op->head_count; head++) {
+            const size_t first = slot / op->page_size * op->strides.page +
+                                 head * op->strides.head + slot % op->page_size * op->strides.slot;
+            if (at < first || at >= first + op->width)
+                continue;
+            *slot_out = slot;
+            *head_out = head;
+            *i_out = at - first;
+            return true;
+        }
+    }
+    return false;
+}
+
+static void kv_write_heads_on(struct harness *h, bool by_head, uint32_t page_size)
+{
+    enum { ROWS = 4, HEADS = 3, WIDTH = 5, SLOTS = 6, X_STRIDE = 17 };
     const int32_t slots[ROWS] = { 5, 0, 3, 2 };
-    float *x = random_floats(h, ROWS * STRIDE), *cache = guarded(SLOTS * STRIDE);
+    const struct op_cache_strides strides = strides_of(by_head, HEADS, page_size, WIDTH, 2);
+    const size_t count = SLOTS / page_size * strides.page;
+    float *x = random_floats(h, ROWS * X_STRIDE), *cache = guarded(count);
     struct op op = { .kind = OP_KV_WRITE };
 
     op.kv_write = (struct op_kv_write){
-        .cache = harness_put(h, cache, SLOTS * STRIDE * 4),
-        .x = harness_put(h, x, ROWS * STRIDE * 4),
-        .slots = harness_put(h, slots, sizeof(slots)),
-        .row_count = ROWS, .width = WIDTH, .cache_row_count = SLOTS, .cache_row_stride = STRIDE,
-        .x_row_stride = STRIDE,
+        .cache = harness_put(h, cache, count * 4), .x = harness_put(h, x, ROWS * X_STRIDE * 4),
+        .slots = harness_put(h, slots, sizeof(slots)), .row_count = ROWS, .head_count = HEADS,
+        .width = WIDTH, .page_size = page_size, .cache_row_count = SLOTS, .strides = strides,
+        .x_row_stride = X_STRIDE,
     };
     harness_run(h, &op);
-    harness_get(h, cache, op.kv_write.cache, SLOTS * STRIDE * 4);
-    for (size_t slot = 0; slot < SLOTS; slot++) {
-        size_t row = 0;
+    harness_get(h, cache, op.kv_write.cache, count * 4);
+    for (size_t at = 0; at < count; at++) {
+        size_t slot = 0, head = 0, i = 0, row = 0;
+        const bool is_gap = !find_element(&op.kv_write, at, &slot, &head, &i);
         while (row < ROWS && (size_t)slots[row] != slot)
             row++;
-        for (size_t i = 0; i < STRIDE; i++)
-            assert_true(cache[slot * STRIDE + i] ==
-                        (row < ROWS && i < WIDTH ? x[row * STRIDE + i] : GUARD));
+        assert_true(cache[at] ==
+                    (is_gap || row == ROWS ? GUARD : x[row * X_STRIDE + head * WIDTH + i]));
     }
     harness_clear(h);
     free(x);
     free(cache);
 }
 
+static void kv_write_on(struct harness *h)
+{
+    for (uint32_t page_size = 1; page_size <= 3; page_size++) {
+        kv_write_heads_on(h, false, page_size);
+        if (has_feature(h, OP_FEATURE_KV_BY_HEAD))
+            kv_write_heads_on(h, true, page_size);
+    }
+}
+
 /* Into a cache of another type: bytes as dtype_convert makes them, and no others. */
 static void kv_write_narrow_on(struct harness *h)
 {
-    enum { ROWS = 5, WIDTH = 96, SLOTS = 7, STRIDE = 128, X_STRIDE = 99 };
+    enum { ROWS = 5, HEADS = 3, WIDTH = 96, SLOTS = 7, STRIDE = 128, X_STRIDE = 99 };
     static const enum dtype dtypes[] = { DTYPE_F16, DTYPE_Q8_0 };
     const int32_t slots[ROWS] = { 5, 0, 6, 3, 2 };
     float *x = random_floats(h, ROWS * X_STRIDE);
@@ -277,8 +346,9 @@ static void kv_write_narrow_on(struct harness *h)
             .cache = harness_put(h, cache, bytes), .cache_dtype = dtypes[d],
             .x = harness_put(h, x, ROWS * X_STRIDE * 4),
             .slots = harness_put(h, slots, sizeof(slots)),
-            .row_count = ROWS, .width = WIDTH, .cache_row_count = SLOTS,
-            .cache_row_stride = STRIDE, .x_row_stride = X_STRIDE,
+            .row_count = ROWS, .head_count = HEADS, .width = WIDTH / HEADS, .page_size = 1,
+            .cache_row_count = SLOTS, .strides = { STRIDE, WIDTH / HEADS, STRIDE },
+            .x_row_stride = X_STRIDE,
         };
         harness_run(h, &op);
         harness_get(h, cache, op.kv_write.cache, bytes);

@@ -226,6 +226,26 @@ struct attention_data {
 
 enum { CONTEXT = 140, SEQUENCES = 2 };
 
+/* A cache of the sequences' keys or values, x[SEQUENCES * CONTEXT][heads][width]. */
+static char *make_cache(enum dtype dtype, const struct op_cache_strides *strides,
+                        uint32_t page_size, const int32_t *pages, const float *x, uint32_t heads,
+                        uint32_t width)
+{
+    const uint32_t each = (CONTEXT - 1) / page_size + 1;
+    char *cache = calloc((size_t)SEQUENCES * each, dtype_row_bytes(dtype, strides->page));
+
+    for (uint32_t i = 0; i < SEQUENCES * CONTEXT; i++) {
+        const uint32_t position = i % CONTEXT;
+        const size_t page = (size_t)pages[i / CONTEXT * each + position / page_size];
+        for (uint32_t head = 0; head < heads; head++, x += width)
+            dtype_convert(cache + dtype_row_bytes(dtype, page * strides->page +
+                                                             head * strides->head +
+                                                             position % page_size * strides->slot),
+                          dtype, x, DTYPE_F32, width);
+    }
+    return cache;
+}
+
 static void attention_run(struct harness *h, const void *data, uint32_t first, uint32_t count,
                           float *out)
 {
@@ -233,28 +253,22 @@ static void attention_run(struct harness *h, const void *data, uint32_t first, u
     const struct attention_data *d = data;
     const uint32_t page_size = page_sizes[(first * 7 + count) % 5];
     const uint32_t each = (CONTEXT - 1) / page_size + 1, pages_count = SEQUENCES * each;
-    const size_t k_width = (size_t)d->kv_heads * d->k_width;
-    const size_t v_width = (size_t)d->kv_heads * d->v_width;
-    const size_t k_row_bytes = dtype_row_bytes(d->dtype, k_width);
-    const size_t v_row_bytes = dtype_row_bytes(d->dtype, v_width);
-    char *k = calloc((size_t)pages_count * page_size, k_row_bytes);
-    char *v = calloc((size_t)pages_count * page_size, v_row_bytes);
+    struct op_cache_strides (*order)(uint64_t, uint64_t, uint64_t) =
+        has_feature(h, OP_FEATURE_KV_BY_HEAD) && first % 3 != 1 ? op_cache_by_head
+                                                                : op_cache_by_slot;
+    const struct op_cache_strides k_strides = order(d->kv_heads, page_size, d->k_width);
+    const struct op_cache_strides v_strides = order(d->kv_heads, page_size, d->v_width);
     int32_t *pages = scattered_pages(pages_count, first);
+    char *k = make_cache(d->dtype, &k_strides, page_size, pages, d->k, d->kv_heads, d->k_width);
+    char *v = make_cache(d->dtype, &v_strides, page_size, pages, d->v, d->kv_heads, d->v_width);
     struct op op = { .kind = OP_ATTENTION };
 
-    for (uint32_t i = 0; i < SEQUENCES * CONTEXT; i++) {
-        const uint32_t position = i % CONTEXT;
-        const size_t slot = (size_t)pages[i / CONTEXT * each + position / page_size] * page_size +
-                            position % page_size;
-        dtype_convert(k + slot * k_row_bytes, d->dtype, d->k + i * k_width, DTYPE_F32, k_width);
-        dtype_convert(v + slot * v_row_bytes, d->dtype, d->v + i * v_width, DTYPE_F32, v_width);
-    }
     op.attention = (struct op_attention){
         .out = harness_put(h, out, (uint64_t)count * d->heads * d->v_width * 4),
         .q = harness_put(h, d->q + (size_t)first * d->heads * d->k_width,
                          (uint64_t)count * d->heads * d->k_width * 4),
-        .k_cache = harness_put(h, k, (uint64_t)pages_count * page_size * k_row_bytes),
-        .v_cache = harness_put(h, v, (uint64_t)pages_count * page_size * v_row_bytes),
+        .k_cache = harness_put(h, k, pages_count * dtype_row_bytes(d->dtype, k_strides.page)),
+        .v_cache = harness_put(h, v, pages_count * dtype_row_bytes(d->dtype, v_strides.page)),
         .cache_dtype = d->dtype,
         .pages = harness_put(h, pages, (uint64_t)pages_count * 4),
         .sequences = harness_put(h, d->sequences + first, (uint64_t)count * 4),
@@ -265,7 +279,7 @@ static void attention_run(struct harness *h, const void *data, uint32_t first, u
         .cache_row_count = pages_count * page_size,
         .out_row_stride = (uint64_t)d->heads * d->v_width,
         .q_row_stride = (uint64_t)d->heads * d->k_width,
-        .k_cache_row_stride = k_width, .v_cache_row_stride = v_width,
+        .k_strides = k_strides, .v_strides = v_strides,
         .scale = 0.25f, .score_cap = d->score_cap, .window = d->window,
         .chunked = d->chunked,
         .sinks = d->sinks == NULL ? NULL : harness_put(h, d->sinks, d->heads * 4),

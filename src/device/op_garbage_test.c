@@ -265,7 +265,8 @@ static void attention_on_garbage(struct harness *h, enum dtype dtype)
         .k_width = k_width, .v_width = v_width, .page_size = 16, .page_count_max = 5,
         .cache_row_count = 5 * 16,
         .out_row_stride = (uint64_t)HEADS * v_width, .q_row_stride = (uint64_t)HEADS * k_width,
-        .k_cache_row_stride = k_width, .v_cache_row_stride = k_width, .scale = 1,
+        .k_strides = op_cache_by_slot(1, 16, k_width),
+        .v_strides = op_cache_by_slot(1, 16, k_width), .scale = 1,
     };
     op.attention.v_cache = op.attention.k_cache;
     harness_run(h, &op);

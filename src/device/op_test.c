@@ -512,7 +512,8 @@ static void missing_features_on(struct harness *h)
             assert_non_null(strstr(err.message, op_feature_name((enum op_feature)feature)));
     }
     assert_int_equal(device_info(h->device)->op_features,
-                     h->is_npu ? OP_FEATURES_ALL & ~(OP_FEATURE_KV_NARROW | OP_FEATURE_EXPERT_ORDER)
+                     h->is_npu ? OP_FEATURES_ALL & ~(OP_FEATURE_KV_NARROW | OP_FEATURE_KV_BY_HEAD |
+                                                     OP_FEATURE_EXPERT_ORDER)
                                : OP_FEATURES_ALL);
 }
 

@@ -142,9 +142,9 @@ static void list_small(struct list *list, const struct op *op)
     }
     case OP_KV_WRITE:
         add_matrix(list, "cache", op->kv_write.cache, op->kv_write.cache_dtype,
-                   op->kv_write.width);
+                   (uint64_t)op->kv_write.head_count * op->kv_write.width);
         add_rows(list, "x", op->kv_write.x, op->kv_write.row_count, op->kv_write.x_row_stride,
-                 op->kv_write.width);
+                 (uint64_t)op->kv_write.head_count * op->kv_write.width);
         add(list, "slots", op->kv_write.slots, (uint64_t)op->kv_write.row_count * 4);
         break;
     case OP_SILU_MUL:
@@ -210,6 +210,23 @@ static bool is_cache_dtype(enum dtype dtype)
     return dtype == DTYPE_F32 || dtype == DTYPE_F16 || dtype == DTYPE_Q8_0;
 }
 
+static bool is_whole_strides(enum dtype dtype, struct op_cache_strides strides)
+{
+    return is_whole_blocks(dtype, strides.page) && is_whole_blocks(dtype, strides.head) &&
+           is_whole_blocks(dtype, strides.slot);
+}
+
+/* Whether nothing lies where something else does: heads within slots, or slots within heads. */
+static bool is_cache_order(struct op_cache_strides strides, uint64_t head_count,
+                           uint64_t page_size, uint64_t width)
+{
+    if (strides.head >= page_size * strides.slot)
+        return strides.slot >= width && strides.page >= head_count * strides.head;
+    return (head_count == 1 || strides.head >= width) &&
+           strides.slot >= (head_count - 1) * strides.head + width &&
+           strides.page >= page_size * strides.slot;
+}
+
 static void assert_attention(const struct op_attention *op)
 {
     assert(op->head_count > 0 && op->kv_head_count > 0);
@@ -217,16 +234,16 @@ static void assert_attention(const struct op_attention *op)
     assert(op->k_width > 0 && op->v_width > 0);
     assert(!op->chunked || op->window > 0);
     assert(op->page_size > 0 && op->page_count_max > 0);
-    assert(op->k_cache_row_stride >= (uint64_t)op->kv_head_count * op->k_width);
-    assert(op->v_cache_row_stride >= (uint64_t)op->kv_head_count * op->v_width);
+    assert(is_cache_order(op->k_strides, op->kv_head_count, op->page_size, op->k_width));
+    assert(is_cache_order(op->v_strides, op->kv_head_count, op->page_size, op->v_width));
     assert(!is_latent(op) || (op->v_width <= op->k_width &&
-                              op->v_cache_row_stride == op->k_cache_row_stride));
+                              op->v_strides.slot == op->k_strides.slot));
     assert(op->score_cap >= 0);
     assert(is_cache_dtype(op->cache_dtype));
     assert(is_whole_blocks(op->cache_dtype, op->k_width));
     assert(is_whole_blocks(op->cache_dtype, op->v_width) || is_latent(op));
-    assert(is_whole_blocks(op->cache_dtype, op->k_cache_row_stride));
-    assert(is_whole_blocks(op->cache_dtype, op->v_cache_row_stride));
+    assert(is_whole_strides(op->cache_dtype, op->k_strides));
+    assert(is_whole_strides(op->cache_dtype, op->v_strides));
 }
 
 static void assert_kv_write(const struct op_kv_write *op)
@@ -234,7 +251,9 @@ static void assert_kv_write(const struct op_kv_write *op)
     assert(op->cache_row_count >= op->row_count);
     assert(is_cache_dtype(op->cache_dtype));
     assert(is_whole_blocks(op->cache_dtype, op->width));
-    assert(is_whole_blocks(op->cache_dtype, op->cache_row_stride));
+    assert(is_whole_strides(op->cache_dtype, op->strides));
+    assert(op->head_count > 0 && op->page_size > 0);
+    assert(is_cache_order(op->strides, op->head_count, op->page_size, op->width));
 }
 
 static void assert_route(const struct op_route *op)
@@ -344,13 +363,21 @@ static uint32_t gate_features(enum op_gate gate)
                                         : 0;
 }
 
+static uint32_t cache_features(enum dtype dtype, struct op_cache_strides strides,
+                               uint32_t head_count)
+{
+    return (dtype != DTYPE_F32 ? OP_FEATURE_KV_NARROW : 0u) |
+           (head_count > 1 && strides.head > strides.slot ? OP_FEATURE_KV_BY_HEAD : 0u);
+}
+
 static uint32_t attention_features(const struct op_attention *op)
 {
     return (op->window > 0 ? OP_FEATURE_WINDOW : 0u) |
            (op->chunked ? OP_FEATURE_CHUNKS : 0u) |
            (op->sinks != NULL ? OP_FEATURE_SINKS : 0u) |
            (op->score_cap > 0 ? OP_FEATURE_SOFT_CAP : 0u) |
-           (op->cache_dtype != DTYPE_F32 ? OP_FEATURE_KV_NARROW : 0u);
+           cache_features(op->cache_dtype, op->k_strides, op->kv_head_count) |
+           cache_features(op->cache_dtype, op->v_strides, op->kv_head_count);
 }
 
 uint32_t op_features(const struct op *op)
@@ -359,7 +386,8 @@ uint32_t op_features(const struct op *op)
     case OP_RMS_NORM: return op->rms_norm.weight_offset != 0 ? OP_FEATURE_NORM_OFFSET : 0;
     case OP_SCALE: return OP_FEATURE_SCALE;
     case OP_KV_WRITE:
-        return op->kv_write.cache_dtype != DTYPE_F32 ? OP_FEATURE_KV_NARROW : 0;
+        return cache_features(op->kv_write.cache_dtype, op->kv_write.strides,
+                              op->kv_write.head_count);
     case OP_ATTENTION: return attention_features(&op->attention);
     case OP_SILU_MUL: return gate_features(op->silu_mul.gate);
     case OP_MOE:
@@ -387,6 +415,7 @@ const char *op_feature_name(enum op_feature feature)
     case OP_FEATURE_GATE_CLAMPED: return "a clamped gate";
     case OP_FEATURE_EXPERT_BIAS: return "biases of experts";
     case OP_FEATURE_KV_NARROW: return "a KV cache in less than F32";
+    case OP_FEATURE_KV_BY_HEAD: return "a KV cache ordered by heads";
     case OP_FEATURE_COLUMNS: return "columns in another order";
     case OP_FEATURE_EXPERT_ORDER: return "experts' columns in another order";
     case OP_FEATURES_ALL: break;

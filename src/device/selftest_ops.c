@@ -174,11 +174,12 @@ static uint64_t run_rope(struct bed *bed, const struct selftest_op *test, uint32
     return finish(bed, &op, out, op.rope.x, rows * stride);
 }
 
-/* shape: rows, width, slots */
+/* shape: rows, width of each head, slots, heads, page size */
 static uint64_t run_kv_write(struct bed *bed, const struct selftest_op *test, uint32_t first,
                              uint32_t rows, float *out)
 {
-    const uint32_t width = test->shape[1], slot_count = test->shape[2];
+    const uint32_t width = test->shape[1], slot_count = test->shape[2], heads = test->shape[3];
+    const uint64_t row_width = (uint64_t)heads * width;
     int32_t slots[256];
     struct op op = { .kind = OP_KV_WRITE };
 
@@ -187,13 +188,14 @@ static uint64_t run_kv_write(struct bed *bed, const struct selftest_op *test, ui
     for (uint32_t i = 0; i < rows; i++)
         slots[i] = (int32_t)(slot_count - 1 - i); /* distinct */
     op.kv_write = (struct op_kv_write){
-        .cache = put_floats(bed, (uint64_t)slot_count * width),
-        .x = put_floats(bed, (uint64_t)rows * width),
+        .cache = put_floats(bed, slot_count * row_width),
+        .x = put_floats(bed, rows * row_width),
         .slots = device__bed_put(bed, slots, rows * sizeof(slots[0])),
-        .row_count = rows, .width = width, .cache_row_count = slot_count,
-        .cache_row_stride = width, .x_row_stride = width,
+        .row_count = rows, .head_count = heads, .width = width, .page_size = test->shape[4],
+        .cache_row_count = slot_count,
+        .strides = op_cache_by_head(heads, test->shape[4], width), .x_row_stride = row_width,
     };
-    return finish(bed, &op, out, op.kv_write.cache, (uint64_t)slot_count * width);
+    return finish(bed, &op, out, op.kv_write.cache, slot_count * row_width);
 }
 
 #define PAGES 24 /* of the attention's cache */
@@ -220,7 +222,7 @@ static void put_places(struct bed *bed, struct op_attention *attention, uint32_t
 }
 
 /* shape: rows, heads, kv heads, k width, v width, page size, window, and of these: */
-enum { CAPPED_WITH_SINKS = 1, CHUNKED = 2 };
+enum { CAPPED_WITH_SINKS = 1, CHUNKED = 2, BY_HEAD = 4 };
 
 static uint64_t run_attention(struct bed *bed, const struct selftest_op *test, uint32_t first,
                               uint32_t rows, float *out)
@@ -228,6 +230,8 @@ static uint64_t run_attention(struct bed *bed, const struct selftest_op *test, u
     const uint32_t heads = test->shape[1], kv_heads = test->shape[2];
     const uint32_t k_width = test->shape[3], v_width = test->shape[4], page = test->shape[5];
     const uint64_t q_stride = (uint64_t)heads * k_width, out_stride = (uint64_t)heads * v_width;
+    struct op_cache_strides (*order)(uint64_t, uint64_t, uint64_t) =
+        (test->shape[7] & BY_HEAD) != 0 ? op_cache_by_head : op_cache_by_slot;
     struct op op = { .kind = OP_ATTENTION };
 
     op.attention = (struct op_attention){
@@ -240,8 +244,8 @@ static uint64_t run_attention(struct bed *bed, const struct selftest_op *test, u
         .row_count = rows, .head_count = heads, .kv_head_count = kv_heads, .k_width = k_width,
         .v_width = v_width, .page_size = page, .cache_row_count = PAGES * page,
         .out_row_stride = out_stride,
-        .q_row_stride = q_stride, .k_cache_row_stride = (uint64_t)kv_heads * k_width,
-        .v_cache_row_stride = (uint64_t)kv_heads * v_width, .scale = 0.2f,
+        .q_row_stride = q_stride, .k_strides = order(kv_heads, page, k_width),
+        .v_strides = order(kv_heads, page, v_width), .scale = 0.2f,
         .window = test->shape[6], .chunked = (test->shape[7] & CHUNKED) != 0,
         .score_cap = (test->shape[7] & CAPPED_WITH_SINKS) != 0 ? 0.5f : 0,
         .sinks = (test->shape[7] & CAPPED_WITH_SINKS) != 0 ? put_floats(bed, heads) : NULL,
@@ -478,8 +482,9 @@ const struct selftest_op device__selftest_ops[] = {
     PLAIN("rope in halves", run_rope, true, 6, 4, 32, 0),
     PLAIN("rope interleaved", run_rope, true, 6, 4, 32, 1),
     PLAIN("rope, odd", run_rope, true, 3, 3, 5, 0),
-    PLAIN("kv_write", run_kv_write, false, 9, 128, 64),
-    PLAIN("kv_write, odd", run_kv_write, false, 5, 19, 13),
+    PLAIN("kv_write", run_kv_write, false, 9, 128, 64, 1, 16),
+    PLAIN("kv_write, odd", run_kv_write, false, 5, 19, 13, 1, 1),
+    PLAIN("kv_write by head", run_kv_write, false, 9, 16, 64, 8, 16),
     PLAIN("attention, one kv head for each", run_attention, true, 33, 4, 4, 64, 64, 16),
     PLAIN("attention, grouped", run_attention, true, 21, 8, 2, 64, 64, 16),
     PLAIN("attention, latent", run_attention, true, 9, 4, 1, 96, 64, 8),
@@ -490,8 +495,10 @@ const struct selftest_op device__selftest_ops[] = {
           CAPPED_WITH_SINKS),
     PLAIN("attention with all of these, odd", run_attention, true, 9, 6, 3, 20, 12, 5, 4,
           CAPPED_WITH_SINKS | CHUNKED),
-    { "attention over F16", run_attention, DTYPE_F16, { 21, 8, 2, 64, 64, 16 }, true },
-    { "attention over Q8_0", run_attention, DTYPE_Q8_0, { 21, 8, 2, 64, 64, 16 }, true },
+    PLAIN("attention by head", run_attention, true, 21, 8, 2, 64, 64, 16, 0, BY_HEAD),
+    { "attention over F16", run_attention, DTYPE_F16, { 21, 8, 2, 64, 64, 16, 0, BY_HEAD }, true },
+    { "attention over Q8_0", run_attention, DTYPE_Q8_0, { 21, 8, 2, 64, 64, 16, 0, BY_HEAD },
+      true },
     PLAIN("silu_mul", run_silu_mul, true, 9, 256),
     PLAIN("silu_mul, odd", run_silu_mul, true, 3, 19),
     PLAIN("silu_mul, GELU", run_silu_mul, true, 9, 256, GATE_GELU_TANH),

@@ -316,14 +316,16 @@ static void make_latents(struct model_pass *pass, uint32_t layer)
         .out = buffers->kv_a, .x = buffers->kv_a, .row_stride = width, .group_count = 1,
         .epsilon = config->latent_norm_epsilon, .layer = (int32_t)layer, .weight = ROLE_KV_A_NORM,
     };
+    const struct pass_kv_write write = {
+        .cache = model__kv_keys(pass->model, layer), .x = buffers->kv_a, .x_row_stride = width,
+        .layer = layer, .head_count = 1, .width = (uint32_t)width,
+    };
 
     model__pass_linear(pass, &a);
     model__pass_norm(pass, &norm);
     order_latents(pass, layer);
     model__pass_rope(pass, layer, buffers->kv_a + config->kv_lora_rank, 1, width, width);
-    model__pass_kv_write(pass, layer, model__kv_keys(pass->model, layer), buffers->kv_a,
-                         (uint32_t)width,
-                         width);
+    model__pass_kv_write(pass, &write);
 }
 
 /* q_latent[t][h] = [qn w_kc^T, qr] */
@@ -362,6 +364,8 @@ static void attend(struct model_pass *pass, uint32_t layer)
     const struct tensor *weight = model__pass_param(pass, (int32_t)layer, ROLE_W_VC);
     const uint64_t width = latent_width(config);
     const void *cache = model__kv_keys(pass->model, layer);
+    const struct op_cache_strides strides =
+        model__kv_strides(pass->model, 1, (uint32_t)width); /* values are a part of their keys */
     const struct op attention = { .kind = OP_ATTENTION, .attention = {
         .out = buffers->attended, .q = buffers->q_latent, .k_cache = cache, .v_cache = cache,
         .cache_dtype = config->kv_dtype,
@@ -374,7 +378,7 @@ static void attend(struct model_pass *pass, uint32_t layer)
         .cache_row_count = model__kv_slot_count(pass->model, layer),
         .out_row_stride = (uint64_t)config->head_count * config->kv_lora_rank,
         .q_row_stride = config->head_count * width,
-        .k_cache_row_stride = width, .v_cache_row_stride = width,
+        .k_strides = strides, .v_strides = strides,
         .scale = config->attention_scale,
     } };
     const struct op values = { .kind = OP_MATMUL, .matmul = {

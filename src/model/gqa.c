@@ -116,7 +116,8 @@ static void attend(struct model_pass *pass, uint32_t layer)
 {
     const struct model_config *config = pass->config;
     const struct model *model = pass->model;
-    const uint32_t kv_width = config->kv_head_count * config->head_dim;
+    const struct op_cache_strides strides =
+        model__kv_strides(model, config->kv_head_count, config->head_dim);
     const struct tensor *sinks = model__pass_param(pass, (int32_t)layer, ROLE_SINKS);
     const struct op attention = { .kind = OP_ATTENTION, .attention = {
         .out = pass->buffers->attended, .q = pass->buffers->qkv,
@@ -132,7 +133,7 @@ static void attend(struct model_pass *pass, uint32_t layer)
         .cache_row_count = model__kv_slot_count(model, layer),
         .out_row_stride = (uint64_t)config->head_count * config->head_dim,
         .q_row_stride = qkv_width(config),
-        .k_cache_row_stride = kv_width, .v_cache_row_stride = kv_width,
+        .k_strides = strides, .v_strides = strides,
         .scale = config->attention_scale, .score_cap = config->score_cap,
         .sinks = sinks != NULL ? sinks->data : NULL,
         .window = model__layer_has_window(config, layer) ? config->sliding_window : 0,
@@ -202,9 +203,12 @@ void model__gqa_pass(struct model_pass *pass, uint32_t layer)
     const struct model_config *config = pass->config;
     const struct model_buffers *buffers = pass->buffers;
     const uint64_t stride = qkv_width(config);
-    const uint32_t kv_width = config->kv_head_count * config->head_dim;
     float *q = buffers->qkv;
     float *k = q + (uint64_t)config->head_count * config->head_dim;
+    struct pass_kv_write write = {
+        .x = k, .x_row_stride = stride, .layer = layer,
+        .head_count = config->kv_head_count, .width = config->head_dim,
+    };
     const struct pass_linear in = {
         .out = q, .x = buffers->normed, .layer = (int32_t)layer,
         .weight = ROLE_QKV, .bias = ROLE_QKV_BIAS,
@@ -218,9 +222,11 @@ void model__gqa_pass(struct model_pass *pass, uint32_t layer)
     if (config->qk_norm || config->qk_norm_whole)
         normalise(pass, layer, q, k);
     place(pass, layer, q);
-    model__pass_kv_write(pass, layer, model__kv_keys(pass->model, layer), k, kv_width, stride);
-    model__pass_kv_write(pass, layer, model__kv_values(pass->model, layer), k + kv_width, kv_width,
-                         stride);
+    write.cache = model__kv_keys(pass->model, layer);
+    model__pass_kv_write(pass, &write);
+    write.cache = model__kv_values(pass->model, layer);
+    write.x += (uint64_t)config->kv_head_count * config->head_dim;
+    model__pass_kv_write(pass, &write);
     attend(pass, layer);
     model__pass_add(pass, &back);
 }

@@ -327,9 +327,13 @@ void model__pass_norm(struct model_pass *pass, const struct pass_norm *norm);
 void model__pass_scale(struct model_pass *pass, float *x, uint32_t width, float factor);
 void model__pass_rope(struct model_pass *pass, uint32_t layer, float *x, uint32_t head_count,
                       uint64_t row_stride, uint64_t head_stride);
-/* cache: the layer's keys or values. */
-void model__pass_kv_write(struct model_pass *pass, uint32_t layer, void *cache, const float *x,
-                          uint32_t width, uint64_t x_row_stride);
+struct pass_kv_write {
+    void *cache;                           /* the layer's keys or values */
+    const float *x;
+    uint64_t x_row_stride;
+    uint32_t layer, head_count, width;     /* of each head */
+};
+void model__pass_kv_write(struct model_pass *pass, const struct pass_kv_write *write);
 /* Whether the cache's dtype is one that there is, and holds the model's heads as whole blocks. */
 enum status model__kv_check(const struct model_config *config, struct err *err);
 /* Of a token slot in one layer, keys and values. */
@@ -339,6 +343,9 @@ enum kv_kind model__kv_kind(const struct model_config *config, uint32_t layer);
 void *model__kv_keys(const struct model *model, uint32_t layer);
 void *model__kv_values(const struct model *model, uint32_t layer);
 uint32_t model__kv_slot_count(const struct model *model, uint32_t layer); /* token slots of it */
+/* The order of keys, or values, within it. */
+struct op_cache_strides model__kv_strides(const struct model *model, uint32_t head_count,
+                                          uint32_t width);
 
 /* window.c. Fills is_sliding from "layer_types"; false when there is no such list. */
 bool model__read_layer_types(struct config_reader *reader, struct model_config *config);

@@ -1,10 +1,12 @@
 /* model/kv.c - where a layer's keys and values lie.
  *
- *     the layers that keep all:  keys [slots][k width] | values [slots][v width] | keys ...
- *     those that have a window:  keys [slots][k width] | values [slots][v width] | keys ...
+ *     the layers that keep all:  keys [pages][k page] | values [pages][v page] | keys ...
+ *     those that have a window:  keys [pages][k page] | values [pages][v page] | keys ...
  *
- * Token slot s of page p is row p * page_size + s, in every layer of a kind; the two kinds have
- * pages of their own. All elements are of config's kv_dtype. MLA has no values: they are the first
+ * A page is [head][slot][width], or [slot][head][width] on a device that does not have
+ * OP_FEATURE_KV_BY_HEAD. Token
+ * slot s of page p is slot p * page_size + s, in every layer of a kind; the two kinds have pages of
+ * their own. All elements are of config's kv_dtype. MLA has no values: they are the first
  * part of its keys. The contents are undefined until written; attention reads only what was. */
 #include "model/internal.h"
 
@@ -56,6 +58,16 @@ void *model__kv_values(const struct model *model, uint32_t layer)
     const enum kv_kind kind = model__kv_kind(&model->config, layer);
 
     return (char *)model__kv_keys(model, layer) + model->sizes.kv[kind].layer_k_bytes;
+}
+
+struct op_cache_strides model__kv_strides(const struct model *model, uint32_t head_count,
+                                          uint32_t width)
+{
+    const uint64_t page_size = model->sizes.page_size;
+
+    return (device_info(model->device)->op_features & OP_FEATURE_KV_BY_HEAD) != 0
+               ? op_cache_by_head(head_count, page_size, width)
+               : op_cache_by_slot(head_count, page_size, width);
 }
 
 uint32_t model__kv_slot_count(const struct model *model, uint32_t layer)

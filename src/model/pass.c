@@ -192,15 +192,16 @@ void model__pass_rope(struct model_pass *pass, uint32_t layer, float *x, uint32_
     model__pass_launch(pass, &op);
 }
 
-void model__pass_kv_write(struct model_pass *pass, uint32_t layer, void *cache, const float *x,
-                          uint32_t width, uint64_t x_row_stride)
+void model__pass_kv_write(struct model_pass *pass, const struct pass_kv_write *write)
 {
     const struct op op = { .kind = OP_KV_WRITE, .kv_write = {
-        .cache = cache, .cache_dtype = pass->config->kv_dtype, .x = x,
-        .slots = pass->slots[model__kv_kind(pass->config, layer)],
-        .row_count = pass->row_count, .width = width,
-        .cache_row_count = model__kv_slot_count(pass->model, layer),
-        .cache_row_stride = width, .x_row_stride = x_row_stride,
+        .cache = write->cache, .cache_dtype = pass->config->kv_dtype, .x = write->x,
+        .slots = pass->slots[model__kv_kind(pass->config, write->layer)],
+        .row_count = pass->row_count, .head_count = write->head_count, .width = write->width,
+        .page_size = (uint32_t)pass->model->sizes.page_size,
+        .cache_row_count = model__kv_slot_count(pass->model, write->layer),
+        .strides = model__kv_strides(pass->model, write->head_count, write->width),
+        .x_row_stride = write->x_row_stride,
     } };
 
     model__pass_launch(pass, &op);

@@ -257,16 +257,16 @@ static void attend(struct ascend_call *call, const struct rows *rows, const stru
     const struct ascend_view scores = matrices(part->scores, op, count, span.key_count);
     const struct ascend_view out_rows = matrices(part->out, op, count, op->v_width);
     const struct ascend_view values =
-        ascend__cube(rows->values + skipped * op->v_cache_row_stride,
+        ascend__cube(rows->values + skipped * op->v_strides.slot,
                      (struct ascend_dims){ kv, op->v_width },
-                     (struct ascend_dims){ span.key_count, op->v_cache_row_stride }, op->v_width);
+                     (struct ascend_dims){ span.key_count, op->v_strides.slot }, op->v_width);
     struct ascend_view keys =
-        ascend__cube(rows->keys + skipped * op->k_cache_row_stride,
+        ascend__cube(rows->keys + skipped * op->k_strides.slot,
                      (struct ascend_dims){ kv, op->k_width },
                      (struct ascend_dims){ op->k_width, 1 }, span.key_count);
     struct ascend_view weights;
 
-    keys.strides[2] = (int64_t)op->k_cache_row_stride; /* transposed */
+    keys.strides[2] = (int64_t)op->k_strides.slot; /* transposed */
     ascend__copy(call, &q_packed, &q);
     ASCEND_CALL(call, InplaceMuls, op->scale, ASCEND_VIEWS(&q_packed), t[0], ascend__number(call));
     ASCEND_CALL(call, BatchMatMul, 0, ASCEND_VIEWS(&q_rows, &keys, &scores), t[0], t[1], t[2],
@@ -288,7 +288,7 @@ static void attend_run(struct ascend_call *call, struct rows *rows)
     const uint64_t each = rows->count < most ? rows->count : most;
     const uint64_t slots = page_count * op->page_size;
     const bool latent = op->v_cache == op->k_cache &&
-                        op->v_cache_row_stride == op->k_cache_row_stride;
+                        op->v_strides.slot == op->k_strides.slot;
     float *keys = NULL, *values = NULL;
     void *memory = NULL;
     struct part part = { NULL, NULL, NULL, NULL, NULL, NULL };
@@ -296,8 +296,8 @@ static void attend_run(struct ascend_call *call, struct rows *rows)
     for (int pass = 0; pass < 2 && call->status == STATUS_OK; pass++) {
         struct ascend_cutter cutter = { memory, 0 };
 
-        keys = ascend__cut(&cutter, slots * op->k_cache_row_stride * 4);
-        values = latent ? keys : ascend__cut(&cutter, slots * op->v_cache_row_stride * 4);
+        keys = ascend__cut(&cutter, slots * op->k_strides.slot * 4);
+        values = latent ? keys : ascend__cut(&cutter, slots * op->v_strides.slot * 4);
         part = cut_part(&cutter, op, each, key_count);
         if (pass == 0)
             call->status = ascend__scratch(call->stream, cutter.used_bytes, &memory, call->err);
@@ -305,9 +305,9 @@ static void attend_run(struct ascend_call *call, struct rows *rows)
     if (call->status != STATUS_OK)
         return;
     rows->gathered = first_page * op->page_size;
-    gather(call, rows, op->k_cache, op->k_cache_row_stride, page_count, keys);
+    gather(call, rows, op->k_cache, op->k_strides.slot, page_count, keys);
     if (!latent)
-        gather(call, rows, op->v_cache, op->v_cache_row_stride, page_count, values);
+        gather(call, rows, op->v_cache, op->v_strides.slot, page_count, values);
     rows->keys = keys;
     rows->values = values;
     for (uint32_t first = 0; first < rows->count && call->status == STATUS_OK;
@@ -323,6 +323,10 @@ void ascend__op_attention(struct ascend_call *call, const struct op_attention *o
     const struct run run = read_run(call, op);
 
     assert(op->cache_row_count >= op->page_size);
+    assert(op->k_strides.page == op->page_size * op->k_strides.slot);
+    assert(op->v_strides.page == op->page_size * op->v_strides.slot);
+    assert(op->kv_head_count == 1 ||
+           (op->k_strides.head == op->k_width && op->v_strides.head == op->v_width));
     for (uint32_t first = 0; first < op->row_count && call->status == STATUS_OK;) {
         struct rows rows = next_rows(op, &run, first);
 

@@ -97,12 +97,15 @@ void ascend__op_gather_columns(struct ascend_call *call, const struct op_gather_
 
 void ascend__op_kv_write(struct ascend_call *call, const struct op_kv_write *op)
 {
-    const struct ascend_view cache = ascend__rows(op->cache, ACL_FLOAT, op->cache_row_count,
-                                                  op->width, op->cache_row_stride);
+    const uint64_t width = (uint64_t)op->head_count * op->width;
+    const struct ascend_view cache = ascend__rows(op->cache, ACL_FLOAT, op->cache_row_count, width,
+                                                  op->strides.slot);
     const struct ascend_view x =
-        ascend__rows(op->x, ACL_FLOAT, op->row_count, op->width, op->x_row_stride);
+        ascend__rows(op->x, ACL_FLOAT, op->row_count, width, op->x_row_stride);
     const struct ascend_view slots = ascend__vector(op->slots, ACL_INT32, op->row_count);
 
+    assert(op->strides.page == op->page_size * op->strides.slot);
+    assert(op->head_count == 1 || op->strides.head == op->width);
     ASCEND_CALL(call, InplaceIndexCopy, 0, ASCEND_VIEWS(&cache, &slots, &x), t[0], 0, t[1], t[2]);
 }
 

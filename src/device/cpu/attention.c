@@ -38,8 +38,8 @@ struct attention_job {
     uint32_t kv_heads_per_task;
     uint32_t rows_per_task;
     uint32_t row_blocks;         /* tasks of a part follow each other: its keys stay in the cache */
-    uint64_t key_bytes, value_bytes;         /* of a kv head's, in the cache */
-    uint64_t key_row_bytes, value_row_bytes; /* of a token slot */
+    uint64_t key_bytes, value_bytes;         /* of a kv head's in a token slot */
+    struct op_cache_strides k_bytes, v_bytes; /* the op's, in bytes */
     bool is_latent;              /* values are a part of their keys, and widened with them */
     bool has_room;               /* for a tile in scratch */
 };
@@ -136,20 +136,22 @@ static void find_tile(struct block *block, uint32_t kv_head, uint32_t tile, uint
 {
     const struct attention_job *job = block->job;
     const struct op_attention *op = job->op;
-    const char *keys = (const char *)op->k_cache + kv_head * job->key_bytes;
-    const char *values = (const char *)op->v_cache + kv_head * job->value_bytes;
+    const char *keys = (const char *)op->k_cache + kv_head * job->k_bytes.head;
+    const char *values = (const char *)op->v_cache + kv_head * job->v_bytes.head;
     float *room = block->scratch;
     float *value_room = room + (uint64_t)CPU_ATTENTION_TILE * op->k_width;
     uint32_t page = tile / op->page_size;
     uint32_t offset = tile % op->page_size;
 
     for (uint32_t j = 0; j < end - tile; j++, room += op->k_width, value_room += op->v_width) {
-        const uint64_t slot = (uint64_t)block->pages[page] * op->page_size + offset;
-        block->keys[j] = widened(block, keys + slot * job->key_row_bytes, op->k_width, room);
-        block->values[j] = job->is_latent
-                               ? block->keys[j]
-                               : widened(block, values + slot * job->value_row_bytes,
-                                         op->v_width, value_room);
+        const uint64_t p = (uint64_t)block->pages[page];
+        block->keys[j] = widened(block, keys + p * job->k_bytes.page + offset * job->k_bytes.slot,
+                                 op->k_width, room);
+        block->values[j] =
+            job->is_latent ? block->keys[j]
+                           : widened(block, values + p * job->v_bytes.page +
+                                                offset * job->v_bytes.slot,
+                                     op->v_width, value_room);
         if (++offset == op->page_size) {
             offset = 0;
             page++;
@@ -163,25 +165,26 @@ static void ask_for(const char *bytes, uint64_t count)
         __builtin_prefetch(bytes + i, 0, 2);
 }
 
-/* Asks for the part-th of parts of the next tile's keys and values, all kv heads' of the block: a
- * row's lie next to each other. */
+/* Asks for the part-th of parts of the next tile's keys and values of all kv heads of the block. */
 static void ask_for_part(const struct block *block, uint32_t part, uint32_t parts)
 {
     const struct attention_job *job = block->job;
     const struct op_attention *op = job->op;
-    const char *keys = (const char *)op->k_cache + block->kv_head * job->key_bytes;
-    const char *values = (const char *)op->v_cache + block->kv_head * job->value_bytes;
     const uint32_t count = block->next_end - block->next;
+    const uint32_t all = count * block->kv_head_count;
 
-    for (uint32_t j = count * part / parts; j < count * (part + 1) / parts; j++) {
-        const uint32_t position = block->next + j;
-        const uint64_t slot =
-            (uint64_t)block->pages[position / op->page_size] * op->page_size +
-            position % op->page_size;
-        ask_for(keys + slot * job->key_row_bytes, block->kv_head_count * job->key_bytes);
+    for (uint32_t i = all * part / parts; i < all * (part + 1) / parts; i++) {
+        const uint32_t position = block->next + i % count;
+        const uint64_t kv_head = block->kv_head + i / count;
+        const uint64_t page = (uint64_t)block->pages[position / op->page_size];
+        const uint64_t offset = position % op->page_size;
+        ask_for((const char *)op->k_cache + page * job->k_bytes.page +
+                    kv_head * job->k_bytes.head + offset * job->k_bytes.slot,
+                job->key_bytes);
         if (!job->is_latent)
-            ask_for(values + slot * job->value_row_bytes,
-                    block->kv_head_count * job->value_bytes);
+            ask_for((const char *)op->v_cache + page * job->v_bytes.page +
+                        kv_head * job->v_bytes.head + offset * job->v_bytes.slot,
+                    job->value_bytes);
     }
 }
 
@@ -410,6 +413,13 @@ static void share_out(struct attention_job *job)
         job->kv_heads_per_task = (job->kv_heads_per_task + 1) / 2;
 }
 
+static struct op_cache_strides strides_in_bytes(enum dtype dtype, struct op_cache_strides strides)
+{
+    return (struct op_cache_strides){ dtype_row_bytes(dtype, strides.page),
+                                      dtype_row_bytes(dtype, strides.head),
+                                      dtype_row_bytes(dtype, strides.slot) };
+}
+
 void cpu__attention(struct cpu_executor *executor, const struct op_attention *op)
 {
     const bool is_latent = op->v_cache == op->k_cache && op->kv_head_count == 1;
@@ -418,8 +428,8 @@ void cpu__attention(struct cpu_executor *executor, const struct op_attention *op
         .has_room = (uint64_t)op->k_width + op->v_width <= CPU_ATTENTION_ELEMENTS_MAX,
         .key_bytes = dtype_row_bytes(op->cache_dtype, op->k_width),
         .value_bytes = is_latent ? 0 : dtype_row_bytes(op->cache_dtype, op->v_width),
-        .key_row_bytes = dtype_row_bytes(op->cache_dtype, op->k_cache_row_stride),
-        .value_row_bytes = dtype_row_bytes(op->cache_dtype, op->v_cache_row_stride),
+        .k_bytes = strides_in_bytes(op->cache_dtype, op->k_strides),
+        .v_bytes = strides_in_bytes(op->cache_dtype, op->v_strides),
     };
 
     share_out(&job);

@@ -184,13 +184,16 @@ static void rope_row(const struct cpu_executor *executor, const struct op *op, u
 static void kv_write_row(const struct cpu_executor *executor, const struct op *op, uint32_t row)
 {
     const struct op_kv_write *write = &op->kv_write;
+    const uint32_t slot = (uint32_t)write->slots[row];
+    const uint64_t first = slot / write->page_size * write->strides.page +
+                           slot % write->page_size * write->strides.slot;
+    const float *x = write->x + row * write->x_row_stride;
 
     (void)executor;
-    dtype_convert((char *)write->cache +
-                      dtype_row_bytes(write->cache_dtype,
-                                      (uint64_t)write->slots[row] * write->cache_row_stride),
-                  write->cache_dtype, write->x + row * write->x_row_stride, DTYPE_F32,
-                  write->width);
+    for (uint32_t head = 0; head < write->head_count; head++, x += write->width)
+        dtype_convert((char *)write->cache +
+                          dtype_row_bytes(write->cache_dtype, first + head * write->strides.head),
+                      write->cache_dtype, x, DTYPE_F32, write->width);
 }
 
 static void silu_mul_row(const struct cpu_executor *executor, const struct op *op, uint32_t row)
@@ -308,7 +311,10 @@ void cpu_execute(struct cpu_executor *executor, const struct op *op)
     case OP_ROPE:
         run_rows(executor, op, 4 * (uint64_t)op->rope.head_count * op->rope.pair_count, rope_row);
         break;
-    case OP_KV_WRITE: run_rows(executor, op, op->kv_write.width, kv_write_row); break;
+    case OP_KV_WRITE:
+        run_rows(executor, op, (uint64_t)op->kv_write.head_count * op->kv_write.width,
+                 kv_write_row);
+        break;
     case OP_ATTENTION: cpu__attention(executor, &op->attention); break;
     case OP_SILU_MUL:
         run_rows(executor, op, 8 * (uint64_t)op->silu_mul.width, silu_mul_row);

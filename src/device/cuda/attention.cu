@@ -32,7 +32,7 @@
 struct attention_team {
     float p[TILE][HEADS];            /* scores, then their exponentials */
     float factor[HEADS], max[HEADS], sum[HEADS];
-    uint32_t slots[TILE];
+    uint64_t keys[TILE], values[TILE]; /* where in the caches they begin */
 };
 
 struct attention_shared {
@@ -80,14 +80,21 @@ __device__ static inline void load_q(const struct attention_block *block)
 }
 
 /* Of the tile that begins at position `first`. */
-__device__ static inline void find_slots(const struct attention_block *block, uint32_t first)
+__device__ static inline void find_keys(const struct attention_block *block, uint32_t first)
 {
     const struct op_attention *op = block->op;
     const int32_t *pages = op->pages + (uint64_t)op->sequences[block->row] * op->page_count_max;
 
-    for (uint32_t j = block->begin + block->thread; j < block->end; j += THREADS)
-        block->shared->slots[j] = (uint32_t)pages[(first + j) / op->page_size] * op->page_size +
-                                  (first + j) % op->page_size;
+    for (uint32_t j = block->begin + block->thread; j < block->end; j += THREADS) {
+        const uint64_t page = (uint32_t)pages[(first + j) / op->page_size];
+        const uint64_t offset = (first + j) % op->page_size;
+
+        block->shared->keys[j] = page * op->k_strides.page +
+                                 block->kv_head * op->k_strides.head + offset * op->k_strides.slot;
+        block->shared->values[j] = page * op->v_strides.page +
+                                   block->kv_head * op->v_strides.head +
+                                   offset * op->v_strides.slot;
+    }
 }
 
 /* Sums of eight values over all lanes; lane l gets the sum of value l / 4. */
@@ -150,7 +157,7 @@ __device__ static inline void score_some(const struct attention_block *block, ui
     for (uint32_t u = 0; u < KEYS; u++) {
         const uint32_t j = first + u < block->end ? first + u : first;
 
-        keys[u] = shared->slots[j] * op->k_cache_row_stride + (uint64_t)block->kv_head * width;
+        keys[u] = shared->keys[j];
     }
     for (uint32_t i = lane * LANE_ELEMENTS; i < width; i += GPU_WARP * LANE_ELEMENTS) {
         float4 k[KEYS];
@@ -237,8 +244,7 @@ __device__ static inline void add_values(const struct attention_block *block,
             acc[c][h] *= shared->factor[h];
 #pragma unroll(dtype == DTYPE_F32 ? 8 : 4) /* so many keys' values are on their way at once */
     for (uint32_t j = block->begin; j < block->end; j++) {
-        const uint64_t value = shared->slots[j] * op->v_cache_row_stride +
-                               (uint64_t)block->kv_head * op->v_width;
+        const uint64_t value = shared->values[j];
 
 #pragma unroll
         for (uint32_t c = 0; c < COLUMNS; c++) {
@@ -293,7 +299,7 @@ __device__ static inline void attend_tile(struct attention_block *block, uint32_
                                           uint32_t first_column, float max[2], float sum[2],
                                           float acc[COLUMNS][HEADS])
 {
-    find_slots(block, first);
+    find_keys(block, first);
     gpu_part_sync(block->team, THREADS);
     for (uint32_t j = block->begin + block->thread / GPU_WARP * KEYS; j < block->end;
          j += WARPS * KEYS)
@@ -395,8 +401,8 @@ __global__ void __launch_bounds__(BLOCK_THREADS) attention(const struct op_atten
     block.q = block.joined = shared->q;
     block.row = blockIdx.x;
     block.q_stride = (op.k_width + 3) / 4 * 4;
-    block.is_aligned = (((uintptr_t)op.k_cache | op.k_cache_row_stride * 4 | op.k_width * 4) &
-                        15) == 0;
+    block.is_aligned = (((uintptr_t)op.k_cache | op.k_strides.page * 4 | op.k_strides.head * 4 |
+                         op.k_strides.slot * 4) & 15) == 0;
     choose_heads(&block);
     load_q(&block);
     __syncthreads();

@@ -243,14 +243,24 @@ __device__ static inline uint16_t f16_of(float value)
     return (uint16_t)(sign | (magnitude + 0xfff + (magnitude >> 13 & 1) - (112u << 23)) >> 13);
 }
 
+/* Where element i of a row, all heads', goes. */
+__device__ static inline uint64_t place_in_cache(const struct op_kv_write *op, uint32_t row,
+                                                 uint32_t i)
+{
+    const uint32_t slot = (uint32_t)op->slots[row];
+
+    return slot / op->page_size * op->strides.page + i / op->width * op->strides.head +
+           slot % op->page_size * op->strides.slot + i % op->width;
+}
+
 __global__ void kv_write(const struct op_kv_write op)
 {
     const uint32_t i = blockIdx.x * THREADS + threadIdx.x;
 
-    if (i >= op.width)
+    if (i >= op.head_count * op.width)
         return;
     for (uint32_t row = blockIdx.y; row < op.row_count; row += gridDim.y) {
-        const uint64_t at = op.slots[row] * op.cache_row_stride + i;
+        const uint64_t at = place_in_cache(&op, row, i);
         const float value = op.x[row * op.x_row_stride + i];
 
         if (op.cache_dtype == DTYPE_F16)
@@ -284,22 +294,22 @@ __global__ void kv_write_q8_0(const struct op_kv_write op)
 {
     const uint32_t i = blockIdx.x * THREADS + threadIdx.x;
 
-    if (i >= op.width / 32)
+    if (i >= op.head_count * op.width / 32)
         return;
     for (uint32_t row = blockIdx.y; row < op.row_count; row += gridDim.y)
-        write_q8_0((uint8_t *)op.cache + (op.slots[row] * op.cache_row_stride / 32 + i) * 34,
+        write_q8_0((uint8_t *)op.cache + place_in_cache(&op, row, i * 32) / 32 * 34,
                    op.x + row * op.x_row_stride + i * 32);
 }
 
 cudaError_t cuda_kv_write(const struct op_kv_write *op, cudaStream_t stream)
 {
     const struct op_kv_write copy = *op;
+    const uint32_t width = op->head_count * op->width;
 
     if (op->cache_dtype == DTYPE_Q8_0)
-        GPU_LAUNCH(kv_write_q8_0, grid_for(op->width / 32, op->row_count), THREADS, 0, stream,
-                   copy);
+        GPU_LAUNCH(kv_write_q8_0, grid_for(width / 32, op->row_count), THREADS, 0, stream, copy);
     else
-        GPU_LAUNCH(kv_write, grid_for(op->width, op->row_count), THREADS, 0, stream, copy);
+        GPU_LAUNCH(kv_write, grid_for(width, op->row_count), THREADS, 0, stream, copy);
     return cudaGetLastError();
 }
 
