@@ -14,9 +14,11 @@ struct attention_case {
     bool sinks;
     float score_cap;
     enum dtype dtype; /* of the cache */
+    uint32_t behind;  /* so much further on in their sequences most rows are */
 };
 
-enum { ATTENTION_ROWS = 23, ATTENTION_SEQUENCES = 3, ATTENTION_CONTEXT = 150 };
+enum { ATTENTION_ROWS = 23, ATTENTION_SEQUENCES = 3, ATTENTION_SHORT = 150,
+       ATTENTION_BEHIND_MAX = 900, ATTENTION_CONTEXT = ATTENTION_SHORT + ATTENTION_BEHIND_MAX };
 
 /* One problem: rows of three sequences, those of one not all next to each other. */
 struct attention {
@@ -65,7 +67,7 @@ static void attention_make(struct harness *h, struct attention *a, const struct 
     const uint32_t block = c->dtype == DTYPE_Q8_0 ? 32 : 0;
 
     a->c = c;
-    a->pages_each = (ATTENTION_CONTEXT - 1) / c->page_size + 1;
+    a->pages_each = (ATTENTION_SHORT + c->behind - 1) / c->page_size + 1;
     a->slot_count = (size_t)ATTENTION_SEQUENCES * a->pages_each * c->page_size;
     a->k_strides = strides_of(by_head, c->kv_heads, c->page_size, c->k_width,
                               block > 0 ? block : 4);
@@ -87,7 +89,9 @@ static void attention_make(struct harness *h, struct attention *a, const struct 
     a->pages = scattered_pages(ATTENTION_SEQUENCES * a->pages_each, 1);
     for (int32_t t = 0; t < ATTENTION_ROWS; t++) {
         a->sequences[t] = t < 11 ? 0 : t < 15 ? 2 : t < 22 ? 1 : 2;
-        a->positions[t] = t < 11 ? 59 + t : t < 15 ? t - 11 : t < 22 ? 143 + t - 15 : 4;
+        a->positions[t] = t < 11   ? (int32_t)c->behind + 59 + t
+                          : t < 15 ? t - 11
+                          : t < 22 ? (int32_t)c->behind + 143 + t - 15 : 4;
     }
 }
 
@@ -168,7 +172,8 @@ static void attention_case_run(struct harness *h, const struct attention_case *c
     /* Values are below 1. A weight's error is its score's, absolute, at most (k_width / 8 + 8) u *
      * scale * k_width, plus exp's; then a sum over the context. */
     for (size_t i = 0; i < ATTENTION_ROWS * a.out_width; i++)
-        tolerance[i] = ((c->k_width / 8.0 + 8) * 0.3 * c->k_width + ATTENTION_CONTEXT) * U;
+        tolerance[i] =
+            ((c->k_width / 8.0 + 8) * 0.3 * c->k_width + ATTENTION_SHORT + c->behind) * U;
     op.attention = (struct op_attention){
         .out = harness_put(h, out, ATTENTION_ROWS * a.out_stride * 4),
         .q = harness_put(h, a.q, ATTENTION_ROWS * a.q_stride * 4),
@@ -244,6 +249,16 @@ static void attention_on(struct harness *h)
           .latent = true, .dtype = DTYPE_Q8_0 },
         { .heads = 8, .kv_heads = 2, .k_width = 32, .v_width = 32, .page_size = 5, .window = 24,
           .chunked = true, .sinks = true, .dtype = DTYPE_Q8_0 },
+        { .heads = 8, .kv_heads = 2, .k_width = 64, .v_width = 64, .page_size = 16,
+          .behind = 190 },
+        { .heads = 4, .kv_heads = 2, .k_width = 24, .v_width = 16, .page_size = 8, .behind = 450,
+          .window = 290, .sinks = true, .dtype = DTYPE_F16 },
+        { .heads = 6, .kv_heads = 2, .k_width = 32, .v_width = 32, .page_size = 8, .behind = 620,
+          .window = 300, .chunked = true, .score_cap = 2 },
+        { .heads = 16, .kv_heads = 1, .k_width = 96, .v_width = 64, .page_size = 64,
+          .behind = 900, .latent = true, .sinks = true, .dtype = DTYPE_Q8_0 },
+        { .heads = 9, .kv_heads = 1, .k_width = 576, .v_width = 520, .page_size = 64,
+          .behind = 190, .latent = true },
     };
 
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {

@@ -416,7 +416,8 @@ static void play_without_operators(void)
     CHILD_CHECK(harness_device_open("ascend", options, &device, &err) == STATUS_OK);
     CHILD_CHECK(device_info(device)->op_features ==
                 (OP_FEATURES_ALL & ~(OP_FEATURE_SOFT_CAP | OP_FEATURE_GATE_CLAMPED |
-                                     OP_FEATURE_KV_NARROW | OP_FEATURE_KV_BY_HEAD)));
+                                     OP_FEATURE_KV_NARROW | OP_FEATURE_EXPERT_ORDER |
+                                     OP_FEATURE_KV_BY_HEAD)));
     CHILD_CHECK(device_features_check(device, OP_FEATURE_SOFT_CAP, &err) == STATUS_UNAVAILABLE);
     CHILD_CHECK(strstr(err.message, "soft caps") != NULL);
     CHILD_CHECK(device_features_check(device, OP_FEATURE_WINDOW, &err) == STATUS_OK);

@@ -1,55 +1,63 @@
-/* device/cuda/attention.cu - OP_ATTENTION: softmax over a paged cache, a tile of keys at a time.
+/* device/cuda/attention.cu - OP_ATTENTION: softmax over a paged cache, a part of the keys at once.
  *
  * A block has one row and up to eight of the query heads that share a kv head, so that a key is
- * read once for all of them. Keys are visited in tiles of TILE positions, counted from position 0,
- * so that a row's tiles are the same however its prompt was cut (Milakov and Gimelshein 2018, arXiv
- * 1805.02867, algorithm 3, by tiles). A block's TEAMS of threads take tiles in turn, each with a
- * maximum, sums and a result of its own, and wait for nobody; at the end the teams' are joined, in
- * their order. So one row has four tiles' loads on their way at once. A team's tile:
+ * read once for all of them. Its TEAMS of threads have a tile of TILE positions each, which are a
+ * part together (attention_parts.h), so that all tiles' loads are under way. A team's tile:
  *
  *     scores   a warp per key: lanes have four elements each of every 128, then sums over lanes
- *     softmax  a warp for every two heads: m' = max(m, scores), p = exp(score - m'), f = exp(m -
- * m')
- *     values   a thread per column: o = o * f + sum p_j v_j, j ascending
+ *     softmax  a warp for every two heads: m = max(scores), p = exp(score - m)
+ *     values   a thread per column: o = sum p_j v_j, j ascending
  *
- * A sink is where m and the sum begin: at its logit and at 1. A window makes a row's first tile
- * begin later, or within; so does a chunk. Sums stop at the row's own position, and begin where its
- * window does: what other keys hold, NaN perhaps, does not touch it, and pages before a window are
- * not looked up. */
-#include "device/cuda/kernels.h"
+ * Then the teams' results become the part's, in their order: each is worth exp(its m - the
+ * largest). A block that has all parts of its row adds each to what it has; one that has a part of
+ * its own leaves it to attention_fold.cu, which does the same.
+ *
+ * A window makes a row's first tile begin within, or be left out; so does a chunk. Sums stop at the
+ * row's own position, and begin where its window does: what other keys hold, NaN perhaps, does not
+ * touch it, and pages before a window are not looked up. */
+#include "device/cuda/attention_parts.h"
 
 #define HEADS 8
 #define TILE 64
-#define TEAMS 4
+#define TEAMS (ATTENTION_PART / TILE)
 #define THREADS 128                  /* of a team */
 #define BLOCK_THREADS (TEAMS * THREADS)
 #define WARPS (THREADS / GPU_WARP)
-#define COLUMNS 4                    /* of a thread */
-#define BLOCK_COLUMNS (COLUMNS * THREADS)
+#define COLUMNS_MAX 4                /* of a thread */
 #define LANE_ELEMENTS 4
 #define KEYS 4                       /* that a warp scores together, once q is loaded */
+#define THREAD_HEADS (HEADS / TEAMS) /* that a thread adds up over teams: team, team + TEAMS */
+#define BUSY_BLOCKS 256              /* that keep a GPU busy without cutting rows */
 
 struct attention_team {
     float p[TILE][HEADS];            /* scores, then their exponentials */
-    float factor[HEADS], max[HEADS], sum[HEADS];
+    struct attention_sum sums[HEADS];
     uint64_t keys[TILE], values[TILE]; /* where in the caches they begin */
 };
 
 struct attention_shared {
     struct attention_team teams[TEAMS];
-    float q[4];                      /* [HEADS][q_stride]; then the result of the team that is
-                                        joined, [COLUMNS that there are][HEADS][THREADS] */
+    float results[TEAMS][HEADS][THREADS]; /* of one column of each thread */
+    float q[4];                      /* [HEADS][q_stride] */
 };
 
 struct attention_block {
     const struct op_attention *op;
+    struct attention_shared *all;
     struct attention_team *shared;   /* the thread's team's */
-    float *q, *joined;               /* shared by all */
     uint32_t team, thread;           /* which team, and which of its threads */
     uint32_t row, kv_head, first_head, head_count; /* first_head among all */
+    uint32_t first_column;           /* the thread's; the others come every THREADS */
     uint32_t q_stride;               /* k_width in fours; what is above it is 0 */
-    bool is_aligned;                 /* F32 keys can be read in fours */
+    bool is_aligned;                 /* four keys' elements can be read at once */
+    struct attention_span span;
     uint32_t begin, end;             /* keys of the tile at hand that the row sees */
+};
+
+/* What a thread has of the parts so far: of THREAD_HEADS heads. */
+template <int columns> struct attention_so_far {
+    struct attention_sum sums[THREAD_HEADS];
+    float values[columns][THREAD_HEADS];
 };
 
 /* Which of its kv head's query heads the block has: parts of HEADS. */
@@ -74,7 +82,7 @@ __device__ static inline void load_q(const struct attention_block *block)
     for (uint32_t i = threadIdx.x; i < HEADS * block->q_stride; i += BLOCK_THREADS) {
         const uint32_t h = i / block->q_stride, k = i % block->q_stride;
 
-        block->q[i] =
+        block->all->q[i] =
             h < block->head_count && k < op->k_width ? from[(uint64_t)h * op->k_width + k] : 0;
     }
 }
@@ -131,13 +139,32 @@ template <int dtype> __device__ static inline float load_one(const void *cache, 
                               : ((const float *)cache)[at];
 }
 
+/* Four elements within a block of Q8_0, which stands at an even address. */
+__device__ static inline float4 load_four_q8_0(const void *cache, uint64_t at)
+{
+    const uint16_t *block = (const uint16_t *)((const uint8_t *)cache + at / 32 * 34);
+    const float scale = gpu_f16_to_f32(block[0]);
+    const uint32_t low = block[1 + at % 32 / 2], high = block[2 + at % 32 / 2];
+
+    return make_float4(scale * (float)(int8_t)low, scale * (float)(int8_t)(low >> 8),
+                       scale * (float)(int8_t)high, scale * (float)(int8_t)(high >> 8));
+}
+
 /* Four elements, of which `left` are there. */
 template <int dtype>
 __device__ static inline float4 load_four(const void *cache, uint64_t at, uint32_t left,
                                           bool is_aligned)
 {
+    if (dtype == DTYPE_Q8_0) /* rows are whole blocks */
+        return load_four_q8_0(cache, at);
     if (dtype == DTYPE_F32 && is_aligned && left >= LANE_ELEMENTS)
         return *(const float4 *)(const void *)((const float *)cache + at);
+    if (dtype == DTYPE_F16 && is_aligned && left >= LANE_ELEMENTS) {
+        const uint2 four = *(const uint2 *)(const void *)((const uint16_t *)cache + at);
+
+        return make_float4(gpu_f16_to_f32(four.x & 0xffff), gpu_f16_to_f32(four.x >> 16),
+                           gpu_f16_to_f32(four.y & 0xffff), gpu_f16_to_f32(four.y >> 16));
+    }
     return make_float4(load_one<dtype>(cache, at), left > 1 ? load_one<dtype>(cache, at + 1) : 0,
                        left > 2 ? load_one<dtype>(cache, at + 2) : 0,
                        left > 3 ? load_one<dtype>(cache, at + 3) : 0);
@@ -167,7 +194,7 @@ __device__ static inline void score_some(const struct attention_block *block, ui
             k[u] = load_four<dtype>(op->k_cache, keys[u] + i, width - i, block->is_aligned);
 #pragma unroll
         for (uint32_t h = 0; h < HEADS; h++) {
-            const float4 q = *(const float4 *)(block->q + h * block->q_stride + i);
+            const float4 q = *(const float4 *)(block->all->q + h * block->q_stride + i);
 
 #pragma unroll
             for (uint32_t u = 0; u < KEYS; u++) {
@@ -194,16 +221,15 @@ __device__ static inline float score_of(const struct op_attention *op, float pro
     return op->score_cap == 0 ? score : op->score_cap * tanhf(score / op->score_cap);
 }
 
-/* A warp's two heads; max and sum are theirs so far. */
-__device__ static inline void exponentiate(const struct attention_block *block, float max[2],
-                                           float sum[2])
+/* A warp's two heads. */
+__device__ static inline void exponentiate(const struct attention_block *block)
 {
     struct attention_team *shared = block->shared;
     const uint32_t lane = threadIdx.x % GPU_WARP;
 
     for (uint32_t i = 0; i < 2; i++) {
         const uint32_t h = block->thread / GPU_WARP * 2 + i;
-        float scores[2], best = max[i], part = 0, factor;
+        float scores[2], best = -INFINITY, sum = 0;
 
         for (uint32_t k = 0; k < 2; k++) {
             const uint32_t j = lane + k * GPU_WARP;
@@ -220,35 +246,28 @@ __device__ static inline void exponentiate(const struct attention_block *block, 
 
             if (is_seen)
                 shared->p[j][h] = p;
-            part += p;
+            sum += p;
         }
-        factor = expf(max[i] - best);
-        sum[i] = fmaf(sum[i], factor, gpu_warp_sum(part));
-        max[i] = best;
+        sum = gpu_warp_sum(sum);
         if (lane == 0)
-            shared->factor[h] = factor;
+            shared->sums[h] = { best, sum };
     }
 }
 
-template <int dtype>
+template <int dtype, int columns>
 __device__ static inline void add_values(const struct attention_block *block,
-                                         uint32_t first_column, float acc[COLUMNS][HEADS])
+                                         float acc[columns][HEADS])
 {
     const struct op_attention *op = block->op;
     const struct attention_team *shared = block->shared;
 
-#pragma unroll
-    for (uint32_t h = 0; h < HEADS; h++)
-#pragma unroll
-        for (uint32_t c = 0; c < COLUMNS; c++)
-            acc[c][h] *= shared->factor[h];
-#pragma unroll(dtype == DTYPE_F32 ? 8 : 4) /* so many keys' values are on their way at once */
+#pragma unroll(columns == 1 ? 16 : dtype == DTYPE_F32 ? 8 : 4) /* keys that are on their way */
     for (uint32_t j = block->begin; j < block->end; j++) {
         const uint64_t value = shared->values[j];
 
 #pragma unroll
-        for (uint32_t c = 0; c < COLUMNS; c++) {
-            const uint32_t column = first_column + c * THREADS;
+        for (uint32_t c = 0; c < columns; c++) {
+            const uint32_t column = block->first_column + c * THREADS;
             const float v =
                 column < op->v_width ? load_one<dtype>(op->v_cache, value + column) : 0;
 
@@ -259,186 +278,292 @@ __device__ static inline void add_values(const struct attention_block *block,
     }
 }
 
-/* To where a team's result is joined; or what is there is added to it. */
-template <bool there>
-__device__ static inline void move_result(const struct attention_block *block,
-                                          uint32_t first_column, float acc[COLUMNS][HEADS])
+/* A team's tile of the part, of which the row may see nothing. */
+template <int dtype, int columns>
+__device__ static inline void attend_tile(struct attention_block *block, uint32_t part,
+                                          float acc[columns][HEADS])
 {
-#pragma unroll
-    for (uint32_t c = 0; c < COLUMNS; c++) {
-        if (first_column - block->thread + c * THREADS >= block->op->v_width)
-            break;
-#pragma unroll
-        for (uint32_t h = 0; h < HEADS; h++) {
-            float *at = block->joined + (c * HEADS + h) * THREADS + block->thread;
+    const uint32_t first = part * ATTENTION_PART + block->team * TILE;
+    const struct attention_span *span = &block->span;
 
-            if (there)
-                *at = acc[c][h];
-            else
-                acc[c][h] += *at;
-        }
+    if (span->end <= first || span->begin >= first + TILE) {
+        if (block->thread < HEADS)
+            block->shared->sums[block->thread] = { -INFINITY, 0 };
+        return;
     }
-}
-
-/* Where a warp's two heads begin: a sink is the first team's. */
-__device__ static inline void begin_sums(const struct attention_block *block, float max[2],
-                                         float sum[2])
-{
-    for (uint32_t i = 0; i < 2; i++) {
-        const uint32_t h = block->thread / GPU_WARP * 2 + i;
-        const bool has_sink =
-            block->op->sinks != nullptr && h < block->head_count && block->team == 0;
-
-        max[i] = has_sink ? block->op->sinks[block->first_head + h] : -INFINITY;
-        sum[i] = has_sink ? 1 : 0;
-    }
-}
-
-template <int dtype>
-__device__ static inline void attend_tile(struct attention_block *block, uint32_t first,
-                                          uint32_t first_column, float max[2], float sum[2],
-                                          float acc[COLUMNS][HEADS])
-{
+    block->begin = span->begin > first ? span->begin - first : 0;
+    block->end = span->end - first < TILE ? span->end - first : TILE;
     find_keys(block, first);
     gpu_part_sync(block->team, THREADS);
     for (uint32_t j = block->begin + block->thread / GPU_WARP * KEYS; j < block->end;
          j += WARPS * KEYS)
         score_some<dtype>(block, j);
     gpu_part_sync(block->team, THREADS);
-    exponentiate(block, max, sum);
+    exponentiate(block);
     gpu_part_sync(block->team, THREADS);
-    add_values<dtype>(block, first_column, acc);
-    gpu_part_sync(block->team, THREADS);
+    add_values<dtype, columns>(block, acc);
 }
 
-/* The teams' results become one, in the first team's threads: each is worth exp(its maximum - the
- * largest). A team without a tile has -infinity and zeros. */
-__device__ static inline void join_teams(const struct attention_block *block,
-                                         const struct attention_team *teams, uint32_t first_column,
-                                         float acc[COLUMNS][HEADS], float sums[HEADS])
+/* What a team's result is worth in its part, and the part's maximum and sum. */
+__device__ static inline struct attention_sum join_sums(const struct attention_team *teams,
+                                                        uint32_t h, float worth[TEAMS])
 {
-    __syncthreads(); /* all have told their maximums, and q has been read */
-#pragma unroll
-    for (uint32_t h = 0; h < HEADS; h++) {
-        float best = teams[0].max[h], worth;
+    struct attention_sum part = { teams[0].sums[h].max, 0 };
 
-        for (uint32_t t = 1; t < TEAMS; t++)
-            best = fmaxf(best, teams[t].max[h]);
-        sums[h] = 0;
-        for (uint32_t t = 0; t < TEAMS; t++)
-            sums[h] = fmaf(teams[t].sum[h], expf(teams[t].max[h] - best), sums[h]);
-        worth = expf(block->shared->max[h] - best);
 #pragma unroll
-        for (uint32_t c = 0; c < COLUMNS; c++)
-            acc[c][h] *= worth;
+    for (uint32_t t = 1; t < TEAMS; t++)
+        part.max = fmaxf(part.max, teams[t].sums[h].max);
+#pragma unroll
+    for (uint32_t t = 0; t < TEAMS; t++) {
+        worth[t] = expf(teams[t].sums[h].max - part.max);
+        part.sum = fmaf(teams[t].sums[h].sum, worth[t], part.sum);
     }
-    for (uint32_t t = 1; t < TEAMS; t++) {
-        if (block->team == t)
-            move_result<true>(block, first_column, acc);
+    return part;
+}
+
+/* Leaves a part's results in the round's room. */
+__device__ static inline void leave_part(const struct attention_block *block,
+                                         const struct attention_round *round, uint32_t part,
+                                         uint32_t h, uint32_t column,
+                                         const struct attention_sum *sum, float value)
+{
+    const struct op_attention *op = block->op;
+    uint64_t place;
+
+    if (h >= block->head_count || column >= op->v_width)
+        return;
+    place = attention_place(op, round, block->row, block->first_head + h,
+                            part - block->span.first_part - round->first);
+    if (column == 0)
+        attention_sums(round)[place] = *sum;
+    attention_values(op, round)[place * op->v_width + column] = value;
+}
+
+/* The teams' results become the part's, each thread's for THREAD_HEADS heads; these are left in the
+ * room, or added to what there is. */
+template <int columns, bool is_cut>
+__device__ static inline void join_teams(const struct attention_block *block,
+                                         const struct attention_round *round, uint32_t part,
+                                         const float acc[columns][HEADS],
+                                         struct attention_so_far<columns> *so_far)
+{
+    struct attention_shared *all = block->all;
+    struct attention_sum sums[THREAD_HEADS];
+    float worth[THREAD_HEADS][TEAMS], keep[THREAD_HEADS], add[THREAD_HEADS];
+
+#pragma unroll
+    for (uint32_t c = 0; c < columns; c++) {
+        if (block->first_column - block->thread + c * THREADS >= block->op->v_width)
+            break;
+#pragma unroll
+        for (uint32_t h = 0; h < HEADS; h++)
+            all->results[block->team][h][block->thread] = acc[c][h];
         __syncthreads();
-        if (block->team == 0)
-            move_result<false>(block, first_column, acc);
-        __syncthreads();
+#pragma unroll
+        for (uint32_t i = 0; i < THREAD_HEADS; i++) {
+            const uint32_t h = block->team + i * TEAMS;
+            float value = 0;
+
+            if (c == 0) {
+                sums[i] = join_sums(all->teams, h, worth[i]);
+                if (!is_cut)
+                    attention_fold(&so_far->sums[i], &sums[i], &keep[i], &add[i]);
+            }
+#pragma unroll
+            for (uint32_t t = 0; t < TEAMS; t++)
+                value = fmaf(all->results[t][h][block->thread], worth[i][t], value);
+            if (is_cut)
+                leave_part(block, round, part, h, block->first_column + c * THREADS, &sums[i],
+                           value);
+            else
+                so_far->values[c][i] = fmaf(value, add[i], so_far->values[c][i] * keep[i]);
+        }
+        __syncthreads(); /* before another column, or another part, is there */
     }
 }
 
-__device__ static inline void write_out(const struct attention_block *block, uint32_t first_column,
-                                        const float acc[COLUMNS][HEADS], const float sums[HEADS])
+template <int columns>
+__device__ static inline void write_out(const struct attention_block *block,
+                                        const struct attention_so_far<columns> *so_far)
 {
     const struct op_attention *op = block->op;
     float *out = op->out + block->row * op->out_row_stride +
                  (uint64_t)block->first_head * op->v_width;
 
 #pragma unroll
-    for (uint32_t h = 0; h < HEADS; h++)
+    for (uint32_t i = 0; i < THREAD_HEADS; i++)
 #pragma unroll
-        for (uint32_t c = 0; c < COLUMNS; c++)
-            if (h < block->head_count && first_column + c * THREADS < op->v_width)
-                out[h * op->v_width + first_column + c * THREADS] = acc[c][h] / sums[h];
+        for (uint32_t c = 0; c < columns; c++) {
+            const uint32_t h = block->team + i * TEAMS;
+            const uint32_t column = block->first_column + c * THREADS;
+
+            if (h < block->head_count && column < op->v_width)
+                out[h * op->v_width + column] = so_far->values[c][i] / so_far->sums[i].sum;
+        }
 }
 
-/* The keys that the row sees, a tile of every TEAMS for each team. */
-template <int dtype>
-__device__ static inline void attend(struct attention_block *block, uint32_t first_column,
-                                     float acc[COLUMNS][HEADS])
+template <int dtype, int columns>
+__device__ static inline void attend_part(struct attention_block *block,
+                                          const struct attention_round *round, uint32_t part)
 {
-    const struct op_attention *op = block->op;
-    const uint32_t key_end = (uint32_t)op->positions[block->row] + 1;
-    const uint32_t key_begin = op->window == 0    ? 0
-                               : op->chunked      ? (key_end - 1) / op->window * op->window
-                               : op->window < key_end ? key_end - op->window : 0;
-    uint32_t tile = key_begin / TILE;
-    float max[2], sum[2];
+    float acc[columns][HEADS] = { 0 };
 
-    begin_sums(block, max, sum);
-    for (tile += (block->team + TEAMS - tile % TEAMS) % TEAMS; tile < (key_end + TILE - 1) / TILE;
-         tile += TEAMS) {
-        const uint32_t first = tile * TILE;
-
-        block->begin = key_begin > first ? key_begin - first : 0;
-        block->end = key_end - first < TILE ? key_end - first : TILE;
-        attend_tile<dtype>(block, first, first_column, max, sum, acc);
-    }
-    for (uint32_t i = 0; i < 2 && threadIdx.x % GPU_WARP == 0; i++) {
-        block->shared->max[block->thread / GPU_WARP * 2 + i] = max[i];
-        block->shared->sum[block->thread / GPU_WARP * 2 + i] = sum[i];
-    }
+    attend_tile<dtype, columns>(block, part, acc);
+    join_teams<columns, true>(block, round, part, acc, nullptr);
 }
 
-template <int dtype>
-__global__ void __launch_bounds__(BLOCK_THREADS) attention(const struct op_attention op)
+template <int dtype, int columns>
+__device__ static inline void attend_row(struct attention_block *block)
+{
+    struct attention_so_far<columns> so_far = {};
+
+#pragma unroll
+    for (uint32_t i = 0; i < THREAD_HEADS; i++) {
+        const uint32_t h = block->team + i * TEAMS;
+
+        so_far.sums[i] = attention_begin(
+            block->op, block->first_head + (h < block->head_count ? h : 0));
+    }
+    for (uint32_t part = block->span.first_part; part < block->span.part_end; part++) {
+        float acc[columns][HEADS] = { 0 };
+
+        attend_tile<dtype, columns>(block, part, acc);
+        join_teams<columns, false>(block, nullptr, part, acc, &so_far);
+    }
+    write_out<columns>(block, &so_far);
+}
+
+/* Along z: columns of v_width and, of rows that are cut, parts. */
+template <int dtype, int columns, bool is_cut>
+__global__ void __launch_bounds__(BLOCK_THREADS)
+    attention(const struct op_attention op, const struct attention_round round)
 {
     GPU_SHARED(memory);
-    struct attention_shared *shared = (struct attention_shared *)memory;
-    const uint32_t first_column = blockIdx.z * BLOCK_COLUMNS + threadIdx.x % THREADS;
+    const uint32_t blocks = (op.v_width + columns * THREADS - 1) / (columns * THREADS);
     struct attention_block block;
-    float acc[COLUMNS][HEADS] = { 0 }, sums[HEADS];
+    uint32_t part;
 
     block.op = &op;
+    block.all = (struct attention_shared *)memory;
     block.team = threadIdx.x / THREADS;
     block.thread = threadIdx.x % THREADS;
-    block.shared = &shared->teams[block.team];
-    block.q = block.joined = shared->q;
+    block.shared = &block.all->teams[block.team];
     block.row = blockIdx.x;
+    block.first_column = blockIdx.z % blocks * columns * THREADS + block.thread;
     block.q_stride = (op.k_width + 3) / 4 * 4;
-    block.is_aligned = (((uintptr_t)op.k_cache | op.k_strides.page * 4 | op.k_strides.head * 4 |
-                         op.k_strides.slot * 4) & 15) == 0;
+    block.is_aligned = cuda_keys_are_aligned(&op, dtype == DTYPE_F32 ? 4 : 2);
+    block.span = attention_span_of(&op, block.row);
+    part = block.span.first_part + round.first + blockIdx.z / blocks;
+    if (is_cut && part >= block.span.part_end)
+        return;
     choose_heads(&block);
     load_q(&block);
     __syncthreads();
-    attend<dtype>(&block, first_column, acc);
-    join_teams(&block, shared->teams, first_column, acc, sums);
-    if (block.team == 0)
-        write_out(&block, first_column, acc, sums);
+    if (is_cut)
+        attend_part<dtype, columns>(&block, &round, part);
+    else
+        attend_row<dtype, columns>(&block);
 }
 
-template <int dtype>
-static cudaError_t launch_attention(const struct op_attention *op, cudaStream_t stream)
+/* ---- launches ---- */
+
+/* How many parts a row can have at most. */
+static uint32_t part_count_max(const struct op_attention *op)
 {
-    const struct op_attention copy = *op;
+    const uint64_t keys = (uint64_t)op->page_count_max * op->page_size;
+    const uint64_t parts = (keys + ATTENTION_PART - 1) / ATTENTION_PART;
+    const uint64_t in_window =
+        op->window == 0 ? parts : ((uint64_t)op->window + ATTENTION_PART - 2) / ATTENTION_PART + 1;
+
+    return (uint32_t)(in_window < parts ? in_window : parts);
+}
+
+/* How a launch is cut into blocks; the round's count is 0 where rows are not cut. */
+struct attention_plan {
+    dim3 grid;                     /* without parts */
+    struct attention_round round;
+    uint32_t part_count;
+};
+
+static struct attention_plan plan_of(const struct op_attention *op, int columns,
+                                     const struct cuda_room *room)
+{
     const uint32_t group = op->head_count / op->kv_head_count;
-    const dim3 grid(op->row_count, op->kv_head_count * ((group + HEADS - 1) / HEADS),
-                    (op->v_width + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS);
-    const size_t q_bytes = HEADS * (op->k_width + 3) * sizeof(float);
-    const uint32_t columns = (op->v_width + THREADS - 1) / THREADS;
-    const size_t joined_bytes =
-        (columns < COLUMNS ? columns : COLUMNS) * HEADS * THREADS * sizeof(float);
+    const uint64_t part_bytes = (uint64_t)op->row_count * op->head_count *
+                                (op->v_width * sizeof(float) + sizeof(struct attention_sum));
+    const uint64_t held = room->size_bytes / part_bytes;
+    struct attention_plan plan = {};
+    uint64_t count;
+
+    plan.grid = dim3(op->row_count, op->kv_head_count * ((group + HEADS - 1) / HEADS),
+                     (op->v_width + columns * THREADS - 1) / (columns * THREADS));
+    plan.part_count = part_count_max(op);
+    count = held > plan.part_count ? plan.part_count : held > 0 ? held - 1 : 0;
+    if (count > CUDA_GRID_MAX / plan.grid.z)
+        count = CUDA_GRID_MAX / plan.grid.z;
+    if (count < 2 || (uint64_t)plan.grid.x * plan.grid.y * plan.grid.z >= BUSY_BLOCKS)
+        return plan;
+    plan.round.room = (float *)room->memory;
+    plan.round.count = (uint32_t)count;
+    return plan;
+}
+
+template <int dtype, int columns, bool is_cut>
+static cudaError_t launch_round(const struct op_attention *op, const struct attention_round *round,
+                                dim3 grid, cudaStream_t stream)
+{
+    const struct op_attention op_copy = *op;
+    const struct attention_round copy = *round;
     const size_t shared_bytes =
-        sizeof(struct attention_shared) + (q_bytes > joined_bytes ? q_bytes : joined_bytes);
-    cudaError_t code = cudaFuncSetAttribute(
-        attention<dtype>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
+        sizeof(struct attention_shared) + HEADS * (op->k_width + 3) * sizeof(float);
+    const cudaError_t code =
+        cudaFuncSetAttribute(attention<dtype, columns, is_cut>,
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
 
     if (code != cudaSuccess)
         return code;
-    GPU_LAUNCH(attention<dtype>, grid, BLOCK_THREADS, shared_bytes, stream, copy);
+    GPU_LAUNCH((attention<dtype, columns, is_cut>), grid, BLOCK_THREADS, shared_bytes, stream,
+               op_copy, copy);
     return cudaGetLastError();
 }
 
-cudaError_t cuda_attention(const struct op_attention *op, cudaStream_t stream)
+template <int dtype, int columns>
+static cudaError_t launch_attention(const struct op_attention *op, const struct cuda_room *room,
+                                    cudaStream_t stream)
+{
+    const struct attention_plan plan = plan_of(op, columns, room);
+    struct attention_round round = plan.round;
+    cudaError_t code = cudaSuccess;
+
+    if (round.count == 0)
+        return launch_round<dtype, columns, false>(op, &round, plan.grid, stream);
+    for (; round.first < plan.part_count && code == cudaSuccess; round.first += round.count) {
+        const uint32_t left = plan.part_count - round.first;
+        const dim3 grid(plan.grid.x, plan.grid.y,
+                        plan.grid.z * (left < round.count ? left : round.count));
+
+        code = launch_round<dtype, columns, true>(op, &round, grid, stream);
+        if (code == cudaSuccess)
+            code = attention_fold_launch(op, &round, stream);
+    }
+    return code;
+}
+
+/* A thread of few columns has registers for loads instead. */
+template <int dtype>
+static cudaError_t launch_columns(const struct op_attention *op, const struct cuda_room *room,
+                                  cudaStream_t stream)
+{
+    return op->v_width <= THREADS ? launch_attention<dtype, 1>(op, room, stream)
+                                  : launch_attention<dtype, COLUMNS_MAX>(op, room, stream);
+}
+
+cudaError_t cuda_attention(const struct op_attention *op, const struct cuda_room *room,
+                           cudaStream_t stream)
 {
     switch (op->cache_dtype) {
-    case DTYPE_F16: return launch_attention<DTYPE_F16>(op, stream);
-    case DTYPE_Q8_0: return launch_attention<DTYPE_Q8_0>(op, stream);
-    default: return launch_attention<DTYPE_F32>(op, stream);
+    case DTYPE_F16: return launch_columns<DTYPE_F16>(op, room, stream);
+    case DTYPE_Q8_0: return launch_columns<DTYPE_Q8_0>(op, room, stream);
+    default: return launch_columns<DTYPE_F32>(op, room, stream);
     }
 }

@@ -161,7 +161,7 @@ static void *capture(struct cuda_device *device, const struct cuda_stream *strea
 
         what = "a launch that was captured";
         for (uint32_t i = 0; i < graphs->op_count && code == 0; i++)
-            code = module->launch(stream->handle, &graphs->ops[i]);
+            code = module->launch(stream->handle, &graphs->ops[i], &stream->room);
         end = module->graph_end(stream->handle, code == 0 ? &handle : NULL);
         if (code == 0 && end != 0) {
             what = "capturing them";
@@ -240,7 +240,7 @@ enum status cuda__graphs_flush(struct cuda_stream *stream, struct err *err)
         return STATUS_OK;
     }
     for (uint32_t i = 0; i < op_count; i++) {
-        code = device->module->launch(stream->handle, &graphs->ops[i]);
+        code = device->module->launch(stream->handle, &graphs->ops[i], &stream->room);
         if (code != 0)
             return cuda__stream_break(stream, code, op_kind_name(graphs->ops[i].kind), err);
     }

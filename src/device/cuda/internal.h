@@ -108,6 +108,7 @@ struct cuda_stream {
     struct stream base;
     void *handle;
     struct cuda_graphs *graphs;     /* NULL: operators are launched at once */
+    struct cuda_room room;          /* taken by the first operator that may use it */
     struct err error;               /* the first; it stays. status STATUS_OK: none */
 };
 

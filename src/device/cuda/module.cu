@@ -236,7 +236,7 @@ static int fill(void *stream, void *dst, uint8_t value, uint64_t size_bytes)
     return done(cudaMemsetAsync(dst, value, size_bytes, (cudaStream_t)stream));
 }
 
-static int launch(void *handle, const struct op *op)
+static int launch(void *handle, const struct op *op, const struct cuda_room *room)
 {
     const cudaStream_t stream = (cudaStream_t)handle;
 
@@ -247,7 +247,7 @@ static int launch(void *handle, const struct op *op)
     case OP_ROPE_TABLE: return done(cuda_rope_table(&op->rope_table, stream));
     case OP_ROPE: return done(cuda_rope(&op->rope, stream));
     case OP_KV_WRITE: return done(cuda_kv_write(&op->kv_write, stream));
-    case OP_ATTENTION: return done(cuda_attention(&op->attention, stream));
+    case OP_ATTENTION: return done(cuda_attention(&op->attention, room, stream));
     case OP_SILU_MUL: return done(cuda_silu_mul(&op->silu_mul, stream));
     case OP_SCALE: return done(cuda_scale(&op->scale, stream));
     case OP_ROUTE: return done(cuda_route(&op->route, stream));

@@ -14,7 +14,7 @@
 #include "base/status.h"
 #include "device/op.h"
 
-#define CUDA_MODULE_VERSION 2
+#define CUDA_MODULE_VERSION 3
 #define CUDA_MODULE_SYMBOL "lighter_cuda_module"
 #define CUDA_MODULE_HANDLE_BYTES 64
 
@@ -29,6 +29,12 @@ struct cuda_facts {
     int l2_bytes;
     bool shares_host_memory;      /* integrated: its memory is this machine's */
     bool registers_read_only;     /* host memory that may only be read can be registered */
+};
+
+/* Device memory that belongs to a stream's operators, each while it runs. */
+struct cuda_room {
+    void *memory;
+    uint64_t size_bytes;
 };
 
 enum cuda_copy { CUDA_COPY_IN, CUDA_COPY_OUT, CUDA_COPY_PEER };
@@ -66,8 +72,9 @@ struct cuda_module {
     int (*copy)(void *stream, enum cuda_copy kind, void *dst, const void *src,
                 uint64_t size_bytes);
     int (*fill)(void *stream, void *dst, uint8_t value, uint64_t size_bytes);
-    /* The op has rows and weights that op.h lists. */
-    int (*launch)(void *stream, const struct op *op);
+    /* The op has rows and weights that op.h lists. The room's address is the same for all that is
+     * launched on the stream; how large it is changes no bit. */
+    int (*launch)(void *stream, const struct op *op, const struct cuda_room *room);
     /* What is launched on the stream from graph_begin on, by this thread and nothing else, becomes
      * a graph instead; graph_out NULL: it is thrown away. */
     int (*graph_begin)(void *stream);

@@ -91,6 +91,7 @@ void cuda__stream_destroy(struct stream *base)
     (void)cuda__enter(device_of(stream), NULL);
     (void)module->stream_sync(stream->handle);
     cuda__graphs_destroy(device_of(stream), stream->graphs);
+    device_free(base->device, DEVICE_USE_SCRATCH, stream->room.memory, stream->room.size_bytes);
     (void)module->stream_destroy(stream->handle);
     free(stream);
 }
@@ -172,6 +173,21 @@ static enum status check_weights(const struct device *device, const struct op *o
     return st;
 }
 
+/* Attention cuts long rows in parts, which meet in the stream's room (attention_parts.h). */
+static enum status need_room(struct cuda_stream *stream, const struct op *op, struct err *err)
+{
+    struct device *device = stream->base.device;
+    struct cuda_room *room = &stream->room;
+    enum status st;
+
+    if (op->kind != OP_ATTENTION || room->memory != NULL)
+        return STATUS_OK;
+    st = device_alloc(device, DEVICE_USE_SCRATCH, device->info.workspace_bytes, &room->memory, err);
+    if (st == STATUS_OK)
+        room->size_bytes = device->info.workspace_bytes;
+    return st;
+}
+
 enum status cuda__launch(struct stream *base, const struct op *op, struct err *err)
 {
     struct cuda_stream *stream = (struct cuda_stream *)base;
@@ -180,6 +196,8 @@ enum status cuda__launch(struct stream *base, const struct op *op, struct err *e
 
     if (st == STATUS_OK)
         st = check_weights(base->device, op, err);
+    if (st == STATUS_OK)
+        st = need_room(stream, op, err);
     if (st != STATUS_OK)
         return st;
     (void)atomic_fetch_add_explicit(&device_of(stream)->op_count, 1, memory_order_relaxed);
@@ -188,6 +206,6 @@ enum status cuda__launch(struct stream *base, const struct op *op, struct err *e
     st = cuda__graphs_flush(stream, err);
     if (st != STATUS_OK)
         return st;
-    code = device_of(stream)->module->launch(stream->handle, op);
+    code = device_of(stream)->module->launch(stream->handle, op, &stream->room);
     return code == 0 ? STATUS_OK : cuda__stream_break(stream, code, op_kind_name(op->kind), err);
 }

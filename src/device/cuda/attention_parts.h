@@ -1,0 +1,100 @@
+/* device/cuda/attention_parts.h - how a row's keys are cut, and how what the parts give becomes
+ * one: only for attention*.cu.
+ *
+ * A part is ATTENTION_PART positions, counted from position 0, so that a row's parts are the same
+ * however its prompt was cut and whatever shares the batch. A part gives a maximum of its scores, a
+ * sum of exponentials and a sum of values, as if there were no others; parts become one in order of
+ * position (fold). Who computes them is free, and no bit depends on it:
+ *
+ *     many rows   a block has all parts of a row, one after another
+ *     few rows    a block for every part, so that long contexts keep the whole GPU busy; the parts
+ *                 meet in room that the stream has for it, as many as it holds in a round
+ *
+ * The room: for every row, head and part of a round a pair of maximum and sum, behind them as many
+ * vectors of v_width; one more of both keeps what earlier rounds gave. */
+#ifndef LIGHTER_DEVICE_CUDA_ATTENTION_PARTS_H
+#define LIGHTER_DEVICE_CUDA_ATTENTION_PARTS_H
+
+#include "device/cuda/kernels.h"
+
+#define ATTENTION_PART 256
+
+/* What a row sees: keys [begin, end), in parts [first_part, part_end). */
+struct attention_span {
+    uint32_t begin, end, first_part, part_end;
+};
+
+struct attention_sum {
+    float max, sum;            /* of scores; of their exponentials, less max */
+};
+
+/* The parts that one launch computes: `count` of every row from its first_part + first on. */
+struct attention_round {
+    float *room;               /* NULL: all parts of every row, without meeting */
+    uint32_t first, count;
+};
+
+__device__ static inline struct attention_span attention_span_of(const struct op_attention *op,
+                                                                 uint32_t row)
+{
+    struct attention_span span;
+
+    span.end = (uint32_t)op->positions[row] + 1;
+    span.begin = op->window == 0        ? 0
+                 : op->chunked          ? (span.end - 1) / op->window * op->window
+                 : op->window < span.end ? span.end - op->window : 0;
+    span.first_part = span.begin / ATTENTION_PART;
+    span.part_end = (span.end + ATTENTION_PART - 1) / ATTENTION_PART;
+    return span;
+}
+
+/* Where a part's results lie; `part` of the round, or its count: what earlier rounds gave. */
+__device__ static inline uint64_t attention_place(const struct op_attention *op,
+                                                  const struct attention_round *round,
+                                                  uint32_t row, uint32_t head, uint32_t part)
+{
+    return ((uint64_t)row * op->head_count + head) * (round->count + 1) + part;
+}
+
+__device__ static inline struct attention_sum *attention_sums(const struct attention_round *round)
+{
+    return (struct attention_sum *)round->room;
+}
+
+__device__ static inline float *attention_values(const struct op_attention *op,
+                                                 const struct attention_round *round)
+{
+    return round->room + attention_place(op, round, op->row_count, 0, 0) * 2;
+}
+
+/* Before the first part: a sink is a score without a value. */
+__device__ static inline struct attention_sum attention_begin(const struct op_attention *op,
+                                                              uint32_t head)
+{
+    struct attention_sum sum = { -INFINITY, 0 };
+
+    if (op->sinks != nullptr)
+        sum = { op->sinks[head], 1 };
+    return sum;
+}
+
+/* One part more: what there was of values is to be multiplied by *keep, the part's by *add
+ * (Milakov and Gimelshein 2018, arXiv 1805.02867, equation 4). */
+__device__ static inline void attention_fold(struct attention_sum *so_far,
+                                             const struct attention_sum *part, float *keep,
+                                             float *add)
+{
+    const float best = fmaxf(so_far->max, part->max);
+
+    *keep = expf(so_far->max - best);
+    *add = expf(part->max - best);
+    so_far->sum = fmaf(part->sum, *add, so_far->sum * *keep);
+    so_far->max = best;
+}
+
+/* attention_fold.cu: queues what makes one of a round's parts, and writes rows that have no more.
+ */
+cudaError_t attention_fold_launch(const struct op_attention *op,
+                                  const struct attention_round *round, cudaStream_t stream);
+
+#endif
