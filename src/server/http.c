@@ -612,7 +612,7 @@ static enum MHD_Result route_root(struct conn *conn, struct MHD_Connection *conn
     if (accept != NULL && strstr(accept, "text/html") != NULL) {
         server__conn_phase(conn, CONN_SENDING);
         return respond(conn, connection, MHD_HTTP_OK,
-                       MHD_create_response_from_buffer(server__page_size(), (void *)server__page,
+                       MHD_create_response_from_buffer(server__page_size, (void *)server__page,
                                                        MHD_RESPMEM_PERSISTENT),
                        "text/html; charset=utf-8");
     }

@@ -351,6 +351,6 @@ enum status server__metrics_write(const json_t *fleet, struct buf *out, struct e
 
 /* page.c: the page at /, for browsers. */
 extern const char server__page[];
-size_t server__page_size(void);
+extern const uint64_t server__page_size;
 
 #endif

@@ -1,16 +1,11 @@
-/* server/page.c - the page at /, page.html, as bytes of the program. */
+/* server/page.c - the page at /, page.html, as bytes of the program: the assembler takes in a file,
+ * which C does not before C23. */
 #include "server/internal.h"
 
-/* The assembler's own way to take in a file; C has none before C23. */
 __asm__(".section .rodata\n"
-        ".global server__page, server__page_end\n"
+        ".global server__page, server__page_size\n"
         "server__page: .incbin \"src/server/page.html\"\n"
         "server__page_end: .byte 0\n"
+        ".balign 8\n"
+        "server__page_size: .quad server__page_end - server__page\n"
         ".previous\n");
-
-extern const char server__page_end[];
-
-size_t server__page_size(void)
-{
-    return (size_t)(server__page_end - server__page);
-}
