@@ -175,8 +175,9 @@ def test_what_moves_is_forecast_before_it_is_loaded():
 
 
 def test_a_rate_that_is_not_known_is_null():
-    """The demo's files are too small to measure a disk by."""
-    ask = ("--model", lighter.DEMO, "--memory-budget", "8MiB", "--max-total-tokens", "64")
+    """A file of few reads is too small to measure its disk by."""
+    ask = ("--model", os.path.join(lighter.ROOT, "tests", "golden", "models", "deepseek_v3"), "--offload-mode", "disk",
+           "--offload-group-size", "1")
     forecast = lighter.run_json("plan", *ask)["forecast"]
     assert forecast["lacks"] == "disk" and forecast["rates"]["disk_bytes_per_s"] is None, forecast
     assert forecast["rates"]["read_bytes_per_s"] > 0 and forecast["decode"]["disk_bytes"] > 0, forecast
@@ -184,6 +185,20 @@ def test_a_rate_that_is_not_known_is_null():
         assert forecast[key] is None and forecast["decode"]["step_s"] is None, forecast
     err = lighter.run("plan", *ask, check=0)[2]
     assert "disk not measured" in err and re.search("no forecast: a token moves .* the disk's rate", err), err
+
+
+def test_a_small_model_is_tried_out():
+    """And nothing is left of that; not where rates are given instead of measured."""
+    with tempfile.TemporaryDirectory() as folder:
+        ask = ("plan", "--model", lighter.DEMO, "--device", "sim:link=4GB/s", "--memory-budget", "8MiB",
+               "--max-total-tokens", "320", "--offload-cache-dir", folder)
+        forecast = lighter.run_json(*ask)["forecast"]
+        assert forecast["decode"]["is_tried"] and forecast["prefill"]["is_tried"], forecast
+        assert forecast["decode_tokens_per_s"] == forecast["decode_tokens_per_s_most"], forecast
+        assert forecast["rates"]["costs"]["op_s"] > 0 and forecast["rates"]["costs"]["onload_s"] > 0, forecast
+        assert "tokens/s, as tried out" in lighter.run(*ask, check=0)[2]
+        assert not lighter.run_json(*ask, "--assume", "link=1GB/s")["forecast"]["decode"]["is_tried"]
+        assert os.listdir(folder) == []
 
 
 def test_offload_settings_without_an_effect_say_so():

@@ -10,6 +10,9 @@
 
 #define DISK_MEMORY_MIN (4 * MIB)
 #define BUDGET_SHARE 2 /* of the device's memory, one part in so many may be used */
+#define WEIGHT_BYTES_MIN (4 * MIB)
+#define COSTS_SHARE 4  /* of the time for products, for each of three costs */
+#define SMALL_READ_BYTES MIB /* fewer take longer for each */
 #define SPREAD_NS UINT64_C(150000000)
 #define QUICK_DISK_NS UINT64_C(200000000)
 #define QUICK_SPREAD_NS UINT64_C(75000000)
@@ -102,6 +105,10 @@ static void measure_spread(const struct cli_measure *what, const struct disk_fil
     uint64_t rate = 0;
 
     shorter.time_ns = what->quickly ? QUICK_SPREAD_NS : SPREAD_NS;
+    if (what->disk_read_bytes < SMALL_READ_BYTES) {
+        shorter.spread_bytes = size_align_up(what->disk_read_bytes, DISK_ALIGN);
+        shorter.spread_depth = what->disk_reads;
+    }
     if (disk_measure_spread(file, &shorter, measured, &rate, NULL) != STATUS_OK)
         return;
     measured->spread_bytes_per_s = rate;
@@ -139,14 +146,15 @@ static void measure_disk(const struct cli_measure *what, uint64_t memory_bytes,
     }
     if (st == STATUS_OK) {
         st = disk_measure(file, &how, disk_out, &why);
-        if (st == STATUS_OK)
+        if (st == STATUS_OK || st == STATUS_UNAVAILABLE) /* small files are read all the same */
             measure_spread(what, file, &how, disk_out, memory_bytes, rates);
         device_host_discharge(what->device, how.memory_bytes);
     }
     disk_file_close(file);
-    if (st == STATUS_OK)
-        rates->disk_bytes_per_s = (double)disk_out->sequential_bytes_per_s;
-    else
+    rates->disk_bytes_per_s = (double)disk_out->sequential_bytes_per_s;
+    if (rates->disk_bytes_per_s <= 0)
+        rates->disk_bytes_per_s = rates->disk_spread_bytes_per_s;
+    if (rates->disk_bytes_per_s <= 0)
         log_line(what->log, LOG_INFO, "the disk is not measured: %s", why.message);
 }
 
@@ -181,6 +189,18 @@ static double read_rate(const struct model_rates *rates)
     return rate;
 }
 
+/* Weights to measure with: not more than the model has, because caches may hold those, too. */
+static uint64_t weight_bytes(const struct cli_measure *what, uint64_t most_bytes)
+{
+    uint64_t bytes = 0;
+
+    for (size_t i = 0; i < ckpt_tensor_count(what->ckpt) && bytes < most_bytes; i++)
+        bytes += ckpt_tensor_at(what->ckpt, i)->size_bytes;
+    if (bytes < WEIGHT_BYTES_MIN)
+        bytes = WEIGHT_BYTES_MIN;
+    return bytes < most_bytes ? bytes : most_bytes;
+}
+
 void cli_measure(const struct cli_measure *what, struct model_rates *rates,
                  struct disk_measured *disk_out)
 {
@@ -191,8 +211,10 @@ void cli_measure(const struct cli_measure *what, struct model_rates *rates,
 
     *disk_out = (struct disk_measured){ .depth = 0 };
     device_memory_report(what->device, &memory);
-    memory_bytes = (memory.budget_bytes - memory.used_bytes) / BUDGET_SHARE;
+    memory_bytes = weight_bytes(what, (memory.budget_bytes - memory.used_bytes) / BUDGET_SHARE);
     measure_products(what, memory_bytes, time_ns, rates);
+    if (device_measure_costs(what->device, time_ns / COSTS_SHARE, &rates->costs, &why) != STATUS_OK)
+        log_line(what->log, LOG_INFO, "operators are not measured: %s", why.message);
     if (rates->read_bytes_per_s == 0)
         rates->read_bytes_per_s = read_rate(rates);
     if (what->disk && rates->disk_bytes_per_s == 0)

@@ -377,6 +377,9 @@ static void measure(void *user, const struct offload_traffic *traffic, struct mo
     const struct cli_measure what = {
         .device = measuring->session->device, .ckpt = measuring->session->ckpt,
         .offload_disk = options->offload_disk, .disk = traffic->disk_bytes > 0,
+        .disk_read_bytes =
+            traffic->disk_reads > 0 ? (uint64_t)(traffic->disk_bytes / traffic->disk_reads) : 0,
+        .disk_reads = traffic->slot_count > 1 ? traffic->slot_count - 1 : 1,
         .link = traffic->link_bytes + traffic->peer_bytes > 0,
         .quickly = measuring->quickly, .log = measuring->log,
     };

@@ -199,6 +199,34 @@ static void a_busy_device_is_idle_again(void **state)
     device_busy_end(NULL);
 }
 
+/* On any device something; onloads where there is a link, which has its latency. */
+static void costs_are_measured(void **state)
+{
+    static const char *const specs[] = { "cpu", "sim:memory=16MiB,link=1GB/s,latency=50us" };
+    const struct device_options options = { .thread_count = 1 };
+
+    (void)state;
+    for (size_t i = 0; i < 2; i++) {
+        struct device_matmul_rates rates = { 0 };
+        struct device_memory_report report;
+        struct device_costs costs = { 0 };
+        struct device *device;
+        struct err err;
+
+        assert_int_equal(device_open(specs[i], &options, &device, &err), STATUS_OK);
+        assert_int_equal(device_measure_costs(device, 2000000, &costs, &err), STATUS_OK);
+        assert_true(costs.op_s > 0 && costs.op_s < 0.1);
+        assert_true(i == 0 ? costs.onload_s == 0 : costs.onload_s >= 50e-6);
+        assert_true(i == 0 || costs.pass_s >= 100e-6);
+        assert_int_equal(device_measure_matmul(device, DTYPE_BF16, 4 * MIB, 2000000, &rates, &err),
+                         STATUS_OK);
+        assert_true(rates.tiny_s > 0 && rates.tiny_bytes < rates.product_bytes);
+        device_memory_report(device, &report);
+        assert_int_equal(report.used_bytes + report.host_used_bytes, 0);
+        device_close(device);
+    }
+}
+
 static void every_byte_is_accounted(void **state)
 {
     (void)state;
@@ -384,6 +412,7 @@ int main(void)
         cmocka_unit_test(a_budget_above_the_memory_is_refused),
         cmocka_unit_test(memory_that_is_the_hosts_is_what_is_free),
         cmocka_unit_test(a_busy_device_is_idle_again),
+        cmocka_unit_test(costs_are_measured),
         cmocka_unit_test(every_byte_is_accounted),
         cmocka_unit_test(a_failed_allocation_leaves_no_trace),
         cmocka_unit_test(reports_may_be_read_from_any_thread),

@@ -17,7 +17,10 @@
 #define N_COUNT_MANY 1536u
 #define N_COUNT_SMALL 1024u
 #define N_COUNT_MIN 192u
-#define SMALL_COUNT_MAX 4096u
+#define N_COUNT_TINY 64u
+#define K_COUNT_TINY 256u
+#define SMALL_SHARE 2 /* of time_ns, for products that are small */
+#define SMALL_COUNT_MAX 1024u /* between two waits */
 #define PRODUCT_S_MAX 0.25 /* of one product: a slow device is measured with smaller ones */
 
 struct bench {
@@ -133,24 +136,33 @@ static enum status bench_open(struct bench *bench, enum dtype dtype, uint64_t me
     return st == STATUS_OK ? bench_limit(bench, dtype, err) : st;
 }
 
-/* Small products, each with weights of its own, which caches do not hold; *seconds_out: of one. */
-static enum status time_small(struct bench *bench, enum dtype dtype, double *seconds_out,
-                              struct err *err)
+/* Small products with [n][k] weights, in turn over all the memory that there is; *seconds_out: of
+ * one. */
+static enum status time_small(struct bench *bench, enum dtype dtype, const uint32_t shape[2],
+                              uint64_t time_ns, double *seconds_out, struct err *err)
 {
-    const uint64_t small_bytes = N_COUNT_SMALL * dtype_row_bytes(dtype, K_COUNT);
-    const uint32_t fitting = bench->n_count / N_COUNT_SMALL;
-    const uint32_t count = fitting < SMALL_COUNT_MAX ? fitting : SMALL_COUNT_MAX;
-    struct op op = product(bench, dtype, 1, N_COUNT_SMALL);
+    const uint64_t small_bytes = shape[0] * dtype_row_bytes(dtype, shape[1]);
+    const uint64_t place_count = bench->n_count * dtype_row_bytes(dtype, K_COUNT) / small_bytes;
+    struct op op = product(bench, dtype, 1, shape[0]);
     const uint64_t began_ns = clock_now_ns();
+    uint64_t count = 0, now_ns = began_ns;
     enum status st = STATUS_OK;
 
-    for (uint32_t i = 0; st == STATUS_OK && i < count; i++) {
-        op.matmul.weight = (const char *)bench->weights + i * small_bytes;
-        st = device_launch(bench->stream, &op, err);
+    op.matmul.k_count = shape[1];
+    op.matmul.x_row_stride = shape[1];
+    while (st == STATUS_OK && (count == 0 || now_ns - began_ns < time_ns)) {
+        const uint64_t last = count + (place_count < SMALL_COUNT_MAX ? place_count
+                                                                     : SMALL_COUNT_MAX);
+
+        for (; st == STATUS_OK && count < last; count++) {
+            op.matmul.weight = (const char *)bench->weights + count % place_count * small_bytes;
+            st = device_launch(bench->stream, &op, err);
+        }
+        if (st == STATUS_OK)
+            st = stream_sync(bench->stream, err);
+        now_ns = clock_now_ns();
     }
-    if (st == STATUS_OK)
-        st = stream_sync(bench->stream, err);
-    *seconds_out = (double)(clock_now_ns() - began_ns) * 1e-9 / (double)count;
+    *seconds_out = (double)(now_ns - began_ns) * 1e-9 / (double)count;
     return st;
 }
 
@@ -158,28 +170,36 @@ enum status device_measure_matmul(struct device *device, enum dtype dtype,
                                   uint64_t memory_bytes_max, uint64_t time_ns,
                                   struct device_matmul_rates *rates_out, struct err *err)
 {
+    static const uint32_t tiny[2] = { N_COUNT_TINY, K_COUNT_TINY };
     struct bench bench = { .device = device };
-    double one_s = 0, many_s = 0, small_s = 0;
+    double one_s = 0, many_s = 0, small_s = 0, tiny_s = 0;
     enum status st = bench_open(&bench, dtype, memory_bytes_max, err);
+    const uint32_t small[2] = { bench.n_count < N_COUNT_SMALL ? bench.n_count : N_COUNT_SMALL,
+                                K_COUNT };
 
     if (st == STATUS_OK) {
         const struct op one = product(&bench, dtype, 1, bench.n_count);
 
         st = time_op(&bench, &one, time_ns, &one_s, err);
     }
-    if (st == STATUS_OK && bench.n_count >= N_COUNT_SMALL)
-        st = time_small(&bench, dtype, &small_s, err);
+    if (st == STATUS_OK)
+        st = time_small(&bench, dtype, small, time_ns / SMALL_SHARE, &small_s, err);
+    if (st == STATUS_OK)
+        st = time_small(&bench, dtype, tiny, time_ns / SMALL_SHARE, &tiny_s, err);
     if (st == STATUS_OK) {
         const struct op many = product(&bench, dtype, DEVICE_MEASURE_ROWS, bench.n_many);
 
         st = time_op(&bench, &many, time_ns, &many_s, err);
     }
     if (st == STATUS_OK) {
-        const double reading_s = one_s * N_COUNT_SMALL / bench.n_count;
+        const double reading_s = one_s * small[0] / bench.n_count;
 
         rates_out->one_row_bytes_per_s =
             (double)bench.n_count * (double)dtype_row_bytes(dtype, K_COUNT) / one_s;
         rates_out->product_s = small_s > reading_s ? small_s - reading_s : 0;
+        rates_out->product_bytes = small[0] * (double)dtype_row_bytes(dtype, K_COUNT);
+        rates_out->tiny_s = tiny_s;
+        rates_out->tiny_bytes = N_COUNT_TINY * (double)dtype_row_bytes(dtype, K_COUNT_TINY);
         rates_out->many_rows_flops_per_s =
             2.0 * DEVICE_MEASURE_ROWS * (double)bench.n_many * K_COUNT / many_s;
     }

@@ -111,6 +111,17 @@ uint32_t model__params_order(const struct params *params, uint32_t index);
 /* Of the matrices whose columns lie in another order, columns of the widest; 0: there is none. */
 uint32_t model__params_ordered_width(const struct params *params);
 
+/* trial.c. Seconds of a decoding step behind a prompt, and of a step of so many of its rows; 0
+ * rows: of none. False: it could not be tried. Takes what a model with these options takes, and
+ * gives it back. */
+struct model_trial {
+    double decode_s, prefill_s;
+    uint32_t row_count;
+};
+bool model__try(struct device *device, const struct ckpt *ckpt,
+                const struct model_options *options, uint32_t prompt_tokens,
+                struct model_trial *trial_out);
+
 /* Hands out consecutive aligned pieces of a block; from NULL it hands out NULLs and measures. */
 struct slicer {
     char *base;

@@ -10,6 +10,11 @@
 #include "base/size.h"
 #include "model/internal.h"
 
+/* What is small enough to be tried out: in some hundred milliseconds. */
+#define TRIAL_WEIGHT_BYTES_MAX (64 * MIB)
+#define TRIAL_STEP_S_MAX 0.01
+#define TRIAL_PROMPT_S_MAX 0.1
+
 void model_options_init(struct model_options *options)
 {
     memset(options, 0, sizeof(*options));
@@ -197,13 +202,32 @@ static bool moves_anything(const struct offload_traffic *traffic)
     return bytes > 0;
 }
 
+/* A small model's forecast is what it does; but not where other ranks must be met for that. */
+static void try_out(struct model *model, const struct ckpt *ckpt,
+                    const struct model_options *options)
+{
+    struct model_forecast *forecast = &model->forecast;
+    const struct cluster *cluster = options->offload.cluster;
+    struct model_trial trial;
+
+    if (forecast->lacks == NULL && model->info.weight_bytes <= TRIAL_WEIGHT_BYTES_MAX &&
+        forecast->decode.step_s <= TRIAL_STEP_S_MAX &&
+        forecast->prefill.step_s <= TRIAL_PROMPT_S_MAX &&
+        !offload_is_garbage(model->offload) &&
+        (cluster == NULL || cluster_place(cluster)->size == 1) &&
+        model__try(model->device, ckpt, options, forecast->prompt_tokens, &trial))
+        model_forecast_tried(forecast, trial.decode_s,
+                             trial.row_count == forecast->prefill.row_count ? trial.prefill_s : 0);
+}
+
 /* What the model is going to do costs time to find out: only where there is something to plan. */
-static void make_forecast(struct model *model, const struct model_options *options,
-                          const struct log *log)
+static void make_forecast(struct model *model, const struct ckpt *ckpt,
+                          const struct model_options *options, const struct log *log)
 {
     const uint32_t prompt = options->forecast_prompt_tokens;
     struct disk_measured disk = { .depth = 0 };
     struct offload_traffic traffic;
+    bool is_assumed;
 
     if (options->measure == NULL)
         return;
@@ -214,10 +238,14 @@ static void make_forecast(struct model *model, const struct model_options *optio
                      "would move");
         return;
     }
+    is_assumed = options->rates->disk_bytes_per_s + options->rates->link_bytes_per_s +
+                     options->rates->read_bytes_per_s > 0;
     options->measure(options->measure_user, &traffic, options->rates, &disk);
     offload_disk_known(model->offload, &disk);
     model_forecast(model, options->rates, prompt, prompt, &model->forecast);
     model->has_forecast = true;
+    if (!is_assumed)
+        try_out(model, ckpt, options);
     model_forecast_log(options->rates, &model->forecast, log);
 }
 
@@ -357,7 +385,7 @@ static enum status plan_and_load(struct model *model, const struct ckpt *ckpt,
     log_plan(model, &weights, &own.offload, log);
     st = offload_manifest_log(model->offload, log, err);
     if (st == STATUS_OK)
-        make_forecast(model, options, log);
+        make_forecast(model, ckpt, options, log);
     if (st != STATUS_OK || options->plan_only)
         return st;
     st = stream_create(model->device, STREAM_COMPUTE, &model->stream, err);

@@ -8,10 +8,15 @@
 #include "base/size.h"
 #include "model/internal.h"
 
-/* The weights that a step reads, by type. */
+/* Of each layer: rotating queries and keys, writing keys and values, attending, the gate. */
+#define OPERATORS_PER_LAYER 6
+#define OPERATORS_PER_STEP 4 /* rows of a table, angles, wanted rows, their logits */
+
+/* The weights that a step reads, by type, and what it takes beside. */
 struct demand {
     double bytes[DTYPE_COUNT], elements[DTYPE_COUNT];
-    double products[DTYPE_COUNT]; /* matrices: each expert's by itself */
+    double beside_s;  /* of all products: each expert's is one by itself */
+    double operators; /* that are no products */
 };
 
 /* The share of a layer's experts that so many rows are expected to choose, were all alike. */
@@ -36,9 +41,40 @@ static double matrix_count(const struct offload_param_desc *desc)
            (strstr(desc->name, "w13") != NULL ? 2 : 1);
 }
 
+static double over(double amount, double rate)
+{
+    return rate > 0 ? amount / rate : 0;
+}
+
+/* y at x on the line through two points. */
+static double between(double x, double x0, double y0, double x1, double y1)
+{
+    return x1 > x0 ? y0 + (y1 - y0) * (x - x0) / (x1 - x0) : y0;
+}
+
+/* What a product of so many bytes takes beside reading them: nothing that depends on their number,
+ * where they are many; the fewer they are the more of it is an operator's own. */
+static double beside_s(const struct model_rates *rates, enum dtype dtype, double bytes)
+{
+    const struct device_matmul_rates *matmul = &rates->matmul[dtype];
+    const double large = matmul->product_bytes, tiny = matmul->tiny_bytes;
+    const double reading_s = over(bytes, matmul->one_row_bytes_per_s);
+    double seconds;
+
+    if (bytes >= large)
+        return matmul->product_s;
+    if (bytes >= tiny)
+        seconds = between(bytes, tiny, matmul->tiny_s, large,
+                          over(large, matmul->one_row_bytes_per_s) + matmul->product_s);
+    else
+        seconds = between(bytes, 0, rates->costs.op_s, tiny, matmul->tiny_s);
+    return seconds > reading_s ? seconds - reading_s : 0;
+}
+
 /* rows of weights that a step reads, and the products of one row: experts count as often as they
  * are chosen. */
-static void demand_of(const struct model *model, uint32_t row_count, struct demand *demand_out)
+static void demand_of(const struct model *model, const struct model_rates *rates,
+                      uint32_t row_count, struct demand *demand_out)
 {
     const struct offload_param_desc *descs = model__params_descs(model->params);
     const struct model_config *config = &model->config;
@@ -47,24 +83,22 @@ static void demand_of(const struct model *model, uint32_t row_count, struct dema
                             ? 1 : (double)config->expert_top_k / config->expert_count;
 
     memset(demand_out, 0, sizeof(*demand_out));
+    demand_out->operators = OPERATORS_PER_STEP + OPERATORS_PER_LAYER * config->layer_count;
     for (size_t i = 0; i < model__params_count(model->params); i++) {
         const struct offload_param_desc *desc = &descs[i];
         const bool is_expert = is_of_experts(desc);
         uint64_t elements = 0, bytes = 0;
 
+        demand_out->operators += strstr(desc->name, "norm") != NULL;
         if (desc->rank < 2 || desc->by_lookup)
             continue;
         (void)tensor_element_count(desc->rank, desc->shape, &elements);
         (void)dtype_bytes(desc->dtype, elements, &bytes);
         demand_out->bytes[desc->dtype] += (double)bytes * (is_expert ? share : 1);
         demand_out->elements[desc->dtype] += (double)elements * (is_expert ? used : 1);
-        demand_out->products[desc->dtype] += matrix_count(desc) * (is_expert ? share : 1);
+        demand_out->beside_s += matrix_count(desc) * (is_expert ? share : 1) *
+                                beside_s(rates, desc->dtype, (double)bytes / matrix_count(desc));
     }
-}
-
-static double over(double amount, double rate)
-{
-    return rate > 0 ? amount / rate : 0;
 }
 
 static double sum_bytes(const struct demand *demand)
@@ -79,15 +113,15 @@ static double sum_bytes(const struct demand *demand)
 static double compute_s(const struct demand *demand, const struct model_rates *rates,
                         uint32_t row_count, double kv_bytes)
 {
-    double seconds = over(kv_bytes, rates->read_bytes_per_s);
+    double seconds = over(kv_bytes, rates->read_bytes_per_s) + demand->beside_s +
+                     demand->operators * rates->costs.op_s + rates->costs.pass_s;
 
     for (size_t i = 0; i < DTYPE_COUNT; i++) {
         const double reading = over(demand->bytes[i], rates->matmul[i].one_row_bytes_per_s);
         const double multiplying = over(2 * demand->elements[i] * row_count,
                                         rates->matmul[i].many_rows_flops_per_s);
 
-        seconds += (reading > multiplying ? reading : multiplying) +
-                   demand->products[i] * rates->matmul[i].product_s;
+        seconds += reading > multiplying ? reading : multiplying;
     }
     return seconds;
 }
@@ -126,7 +160,8 @@ static void move_forecast(const struct model *model, const struct model_rates *r
 
     offload_traffic(model->offload, step->row_count, &step->traffic);
     step->disk_s = disk_s(rates, traffic->disk_bytes, step->compute_s);
-    step->link_s = over(traffic->link_bytes, rates->link_bytes_per_s) +
+    step->link_s = traffic->onloads * rates->costs.onload_s +
+                   over(traffic->link_bytes, rates->link_bytes_per_s) +
                    over(traffic->peer_bytes, peer_set > 0 ? peer_set : rates->link_bytes_per_s);
     step->moved_bytes = longer(traffic->link_bytes + traffic->peer_bytes, traffic->disk_bytes);
     step->move_s = longer(step->disk_s, step->link_s);
@@ -178,7 +213,7 @@ static void step_forecast(const struct model *model, const struct model_rates *r
     const double kv_bytes = (double)model_kv_bytes(&model->info, context_tokens);
     struct demand demand;
 
-    demand_of(model, row_count, &demand);
+    demand_of(model, rates, row_count, &demand);
     step->row_count = row_count;
     step->compute_s = compute_s(&demand, rates, row_count, kv_bytes);
     move_forecast(model, rates, step);
@@ -205,32 +240,55 @@ static const char *lacking(const struct model *model, const struct model_rates *
     return NULL;
 }
 
+/* What follows of the steps. */
+static void forecast_rates(struct model_forecast *forecast)
+{
+    const uint32_t chunk = forecast->prefill.row_count;
+    const uint32_t chunk_count = chunk > 0 ? (forecast->prompt_tokens - 1) / chunk + 1 : 0;
+
+    forecast->decode_tokens_per_s = over(1, forecast->decode.step_s);
+    forecast->decode_tokens_per_s_most = over(1, forecast->decode.step_s_least);
+    forecast->decode_bound_tokens_per_s = over(1, forecast->decode.bound_s);
+    forecast->prompt_s = forecast->prefill.step_s * chunk_count;
+    forecast->prefill_tokens_per_s = over(forecast->prompt_tokens, forecast->prompt_s);
+}
+
 void model_forecast(const struct model *model, const struct model_rates *rates,
                     uint32_t prompt_tokens, uint32_t context_tokens,
                     struct model_forecast *forecast_out)
 {
     const uint32_t chunk_max = (uint32_t)model->sizes.row_count;
     const uint32_t chunk = prompt_tokens < chunk_max ? prompt_tokens : chunk_max;
-    const uint32_t chunk_count = chunk > 0 ? (prompt_tokens - 1) / chunk + 1 : 0;
 
     memset(forecast_out, 0, sizeof(*forecast_out));
     step_forecast(model, rates, 1, context_tokens, &forecast_out->decode);
-    forecast_out->decode_tokens_per_s = over(1, forecast_out->decode.step_s);
-    forecast_out->decode_tokens_per_s_most = over(1, forecast_out->decode.step_s_least);
-    forecast_out->decode_bound_tokens_per_s = over(1, forecast_out->decode.bound_s);
     forecast_out->prompt_tokens = prompt_tokens;
     if (chunk > 0)
         step_forecast(model, rates, chunk, chunk / 2, &forecast_out->prefill);
     forecast_out->lacks = lacking(model, rates, forecast_out);
-    forecast_out->prompt_s = forecast_out->prefill.step_s * chunk_count;
-    forecast_out->prefill_tokens_per_s = over(prompt_tokens, forecast_out->prompt_s);
+    forecast_rates(forecast_out);
+}
+
+static void step_tried(struct model_forecast_step *step, double seconds)
+{
+    step->step_s = step->step_s_least = seconds;
+    step->is_tried = true;
+}
+
+void model_forecast_tried(struct model_forecast *forecast, double decode_s, double prefill_s)
+{
+    step_tried(&forecast->decode, decode_s);
+    if (prefill_s > 0)
+        step_tried(&forecast->prefill, prefill_s);
+    forecast_rates(forecast);
 }
 
 void model_dtypes(const struct model *model, bool used_out[DTYPE_COUNT])
 {
+    static const struct model_rates none;
     struct demand demand;
 
-    demand_of(model, 1, &demand);
+    demand_of(model, &none, 1, &demand);
     for (size_t i = 0; i < DTYPE_COUNT; i++)
         used_out[i] = demand.bytes[i] > 0;
 }
@@ -256,7 +314,7 @@ static json_t *known_json(double number, bool is_known)
 /* What takes time is known when the rates are. */
 static json_t *step_json(const struct model_forecast_step *step, bool is_known)
 {
-    return json_pack("{s:I, s:f, s:o, s:f, s:f, s:f, s:o, s:o, s:o, s:o, s:o, s:o}", "rows",
+    return json_pack("{s:I, s:f, s:o, s:f, s:f, s:f, s:o, s:o, s:o, s:o, s:o, s:o, s:b}", "rows",
                      (json_int_t)step->row_count, "bytes_moved", step->moved_bytes,
                      "bytes_by_home", homes_json(&step->traffic), "link_bytes",
                      step->traffic.link_bytes, "disk_bytes", step->traffic.disk_bytes, "compute_s",
@@ -265,7 +323,7 @@ static json_t *step_json(const struct model_forecast_step *step, bool is_known)
                      known_json(step->expert_s, is_known), "move_s",
                      known_json(step->move_s, is_known), "step_s",
                      known_json(step->step_s, is_known), "bound_s",
-                     known_json(step->bound_s, is_known));
+                     known_json(step->bound_s, is_known), "is_tried", step->is_tried);
 }
 
 static json_t *rate_json(double rate)
@@ -275,20 +333,24 @@ static json_t *rate_json(double rate)
 
 static json_t *rates_json(const struct model_rates *rates)
 {
-    json_t *json = json_pack("{s:o, s:o, s:o, s:o, s:o, s:{}}", "disk_bytes_per_s",
-                             rate_json(rates->disk_bytes_per_s), "disk_spread_bytes_per_s",
-                             rate_json(rates->disk_spread_bytes_per_s), "disk_beside_bytes_per_s",
-                             rate_json(rates->disk_beside_bytes_per_s), "link_bytes_per_s",
+    json_t *json = json_pack("{s:o, s:o, s:o, s:o, s:o, s:{s:f, s:f, s:f}, s:{}}",
+                             "disk_bytes_per_s", rate_json(rates->disk_bytes_per_s),
+                             "disk_spread_bytes_per_s", rate_json(rates->disk_spread_bytes_per_s),
+                             "disk_beside_bytes_per_s", rate_json(rates->disk_beside_bytes_per_s),
+                             "link_bytes_per_s",
                              rate_json(rates->link_bytes_per_s), "read_bytes_per_s",
-                             rate_json(rates->read_bytes_per_s), "matmul");
+                             rate_json(rates->read_bytes_per_s), "costs", "op_s",
+                             rates->costs.op_s, "onload_s", rates->costs.onload_s, "pass_s",
+                             rates->costs.pass_s, "matmul");
 
     for (size_t i = 0; json != NULL && i < DTYPE_COUNT; i++) {
         if (rates->matmul[i].one_row_bytes_per_s > 0)
             (void)json_object_set_new(
                 json_object_get(json, "matmul"), dtype_info((enum dtype)i)->name,
-                json_pack("{s:f, s:f, s:f}", "one_row_bytes_per_s",
+                json_pack("{s:f, s:f, s:f, s:f}", "one_row_bytes_per_s",
                           rates->matmul[i].one_row_bytes_per_s, "product_s",
-                          rates->matmul[i].product_s, "many_rows_flops_per_s",
+                          rates->matmul[i].product_s, "tiny_product_s",
+                          rates->matmul[i].tiny_s, "many_rows_flops_per_s",
                           rates->matmul[i].many_rows_flops_per_s));
     }
     return json;
@@ -392,9 +454,10 @@ void model_forecast_log(const struct model_rates *rates, const struct model_fore
     if (forecast->decode_tokens_per_s_most > forecast->decode_tokens_per_s)
         (void)snprintf(most, sizeof(most), " to %.3g", forecast->decode_tokens_per_s_most);
     log_line(log, LOG_INFO,
-             "forecast: a token moves %s%s in %.3g s and computes %.3g s: %.3g%s tokens/s; the "
+             "forecast: a token moves %s%s in %.3g s and computes %.3g s: %.3g%s tokens/s%s; the "
              "bound is %.3g tokens/s", moved, homes, decode->move_s, decode->compute_s,
-             forecast->decode_tokens_per_s, most, forecast->decode_bound_tokens_per_s);
+             forecast->decode_tokens_per_s, most, decode->is_tried ? ", as tried out" : "",
+             forecast->decode_bound_tokens_per_s);
     if (forecast->prompt_tokens > 0)
         log_line(log, LOG_INFO,
                  "forecast: a prompt of %u tokens, %u at once, moves %s each time: %.3g s, %.3g "

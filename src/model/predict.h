@@ -2,14 +2,20 @@
  *
  *     a step of R rows   computing  sum over weights used of  max(bytes / one-row rate,
  *                                                              2 R elements / many-rows rate)
+ *                                   + what each product takes beside its bytes
  *                                   + keys and values read / read rate
+ *                                   + operators that are no products, and the pass as a whole
  *                        link       bytes that are copied to the device / its rate
+ *                                   + onloads that wait for a slot and are waited for
  *                        disk       bytes that are read from files / its rate for pieces here and
  *                                   there, which is another while the processors compute
  *                        takes      the longest of these: all three run beside each other, and what
  *                                   moves is spread over the pass. But for a token's experts: these
  *                                   are asked for when the router has chosen, and what the cache
  *                                   lacks of them is waited for, so that its time is added
+ *
+ * A small model, of which that is a poor picture, is tried out where it can be (model/trial.c):
+ * then a step takes what it took.
  *
  * Which experts a router favours, it has to have been seen: a model's first run knows nothing of
  * it, and its forecast is a range, from evenly chosen experts to a cache that lacks none.
@@ -32,6 +38,7 @@ struct model_rates {
     double disk_beside_bytes_per_s; /* the same while the processors compute */
     double read_bytes_per_s;  /* the device's memory */
     struct device_matmul_rates matmul[DTYPE_COUNT];
+    struct device_costs costs;
 };
 
 struct model_forecast_step {
@@ -44,6 +51,7 @@ struct model_forecast_step {
     double step_s;
     double step_s_least;       /* the same when no expert is missing; else step_s */
     double bound_s;
+    bool is_tried;             /* step_s and step_s_least are what a trial took */
 };
 
 struct model_forecast {
@@ -63,6 +71,8 @@ struct model_forecast {
 void model_forecast(const struct model *model, const struct model_rates *rates,
                     uint32_t prompt_tokens, uint32_t context_tokens,
                     struct model_forecast *forecast_out);
+/* What a trial has shown, of a step of one row and of the prompt's. */
+void model_forecast_tried(struct model_forecast *forecast, double decode_s, double prefill_s);
 /* The types of the model's matrices, marked. */
 void model_dtypes(const struct model *model, bool used_out[DTYPE_COUNT]);
 

@@ -171,15 +171,28 @@ void offload_disk_known(struct offload *offload, const struct disk_measured *mea
     offload->disk_known = *measured;
 }
 
-/* Adds what is fetched from a home. */
+/* Adds what is fetched from a home: so many units. */
 static void traffic_add(const struct offload *offload, enum offload_home home, double bytes,
-                        struct offload_traffic *traffic)
+                        double count, struct offload_traffic *traffic)
 {
     traffic->home_bytes[home] += bytes;
-    if (home == OFFLOAD_HOME_DISK)
+    if (home == OFFLOAD_HOME_DISK) {
         traffic->disk_bytes += bytes;
-    if (!offload->in_place)
+        traffic->disk_reads += count;
+    }
+    if (!offload->in_place) {
         traffic->link_bytes += bytes;
+        traffic->onloads += count;
+    }
+}
+
+static double expert_mean_bytes(const struct offload *offload)
+{
+    double bytes = 0;
+
+    for (size_t i = offload->ring_count; i < offload->unit_count; i++)
+        bytes += (double)offload->units[i].size_bytes;
+    return bytes / (double)(offload->unit_count - offload->ring_count);
 }
 
 /* Of each layer's E experts R rows choose E (1 - (1 - k/E)^R), were all alike, and the cache holds
@@ -195,16 +208,18 @@ static void expert_traffic(const struct offload *offload, uint32_t row_count,
     const double unit_count = (double)(offload->unit_count - offload->ring_count);
     const double held = (double)offload->sizes.expert_slot_count / unit_count;
     const struct offload_traffic before = *traffic;
+    const double mean_bytes = expert_mean_bytes(offload);
 
     for (unsigned home = 0; is_known && home < OFFLOAD_HOME_COUNT; home++)
         traffic_add(offload, (enum offload_home)home,
-                    rehearsal->missed_bytes[home] / rehearsal->token_count, traffic);
+                    rehearsal->missed_bytes[home] / rehearsal->token_count,
+                    rehearsal->missed_bytes[home] / rehearsal->token_count / mean_bytes, traffic);
     for (size_t i = offload->ring_count; !is_known && held < 1 && i < offload->unit_count; i++) {
         const struct offload__unit *unit = &offload->units[i];
 
         if (offload__path(offload, unit) == OFFLOAD_PATH_FETCH)
             traffic_add(offload, unit->home, (double)unit->size_bytes * chosen * (1 - held),
-                        traffic);
+                        chosen * (1 - held), traffic);
     }
     traffic->expert_disk_bytes = traffic->disk_bytes - before.disk_bytes;
     traffic->expert_link_bytes = traffic->link_bytes - before.link_bytes;
@@ -217,7 +232,9 @@ static void expert_traffic(const struct offload *offload, uint32_t row_count,
 void offload_traffic(const struct offload *offload, uint32_t row_count,
                      struct offload_traffic *traffic_out)
 {
-    *traffic_out = (struct offload_traffic){ .expert_hit_rate = -1 };
+    *traffic_out = (struct offload_traffic){
+        .slot_count = (uint32_t)offload->sizes.slot_count, .expert_hit_rate = -1,
+    };
     for (size_t i = 0; i < offload->ring_count; i++) {
         const struct offload__unit *unit = &offload->units[i];
 
@@ -227,8 +244,9 @@ void offload_traffic(const struct offload *offload, uint32_t row_count,
             traffic_out->peer_bytes +=
                 (double)(unit->size_bytes - offload__sharded_own(offload, i));
             traffic_out->home_bytes[unit->home] += (double)unit->size_bytes;
+            traffic_out->onloads++;
         } else {
-            traffic_add(offload, unit->home, (double)unit->size_bytes, traffic_out);
+            traffic_add(offload, unit->home, (double)unit->size_bytes, 1, traffic_out);
         }
     }
     if (offload->expert_units != NULL)

@@ -118,6 +118,7 @@ struct offload_options {
                                      */
     const char *disk;             /* --offload-disk: see disk_reader_options_parse. Borrowed until
                                      offload_load has returned; NULL: defaults */
+    bool forgets;                 /* what routers choose is not remembered for the next start */
     const char *cache_dir;        /* folder for cache files, of what the checkpoint has otherwise
                                      than
                                      it is used. Borrowed likewise; NULL: there is none */
@@ -173,6 +174,9 @@ struct offload_traffic {
                                      twice, once in each */
     double peer_bytes;            /* copied from other ranks' devices */
     double home_bytes[OFFLOAD_HOME_COUNT]; /* the same by home */
+    double onloads;               /* units that are copied to the device */
+    double disk_reads;            /* units that are read from files */
+    uint32_t slot_count;          /* one is used, the others may be on their way; 0: none */
     double expert_disk_bytes, expert_link_bytes; /* of disk_bytes and link_bytes: experts */
     double expert_hit_rate;       /* of the experts that are asked for; below 0: none are */
     uint32_t expert_tokens_known; /* from so many tokens' choices; 0: were all chosen alike often */

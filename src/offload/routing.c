@@ -173,7 +173,8 @@ void offload__routing_save(struct offload *offload)
     struct err why;
     enum status st;
 
-    if (routing == NULL || routing->noted_tokens < NEW_MIN || offload__share_rank(offload) != 0)
+    if (routing == NULL || offload->options.forgets || routing->noted_tokens < NEW_MIN ||
+        offload__share_rank(offload) != 0)
         return;
     routing->noted_tokens = 0;
     st = file_find(offload, &path, &fingerprint, &why);

@@ -32,6 +32,7 @@
 #define PAIRS_PERCENT 60 /* of the time */
 #define IN_FLIGHT_BYTES_MIN (8 * MIB)
 #define DEPTH_MIN 8
+#define SPREAD_READS_MIN 4 /* that a file has to have */
 
 struct probe {
     struct disk_reader *reader;
@@ -242,7 +243,8 @@ static void set_blocks(const struct disk_measure_options *options, struct disk_m
 
 /* Memory in large pages, as slots are, and there before the first read; and a reader. */
 static enum status probe_open(struct probe *probe, const struct disk_measure_options *options,
-                              uint32_t depth, uint64_t piece_bytes, struct err *err)
+                              uint64_t file_bytes_min, uint32_t depth, uint64_t piece_bytes,
+                              struct err *err)
 {
     const struct disk_reader_options reader_options = {
         .depth = depth, .piece_bytes = piece_bytes, .uring = options->uring,
@@ -250,7 +252,7 @@ static enum status probe_open(struct probe *probe, const struct disk_measure_opt
 
     probe->memory_bytes = options->memory_bytes != 0 ? options->memory_bytes : DISK_MEASURE_BYTES;
     assert(probe->memory_bytes >= 1 * MIB);
-    if (probe->file->size_bytes < DISK_MEASURE_FILE_BYTES_MIN)
+    if (probe->file->size_bytes < file_bytes_min)
         return err_set(err, STATUS_UNAVAILABLE, "%s is too small to measure its disk by",
                        probe->file->path);
     probe->memory = mmap(NULL, probe->memory_bytes, PROT_READ | PROT_WRITE,
@@ -280,7 +282,8 @@ enum status disk_measure(const struct disk_file *file, const struct disk_measure
     struct probe probe = { .file = file, .random = UINT64_C(0x9E3779B97F4A7C15) };
     const uint64_t begin_ns = clock_now_ns();
     uint64_t share_ns, best_rate = 0;
-    enum status st = probe_open(&probe, options, DEPTH_LIMIT, DISK_PIECE_BYTES_MAX, err);
+    enum status st = probe_open(&probe, options, DISK_MEASURE_FILE_BYTES_MIN, DEPTH_LIMIT,
+                                DISK_PIECE_BYTES_MAX, err);
 
     set_blocks(options, &measured);
     share_ns = time_ns * PAIRS_PERCENT / 100 /
@@ -307,14 +310,21 @@ enum status disk_measure_spread(const struct disk_file *file,
                                 struct err *err)
 {
     struct probe probe = { .file = file, .random = UINT64_C(0x9E3779B97F4A7C15) };
-    enum status st = probe_open(&probe, options, measured->depth, measured->piece_bytes, err);
-    uint64_t block_bytes = DISK_SPREAD_BYTES;
+    uint64_t block_bytes = options->spread_bytes != 0 ? options->spread_bytes : DISK_SPREAD_BYTES;
+    enum status st = probe_open(&probe, options, SPREAD_READS_MIN * block_bytes, measured->depth,
+                                measured->piece_bytes, err);
+    uint64_t depth;
 
     if (block_bytes > probe.memory_bytes)
         block_bytes = probe.memory_bytes;
+    depth = probe.memory_bytes / block_bytes;
+    if (depth > DEPTH_LIMIT)
+        depth = DEPTH_LIMIT;
+    if (options->spread_depth != 0 && depth > options->spread_depth)
+        depth = options->spread_depth;
     if (st == STATUS_OK)
-        st = measure_rate(&probe, block_bytes, (uint32_t)(probe.memory_bytes / block_bytes), false,
-                          options->time_ns, bytes_per_s_out, err);
+        st = measure_rate(&probe, block_bytes, (uint32_t)depth, false, options->time_ns,
+                          bytes_per_s_out, err);
     probe_close(&probe);
     return st;
 }

@@ -104,6 +104,9 @@ static void a_disk_is_measured(void **state)
     char *const paths[] = { testing_file(1 * MIB), testing_file(16 * MIB) };
     struct disk_reader_options given = { .depth = 3 }, open = { .depth = 0 };
     const struct disk_measure_options spread = { .time_ns = 20000000 };
+    const struct disk_measure_options small = {
+        .time_ns = 20000000, .spread_bytes = 64 * KIB, .spread_depth = 2,
+    };
     struct disk_measured measured;
     struct disk_file *file;
     uint64_t rate = 0;
@@ -118,6 +121,12 @@ static void a_disk_is_measured(void **state)
     }
     assert_int_equal(disk_file_open(paths[0], DISK_AUTO, &file, &err), STATUS_OK);
     assert_int_equal(disk_measure(file, &options, &measured, &err), STATUS_UNAVAILABLE);
+    measured = (struct disk_measured){ .depth = 0 };
+    assert_int_equal(disk_measure_spread(file, &spread, &measured, &rate, &err),
+                     STATUS_UNAVAILABLE); /* it has no four reads of 4 MiB */
+    assert_int_equal(disk_measure_spread(file, &small, &measured, &rate, &err), STATUS_OK);
+    assert_true(rate > 0);
+    rate = 0;
     disk_file_close(file);
     assert_int_equal(disk_file_open(paths[1], DISK_AUTO, &file, &err), STATUS_OK);
     assert_int_equal(disk_measure(file, &options, &measured, &err), STATUS_OK);

@@ -208,6 +208,8 @@ struct disk_measure_options {
     uint32_t block_count; /* 0: 128 KiB, 256 KiB, 512 KiB, 1 MiB */
     uint64_t time_ns;     /* 0: 400 ms, about; a slow disk takes somewhat longer */
     uint64_t memory_bytes; /* to read into; 0: DISK_MEASURE_BYTES. At least 1 MiB */
+    uint64_t spread_bytes; /* of disk_measure_spread's reads; 0: DISK_SPREAD_BYTES */
+    uint32_t spread_depth; /* how many of them are under way; 0: as many as memory holds */
     enum disk_use uring;
 };
 #define DISK_MEASURE_BYTES (UINT64_C(32) << 20)
@@ -229,9 +231,10 @@ struct disk_measured {
  * than 16 MiB is too small to say anything about its disk: STATUS_UNAVAILABLE. */
 enum status disk_measure(const struct disk_file *file, const struct disk_measure_options *options,
                          struct disk_measured *measured_out, struct err *err);
-/* What reads of DISK_SPREAD_BYTES at random places bring, as tiles and experts are read, with the
- * depth and the pieces that were chosen before; for options->time_ns, which is long beside one of
- * disk_measure's: a rate that lasts. */
+/* What reads of spread_bytes at random places bring, as tiles and experts are read, with the
+ * depth and the pieces that were chosen before, 0 where there was no choice; for options->time_ns,
+ * which is long beside one of disk_measure's: a rate that lasts. Any file that has a few of such
+ * reads will do. */
 #define DISK_SPREAD_BYTES (UINT64_C(4) << 20)
 enum status disk_measure_spread(const struct disk_file *file,
                                const struct disk_measure_options *options,
