@@ -129,6 +129,64 @@ bool gguf__bool_or(struct maker *maker, const char *key, bool missing)
     return value->integer != 0;
 }
 
+bool gguf__is_array(const struct maker *maker, const char *key)
+{
+    char full[128];
+    const struct gguf_value *const value =
+        gguf__find(maker->meta, full_key(maker, key, full, sizeof(full)));
+
+    return value != NULL && value->type == GGUF_ARRAY;
+}
+
+/* One item of an array for each layer: a byte of a boolean, or four of an integer. */
+static json_t *read_layer_types(struct maker *maker, const struct gguf_value *value,
+                                const char *windowed)
+{
+    const size_t each = value->item_type == GGUF_BOOL ? 1 : sizeof(uint32_t);
+    const size_t count = (size_t)value->item_count;
+    uint8_t *const items = malloc(count * each + 1);
+    json_t *types = json_array();
+
+    if (items == NULL || types == NULL) {
+        json_decref(types);
+        types = NULL; /* gguf__put says so */
+    } else {
+        maker->status = file_read_at(&maker->ckpt->files[0], value->items_at, items, count * each,
+                                     maker->err);
+    }
+    for (size_t i = 0; types != NULL && maker->status == STATUS_OK && i < count; i++) {
+        bool is_windowed = false;
+
+        for (size_t byte = 0; byte < each; byte++)
+            is_windowed = is_windowed || items[i * each + byte] != 0;
+        (void)json_array_append_new(types,
+                                    json_string(is_windowed ? windowed : "full_attention"));
+    }
+    free(items);
+    return types;
+}
+
+void gguf__put_layer_types(struct maker *maker, const char *key, const char *windowed)
+{
+    const uint64_t layers = gguf__count_of(maker, "block_count");
+    const struct gguf_value *value;
+    char full[128];
+
+    value = gguf__find(maker->meta, full_key(maker, key, full, sizeof(full)));
+    if (maker->status != STATUS_OK || value == NULL)
+        return;
+    if (value->type != GGUF_ARRAY ||
+        (value->item_type != GGUF_BOOL && value->item_type != GGUF_INT32 &&
+         value->item_type != GGUF_UINT32))
+        gguf__refuse(maker, "%s is of type %s, an array of booleans is wanted", full,
+                     gguf__type_name(value->type == GGUF_ARRAY ? value->item_type : value->type));
+    else if (value->item_count != layers)
+        gguf__refuse(maker, "%s has %" PRIu64 " items, and the model %" PRIu64 " layers", full,
+                     value->item_count, layers);
+    else
+        gguf__put(maker, maker->config, "layer_types", read_layer_types(maker, value, windowed));
+}
+
 void gguf__put_count(struct maker *maker, const char *key, uint64_t count)
 {
     gguf__put(maker, maker->config, key, json_integer((json_int_t)count));

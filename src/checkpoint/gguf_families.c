@@ -244,13 +244,23 @@ static void put_cap(struct maker *maker, const char *key, const char *gguf_key, 
     gguf__put(maker, maker->config, key, cap > 0.0 ? json_real(cap) : json_null());
 }
 
+/* Which layers have a window: of every so many all but the last, or a boolean for each. */
+static void put_window_pattern(struct maker *maker, uint64_t usual)
+{
+    static const char key[] = "attention.sliding_window_pattern";
+
+    if (gguf__is_array(maker, key))
+        gguf__put_layer_types(maker, key, "sliding_attention");
+    else
+        gguf__put_count(maker, "sliding_window_pattern", gguf__count_or(maker, key, usual));
+}
+
 static void make_gemma2(struct maker *maker)
 {
     gguf__put_names(maker, "Gemma2ForCausalLM", "gemma2");
     gguf__put_count(maker, "sliding_window",
                     gguf__count_or(maker, "attention.sliding_window", 4096));
-    gguf__put_count(maker, "sliding_window_pattern",
-                    gguf__count_or(maker, "attention.sliding_window_pattern", 2));
+    put_window_pattern(maker, 2);
     put_cap(maker, "attn_logit_softcapping", "attn_logit_softcapping", 50.0);
     put_cap(maker, "final_logit_softcapping", "final_logit_softcapping", 30.0);
     put_gemma(maker, 46);
@@ -264,8 +274,10 @@ static void make_gemma3(struct maker *maker)
     gguf__put_names(maker, "Gemma3ForCausalLM", "gemma3_text");
     if (window > 0)
         gguf__put_count(maker, "sliding_window", window);
-    gguf__put_count(maker, "sliding_window_pattern",
-                    window > 0 ? gguf__count_or(maker, "attention.sliding_window_pattern", 6) : 1);
+    if (window > 0)
+        put_window_pattern(maker, 6);
+    else
+        gguf__put_count(maker, "sliding_window_pattern", 1);
     gguf__put_number(maker, "rope_local_base_freq",
                      gguf__number_or(maker, "rope.freq_base_swa", 10000.0));
     put_cap(maker, "final_logit_softcapping", "final_logit_softcapping", 0.0);
@@ -332,6 +344,8 @@ static void make_llama4(struct maker *maker)
     gguf__put_bool(maker, "use_qk_norm", experts != 128);
     if (gguf__count_or(maker, "attention.sliding_window", 8192) == 0)
         gguf__put(maker, maker->config, "attention_chunk_size", json_null());
+    else if (gguf__is_array(maker, "attention.sliding_window_pattern"))
+        gguf__put_layer_types(maker, "attention.sliding_window_pattern", "chunked_attention");
     gguf__put_heads(maker, true);
 }
 
@@ -344,6 +358,8 @@ static void make_gpt_oss(struct maker *maker)
     put_count_of(maker, "num_local_experts", "expert_count");
     put_count_of(maker, "num_experts_per_tok", "expert_used_count");
     put_count_of(maker, "sliding_window", "attention.sliding_window");
+    if (gguf__is_array(maker, "attention.sliding_window_pattern"))
+        gguf__put_layer_types(maker, "attention.sliding_window_pattern", "sliding_attention");
     gguf__put_heads(maker, false);
     if (json_object_get(maker->config, "rope_scaling") == NULL)
         gguf__put(maker, maker->config, "rope_scaling", json_object());

@@ -28,6 +28,11 @@ uint64_t gguf__count_or(struct maker *maker, const char *key, uint64_t missing);
 uint64_t gguf__count_of(struct maker *maker, const char *key);
 double gguf__number_or(struct maker *maker, const char *key, double missing);
 bool gguf__bool_or(struct maker *maker, const char *key, bool missing);
+/* Whether the key is there and is an array. */
+bool gguf__is_array(const struct maker *maker, const char *key);
+/* "layer_types" of an array of booleans (or of integers, 0 and others), one for each layer, in
+ * which true is `windowed` and false "full_attention". */
+void gguf__put_layer_types(struct maker *maker, const char *key, const char *windowed);
 /* By the name that Hugging Face's checkpoints give it. */
 bool gguf__has_tensor(const struct maker *maker, const char *name);
 

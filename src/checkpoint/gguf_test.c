@@ -268,6 +268,49 @@ static void files_of_a_split_model_belong_together(void **state)
     ckpt_testing_remove(folder);
 }
 
+#define WINDOW_PAIRS(arch)                                                                         \
+    { { "general.architecture", 8, arch, 0 }, { arch ".block_count", 4, NULL, 3 },                 \
+      { arch ".embedding_length", 4, NULL, 32 }, { arch ".context_length", 4, NULL, 64 },          \
+      { arch ".feed_forward_length", 4, NULL, 32 }, { arch ".attention.head_count", 4, NULL, 4 },  \
+      { arch ".attention.layer_norm_rms_epsilon", 6, NULL, 1e-5 },                                 \
+      { arch ".attention.sliding_window", 4, NULL, 16 },                                           \
+      { arch ".expert_count", 4, NULL, 4 }, { arch ".expert_used_count", 4, NULL, 1 },             \
+      { arch ".expert_feed_forward_length", 4, NULL, 32 },                                         \
+      { arch ".interleave_moe_layer_step", 4, NULL, 1 },                                           \
+      { arch ".attention.sliding_window_pattern", 9, "101", 0 } }
+enum { WINDOW_PAIR_COUNT = 13 };
+
+/* Newer files say of each layer whether it has a window. */
+static void windows_of_single_layers_are_read(void **state)
+{
+    static struct ckpt_testing_pair pairs[][WINDOW_PAIR_COUNT] = {
+        WINDOW_PAIRS("gemma2"), WINDOW_PAIRS("gemma3"), WINDOW_PAIRS("gpt-oss"),
+        WINDOW_PAIRS("llama4"),
+    };
+    char *const folder = ckpt_testing_folder();
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(pairs) / sizeof(pairs[0]); i++) {
+        struct ckpt_testing_pair *const pattern = &pairs[i][WINDOW_PAIR_COUNT - 1];
+        struct ckpt *ckpt = NULL;
+        struct err err;
+        ckpt_testing_write_gguf(folder, "m.gguf", pairs[i], WINDOW_PAIR_COUNT, &embed, 1);
+        if (open_file(folder, "m.gguf", &ckpt, &err) != STATUS_OK)
+            fail_msg("%s", err.message);
+        for (size_t layer = 0; layer < 3; layer++) {
+            const json_t *const types = json_object_get(ckpt_config(ckpt), "layer_types");
+            assert_string_equal(json_string_value(json_array_get(types, layer)),
+                                layer == 1 ? "full_attention"
+                                : i == 3   ? "chunked_attention" : "sliding_attention");
+        }
+        ckpt_close(ckpt);
+        pattern->string = "10";
+        ckpt_testing_write_gguf(folder, "m.gguf", pairs[i], WINDOW_PAIR_COUNT, &embed, 1);
+        expect_refusal(folder, "m.gguf", "sliding_window_pattern has 2 items, and the model 3");
+    }
+    ckpt_testing_remove(folder);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -277,6 +320,7 @@ int main(void)
         cmocka_unit_test(wrong_entries_are_refused),
         cmocka_unit_test(metadata_that_makes_no_model_is_refused),
         cmocka_unit_test(files_of_a_split_model_belong_together),
+        cmocka_unit_test(windows_of_single_layers_are_read),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -168,6 +168,14 @@ static void append_string(struct buf *out, const char *text)
     append(out, text, strlen(text));
 }
 
+static void append_booleans(struct buf *out, const char *digits)
+{
+    append_number(out, 7, 4);
+    append_number(out, strlen(digits), 8);
+    for (const char *at = digits; *at != '\0'; at++)
+        append_number(out, *at == '1', 1);
+}
+
 static void append_pair(struct buf *out, const struct ckpt_testing_pair *pair)
 {
     const float number = (float)pair->number;
@@ -178,6 +186,8 @@ static void append_pair(struct buf *out, const struct ckpt_testing_pair *pair)
     memcpy(&bits, &number, sizeof(bits));
     if (pair->type == 8)
         append_string(out, pair->string);
+    else if (pair->type == 9)
+        append_booleans(out, pair->string);
     else if (pair->type == 6)
         append_number(out, bits, 4);
     else

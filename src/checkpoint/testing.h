@@ -37,8 +37,9 @@ uint8_t *ckpt_testing_safetensors(const struct ckpt_testing_tensor *tensors, siz
 /* A metadata pair of a GGUF file. */
 struct ckpt_testing_pair {
     const char *key;
-    uint32_t type;      /* as the format numbers them: 4 uint32, 6 float32, 7 bool, 8 string */
-    const char *string; /* of type 8 */
+    uint32_t type;      /* as the format numbers them: 4 uint32, 6 float32, 7 bool, 8 string, 9 an
+                           array, here of booleans */
+    const char *string; /* of type 8; of type 9 a '0' or '1' for each */
     double number;      /* of the others */
 };
 /* A GGUF file's bytes; the caller frees them. Tensors' names are written as they are, their data in
