@@ -13,8 +13,11 @@
 
 #define RUN_GRANULE 48                      /* weight rows: whole panels, of 12 or 16 rows ... */
 #define RUN_GRANULE_PACKED 32               /* ... and in AMX's tiles, two groups of 16 */
-#define RUN_BYTES_MAX UINT64_C(524288)      /* of a run that several strips read */
-#define STRIP_BYTES_MAX UINT64_C(1048576)   /* of the rows of x in a strip: half of 2 MiB */
+/* Of a run that several strips read, and of a strip's rows of x: half, and three quarters of the
+ * 2 MiB of a second-level cache. Each run packs x for AMX's tiles anew, and each strip cuts the
+ * weights into panels anew; 128 rows of 8192 quantised elements just make one strip. */
+#define RUN_BYTES_MAX UINT64_C(1048576)
+#define STRIP_BYTES_MAX UINT64_C(1572864)
 #define STRIP_ROWS_MIN 24                   /* fewer would convert and read weights too often */
 
 struct matmul_job {
