@@ -46,11 +46,12 @@ __device__ static inline struct quant_shared block_at(const unsigned char *tile,
                                                       uint32_t n0, uint32_t n,
                                                       uint32_t first_block, uint32_t block)
 {
-    const uint8_t *from = product_weight_row(p, group, n0 + n) +
-                          (uint64_t)first_block * quant_type<dtype>::bytes;
+    /* of where the segment begins only the distance from a multiple of 16: 32 bits are enough */
+    const uint32_t before = ((uint32_t)(uintptr_t)group->weight +
+                             min(n0 + n, p->n_count - 1) * (uint32_t)p->weight_row_bytes +
+                             first_block * quant_type<dtype>::bytes) % 16;
 
-    return { (const uint32_t *)tile, n * block_segment<dtype>::stride +
-                                         (uint32_t)((uintptr_t)from % 16) +
+    return { (const uint32_t *)tile, n * block_segment<dtype>::stride + before +
                                          block * quant_type<dtype>::bytes };
 }
 
