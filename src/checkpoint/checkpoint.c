@@ -9,9 +9,12 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/memory_left.h"
 #include "base/size.h"
 #include "checkpoint/internal.h"
 #include "checkpoint/packed.h"
+
+#define LARGE_SHARE 8 /* of the memory that is left: a checkpoint of more than an eighth is large */
 
 /* Every format that is read. */
 static const struct ckpt_format *const formats[] = {
@@ -55,6 +58,37 @@ static enum status refuse(const char *path, struct err *err)
                    formats[0]->what, formats[1]->what);
 }
 
+enum status ckpt__read_past_cache(struct ckpt *ckpt, struct err *err)
+{
+    struct bulk_file *bulk = calloc(ckpt->file_count, sizeof(*bulk));
+    uint32_t count = 0;
+
+    if (bulk == NULL)
+        return err_set(err, STATUS_NO_MEMORY, "%s: no memory for %" PRIu32 " files", ckpt->path,
+                       ckpt->file_count);
+    while (count < ckpt->file_count && bulk_file_open(&ckpt->files[count], &bulk[count]))
+        count++;
+    if (count == ckpt->file_count) {
+        ckpt->bulk = bulk;
+        return STATUS_OK;
+    }
+    while (count > 0)
+        bulk_file_close(&bulk[--count]);
+    free(bulk);
+    return STATUS_OK;
+}
+
+/* Beside the memory that is left, in which the page cache would hold it a second time. */
+static bool is_large(const struct ckpt *ckpt)
+{
+    const uint64_t left_bytes = memory_left_bytes();
+    uint64_t size_bytes = 0;
+
+    for (uint32_t i = 0; i < ckpt->file_count; i++)
+        size_bytes += ckpt->files[i].size_bytes; /* cannot overflow: there are CKPT_FILES_MAX */
+    return size_bytes > left_bytes / LARGE_SHARE;
+}
+
 enum status ckpt_open(const char *path, struct ckpt **ckpt_out, struct err *err)
 {
     const struct ckpt_format *format = NULL;
@@ -73,6 +107,8 @@ enum status ckpt_open(const char *path, struct ckpt **ckpt_out, struct err *err)
     assert(ckpt != NULL);
     ckpt->format = format;
     st = format->open(ckpt, err);
+    if (st == STATUS_OK && is_large(ckpt))
+        st = ckpt__read_past_cache(ckpt, err);
     if (st != STATUS_OK) {
         ckpt_close(ckpt);
         return st;
@@ -88,8 +124,12 @@ void ckpt_close(struct ckpt *ckpt)
         return;
     for (size_t i = 0; i < ckpt->tensor_count; i++)
         free((char *)ckpt->tensors[i].name);
-    for (uint32_t i = 0; i < ckpt->file_count; i++)
+    for (uint32_t i = 0; i < ckpt->file_count; i++) {
+        if (ckpt->bulk != NULL)
+            bulk_file_close(&ckpt->bulk[i]);
         file_close(&ckpt->files[i]);
+    }
+    free(ckpt->bulk);
     map_destroy(ckpt->tensor_by_name);
     packed__destroy(ckpt->packed, ckpt->packed_count);
     free(ckpt->refusal);
@@ -315,6 +355,23 @@ enum status ckpt_read(const struct ckpt *ckpt, const struct ckpt_tensor *tensor,
     return st == STATUS_OK ? st : err_prefix(err, st, "tensor '%s'", tensor->name);
 }
 
+enum status ckpt__read_much(const struct ckpt *ckpt, const struct ckpt_tensor *tensor,
+                            uint64_t offset_bytes, void *dst, uint64_t size_bytes, uint8_t *buffer,
+                            struct err *err)
+{
+    if (ckpt->bulk != NULL && buffer != NULL && tensor->packed == NULL) {
+        const struct bulk_file *const bulk = &ckpt->bulk[tensor->file_index];
+        const uint64_t at_bytes = tensor->offset_bytes + offset_bytes;
+
+        assert(size_bytes <= tensor->size_bytes);
+        assert(offset_bytes <= tensor->size_bytes - size_bytes);
+        if (!bulk_file_is_cached(bulk, at_bytes, size_bytes) &&
+            bulk_file_read(bulk, at_bytes, dst, size_bytes, buffer))
+            return STATUS_OK;
+    }
+    return ckpt_read(ckpt, tensor, offset_bytes, dst, size_bytes, err);
+}
+
 enum status ckpt_read_file(const struct ckpt *ckpt, uint32_t file_index, uint64_t offset_bytes,
                            void *dst, uint64_t size_bytes, struct err *err)
 {
@@ -332,6 +389,8 @@ void ckpt_read_ahead(const struct ckpt *ckpt, const struct ckpt_tensor *tensor)
 {
     uint64_t offset_bytes = tensor->offset_bytes, size_bytes = tensor->size_bytes;
 
+    if (ckpt->bulk != NULL && tensor->packed == NULL)
+        return;
     if (tensor->packed != NULL)
         packed__span(tensor->packed, offset_bytes - tensor->packed->weight.offset_bytes,
                      tensor->size_bytes, &offset_bytes, &size_bytes);

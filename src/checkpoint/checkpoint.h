@@ -87,7 +87,7 @@ enum status ckpt_read_file(const struct ckpt *ckpt, uint32_t file_index, uint64_
                            void *dst, uint64_t size_bytes, struct err *err);
 /* Tells the kernel that what it has cached of the files is not needed any more. Best effort. */
 void ckpt_drop_cache(const struct ckpt *ckpt);
-/* Tells the kernel that the tensor will be read soon. Best effort. */
+/* Tells the kernel that a loader will read the tensor soon. Best effort. */
 void ckpt_read_ahead(const struct ckpt *ckpt, const struct ckpt_tensor *tensor);
 
 #endif

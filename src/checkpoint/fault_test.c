@@ -89,7 +89,7 @@ static enum status run(const char *folder, uint16_t *dst, struct err *err)
     if (st == STATUS_OK)
         st = loader_check(loader, ckpt, "p", err);
     if (st == STATUS_OK)
-        st = load__staging_create(64 * KIB, &staging, err);
+        st = load__staging_create(64 * KIB, false, &staging, err);
     if (st == STATUS_OK)
         st = loader_load(loader, ckpt, dst, staging, NULL, NULL, 0, err);
     loader_staging_destroy(staging);

@@ -9,6 +9,7 @@
 
 #include "base/file.h"
 #include "base/map.h"
+#include "checkpoint/bulk.h"
 #include "checkpoint/checkpoint.h"
 
 /* A format is chosen by the path alone, so that a broken file is told by its own reader what is
@@ -31,6 +32,7 @@ struct ckpt {
     json_t *config;
     struct file *files;
     uint32_t file_count;
+    struct bulk_file *bulk;      /* [file_count], where much is read past the page cache, or NULL */
     struct ckpt_tensor *tensors; /* by file, then by offset; names are owned */
     size_t tensor_count, tensor_capacity;
     struct map *tensor_by_name;  /* to the index in tensors */
@@ -41,6 +43,16 @@ struct ckpt {
 };
 
 enum status ckpt__create(const char *path, struct ckpt **ckpt_out, struct err *err);
+
+/* Has ckpt__read_much go past the page cache, if all files' file systems can do that. ckpt_open
+ * does this for a large one. */
+enum status ckpt__read_past_cache(struct ckpt *ckpt, struct err *err);
+
+/* ckpt_read for one who reads all of a checkpoint. buffer[BULK_BUFFER_BYTES], aligned to
+ * BULK_ALIGN, is what it goes through past the page cache; NULL: it does not. */
+enum status ckpt__read_much(const struct ckpt *ckpt, const struct ckpt_tensor *tensor,
+                            uint64_t offset_bytes, void *dst, uint64_t size_bytes, uint8_t *buffer,
+                            struct err *err);
 
 /* Takes the open file and empties *file; adds to ckpt->files. */
 enum status ckpt__add_file(struct ckpt *ckpt, struct file *file, struct err *err);

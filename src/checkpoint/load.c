@@ -1,9 +1,11 @@
 /* checkpoint/load.c - carries a loader out.
  *
- * Two workers, the caller and the staging's own thread, take the loader's chunks in turn: each
- * reads its chunk, to its place when it is direct, else into the worker's buffer, from where it
- * converts it. While one converts, the other reads; the kernel is told of the chunks that come
- * next, so the disk does not wait for either. Nothing is handed from one to the other but the walk:
+ * Workers, the caller and the staging's own threads, take the loader's chunks in turn: each reads
+ * its chunk, to its place when it is direct, else into the worker's buffer, from where it converts
+ * it. While one converts, another reads. Of two workers, the kernel is told of the chunks that come
+ * next, so the disk does not wait for either; a checkpoint that is read past the page cache has as
+ * many workers as it takes to keep a disk busy, each waiting for a read. Nothing is handed from one
+ * to the other but the walk:
  *
  *     walk  o---o---o---o---o---o---o---o--->      advised  ...............>
  *           |   |   |   |
@@ -20,8 +22,13 @@
 
 #include "base/size.h"
 #include "checkpoint/chunk.h"
+#include "checkpoint/internal.h"
 
-#define BUFFER_BYTES (2 * MIB) /* of each of the two workers */
+#define BUFFER_BYTES (2 * MIB) /* of each worker */
+#define WORKERS 2
+/* Reads of BULK_BUFFER_BYTES in flight past the page cache: four leave a fast disk a third of its
+ * rate short, more than eight gain nothing (docs/benchmarks.md). */
+#define WORKERS_PAST_CACHE 8
 /* How far the kernel reads ahead of the workers: enough for a disk of 5 GB/s to come back after 3
  * ms. */
 #define AHEAD_BYTES (16 * MIB)
@@ -43,13 +50,20 @@ struct load {
 
 struct loader_staging {
     uint64_t buffer_bytes;
-    uint8_t *buffers[2];     /* the caller's and the thread's */
-    pthread_t thread;
-    bool thread_started;
-    pthread_mutex_t lock;    /* guards what follows, and what of *load both workers change */
+    uint32_t worker_count;
+    struct worker {
+        struct loader_staging *staging;
+        uint8_t *buffer;     /* [buffer_bytes] */
+        uint8_t *past_cache; /* [BULK_BUFFER_BYTES], behind it; NULL: nothing goes past the cache */
+        pthread_t thread;    /* of all but the first, who is the caller */
+        bool started;
+    } workers[WORKERS_PAST_CACHE];
+    pthread_mutex_t lock;    /* guards what follows, and what of *load the workers change */
     pthread_cond_t changed;
-    struct load *load;       /* the thread's work; set by the caller, cleared by the thread */
-    bool stopping;           /* the thread shall end */
+    struct load *load;       /* the threads' work while the caller has any; it sets and clears it */
+    uint64_t load_number;    /* counts them, so that no thread takes one twice */
+    uint32_t busy_count;     /* threads that are at it */
+    bool stopping;           /* the threads shall end */
 };
 
 /* What the kernel is to be told of. */
@@ -76,27 +90,30 @@ static void walk_ahead(struct load *load, struct advice *advice_out)
     }
 }
 
-static enum status load_chunk(const struct load *load, const struct chunk *chunk, uint8_t *buffer,
-                              struct err *err)
+static enum status load_chunk(const struct load *load, const struct chunk *chunk,
+                              const struct worker *worker, struct err *err)
 {
     const struct ckpt *const ckpt = load->walk.ckpt;
+    uint8_t *const buffer = worker->buffer;
     const uint64_t dst_size = dtype_info(load->dtype)->block_bytes;
     enum status st;
 
     if (chunk->direct)
-        return ckpt_read(ckpt, chunk->tensor, chunk->read_at_bytes,
-                         (uint8_t *)load->dst + chunk->dst_first * dst_size, chunk->read_bytes,
+        return ckpt__read_much(ckpt, chunk->tensor, chunk->read_at_bytes,
+                               (uint8_t *)load->dst + chunk->dst_first * dst_size,
+                               chunk->read_bytes, worker->past_cache, err);
+    st = ckpt__read_much(ckpt, chunk->tensor, chunk->read_at_bytes,
+                         buffer + chunk->buffer_at_bytes, chunk->read_bytes, worker->past_cache,
                          err);
-    st = ckpt_read(ckpt, chunk->tensor, chunk->read_at_bytes, buffer + chunk->buffer_at_bytes,
-                   chunk->read_bytes, err);
     if (st == STATUS_OK)
         chunk_convert(chunk, buffer, load->dtype, load->dst);
     return st;
 }
 
 /* Does one chunk; false when none is left or somebody failed. */
-static bool work(struct loader_staging *staging, struct load *load, uint8_t *buffer)
+static bool work(const struct worker *worker, struct load *load)
 {
+    struct loader_staging *const staging = worker->staging;
     struct advice advice;
     struct chunk chunk;
     struct err err;
@@ -114,7 +131,7 @@ static bool work(struct loader_staging *staging, struct load *load, uint8_t *buf
         return false;
     for (size_t i = 0; i < advice.count; i++)
         ckpt_read_ahead(load->walk.ckpt, &advice.spans[i]);
-    st = load_chunk(load, &chunk, buffer, &err);
+    st = load_chunk(load, &chunk, worker, &err);
     (void)pthread_mutex_lock(&staging->lock);
     load->done_bytes += chunk.source_bytes;
     if (st != STATUS_OK && load->status == STATUS_OK) {
@@ -127,81 +144,113 @@ static bool work(struct loader_staging *staging, struct load *load, uint8_t *buf
 
 static void *thread_main(void *context)
 {
-    struct loader_staging *const staging = context;
-    struct load *load;
+    const struct worker *const worker = context;
+    struct loader_staging *const staging = worker->staging;
+    uint64_t taken_number = 0;
 
     (void)pthread_mutex_lock(&staging->lock);
-    for (;;) {
-        while (staging->load == NULL && !staging->stopping)
+    while (!staging->stopping) {
+        struct load *const load = staging->load;
+
+        if (load == NULL || staging->load_number == taken_number) {
             (void)pthread_cond_wait(&staging->changed, &staging->lock);
-        if (staging->stopping)
-            break;
-        load = staging->load;
+            continue;
+        }
+        taken_number = staging->load_number;
+        staging->busy_count++;
         (void)pthread_mutex_unlock(&staging->lock);
-        while (work(staging, load, staging->buffers[1]))
+        while (work(worker, load))
             continue;
         (void)pthread_mutex_lock(&staging->lock);
-        staging->load = NULL; /* the thread is done with it */
+        staging->busy_count--; /* this thread is done with it */
         (void)pthread_cond_broadcast(&staging->changed);
     }
     (void)pthread_mutex_unlock(&staging->lock);
     return NULL;
 }
 
-enum status load__staging_create(uint64_t buffer_bytes, struct loader_staging **staging_out,
-                                 struct err *err)
+/* The first has no thread. */
+static enum status worker_start(struct loader_staging *staging, uint32_t index, bool past_cache,
+                                struct err *err)
+{
+    struct worker *const worker = &staging->workers[index];
+    const uint64_t buffer_bytes = size_align_up(staging->buffer_bytes, BULK_ALIGN);
+
+    worker->staging = staging;
+    worker->buffer =
+        aligned_alloc(BULK_ALIGN, buffer_bytes + (past_cache ? BULK_BUFFER_BYTES : 0));
+    if (worker->buffer == NULL)
+        return err_set(err, STATUS_NO_MEMORY, "no memory to load weights through");
+    worker->past_cache = past_cache ? worker->buffer + buffer_bytes : NULL;
+    if (index > 0 && pthread_create(&worker->thread, NULL, thread_main, worker) != 0)
+        return err_set(err, STATUS_NO_MEMORY, "cannot start a thread to load weights with");
+    worker->started = index > 0;
+    return STATUS_OK;
+}
+
+static uint32_t worker_count(bool past_cache)
+{
+    return past_cache ? WORKERS_PAST_CACHE : WORKERS;
+}
+
+enum status load__staging_create(uint64_t buffer_bytes, bool past_cache,
+                                 struct loader_staging **staging_out, struct err *err)
 {
     struct loader_staging *staging = calloc(1, sizeof(*staging));
+    enum status st = STATUS_OK;
 
     if (staging == NULL)
         return err_set(err, STATUS_NO_MEMORY, "no memory to load weights through");
     staging->buffer_bytes = buffer_bytes;
+    staging->worker_count = worker_count(past_cache);
     (void)pthread_mutex_init(&staging->lock, NULL);
     (void)pthread_cond_init(&staging->changed, NULL);
-    for (size_t i = 0; i < 2; i++) {
-        staging->buffers[i] = aligned_alloc(64, buffer_bytes);
-        if (staging->buffers[i] == NULL) {
-            loader_staging_destroy(staging);
-            return err_set(err, STATUS_NO_MEMORY, "no memory to load weights through");
-        }
-    }
-    if (pthread_create(&staging->thread, NULL, thread_main, staging) != 0) {
+    for (uint32_t i = 0; i < staging->worker_count && st == STATUS_OK; i++)
+        st = worker_start(staging, i, past_cache, err);
+    if (st != STATUS_OK) {
         loader_staging_destroy(staging);
-        return err_set(err, STATUS_NO_MEMORY, "cannot start a thread to load weights with");
+        return st;
     }
-    staging->thread_started = true;
     *staging_out = staging;
     return STATUS_OK;
 }
 
-enum status loader_staging_create(struct loader_staging **staging_out, struct err *err)
+static bool is_past_cache(const struct ckpt *ckpt)
 {
-    return load__staging_create(BUFFER_BYTES, staging_out, err);
+    return ckpt != NULL && ckpt->bulk != NULL;
+}
+
+enum status loader_staging_create(const struct ckpt *ckpt, struct loader_staging **staging_out,
+                                  struct err *err)
+{
+    return load__staging_create(BUFFER_BYTES, is_past_cache(ckpt), staging_out, err);
 }
 
 uint64_t loader_staging_bytes(const struct ckpt *ckpt)
 {
+    const bool past_cache = is_past_cache(ckpt);
     const bool packed = ckpt != NULL && ckpt_packing(ckpt) != NULL;
 
-    return 2 * (BUFFER_BYTES + (packed ? CKPT_READ_BYTES_MAX : 0));
+    return worker_count(past_cache) * (BUFFER_BYTES + (past_cache ? BULK_BUFFER_BYTES : 0) +
+                                       (packed ? CKPT_READ_BYTES_MAX : 0));
 }
 
 void loader_staging_destroy(struct loader_staging *staging)
 {
     if (staging == NULL)
         return;
-    if (staging->thread_started) {
-        (void)pthread_mutex_lock(&staging->lock);
-        assert(staging->load == NULL);
-        staging->stopping = true;
-        (void)pthread_cond_broadcast(&staging->changed);
-        (void)pthread_mutex_unlock(&staging->lock);
-        (void)pthread_join(staging->thread, NULL);
+    (void)pthread_mutex_lock(&staging->lock);
+    assert(staging->load == NULL);
+    staging->stopping = true;
+    (void)pthread_cond_broadcast(&staging->changed);
+    (void)pthread_mutex_unlock(&staging->lock);
+    for (uint32_t i = 0; i < staging->worker_count; i++) {
+        if (staging->workers[i].started)
+            (void)pthread_join(staging->workers[i].thread, NULL);
+        free(staging->workers[i].buffer);
     }
     (void)pthread_cond_destroy(&staging->changed);
     (void)pthread_mutex_destroy(&staging->lock);
-    free(staging->buffers[0]);
-    free(staging->buffers[1]);
     free(staging);
 }
 
@@ -241,18 +290,20 @@ enum status loader_load(const struct loader *loader, const struct ckpt *ckpt, vo
     chunk_walk_init(&load.ahead, loader, ckpt, staging->buffer_bytes);
     if (wake) {
         (void)pthread_mutex_lock(&staging->lock);
-        assert(staging->load == NULL);
-        /* cppcheck-suppress autoVariables ; cleared before this returns, see the wait below */
+        assert(staging->load == NULL && staging->busy_count == 0);
+        /* cppcheck-suppress autoVariables ; cleared before this returns, see below */
         staging->load = &load;
+        staging->load_number++;
         (void)pthread_cond_broadcast(&staging->changed);
         (void)pthread_mutex_unlock(&staging->lock);
     }
     while (more) {
         uint64_t now_bytes;
-        more = work(staging, &load, staging->buffers[0]);
-        if (!more) { /* the thread may still be at its last chunk */
+        more = work(&staging->workers[0], &load);
+        if (!more) { /* the threads may still be at their last chunks */
             (void)pthread_mutex_lock(&staging->lock);
-            while (staging->load != NULL)
+            staging->load = NULL;
+            while (staging->busy_count > 0)
                 (void)pthread_cond_wait(&staging->changed, &staging->lock);
             (void)pthread_mutex_unlock(&staging->lock);
         }

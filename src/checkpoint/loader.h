@@ -85,12 +85,15 @@ bool loader_extent(const struct loader *loader, const struct ckpt *ckpt, uint64_
                    struct loader_extent *extent_out);
 
 /* Memory for loading, made once and used for every parameter: bounded, and apart from it, and from
- * what a read of packed tensors takes, a load takes none. It reads ahead on a thread of its own, so
- * that the disk and the conversion work at once. */
+ * what a read of packed tensors takes, a load takes none. It has threads of its own, so that the
+ * disk and the conversion work at once, and more of them for a large checkpoint, which is read past
+ * the page cache; one that was made for another checkpoint does, too. NULL: for a small one. */
 struct loader_staging;
-enum status loader_staging_create(struct loader_staging **staging_out, struct err *err);
+enum status loader_staging_create(const struct ckpt *ckpt, struct loader_staging **staging_out,
+                                  struct err *err);
 void loader_staging_destroy(struct loader_staging *staging);
-/* That one takes, with two reads at once of the checkpoint; NULL: of one without packed tensors. */
+/* That one takes, with as many reads at once of the checkpoint; NULL: of a small one without packed
+ * tensors. */
 uint64_t loader_staging_bytes(const struct ckpt *ckpt);
 
 /* Fills dst[loader_size_bytes] (host memory, aligned for its dtype). loader_check must have passed

@@ -174,8 +174,8 @@ static void check_everywhere(uint64_t rows, uint64_t cols, bool keeps,
             if (b < 2 && block > 32)
                 continue; /* two decoded blocks are the least */
             assert_int_equal(buffers_bytes[b] == 0
-                                 ? loader_staging_create(&staging, NULL)
-                                 : load__staging_create(buffers_bytes[b], &staging, NULL),
+                                 ? loader_staging_create(NULL, &staging, NULL)
+                                 : load__staging_create(buffers_bytes[b], false, &staging, NULL),
                              STATUS_OK);
             for (size_t to = 0; to < 3; to++)
                 check_parts(&source, parts, part_count, plain_dtypes[to], staging);
@@ -265,7 +265,7 @@ static void long_loads_are_shared_by_two_threads(void **state)
     struct loader_staging *staging;
 
     (void)state;
-    assert_int_equal(load__staging_create(256 * KIB, &staging, NULL), STATUS_OK);
+    assert_int_equal(load__staging_create(256 * KIB, false, &staging, NULL), STATUS_OK);
     check_parts(&source, &part, 1, DTYPE_Q8_0, staging);
     check_parts(&source, &part, 1, DTYPE_BF16, staging);
     loader_staging_destroy(staging);

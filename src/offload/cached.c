@@ -81,7 +81,7 @@ static enum status memory_take(struct offload__cached *cached, struct err *err)
     if (cached->record == NULL || (cached->param == NULL && cached->param_bytes > 0) ||
         (cached->finish == NULL && finish_bytes > 0))
         return err_set(err, STATUS_NO_MEMORY, "no memory to make a cache file with");
-    return loader_staging_create(&cached->staging, err);
+    return loader_staging_create(cached->ckpt, &cached->staging, err);
 }
 
 static void memory_give(struct offload__cached *cached)

@@ -179,7 +179,7 @@ static enum status bounce_take(struct offload__fill *job, struct err *err)
     if (st != STATUS_OK)
         return err_prefix(err, st, "memory to load weights through");
     job->charged_bytes = loader_staging_bytes(job->ckpt);
-    st = loader_staging_create(&job->staging, err);
+    st = loader_staging_create(job->ckpt, &job->staging, err);
     if (st != STATUS_OK || job->bounce_bytes == 0)
         return st;
     st = device_host_alloc(offload->device, job->bounce_bytes, &memory, err);

@@ -168,7 +168,7 @@ static enum status load_fresh(struct offload *offload, const struct offload__par
     if (finish_bytes > 0)
         st = device_host_alloc(offload->device, finish_bytes, &scratch, err);
     if (st == STATUS_OK)
-        st = loader_staging_create(&staging, err);
+        st = loader_staging_create(ckpt, &staging, err);
     if (st == STATUS_OK)
         st = loader_load(param->loader, ckpt, *fresh_out, staging, NULL, NULL, 0, err);
     if (st == STATUS_OK)
