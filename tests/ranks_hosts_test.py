@@ -93,7 +93,7 @@ def two_hosts():
                 run("ip", "-n", name, "addr", "add", f"10.77.0.{number}/24", "dev", "wire")
                 run("ip", "-n", name, "link", "set", "lo", "up")
                 run("ip", "-n", name, "link", "set", "wire", "up")
-            yield first, ["--host", "10.77.0.1:2,10.77.0.2:2", "--mca", "plm_rsh_agent", agent]
+            yield first, ["--host", "10.77.0.1:2,10.77.0.2:2", "--map-by", "node", "--mca", "plm_rsh_agent", agent]
         finally:
             for name in NAMES:
                 subprocess.run(["ip", "netns", "del", name], stderr=subprocess.DEVNULL, check=False)
@@ -140,12 +140,13 @@ def test_mpirun_and_dp_size_must_agree():
 
 def test_mpirun_on_two_hosts():
     with two_hosts() as (host, mpirun):
-        server = Mpirun(4, "--model", lighter.DEMO, "--offload-mode", "shm_cpu", "--offload-group-size", 1,
-                        host=host, mpirun=mpirun)
-        assert server.up.wait(lighter.WAIT_SECONDS) and server.url, server.log
-        check(server, 4, 2)
-        server.stop()
-        server.process.stderr.close()
+        for count in (2, 3, 4):
+            server = Mpirun(count, "--model", lighter.DEMO, "--offload-mode", "shm_cpu", "--offload-group-size", 1,
+                            host=host, mpirun=mpirun)
+            assert server.up.wait(lighter.WAIT_SECONDS) and server.url, server.log
+            check(server, count, 2)
+            server.stop()
+            server.process.stderr.close()
 
 
 def test_every_home_and_an_update_on_two_hosts():
