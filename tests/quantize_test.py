@@ -76,6 +76,53 @@ def test_a_file_becomes_another():
     assert code == 0 and "lose more than once" in err, err
 
 
+def test_a_file_may_be_several():
+    """Of any of them the model opens, they hold the bytes of the one, and a set takes another's place."""
+    whole = demo("demo.gguf", "Q8_0")
+    limit = whole["out_bytes"] // 3
+    names = [f"parts-{i + 1:05}-of-00004.gguf" for i in range(4)]
+    for size in (limit, limit):
+        done = demo("parts.gguf", "Q8_0", "--split-max-size", str(size))
+        assert (done["file_count"], done["out"]) == (4, path(names[0])) and done["resumed_bytes"] == 0, done
+        assert sorted(name for name in os.listdir(folder) if "parts" in name) == names, os.listdir(folder)
+        sizes = [os.path.getsize(path(name)) for name in names]
+        assert max(sizes) <= limit and sum(sizes) == done["out_bytes"], (sizes, limit)
+    for name in (names[0], names[2]):
+        first, second = (lighter.run_json("logits", "--model", path(one), "--prompt", QUESTIONS[0][0], "--quiet")
+                         for one in ("demo.gguf", name))
+        assert first["logits"] == second["logits"]
+    done = quantize(path(names[0]), "joined.gguf", "Q8_0")
+    assert done["out_bytes"] == whole["out_bytes"] and done["file_count"] == 1
+    with open(path("joined.gguf"), "rb") as joined, open(path("demo.gguf"), "rb") as one:
+        assert joined.read() == one.read()
+    fails(1, ["--split-max-size is too small", "alone takes"], "--model", lighter.DEMO, "--out", path("no.gguf"),
+          "--type", "Q8_0", "--pre", "deepseek-v3", "--split-max-size", "4096")
+    fails(1, ["is a file of the model itself"], "--model", path(names[0]), "--out", path("parts.gguf"), "--type", "Q8_0",
+          "--split-max-size", str(limit))
+    assert done["type"] == "Q8_0" and not [name for name in os.listdir(folder) if ".part" in name]
+
+
+def test_several_files_go_on():
+    """Killed at several moments, the next run goes on, or begins anew, and makes the same bytes."""
+    limit = str(quantize(lighter.DEMO, "demo.gguf", "F16", "--pre", "deepseek-v3")["out_bytes"] // 3)
+    demo("wanted.gguf", "F16", "--split-max-size", limit)
+    for delay in (0.02, 0.05, 0.1):
+        command = [lighter.PROGRAM, "quantize", "--model", lighter.DEMO, "--out", path("killed.gguf"), "--type", "F16",
+                   "--pre", "deepseek-v3", "--split-max-size", limit, "--threads", "1", "--quiet"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(delay)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    demo("killed.gguf", "F16", "--split-max-size", limit)
+    names = [name for name in os.listdir(folder) if name.startswith("wanted-")]
+    assert len(names) == 4 and not [name for name in os.listdir(folder) if ".part" in name], os.listdir(folder)
+    for name in names:
+        with open(path(name), "rb") as wanted, open(path(name.replace("wanted", "killed")), "rb") as killed:
+            assert wanted.read() == killed.read(), name
+
+
 def test_tensors_have_types_of_their_own():
     demo("demo.gguf", "Q8_0", "--tensor-type", "blk.1.*=F16", "--tensor-type", "*.ffn_down_exps.weight=Q4_0")
     report = lighter.run_json("inspect", "--model", path("demo.gguf"), "--tensors")

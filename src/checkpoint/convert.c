@@ -3,7 +3,8 @@
  *     NAME.part.gguf   [ header | data of the tensors, in order | two slots ]
  *                                                                 ^ where NAME.gguf will end
  *
- * The slots say in turn how far the file is: up to which piece everything is on the disk. A slot
+ * Several files look so each, but that only the first has slots. The slots say in turn how far the
+ * work is: up to which piece everything is on the disk. A slot
  * counts when its sum is right, and the one with the higher number before the other, so that a
  * write that was cut in half leaves the slot before it. Both name the plan and the files that the
  * data comes of by a fingerprint; another one, and everything begins anew. At the end the slots are
@@ -31,7 +32,7 @@
 #include "checkpoint/internal.h"
 
 #define SUFFIX ".gguf"
-#define PART_SUFFIX ".part.gguf"
+#define PART_INFIX ".part"
 #define SLOT_BYTES 64
 #define SLOT_MAGIC "LIGHTERQ"
 #define VERSION 1                       /* of what the same plan's data is made like */
@@ -67,12 +68,17 @@ struct scratch {
     float *values;
 };
 
+/* One of the files that are made. */
+struct out_file {
+    char *out, *part;                   /* its place, and where it is until it is whole */
+    int fd;                             /* -1: not open */
+};
+
 struct convert {
     const struct ckpt *ckpt;
     const struct convert_options *options;
     struct convert_plan plan;
-    char *out, *part;
-    int fd;
+    struct out_file *files;             /* [plan.summary.file_count] */
     uint64_t fingerprint, slot_number;
     struct place done;                  /* everything before it is written */
     uint64_t done_bytes;                /* of the data, up to there */
@@ -99,12 +105,13 @@ static uint64_t mix(uint64_t sum, const void *bytes, size_t size)
     return sum;
 }
 
-/* Of the file's head, which names every tensor with its type, and of the files that are read. */
+/* Of the heads, which name every tensor with its type, and of the files that are read. */
 static enum status find_fingerprint(struct convert *convert, struct err *err)
 {
-    uint64_t sum = mix(UINT64_C(0xCBF29CE484222325), convert->plan.head.data,
-                       convert->plan.head.size);
+    uint64_t sum = UINT64_C(0xCBF29CE484222325);
 
+    for (size_t i = 0; i < convert->plan.summary.file_count; i++)
+        sum = mix(sum, convert->plan.files[i].head.data, convert->plan.files[i].head.size);
     for (uint32_t i = 0; i < convert->ckpt->file_count; i++) {
         const struct file *const file = &convert->ckpt->files[i];
         struct stat info;
@@ -121,31 +128,45 @@ static enum status find_fingerprint(struct convert *convert, struct err *err)
     return STATUS_OK;
 }
 
-/* --- the partial file ------------------------------------------------------------------------- */
+/* --- the partial files ------------------------------------------------------------------------ */
 
-static enum status say_errno(const struct convert *convert, const char *what, int number,
+static enum status say_errno(const struct out_file *file, const char *what, int number,
                              struct err *err)
 {
-    return err_set(err, STATUS_IO, "%s: %s: %s%s", convert->part, what, strerror(number),
+    return err_set(err, STATUS_IO, "%s: %s: %s%s", file->part, what, strerror(number),
                    number == ENOSPC || number == EFBIG || number == EDQUOT
                        ? "; make room and run the same again, and it goes on from here" : "");
 }
 
-static enum status write_at(const struct convert *convert, uint64_t offset_bytes,
+static enum status write_at(const struct out_file *file, uint64_t offset_bytes,
                             const void *bytes, uint64_t size_bytes, struct err *err)
 {
     const char *from = bytes;
 
     while (size_bytes > 0) {
-        const ssize_t put = pwrite(convert->fd, from, (size_t)size_bytes, (off_t)offset_bytes);
+        const ssize_t put = pwrite(file->fd, from, (size_t)size_bytes, (off_t)offset_bytes);
         if (put < 0 && errno == EINTR)
             continue;
         if (put <= 0)
-            return say_errno(convert, "writing", put < 0 ? errno : EIO, err);
+            return say_errno(file, "writing", put < 0 ? errno : EIO, err);
         from += put;
         offset_bytes += (uint64_t)put;
         size_bytes -= (uint64_t)put;
     }
+    return STATUS_OK;
+}
+
+/* Of a file when it is whole. */
+static uint64_t file_bytes(const struct convert *convert, size_t index)
+{
+    return convert->plan.files[index].head.size + convert->plan.files[index].data_bytes;
+}
+
+static enum status flush(const struct convert *convert, struct err *err)
+{
+    for (size_t i = 0; i < convert->plan.summary.file_count; i++)
+        if (fdatasync(convert->files[i].fd) != 0)
+            return say_errno(&convert->files[i], "flushing", errno, err);
     return STATUS_OK;
 }
 
@@ -159,14 +180,15 @@ static enum status save(struct convert *convert, struct err *err)
 {
     struct slot slot = { .number = convert->slot_number + 1,
                          .fingerprint = convert->fingerprint, .place = convert->done };
-    const uint64_t at = convert->plan.summary.out_bytes + slot.number % 2 * SLOT_BYTES;
+    const uint64_t at = file_bytes(convert, 0) + slot.number % 2 * SLOT_BYTES;
+    const enum status st = flush(convert, err);
 
     memcpy(slot.magic, SLOT_MAGIC, sizeof(slot.magic));
     slot.sum = slot_sum(&slot);
-    if (fdatasync(convert->fd) != 0)
-        return say_errno(convert, "flushing", errno, err);
+    if (st != STATUS_OK)
+        return st;
     convert->slot_number = slot.number;
-    return write_at(convert, at, &slot, sizeof(slot), err);
+    return write_at(&convert->files[0], at, &slot, sizeof(slot), err);
 }
 
 /* Whether the file is one of this plan, and how far it is. */
@@ -176,8 +198,8 @@ static bool read_slots(struct convert *convert)
 
     for (uint64_t i = 0; i < 2; i++) {
         struct slot slot;
-        const off_t at = (off_t)(convert->plan.summary.out_bytes + i * SLOT_BYTES);
-        if (pread(convert->fd, &slot, sizeof(slot), at) != (ssize_t)sizeof(slot) ||
+        const off_t at = (off_t)(file_bytes(convert, 0) + i * SLOT_BYTES);
+        if (pread(convert->files[0].fd, &slot, sizeof(slot), at) != (ssize_t)sizeof(slot) ||
             memcmp(slot.magic, SLOT_MAGIC, sizeof(slot.magic)) != 0 ||
             slot.sum != slot_sum(&slot) || slot.fingerprint != convert->fingerprint ||
             slot.number <= convert->slot_number)
@@ -189,45 +211,79 @@ static bool read_slots(struct convert *convert)
     return found;
 }
 
-/* Empties the file, takes its room on the disk where the file system can, and writes the head. */
-static enum status begin_part(struct convert *convert, struct err *err)
+/* Empties a file, takes its room on the disk where the file system can, and writes the head. */
+static enum status begin_file(struct convert *convert, size_t index, struct err *err)
 {
-    const uint64_t size_bytes = convert->plan.summary.out_bytes + 2 * SLOT_BYTES;
+    struct out_file *const file = &convert->files[index];
+    const struct buf *const head = &convert->plan.files[index].head;
+    const uint64_t size_bytes = file_bytes(convert, index) + (index == 0 ? 2 * SLOT_BYTES : 0);
     char size[32];
-    enum status st;
 
-    if (ftruncate(convert->fd, 0) != 0)
-        return say_errno(convert, "emptying", errno, err);
-    if (fallocate(convert->fd, 0, 0, (off_t)size_bytes) != 0) {
+    if (file->fd < 0)
+        file->fd = open(file->part, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (file->fd < 0)
+        return err_set(err, STATUS_IO, "%s: %s", file->part, strerror(errno));
+    if (ftruncate(file->fd, 0) != 0)
+        return say_errno(file, "emptying", errno, err);
+    if (fallocate(file->fd, 0, 0, (off_t)size_bytes) != 0) {
         if (errno != EOPNOTSUPP && errno != ENOSYS)
-            return err_set(err, STATUS_IO, "%s: there is no room for %s: %s", convert->part,
+            return err_set(err, STATUS_IO, "%s: there is no room for %s: %s", file->part,
                            size_format(size_bytes, size, sizeof(size)), strerror(errno));
-        if (ftruncate(convert->fd, (off_t)size_bytes) != 0)
-            return say_errno(convert, "making room", errno, err);
+        if (ftruncate(file->fd, (off_t)size_bytes) != 0)
+            return say_errno(file, "making room", errno, err);
     }
+    return write_at(file, 0, head->data, head->size, err);
+}
+
+static enum status begin_parts(struct convert *convert, struct err *err)
+{
+    enum status st = STATUS_OK;
+
     convert->done = (struct place){ 0, 0, 0 };
-    st = write_at(convert, 0, convert->plan.head.data, convert->plan.head.size, err);
+    for (size_t i = 0; st == STATUS_OK && i < convert->plan.summary.file_count; i++)
+        st = begin_file(convert, i, err);
     return st == STATUS_OK ? save(convert, err) : st;
 }
 
-/* Opens the file and holds it against other processes. One that was renamed or removed meanwhile by
- * the process that held it is not it any more. */
-static enum status open_part(struct convert *convert, struct err *err)
+/* Opens the files behind the first, whose slots say how far they are. What a run that ended between
+ * its last renamings has put in its place already is taken back. False: they are not as they
+ * were. */
+static bool open_others(struct convert *convert)
 {
+    for (size_t i = 1; i < convert->plan.summary.file_count; i++) {
+        struct out_file *const file = &convert->files[i];
+        struct stat info;
+
+        if (convert->done.tensor == convert->plan.tensor_count && stat(file->part, &info) != 0 &&
+            stat(file->out, &info) == 0 && (uint64_t)info.st_size == file_bytes(convert, i))
+            (void)rename(file->out, file->part);
+        file->fd = open(file->part, O_RDWR | O_CLOEXEC);
+        if (file->fd < 0 || fstat(file->fd, &info) != 0 ||
+            (uint64_t)info.st_size != file_bytes(convert, i))
+            return false;
+    }
+    return true;
+}
+
+/* Opens the first file and holds it against other processes, and the others then. One that was
+ * renamed or removed meanwhile by the process that held it is not it any more. */
+static enum status open_parts(struct convert *convert, struct err *err)
+{
+    struct out_file *const file = &convert->files[0];
     struct stat held, named;
 
-    convert->fd = open(convert->part, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (convert->fd < 0)
-        return err_set(err, STATUS_IO, "%s: %s", convert->part, strerror(errno));
-    if (flock(convert->fd, LOCK_EX | LOCK_NB) != 0 || fstat(convert->fd, &held) != 0 ||
-        stat(convert->part, &named) != 0 || held.st_ino != named.st_ino) {
-        (void)close(convert->fd);
-        convert->fd = -1;
-        return err_set(err, STATUS_BUSY, "%s: another process is writing it", convert->part);
+    file->fd = open(file->part, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (file->fd < 0)
+        return err_set(err, STATUS_IO, "%s: %s", file->part, strerror(errno));
+    if (flock(file->fd, LOCK_EX | LOCK_NB) != 0 || fstat(file->fd, &held) != 0 ||
+        stat(file->part, &named) != 0 || held.st_ino != named.st_ino) {
+        (void)close(file->fd);
+        file->fd = -1;
+        return err_set(err, STATUS_BUSY, "%s: another process is writing it", file->part);
     }
-    if (read_slots(convert))
+    if (read_slots(convert) && open_others(convert))
         return STATUS_OK;
-    return begin_part(convert, err);
+    return begin_parts(convert, err);
 }
 
 /* --- pieces ----------------------------------------------------------------------------------- */
@@ -271,7 +327,7 @@ static bool next_piece(const struct convert *convert, struct place *place, struc
     return true;
 }
 
-/* Where the piece lies in the file's data. */
+/* Where the piece lies in its file's data. */
 static uint64_t piece_at(const struct piece *piece, uint64_t *size_bytes_out)
 {
     const struct plan_segment *const segment = piece->segment;
@@ -285,6 +341,14 @@ static uint64_t piece_at(const struct piece *piece, uint64_t *size_bytes_out)
     *size_bytes_out = dtype_row_bytes(piece->tensor->dtype,
                                       piece->unit_count * segment->unit_elements);
     return piece->tensor->at_bytes + dtype_row_bytes(piece->tensor->dtype, at);
+}
+
+/* The same in the data of all files. */
+static uint64_t data_at(const struct convert *convert, const struct piece *piece,
+                        uint64_t *size_bytes_out)
+{
+    return convert->plan.files[piece->tensor->file_index].before_bytes +
+           piece_at(piece, size_bytes_out);
 }
 
 /* How the piece is read: one view. */
@@ -351,7 +415,8 @@ static enum status do_piece(const struct convert *convert, const struct piece *p
     const enum dtype dtype = piece->tensor->dtype;
     const void *bytes = scratch->result;
     uint64_t size_bytes;
-    const uint64_t at = convert->plan.head.size + piece_at(piece, &size_bytes);
+    const size_t file = piece->tensor->file_index;
+    const uint64_t at = convert->plan.files[file].head.size + piece_at(piece, &size_bytes);
     enum status st = STATUS_OK;
 
     if (piece->segment == NULL) {
@@ -363,7 +428,7 @@ static enum status do_piece(const struct convert *convert, const struct piece *p
         if (st == STATUS_OK)
             make_values(piece, scratch->values, scratch->result);
     }
-    return st == STATUS_OK ? write_at(convert, at, bytes, size_bytes, err) : st;
+    return st == STATUS_OK ? write_at(&convert->files[file], at, bytes, size_bytes, err) : st;
 }
 
 static void run_piece(void *context, size_t index, uint32_t thread_index)
@@ -470,27 +535,61 @@ static enum status take_memory(struct convert *convert, struct err *err)
 
 /* --- from the beginning to the end ------------------------------------------------------------ */
 
-static enum status find_paths(struct convert *convert, struct err *err)
+static enum status check_out(const struct convert *convert, struct err *err)
 {
     const char *const out = convert->options->out;
     const size_t size = strlen(out);
-    struct stat info, source;
 
     if (size <= strlen(SUFFIX) || strcmp(out + size - strlen(SUFFIX), SUFFIX) != 0)
         return err_set(err, STATUS_BAD_INPUT, "--out: '%s' does not end in " SUFFIX
                        ", by which a GGUF file is known", out);
+    return STATUS_OK;
+}
+
+/* A file must not become one of those that are read. */
+static enum status check_apart(const struct convert *convert, const char *out, struct err *err)
+{
+    struct stat info, source;
+
     for (uint32_t i = 0; stat(out, &info) == 0 && i < convert->ckpt->file_count; i++)
         if (fstat(convert->ckpt->files[i].fd, &source) == 0 && source.st_ino == info.st_ino &&
             source.st_dev == info.st_dev)
             return err_set(err, STATUS_BAD_INPUT, "--out: '%s' is a file of the model itself",
                            out);
-    convert->out = strdup(out);
-    if (convert->out == NULL ||
-        asprintf(&convert->part, "%.*s" PART_SUFFIX, (int)(size - strlen(SUFFIX)), out) < 0) {
-        convert->part = NULL;
-        return err_set(err, STATUS_NO_MEMORY, "no memory for a path");
-    }
     return STATUS_OK;
+}
+
+static char *make_path(const struct convert *convert, const char *infix, size_t index)
+{
+    const char *const out = convert->options->out;
+    const int stem = (int)(strlen(out) - strlen(SUFFIX));
+    const size_t count = convert->plan.summary.file_count;
+    char *path = NULL;
+    const int size = count == 1 ? asprintf(&path, "%.*s%s" SUFFIX, stem, out, infix)
+                                : asprintf(&path, "%.*s%s-%05zu-of-%05zu" SUFFIX, stem, out, infix,
+                                           index + 1, count);
+
+    return size >= 0 ? path : NULL;
+}
+
+static enum status find_paths(struct convert *convert, struct err *err)
+{
+    const size_t count = convert->plan.summary.file_count;
+    enum status st = STATUS_OK;
+
+    convert->files = calloc(count, sizeof(*convert->files));
+    for (size_t i = 0; convert->files != NULL && i < count; i++)
+        convert->files[i].fd = -1;
+    for (size_t i = 0; convert->files != NULL && st == STATUS_OK && i < count; i++) {
+        struct out_file *const file = &convert->files[i];
+
+        file->out = make_path(convert, "", i);
+        file->part = make_path(convert, PART_INFIX, i);
+        if (file->out == NULL || file->part == NULL)
+            return err_set(err, STATUS_NO_MEMORY, "no memory for a path");
+        st = check_apart(convert, file->out, err);
+    }
+    return convert->files != NULL ? st : err_set(err, STATUS_NO_MEMORY, "no memory for paths");
 }
 
 /* The data before the place, and whether there is such a place at all. */
@@ -513,7 +612,7 @@ static bool find_done_bytes(struct convert *convert)
         if (place->unit >= piece.segment->unit_count)
             return false;
     }
-    convert->done_bytes = piece_at(&piece, &unused);
+    convert->done_bytes = data_at(convert, &piece, &unused);
     return true;
 }
 
@@ -528,11 +627,12 @@ enum status convert_open(const struct ckpt *ckpt, const struct convert_options *
         return err_set(err, STATUS_NO_MEMORY, "%s: no memory to convert it", ckpt_path(ckpt));
     convert->ckpt = ckpt;
     convert->options = options;
-    convert->fd = -1;
     (void)pthread_mutex_init(&convert->lock, NULL);
-    st = find_paths(convert, err);
+    st = check_out(convert, err);
     if (st == STATUS_OK)
         st = convert__plan_make(ckpt, options, &convert->plan, err);
+    if (st == STATUS_OK)
+        st = find_paths(convert, err);
     if (st == STATUS_OK)
         st = share_memory(convert, err);
     if (st == STATUS_OK)
@@ -540,9 +640,9 @@ enum status convert_open(const struct ckpt *ckpt, const struct convert_options *
     if (st == STATUS_OK)
         st = find_fingerprint(convert, err);
     if (st == STATUS_OK)
-        st = open_part(convert, err);
+        st = open_parts(convert, err);
     if (st == STATUS_OK && !find_done_bytes(convert))
-        st = begin_part(convert, err);
+        st = begin_parts(convert, err);
     if (st == STATUS_OK)
         st = do_factors(convert, err);
     if (st != STATUS_OK) {
@@ -556,7 +656,12 @@ enum status convert_open(const struct ckpt *ckpt, const struct convert_options *
 
 const char *convert_part_path(const struct convert *convert)
 {
-    return convert->part;
+    return convert->files[0].part;
+}
+
+const char *convert_out_path(const struct convert *convert)
+{
+    return convert->files[0].out;
 }
 
 const struct convert_summary *convert_summary(const struct convert *convert)
@@ -564,29 +669,48 @@ const struct convert_summary *convert_summary(const struct convert *convert)
     return &convert->plan.summary;
 }
 
-/* Makes the partial file the whole one: also the folder's entry is on the disk then. */
-static enum status put_in_place(struct convert *convert, struct err *err)
+/* The folder's entries are on the disk, if that can be. */
+static void flush_folder(const struct convert *convert)
 {
-    const char *const slash = strrchr(convert->out, '/');
+    const char *const out = convert->files[0].out;
+    const char *const slash = strrchr(out, '/');
     char folder[PATH_MAX] = ".";
     int fd;
 
-    if (ftruncate(convert->fd, (off_t)convert->plan.summary.out_bytes) != 0)
-        return say_errno(convert, "cutting off", errno, err);
-    if (fsync(convert->fd) != 0)
-        return say_errno(convert, "flushing", errno, err);
-    if (rename(convert->part, convert->out) != 0)
-        return err_set(err, STATUS_IO, "%s: cannot be renamed to %s: %s", convert->part,
-                       convert->out, strerror(errno));
-    convert->is_placed = true;
     if (slash != NULL)
-        (void)snprintf(folder, sizeof(folder), "%.*s", (int)(slash - convert->out + 1),
-                       convert->out);
+        (void)snprintf(folder, sizeof(folder), "%.*s", (int)(slash - out + 1), out);
     fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd >= 0) {
         (void)fsync(fd);
         (void)close(fd);
     }
+}
+
+/* Makes the partial files the whole ones. Of several the first comes last, and goes before another
+ * of its name loses one of those behind it: so whole sets are seen, or none. */
+static enum status put_in_place(struct convert *convert, struct err *err)
+{
+    const size_t count = convert->plan.summary.file_count;
+    enum status st = save(convert, err);
+
+    if (st != STATUS_OK)
+        return st;
+    if (count > 1 && unlink(convert->files[0].out) != 0 && errno != ENOENT)
+        return err_set(err, STATUS_IO, "%s: cannot be replaced: %s", convert->files[0].out,
+                       strerror(errno));
+    for (size_t i = count; i-- > 0;) {
+        const struct out_file *const file = &convert->files[i];
+
+        if (i == 0 && ftruncate(file->fd, (off_t)file_bytes(convert, 0)) != 0)
+            return say_errno(file, "cutting off", errno, err);
+        if (fsync(file->fd) != 0)
+            return say_errno(file, "flushing", errno, err);
+        if (rename(file->part, file->out) != 0)
+            return err_set(err, STATUS_IO, "%s: cannot be renamed to %s: %s", file->part,
+                           file->out, strerror(errno));
+    }
+    convert->is_placed = true;
+    flush_folder(convert);
     return STATUS_OK;
 }
 
@@ -601,7 +725,8 @@ static bool take_step(struct convert *convert, struct place *place, uint64_t *by
         convert->piece_count++;
     if (convert->piece_count == 0)
         return false;
-    *bytes_out = piece_at(&convert->pieces[convert->piece_count - 1], &size_bytes) + size_bytes;
+    *bytes_out = data_at(convert, &convert->pieces[convert->piece_count - 1], &size_bytes);
+    *bytes_out += size_bytes;
     return true;
 }
 
@@ -644,11 +769,17 @@ void convert_close(struct convert *convert)
 {
     if (convert == NULL)
         return;
-    if (convert->fd >= 0) {
-        if (convert->part != NULL && !convert->is_placed && convert->done_bytes == 0)
-            (void)unlink(convert->part);
-        (void)close(convert->fd);
+    for (size_t i = 0; convert->files != NULL && i < convert->plan.summary.file_count; i++) {
+        const struct out_file *const file = &convert->files[i];
+
+        if (file->fd >= 0 && !convert->is_placed && convert->done_bytes == 0)
+            (void)unlink(file->part);
+        if (file->fd >= 0)
+            (void)close(file->fd);
+        free(file->part);
+        free(file->out);
     }
+    free(convert->files);
     thread_pool_destroy(convert->pool);
     for (uint32_t i = 0; convert->scratches != NULL && i < convert->plan.summary.thread_count;
          i++) {
@@ -660,7 +791,5 @@ void convert_close(struct convert *convert)
     free(convert->pieces);
     convert__plan_deinit(&convert->plan);
     (void)pthread_mutex_destroy(&convert->lock);
-    free(convert->part);
-    free(convert->out);
     free(convert);
 }

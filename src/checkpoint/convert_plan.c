@@ -574,7 +574,8 @@ static enum dtype type_of(const struct planner *planner, const struct plan_tenso
     return dtype;
 }
 
-static enum status place_tensors(struct planner *planner, struct gguf_header *header)
+/* Types and sizes. */
+static enum status size_tensors(struct planner *planner)
 {
     struct convert_plan *const plan = planner->plan;
 
@@ -586,7 +587,6 @@ static enum status place_tensors(struct planner *planner, struct gguf_header *he
             !dtype_bytes(tensor->dtype, count, &tensor->size_bytes))
             return err_set(planner->err, STATUS_BAD_INPUT, "%s: the size of '%s' overflows",
                            ckpt_path(planner->ckpt), tensor->name);
-        tensor->at_bytes = header->data_bytes;
         plan->summary.weight_count += count;
         for (size_t s = 0; s < tensor->segment_count; s++) {
             const enum dtype from = plan->segments[tensor->first_segment + s].source->dtype;
@@ -595,11 +595,91 @@ static enum status place_tensors(struct planner *planner, struct gguf_header *he
                                          quant_is_quantised(tensor->dtype) &&
                                          from != tensor->dtype);
         }
-        gguf__write_tensor(header, tensor->name, tensor->dtype, tensor->rank, tensor->shape,
-                         tensor->size_bytes);
     }
-    plan->data_bytes = header->data_bytes;
-    return header->status;
+    return STATUS_OK;
+}
+
+/* Which file each tensor is in: the next one where it would make the file larger than is allowed.
+ * pairs_bytes: of the metadata, which is the first file's. */
+static enum status share_tensors(struct planner *planner, uint64_t pairs_bytes)
+{
+    struct convert_plan *const plan = planner->plan;
+    const uint64_t limit = planner->options->split_max_bytes;
+    uint64_t pairs = pairs_bytes + GGUF_SPLIT_PAIRS_BYTES, infos = 0, data = 0;
+    size_t file = 0;
+
+    for (size_t i = 0; i < plan->tensor_count; i++) {
+        struct plan_tensor *const tensor = &plan->tensors[i];
+        const uint64_t info = gguf__tensor_bytes(tensor->name, tensor->rank);
+        const uint64_t size = size_align_up(tensor->size_bytes, GGUF_ALIGNMENT);
+
+        if (limit > 0 && infos > 0 &&
+            gguf__header_bytes(pairs, infos + info) + data + size > limit) {
+            file++;
+            pairs = GGUF_SPLIT_PAIRS_BYTES;
+            infos = data = 0;
+        }
+        if (limit > 0 && gguf__header_bytes(pairs, infos + info) + data + size > limit)
+            return err_set(planner->err, STATUS_BAD_INPUT,
+                           "--split-max-size is too small: a file with '%s' alone takes %" PRIu64
+                           " bytes", tensor->name,
+                           gguf__header_bytes(pairs, infos + info) + data + size);
+        infos += info;
+        data += size;
+        tensor->file_index = file;
+    }
+    plan->summary.file_count = file + 1;
+    if (plan->summary.file_count > CKPT_FILES_MAX)
+        return err_set(planner->err, STATUS_BAD_INPUT,
+                       "--split-max-size makes %zu files, and at most %d are read",
+                       plan->summary.file_count, CKPT_FILES_MAX);
+    plan->files = calloc(plan->summary.file_count, sizeof(*plan->files));
+    if (plan->files == NULL) {
+        plan->summary.file_count = 0;
+        return no_memory(planner);
+    }
+    for (size_t i = 0; i < plan->summary.file_count; i++)
+        buf_init(&plan->files[i].head, 2 * (size_t)GGUF_META_BYTES_MAX + GGUF_ALIGNMENT + 64);
+    return STATUS_OK;
+}
+
+/* The head of a file: of the first, `header` has the metadata. */
+static enum status write_head(struct planner *planner, size_t index, struct gguf_header *header)
+{
+    struct convert_plan *const plan = planner->plan;
+    struct plan_file *const file = &plan->files[index];
+
+    if (plan->summary.file_count > 1)
+        gguf__write_split(header, index, plan->summary.file_count, plan->tensor_count);
+    for (size_t i = 0; i < plan->tensor_count; i++) {
+        struct plan_tensor *const tensor = &plan->tensors[i];
+
+        if (tensor->file_index != index)
+            continue;
+        tensor->at_bytes = header->data_bytes;
+        gguf__write_tensor(header, tensor->name, tensor->dtype, tensor->rank, tensor->shape,
+                           tensor->size_bytes);
+    }
+    file->data_bytes = header->data_bytes;
+    file->before_bytes = plan->data_bytes;
+    plan->data_bytes += header->data_bytes;
+    return gguf__header_end(header, &file->head, planner->err);
+}
+
+static enum status write_heads(struct planner *planner, struct gguf_header *first)
+{
+    enum status st = share_tensors(planner, first->pairs.size);
+
+    if (st == STATUS_OK)
+        st = write_head(planner, 0, first);
+    for (size_t i = 1; st == STATUS_OK && i < planner->plan->summary.file_count; i++) {
+        struct gguf_header header;
+
+        gguf__header_init(&header, planner->err);
+        st = write_head(planner, i, &header);
+        gguf__header_deinit(&header);
+    }
+    return st;
 }
 
 /* --- metadata --------------------------------------------------------------------------------- */
@@ -744,8 +824,8 @@ static enum status make(struct planner *planner, struct gguf_header *header)
     if (st == STATUS_OK)
         st = order_segments(planner);
     if (st == STATUS_OK)
-        st = place_tensors(planner, header);
-    return st == STATUS_OK ? gguf__header_end(header, &planner->plan->head, planner->err) : st;
+        st = size_tensors(planner);
+    return st == STATUS_OK ? write_heads(planner, header) : st;
 }
 
 enum status convert__plan_make(const struct ckpt *ckpt, const struct convert_options *options,
@@ -758,17 +838,19 @@ enum status convert__plan_make(const struct ckpt *ckpt, const struct convert_opt
     *plan = (struct convert_plan){ .tensor_count = 0 };
     if (ckpt_refusal(ckpt) != NULL)
         return err_set(err, STATUS_BAD_INPUT, "%s", ckpt_refusal(ckpt));
-    buf_init(&plan->head, 2 * (size_t)GGUF_META_BYTES_MAX + GGUF_ALIGNMENT + 64);
     gguf__header_init(&header, err);
     st = map_create(0, &planner.by_name, err);
     if (st == STATUS_OK)
         st = make(&planner, &header);
     if (st == STATUS_OK) {
         plan->summary.tensor_count = plan->tensor_count;
-        plan->summary.out_bytes = plan->head.size + plan->data_bytes;
-        plan->summary.memory_bytes = plan->head.size +
-                                     plan->tensor_capacity * sizeof(*plan->tensors) +
+        plan->summary.out_bytes = plan->data_bytes;
+        plan->summary.memory_bytes = plan->tensor_capacity * sizeof(*plan->tensors) +
                                      plan->segment_capacity * sizeof(*plan->segments);
+        for (size_t i = 0; i < plan->summary.file_count; i++) {
+            plan->summary.out_bytes += plan->files[i].head.size;
+            plan->summary.memory_bytes += plan->files[i].head.size + sizeof(*plan->files);
+        }
     }
     gguf__header_deinit(&header);
     map_destroy(planner.by_name);
@@ -779,5 +861,7 @@ void convert__plan_deinit(struct convert_plan *plan)
 {
     free(plan->tensors);
     free(plan->segments);
-    buf_deinit(&plan->head);
+    for (size_t i = 0; i < plan->summary.file_count; i++)
+        buf_deinit(&plan->files[i].head);
+    free(plan->files);
 }

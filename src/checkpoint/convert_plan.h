@@ -29,10 +29,18 @@ struct plan_tensor {
     enum dtype dtype;
     uint32_t rank;
     uint64_t shape[TENSOR_RANK_MAX];
-    uint64_t at_bytes, size_bytes; /* in the file's data */
+    size_t file_index;
+    uint64_t at_bytes, size_bytes; /* in that file's data */
     size_t first_segment, segment_count;
     const float *values;           /* of the model's factors, where there are no segments */
     float offset;                  /* is added to what comes of the segments */
+};
+
+/* One of the files, which have the tensors in order. */
+struct plan_file {
+    struct buf head;               /* the file up to its data */
+    uint64_t data_bytes;
+    uint64_t before_bytes;         /* of the data of the files before */
 };
 
 struct convert_plan {
@@ -42,8 +50,8 @@ struct convert_plan {
     size_t tensor_count, tensor_capacity;
     struct plan_segment *segments; /* by tensor, in order */
     size_t segment_count, segment_capacity;
-    struct buf head;               /* the file up to its data */
-    uint64_t data_bytes;
+    struct plan_file *files;       /* [summary.file_count] */
+    uint64_t data_bytes;           /* of all files */
     struct convert_summary summary;
 };
 

@@ -362,23 +362,32 @@ static size_t split_stem(const char *path, unsigned *number_out, unsigned *count
     return size - (sizeof(pattern) - 1);
 }
 
-static enum status open_split(const struct ckpt *ckpt, unsigned number, unsigned count,
+static enum status open_split(const char *given, unsigned number, unsigned count,
                               struct file *file_out, struct err *err)
 {
     unsigned unused;
-    const size_t stem = split_stem(ckpt->path, &unused, &unused);
+    const size_t stem = split_stem(given, &unused, &unused);
     char *path = NULL;
     enum status st;
 
-    if (asprintf(&path, "%.*s-%05u-of-%05u" SUFFIX, (int)stem, ckpt->path, number, count) < 0)
-        return err_set(err, STATUS_NO_MEMORY, "%s: no memory for a path", ckpt->path);
+    if (asprintf(&path, "%.*s-%05u-of-%05u" SUFFIX, (int)stem, given, number, count) < 0)
+        return err_set(err, STATUS_NO_MEMORY, "%s: no memory for a path", given);
     if (!file_exists(path))
-        st = err_set(err, STATUS_BAD_INPUT, "%s: file %u of %u, %s, is not there", ckpt->path,
+        st = err_set(err, STATUS_BAD_INPUT, "%s: file %u of %u, %s, is not there", given,
                      number, count, path);
     else
         st = file_open(path, file_out, err);
     free(path);
     return st;
+}
+
+enum status gguf__open_first(const char *path, struct file *file_out, struct err *err)
+{
+    unsigned number = 1, count = 1;
+
+    if (split_stem(path, &number, &count) != 0 && number > 1 && number <= count)
+        return open_split(path, 1, count, file_out, err);
+    return file_open(path, file_out, err);
 }
 
 static enum status check_split(const struct gguf_meta *meta, const char *path, uint64_t number,
@@ -408,7 +417,8 @@ static enum status read_split(struct gguf_file *part, uint64_t number, uint64_t 
 {
     struct file file = { .fd = -1 };
     struct gguf_meta meta = { .count = 0 };
-    enum status st = open_split(part->ckpt, (unsigned)number + 1, (unsigned)count, &file, err);
+    enum status st =
+        open_split(part->ckpt->path, (unsigned)number + 1, (unsigned)count, &file, err);
 
     if (st == STATUS_OK)
         st = begin_file(part, &file, &meta, err);
@@ -510,14 +520,8 @@ bool gguf_is_file(const char *path)
 static enum status gguf_open(struct ckpt *ckpt, struct err *err)
 {
     struct file file = { .fd = -1 };
-    unsigned number = 1, count = 1;
-    const size_t stem = split_stem(ckpt->path, &number, &count);
-    enum status st;
+    enum status st = gguf__open_first(ckpt->path, &file, err);
 
-    if (stem != 0 && number > 1 && number <= count)
-        st = open_split(ckpt, 1, count, &file, err);
-    else
-        st = file_open(ckpt->path, &file, err);
     if (st == STATUS_OK)
         st = gguf__read(ckpt, &file, err);
     file_close(&file);

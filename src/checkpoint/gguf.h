@@ -103,6 +103,9 @@ bool gguf__find_type(enum dtype dtype, uint32_t *number_out);
 enum status gguf__config(const struct ckpt *ckpt, const struct gguf_meta *meta,
                          json_t **config_out, struct err *err);
 
+/* Opens the file, or of a split model that of its files which has the metadata, by the path. */
+enum status gguf__open_first(const char *path, struct file *file_out, struct err *err);
+
 /* Reads an open file's header and metadata; gguf__meta_deinit also after a failure. */
 enum status gguf__open_meta(const struct file *file, struct gguf_reader *reader,
                             struct gguf_meta *meta_out, struct err *err);

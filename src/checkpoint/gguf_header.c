@@ -82,6 +82,32 @@ void gguf__write_string(struct gguf_header *header, const char *key, const char 
     append_text(header, &header->pairs, text, size);
 }
 
+void gguf__write_split(struct gguf_header *header, uint64_t number, uint64_t count,
+                       uint64_t tensor_count)
+{
+    const size_t before = header->pairs.size;
+
+    begin_pair(header, "split.no", GGUF_UINT16);
+    append_integer(header, &header->pairs, number, 2);
+    begin_pair(header, "split.count", GGUF_UINT16);
+    append_integer(header, &header->pairs, count, 2);
+    begin_pair(header, "split.tensors.count", GGUF_INT32);
+    append_integer(header, &header->pairs, tensor_count, 4);
+    assert(header->status != STATUS_OK ||
+           header->pairs.size - before == GGUF_SPLIT_PAIRS_BYTES);
+    (void)before;
+}
+
+uint64_t gguf__header_bytes(uint64_t pairs_bytes, uint64_t tensors_bytes)
+{
+    return size_align_up(4 + 4 + 8 + 8 + pairs_bytes + tensors_bytes, GGUF_ALIGNMENT);
+}
+
+uint64_t gguf__tensor_bytes(const char *name, uint32_t rank)
+{
+    return 8 + strlen(name) + 4 + 8 * (uint64_t)rank + 4 + 8;
+}
+
 void gguf__write_raw(struct gguf_header *header, const void *bytes, size_t size, uint64_t count)
 {
     append(header, &header->pairs, bytes, size);

@@ -40,6 +40,15 @@ void gguf__write_array(struct gguf_header *header, const char *key, uint32_t ite
 void gguf__write_text_item(struct gguf_header *header, const char *text, size_t size);
 void gguf__write_item(struct gguf_header *header, const void *item, size_t size);
 
+/* What makes it one of several files, by number from 0; tensor_count is that of all. */
+#define GGUF_SPLIT_PAIRS_BYTES 82
+void gguf__write_split(struct gguf_header *header, uint64_t number, uint64_t count,
+                       uint64_t tensor_count);
+
+/* What the header takes with as many bytes of pairs and of tensors, padded. */
+uint64_t gguf__header_bytes(uint64_t pairs_bytes, uint64_t tensors_bytes);
+/* What a tensor takes in it. */
+uint64_t gguf__tensor_bytes(const char *name, uint32_t rank);
 /* Adds a tensor behind the last one. The dtype is one that GGUF has. */
 void gguf__write_tensor(struct gguf_header *header, const char *name, enum dtype dtype,
                       uint32_t rank, const uint64_t *shape, uint64_t size_bytes);

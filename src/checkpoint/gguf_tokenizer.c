@@ -275,7 +275,7 @@ enum status gguf_tokenizer_read(const char *path, struct buf *json_out, struct b
     if (st == STATUS_OK && source.reader == NULL)
         st = ckpt_vocab_no_memory(&source.vocab, err);
     if (st == STATUS_OK)
-        st = file_open(path, &file, err);
+        st = gguf__open_first(path, &file, err);
     if (st == STATUS_OK)
         st = gguf__open_meta(&file, source.reader, &source.meta, err);
     if (st == STATUS_OK)

@@ -52,7 +52,7 @@ struct cli_options {
     const char *attention_backend;
     uint32_t node_rank;           /* of this process among its node's; set by rank.c */
     int64_t threads;
-    uint64_t memory_budget_bytes, host_memory_budget_bytes;
+    uint64_t memory_budget_bytes, host_memory_budget_bytes, split_max_bytes;
     uint64_t free_memory_bytes;   /* a rank's part of what its machine had free; set by rank.c. 0:
                                      what is free now */
     double mem_fraction_static;

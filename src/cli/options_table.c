@@ -160,6 +160,10 @@ const struct cli_option cli_option_table[] = {
               "Q4_0, Q3_K_S, Q2_K; those with K are mixes, in which some tensors have a better "
               "type",
       .group = GROUP_OUTPUT, .commands = ON_QUANTIZE, AT(type) },
+    { .name = "split-max-size", .kind = CLI_OPTION_SIZE, .value_name = "SIZE",
+      .help = "make several files, FILE-00001-of-00003.gguf and so on, none larger than SIZE, such "
+              "as 2GiB; default: one file, whatever its size",
+      .group = GROUP_OUTPUT, .commands = ON_QUANTIZE, AT(split_max_bytes) },
     { .name = "tensor-type", .kind = CLI_OPTION_TEXTS, .value_name = "GLOB=TYPE",
       .help = "another type for tensors by their names in the file, such as "
               "'*.ffn_down*=Q6_K'; may be given several times, the first that fits counts",

@@ -57,6 +57,7 @@ static enum status read_options(const struct cli_options *options, struct wanted
         .out = options->out, .type = options->type, .pre = options->pre,
         .thread_count = options->threads > 0 ? (uint32_t)options->threads
                                              : thread_count_available(),
+        .split_max_bytes = options->split_max_bytes,
         .memory_budget_bytes = options->memory_budget_bytes,
         .save_interval_ms = SAVE_INTERVAL_MS,
     };
@@ -147,17 +148,20 @@ static void tell_plan(const struct convert_summary *summary, const struct log *l
                  size_format(summary->resumed_bytes, to, sizeof(to)));
 }
 
-static enum status tell_end(const struct cli_options *options,
-                            const struct convert_summary *summary, struct err *err)
+static enum status tell_end(const struct cli_options *options, const struct convert *convert,
+                            struct err *err)
 {
+    const struct convert_summary *const summary = convert_summary(convert);
+    const char *const out = convert_out_path(convert);
     const double bits = 8.0 * (double)summary->out_bytes / (double)summary->weight_count;
     char size[32];
 
     if (options->json)
         return cli_print_json(
-            json_pack("{s:o, s:s, s:I, s:I, s:I, s:I, s:I, s:f, s:I, s:I}", "out",
-                      cli_text_json(options->out, strlen(options->out)), "type", options->type,
-                      "tensor_count", (json_int_t)summary->tensor_count, "weight_count",
+            json_pack("{s:o, s:I, s:s, s:I, s:I, s:I, s:I, s:I, s:f, s:I, s:I}", "out",
+                      cli_text_json(out, strlen(out)), "file_count",
+                      (json_int_t)summary->file_count, "type", options->type, "tensor_count",
+                      (json_int_t)summary->tensor_count, "weight_count",
                       (json_int_t)summary->weight_count, "source_bytes",
                       (json_int_t)summary->source_bytes, "out_bytes",
                       (json_int_t)summary->out_bytes, "resumed_bytes",
@@ -165,8 +169,12 @@ static enum status tell_end(const struct cli_options *options,
                       (json_int_t)summary->thread_count, "memory_bytes",
                       (json_int_t)summary->memory_bytes),
             err);
-    printf("%s: %s, %.2f bits for each weight\n", options->out,
-           size_format(summary->out_bytes, size, sizeof(size)), bits);
+    if (summary->file_count > 1)
+        printf("%s and %zu more: ", out, summary->file_count - 1);
+    else
+        printf("%s: ", out);
+    printf("%s, %.2f bits for each weight\n", size_format(summary->out_bytes, size, sizeof(size)),
+           bits);
     return cli_stdout_flush(err);
 }
 
@@ -188,7 +196,7 @@ static enum status convert(struct cli_context *context, const struct ckpt *ckpt,
     if (st == STATUS_OK)
         st = convert_run(convert, &context->console->progress, err);
     if (st == STATUS_OK)
-        st = tell_end(options, convert_summary(convert), err);
+        st = tell_end(options, convert, err);
     convert_close(convert);
     return st;
 }
