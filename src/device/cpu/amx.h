@@ -18,4 +18,11 @@ struct amx_config {
 };
 static_assert(sizeof(struct amx_config) == 64, "the memory operand of LDTILECFG");
 
+/* gcc 12's _tile_loadconfig tells the compiler of 8 bytes that are read: all are stored before. */
+static inline void amx_configure(const struct amx_config *config)
+{
+    __asm__ volatile("" : : "m"(*config));
+    _tile_loadconfig(config);
+}
+
 #endif

@@ -96,7 +96,7 @@ static void configure(uint32_t row_count)
         config.rows[i] = TILE;
         config.column_bytes[i] = i == TILE_WEIGHTS ? 64 : (uint16_t)x_row_bytes(row_count);
     }
-    _tile_loadconfig(&config);
+    amx_configure(&config);
 }
 
 /* ---- x ---- */

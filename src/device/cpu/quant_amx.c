@@ -51,7 +51,7 @@ static void configure(void)
     config.column_bytes[TILE_DOTS_A] = config.column_bytes[TILE_DOTS_B] = 64;
     config.column_bytes[TILE_X] = QUANT_RUN_ELEMENTS;
     config.column_bytes[TILE_WEIGHTS] = 64;
-    _tile_loadconfig(&config);
+    amx_configure(&config);
 }
 
 /* Rows [row, row + TILE) of the strip; those that it has not are zeros. */
