@@ -36,6 +36,15 @@ def fails(code, words, *arguments):
     assert status == code and all(word in err for word in words), (status, err)
 
 
+def difference(model, other, *arguments):
+    """The largest of the logits of two models, in standard deviations."""
+    first, second = (lighter.run_json("logits", "--model", one, *arguments) for one in (model, other))
+    assert first["input_ids"] == second["input_ids"] and first["shape"] == second["shape"]
+    rows = list(zip(sum(first["logits"], []), sum(second["logits"], [])))
+    deviation = (sum(one * one for one, _ in rows) / len(rows)) ** 0.5
+    return max(abs(one - other) for one, other in rows) / deviation
+
+
 def test_every_type_answers_as_the_model_does():
     """The demo model's rows are shorter than a block of 256, so types with K become Q8_0 there, and Q4_0 is what
     loses most."""
@@ -56,11 +65,17 @@ def test_logits_of_a_file_are_those_of_the_folder():
     """F32 loses nothing of BF16; kernels may add up in another order for it."""
     demo("demo.gguf", "F32")
     prompt = ("--prompt", "What is the capital of Peru?", "--quiet")
-    first, second = (lighter.run_json("logits", "--model", model, *prompt) for model in (lighter.DEMO, path("demo.gguf")))
-    assert first["input_ids"] == second["input_ids"] and first["shape"] == second["shape"]
-    rows = list(zip(sum(first["logits"], []), sum(second["logits"], [])))
-    deviation = (sum(one * one for one, _ in rows) / len(rows)) ** 0.5
-    assert max(abs(one - other) for one, other in rows) < 1e-4 * deviation
+    assert difference(lighter.DEMO, path("demo.gguf"), *prompt) < 1e-4
+
+
+def test_quantised_folders_become_files():
+    """FP8 and its scales, which files have no type for, are exact in F32; packed INT4 multiplies other x than F32."""
+    for name, bound in (("qwen3_fp8", 1e-4), ("llama_fp8_channel", 1e-4), ("llama_fp8_short", 1e-4),
+                        ("qwen3_gptq_asym", 0.2), ("llama_w8a8", 0.2)):
+        model = os.path.join(lighter.ROOT, "tests", "golden", "packed", name)
+        quantize(model, "packed.gguf", "F32")
+        found = difference(model, path("packed.gguf"), "--input-ids", "1,2,3,4,5,6,7", "--quiet")
+        assert found < bound, (name, found)
 
 
 def test_a_file_becomes_another():
