@@ -26,7 +26,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "offload/expert_cache.h"
+#include "offload/experts/cache.h"
 
 #define LAYERS 24
 #define EXPERTS 64

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Makes tests/golden/packed/: tiny random checkpoints with quantised weights, in each of the ways that
-src/checkpoint/packed.h lists, with the logits that Hugging Face transformers computes in float32 for
+src/checkpoint/hf/packed.h lists, with the logits that Hugging Face transformers computes in float32 for
 what their weights mean.
 
     HF_HUB_OFFLINE=1 python3 tools/make_packed_goldens.py [--out DIR] [--scale N] [NAME...]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes src/text/unicode_tables.c: how the `tokenizers` library classes characters.
+"""Makes src/text/tokenizer/unicode_tables.c: how the `tokenizers` library classes characters.
 
 The library brings its own Unicode data, of several ages: Oniguruma 6.9.10 and Rust's crates have
 Unicode 16 and 17, its normal forms an older one, its punctuation Unicode 8. Debian's libonig and
@@ -227,11 +227,11 @@ def main():
     utf8proc.utf8proc_map.argtypes = [ctypes.c_char_p, ctypes.c_ssize_t, ctypes.c_void_p,
                                       ctypes.c_int]
     utf8proc.utf8proc_version.restype = ctypes.c_char_p
-    parts = [f"""/* text/unicode_tables.c - how the `tokenizers` library classes characters.
+    parts = [f"""/* text/tokenizer/unicode_tables.c - how the `tokenizers` library classes characters.
  *
  * Made by tools/make_unicode_tables.py with tokenizers {tokenizers.__version__}; not edited by
  * hand. Sorted. */
-#include "text/internal.h"
+#include "text/tokenizer/internal.h"
 """]
     comments = {"word": "Rust's \\w: added tokens with single_word, the Whitespace pre-tokenizer.",
                 "numeric": "Rust's char::is_numeric: Digits.",

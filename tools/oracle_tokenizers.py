@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compares build/tests/text/tokenizer_test with the `tokenizers` library on random text.
+"""Compares build/tests/text/tokenizer/tokenizer_test with the `tokenizers` library on random text.
 
     oracle_tokenizers.py [--cases N] [--seed S] [--build DIR]
 

@@ -12,7 +12,7 @@
 #include "base/memory_left.h"
 #include "base/size.h"
 #include "checkpoint/internal.h"
-#include "checkpoint/packed.h"
+#include "checkpoint/hf/packed.h"
 
 #define LARGE_SHARE 8 /* of the memory that is left: a checkpoint of more than an eighth is large */
 

@@ -18,7 +18,7 @@
 #include "base/size.h"
 #include "base/utf8.h"
 #include "cli/session.h"
-#include "text/tokenizer.h"
+#include "text/tokenizer/tokenizer.h"
 
 enum { UINT32 = 4, INT32 = 5, BOOL = 7, STRING = 8, ARRAY = 9 };
 

@@ -15,7 +15,7 @@
 #include "checkpoint/checkpoint.h"
 #include "cli/command.h"
 #include "model/model.h"
-#include "text/tokenizer.h"
+#include "text/tokenizer/tokenizer.h"
 
 static const char *text_or(const char *text, const char *otherwise)
 {

@@ -18,7 +18,7 @@
 #include "base/log.h"
 #include "base/status.h"
 #include "engine/engine.h"
-#include "text/tokenizer.h"
+#include "text/tokenizer/tokenizer.h"
 
 enum cli_command {
     CLI_COMMAND_GENERATE,

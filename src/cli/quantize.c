@@ -1,8 +1,8 @@
 /* cli/quantize.c - `lighter quantize`: a model becomes a GGUF file, its weights in other types.
  *
- * The work is checkpoint/convert.h's. Here the options are read, and what the new file says is
- * checked before its data is made: that the model in it would run, that it is of the same size, and
- * that its tokenizer cuts a text that has something of everything into the same ids. */
+ * The work is checkpoint/convert/convert.h's. Here the options are read, and what the new file says
+ * is checked before its data is made: that the model in it would run, that it is of the same size,
+ * and that its tokenizer cuts a text that has something of everything into the same ids. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -10,11 +10,11 @@
 #include "base/size.h"
 #include "base/thread_pool.h"
 #include "checkpoint/checkpoint.h"
-#include "checkpoint/convert.h"
+#include "checkpoint/convert/convert.h"
 #include "cli/command.h"
 #include "cli/session.h"
 #include "model/model.h"
-#include "text/tokenizer.h"
+#include "text/tokenizer/tokenizer.h"
 
 #define SAVE_INTERVAL_MS 250
 

@@ -19,7 +19,7 @@
 #include "base/testing_folder.h"
 #include "checkpoint/vocab/sentencepiece.h"
 #include "cli/session.h"
-#include "text/tokenizer.h"
+#include "text/tokenizer/tokenizer.h"
 
 #define GOLDEN "tests/golden/text/sentencepiece"
 

@@ -11,7 +11,7 @@
 #include "base/heap.h"
 #include "base/memory_left.h"
 #include "base/size.h"
-#include "checkpoint/gguf_tokenizer.h"
+#include "checkpoint/gguf/tokenizer.h"
 #include "checkpoint/vocab/sentencepiece.h"
 #include "cli/devices.h"
 #include "cli/measure.h"

@@ -21,7 +21,7 @@
 #include "model/model.h"
 #include "model/predict.h"
 #include "text/chat.h"
-#include "text/tokenizer.h"
+#include "text/tokenizer/tokenizer.h"
 
 /* Zero it before anything is opened. */
 struct cli_session {

@@ -4,7 +4,7 @@
 #include "base/size.h"
 #include "cli/command.h"
 #include "cli/session.h"
-#include "text/tokenizer.h"
+#include "text/tokenizer/tokenizer.h"
 
 #define TEXT_BYTES_MAX (64 * MIB)
 #define DECODED_BYTES_MAX GIB

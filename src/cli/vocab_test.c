@@ -18,7 +18,7 @@
 #include "base/utf8.h"
 #include "cli/session.h"
 #include "tensor/testing.h"
-#include "text/tokenizer.h"
+#include "text/tokenizer/tokenizer.h"
 
 #define FOLDER "../shared/data/vocab"
 #define BETWEEN "\n__ggml_vocab_test__\n"

@@ -25,7 +25,7 @@
 #include "base/status.h"
 #include "base/trace.h"
 #include "model/model.h"
-#include "text/tokenizer.h"
+#include "text/tokenizer/tokenizer.h"
 
 struct engine;
 

@@ -12,7 +12,7 @@
 #include "base/buf.h"
 #include "base/status.h"
 #include "engine/engine.h"
-#include "text/tokenizer.h"
+#include "text/tokenizer/tokenizer.h"
 
 /* -- pages.c: which pages of the KV cache are free ------------------------------------------- */
 

@@ -12,7 +12,7 @@
 #include <unistd.h>
 #include <cmocka.h>
 
-#include "checkpoint/convert.h"
+#include "checkpoint/convert/convert.h"
 #include "checkpoint/testing.h"
 #include "model/testing.h"
 

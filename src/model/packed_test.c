@@ -1,9 +1,9 @@
 /* model/packed_test.c - checkpoints whose quantised weights are in several tensors.
  *
  * The goldens (tests/golden/packed, made by tools/make_packed_goldens.py) are in each of the ways
- * that checkpoint/packed.h lists, with what transformers computes in float32 with the weights that
- * they mean. With weights decoded to F32 logits are within the bound of other models, packed within
- * that of their types; and the same to the last bit wherever the weights live. */
+ * that checkpoint/hf/packed.h lists, with what transformers computes in float32 with the weights
+ * that they mean. With weights decoded to F32 logits are within the bound of other models, packed
+ * within that of their types; and the same to the last bit wherever the weights live. */
 #include "model/testing.h"
 
 #include "checkpoint/testing.h"

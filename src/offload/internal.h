@@ -1,40 +1,44 @@
 /* offload/internal.h - what the files of offload/ share.
  *
- *   options.c   options: defaults, names, and which combinations can be
- *   globs.c     --offload-params: comma-separated globs on parameter names, and what to say
- *               when one matches nothing
- *   plan.c      which parameters move (V1, V2), and the units they form
  *   offload.c   create and destroy, and what can be asked of an offload at any time
  *   load.c      memory, and filling it through the loaders
  *   finish.c    what a device does to a parameter that has been loaded: its layout
  *   reload.c    filling one parameter again
  *   update.c    filling all of them from another checkpoint, or none
- *   source.c    where what is on the disk lies: in one checkpoint, in another
- *   home.c      the table of homes (home.h), and the plainest of them
- *   segments.c  rows of parameters as they lie in files, and how records are laid out for them
- *   auto.c      what stays and what moves under a budget
- *   plan_experts.c  experts as units: their records and slots
- *   routing.c   what routers choose, remembered in a file (routing_file.h) for the next start
- *   expert_preload.c  their favourites, brought at the start
- *   host_room.c what a plan takes of host memory, and how much of it homes may have
- *   home_disk.c units that are read from files, past the page cache, each time
- *   cached.c    units that are in a cache file, because the checkpoint has their bytes otherwise
- *   lookup.c    rows of a table on the disk, looked up by number
  *   rows.c      a parameter's rows where they are now, piece by piece
- *   home_shm.c  units whose records the ranks of a node share in host memory
- *   home_sharded.c  units of which each rank's device has a part; shard.c says which
- *   share.c     what the ranks of a node agree on, and when
  *   fetch.c     one unit on its way from its home into a slot
  *   ring.c      the endless sequence of onloads through the slots
- *   experts.c, expert_fetches.c, expert_stream.c   experts as units: which are asked for, how they
- *               come, and the ones that all come in turn
- *   expert_cache.c  which experts lie in which slots (expert_cache.h)
- *   timeline.c  the same as spans of a trace
- *   counters.c  what moved and how long it took, collected by the engine's thread and
- *               published per pass
- *   snapshot.c  the counters of one moment, summed up (report_internal.h)
- *   report.c    the same as JSON, and checked against the schedule; report_log.c  as lines
- *   manifest.c  every unit, its home and its bytes */
+ *
+ *   plan/       what stays and what moves
+ *     options.c     options: defaults, names, and which combinations can be
+ *     globs.c       --offload-params: comma-separated globs on parameter names, and what to say
+ *                   when one matches nothing
+ *     plan.c        which parameters move (V1, V2), and the units they form
+ *     auto.c        what stays and what moves under a budget
+ *     host_room.c   what a plan takes of host memory, and how much of it homes may have
+ *     manifest.c    every unit, its home and its bytes
+ *   home/       where units live that are off the device
+ *     home.c        the table of homes (home.h), and the plainest of them
+ *     disk.c        units that are read from files, past the page cache, each time
+ *     segments.c    rows of parameters as they lie in files, and how records are laid out for them
+ *     source.c      where what is on the disk lies: in one checkpoint, in another
+ *     cached.c      units that are in a cache file, as the checkpoint has their bytes otherwise
+ *     lookup.c      rows of a table on the disk, looked up by number
+ *     shm.c         units whose records the ranks of a node share in host memory
+ *     sharded.c     units of which each rank's device has a part; shard.c says which
+ *     share.c       what the ranks of a node agree on, and when
+ *   disk/       the reader, its measurements, and the cache file; knows nothing of units
+ *   experts/    experts as units
+ *     plan.c        their records and slots
+ *     experts.c     which are asked for; fetches.c how they come; stream.c all in turn
+ *     cache.c       which of them lie in which slots
+ *     routing.c     what routers choose, remembered in a file (routing_file.h) for the next start
+ *     preload.c     their favourites, brought at the start
+ *   report/     what moved
+ *     counters.c    and how long it took: collected by the engine's thread, published per pass
+ *     snapshot.c    the counters of one moment, summed up
+ *     report.c      the same as JSON, and checked against the schedule; log.c as lines
+ *     timeline.c    the same as spans of a trace */
 #ifndef LIGHTER_OFFLOAD_INTERNAL_H
 #define LIGHTER_OFFLOAD_INTERNAL_H
 
@@ -42,7 +46,7 @@
 #include <stdatomic.h>
 
 #include "offload/disk/reader.h"
-#include "offload/home.h"
+#include "offload/home/home.h"
 #include "offload/offload.h"
 
 #define OFFLOAD_SLOTS_MAX 65536
@@ -206,10 +210,10 @@ struct offload {
     uint64_t harvested;                     /* the next onload whose times are to be read */
     size_t lookup_param;                    /* OFFLOAD_NO_PARAM: no table is looked up */
     struct offload__lookup *lookup;         /* lookup.c's */
-    struct offload__shm *shm;               /* home_shm.c's; NULL: no unit is at home there */
-    struct offload__sharded *sharded;       /* home_sharded.c's; likewise */
+    struct offload__shm *shm;               /* home/shm.c's; NULL: no unit is at home there */
+    struct offload__sharded *sharded;       /* home/sharded.c's; likewise */
     struct offload__cached *cached;         /* cached.c's; NULL: there is no cache file */
-    struct offload__disk *disk;             /* home_disk.c's; NULL: no unit is at home there */
+    struct offload__disk *disk;             /* home/disk.c's; NULL: no unit is at home there */
     size_t active;                          /* unit between begin and end, or OFFLOAD_NO_UNIT */
     uint8_t *active_base;                   /* where its record lies now */
 
@@ -270,7 +274,7 @@ enum offload__path offload__path(const struct offload *offload, const struct off
 enum status offload__unit_lay_out_for_disk(struct offload *offload, struct offload__unit *unit,
                                            struct err *err);
 
-/* plan_experts.c */
+/* experts/plan.c */
 enum status offload__options_check_experts(const struct offload_options *options, struct err *err);
 /* After the plan of all else: the units of experts, their records and slots. */
 enum status offload__plan_experts(struct offload *offload, struct err *err);
@@ -304,7 +308,7 @@ double offload__routing_rate(const struct offload *offload, uint32_t key);
 size_t offload__routing_unit(const struct offload *offload, uint32_t key);
 /* Fills offload->rehearsal. The plan is made. */
 void offload__routing_rehearse(struct offload *offload);
-/* expert_preload.c */
+/* experts/preload.c */
 enum status offload__experts_preload(struct offload *offload, const struct progress *progress,
                                      struct err *err);
 
@@ -400,7 +404,7 @@ enum status offload__source_read(struct offload *offload, const struct offload__
 /* The offload's source and this one change places. The engine's thread, with nothing on its way. */
 void offload__source_swap(struct offload *offload, struct offload__source *source);
 
-/* home_disk.c. Opens the files that segments which are read from the disk lie in; *files_out is
+/* home/disk.c. Opens the files that segments which are read from the disk lie in; *files_out is
  * set also when it fails. */
 enum status offload__disk_files_open(const struct offload *offload, const struct ckpt *ckpt,
                                      const struct offload__segment *segments,
@@ -421,7 +425,7 @@ struct disk_reader *offload__disk_reader(const struct offload *offload);
 /* Recomputes `garbage` and publishes the homes. */
 void offload__homes_changed(struct offload *offload);
 
-/* home_disk.c. What the disk's reader has done so far; *bytes_per_s_out: measured, 0: not. False:
+/* home/disk.c. What the disk's reader has done so far; *bytes_per_s_out: measured, 0: not. False:
  * there is no reader. Any thread. */
 bool offload__disk_usage(const struct offload *offload, uint64_t *bytes_out, uint64_t *busy_ns_out,
                          uint64_t *bytes_per_s_out);
@@ -433,7 +437,7 @@ enum status offload__record_fetch(struct offload *offload, struct offload__fetch
 void offload__record_swap(struct offload *offload, size_t unit, uint64_t offset_bytes,
                           uint8_t *bytes, uint64_t size_bytes);
 
-/* home_sharded.c. Device memory for a rank's shards, and its part of one unit. */
+/* home/sharded.c. Device memory for a rank's shards, and its part of one unit. */
 uint64_t offload__sharded_bytes(const struct offload *offload, uint32_t rank);
 uint64_t offload__sharded_own(const struct offload *offload, size_t unit);
 
@@ -516,11 +520,11 @@ uint64_t offload__experts_staging_max(uint64_t slot_bytes, uint64_t slot_count);
 uint64_t offload__experts_copied_bytes(const struct offload *offload);
 uint64_t offload__experts_host_bytes(const struct offload *offload);
 
-/* home_disk.c. Host memory for staging records, and for what describes reads. */
+/* home/disk.c. Host memory for staging records, and for what describes reads. */
 uint64_t offload__disk_staging_bytes(const struct offload *offload);
 uint64_t offload__disk_table_bytes(const struct offload *offload);
 
-/* home_disk.c. STATUS_IO when a file is no longer what it was. */
+/* home/disk.c. STATUS_IO when a file is no longer what it was. */
 enum status offload__disk_check(const struct offload *offload, struct err *err);
 
 /* counters.c */

@@ -15,7 +15,7 @@
 #include <string.h>
 
 #include "offload/internal.h"
-#include "offload/share.h"
+#include "offload/home/share.h"
 
 /* Whether the parameter's bytes are for this process to load. */
 bool offload__is_loaded_here(const struct offload *offload, const struct offload__param *param)

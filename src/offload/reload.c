@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "offload/internal.h"
-#include "offload/share.h"
+#include "offload/home/share.h"
 
 /* After an onload could not be renewed: start the sequence afresh from the old bytes. When that
  * fails too, offload_begin says so. */

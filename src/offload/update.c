@@ -17,7 +17,7 @@
 #include <stdlib.h>
 
 #include "offload/internal.h"
-#include "offload/share.h"
+#include "offload/home/share.h"
 
 struct offload_update {
     struct offload *offload;

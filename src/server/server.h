@@ -34,7 +34,7 @@
 #include "base/status.h"
 #include "fleet/fleet.h"
 #include "text/chat.h"
-#include "text/tokenizer.h"
+#include "text/tokenizer/tokenizer.h"
 
 struct server;
 

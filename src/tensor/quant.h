@@ -29,7 +29,7 @@
  *                                                             d * (s - 32) * table[h]
  *
  * and three that no file has: what safetensors checkpoints hold in several tensors, weights here,
- * scales there, is put together into them when it is loaded (checkpoint/packed.h):
+ * scales there, is put together into them when it is loaded (checkpoint/hf/packed.h):
  *
  *     INT4    d F16, z, 16 bytes of halves                    d * (h - z), z below 16
  *     F8_E4M3 s F32, 128 bytes e                              s * e

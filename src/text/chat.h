@@ -25,7 +25,7 @@
 #include "base/buf.h"
 #include "base/status.h"
 #include "text/template/template.h"
-#include "text/tokenizer.h"
+#include "text/tokenizer/tokenizer.h"
 
 struct chat;
 
