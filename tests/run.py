@@ -145,7 +145,8 @@ def unit_tests(build):
 def races(build):
     """Unit tests that thread sanitizer can find something in: all but those of rooms without threads, and of
     what operators compute, on whatever thread calls them; those are many products, and slow under it."""
-    alone = ("tests/text/", "tests/tensor/", "tests/device/cpu/quant_test", "tests/device/op_",
+    alone = ("tests/text/", "tests/tensor/", "tests/device/cpu/quant_test", "tests/device/cpu/f8_test", "tests/device/op_",
+             "tests/cli/vocab_test", "tests/cli/sentencepiece_test",
              "tests/device/selftest_test", "tests/model/ascend_test", "tests/model/cuda_test",
              "tests/model/layout_test", "tests/model/quant_types_test", "tests/cann/ops_test")
     return [test for test in unit_tests(build) if not test[0].startswith(tuple(f"{build}/{path}" for path in alone))]

@@ -338,9 +338,9 @@ static void attention_in_parts_is_exact(void **state)
     (void)state;
     attention_case_from(239, 7, 7, 16, 16, 0, false, DTYPE_F32);
     attention_case_from(496, 6, 2, 20, 29, 0, false, DTYPE_F16);
-    attention_case_from(496, 4, 2, 32, 160, 0, false, DTYPE_Q8_0);
+    attention_case_from(496, 2, 1, 32, 160, 0, false, DTYPE_Q8_0);
     attention_case_from(520, 6, 2, 20, 29, 270, false, DTYPE_F32);
-    attention_case_from(1008, 10, 1, 24, 128, 0, false, DTYPE_F32);
+    attention_case_from(1008, 3, 1, 24, 20, 0, false, DTYPE_F32);
 }
 
 static void attention_is_exact(void **state)
