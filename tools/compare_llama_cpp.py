@@ -133,7 +133,7 @@ def compare(path, prompts, peer, folder):
 def dequantised(source, out):
     """The same file with every weight in F32."""
     reader = gguf.GGUFReader(source)
-    writer = gguf.GGUFWriter(out, "llama")
+    writer = gguf.GGUFWriter(out, reader.fields["general.architecture"].contents())
     for field in reader.fields.values():
         if field.name.startswith("GGUF.") or field.name in ("general.architecture", "general.file_type"):
             continue

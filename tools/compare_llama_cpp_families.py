@@ -12,11 +12,20 @@ quantize`. Logits are computed here and by llama.cpp's library, both in F32, and
     made     our file there, the folder here: does llama.cpp find in it what we meant?
 
 and 64 greedy ids, of which the first that differs must be a tie: the gap between the two candidates is told. Exit
-status 1 when a difference or a gap is above its bound. --write puts the table into docs/fidelity.md. The script wants a tokenizer, and is told that there is none.
+status 1 when a difference or a gap is above its bound. The script wants a tokenizer, and is told that there is none.
+
+With --quantised the files are `lighter quantize`'s in Q8_0, Q4_0, Q4_K_M and Q6_K, of checkpoints whose matrices are
+whole blocks of 256 and which are trained to know one text by heart, of which they are asked the second part: so
+candidates are far apart. x is rounded to 8 bits here and there, and not to the same. Ids must be alike, or first differ
+where the gap is below twice the largest difference of a logit, and our typical distance from the logits of the same
+weights in F32 must be below twice llama.cpp's.
+
+--write puts the table into docs/fidelity.md.
 
 FOLDER is llama.cpp's source. Needs the package llama-cpp-python (its library may be another, with LLAMA_CPP_LIB_PATH),
 transformers and torch. Called by hand: building that package takes long."""
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -50,6 +59,16 @@ NAMES = ["llama_gqa_tied", "llama_biases_mha", "llama_llama3", "llama_linear", "
 OTHERWISE = ("qwen2_tied_yarn",)
 DOCUMENT = "docs/fidelity.md"
 BEGIN, END = "<!-- table: tools/compare_llama_cpp_families.py -->", "<!-- end of table -->"
+QUANTISED_BEGIN = "<!-- table: tools/compare_llama_cpp_families.py --quantised -->"
+HEADS = ["model", "file", "model", "made", "same 64 ids; gap"]
+QUANTISED_NAMES = ["llama_gqa_tied", "qwen2", "qwen3", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "glm4",
+                   "glm4_moe", "phi3", "gemma2", "gemma3", "granite", "granite_moe", "granite_moe_shared",
+                   "llama4_plain", "gpt_oss", "deepseek_v3"]
+QUANTISED_TYPES = ["Q8_0", "Q4_0", "Q4_K_M", "Q6_K"]
+QUANTISED_HEADS = ["model", *QUANTISED_TYPES, "known", "ours", "llama.cpp's"]
+QUANTISED_SCALE = 8
+BLOCK = 256  # of K types
+STEPS, RATE, NOISE = 200, 1e-3, 0.1  # of training
 
 CONVERT = """
 import sys
@@ -95,6 +114,7 @@ class Peer:
         self.api = llama_cpp
         parameters = llama_cpp.llama_model_default_params()
         parameters.n_gpu_layers = 0
+        parameters.use_extra_bufts = False  # AMX there crashes where the system does not allow tiles
         self.model = llama_cpp.llama_model_load_from_file(path.encode(), parameters)
         if not self.model:
             raise RuntimeError(f"llama.cpp refuses {path}")
@@ -125,12 +145,12 @@ class Peer:
         self.api.llama_model_free(self.model)
 
 
-def theirs(path, ids):
-    """Logits of the prompt, and the greedy continuation."""
+def theirs(path, ids, count=GREEDY_TOKENS):
+    """Logits of the prompt, and the greedy continuation of `count` tokens."""
     peer = Peer(path)
     logits = peer.decode(ids, 0)
     last, found = logits[-1], []
-    for i in range(GREEDY_TOKENS):
+    for i in range(count):
         found.append(int(last.argmax()))
         last = peer.decode(found[-1:], len(ids) + i)[0]
     peer.close()
@@ -183,6 +203,51 @@ CHANGES = {"gpt_oss": whole_ramp, "gpt_oss_mxfp4": whole_ramp, "gemma3": every_s
            "deepseek_v2_lite": as_many_as_lite}
 
 
+def whole_blocks(values):
+    """Sizes with which every matrix has whole blocks of each type."""
+    names = [name for name in values if "intermediate_size" in name or name in ("q_lora_rank", "kv_lora_rank")]
+    values = values | {name: -(-values[name] // BLOCK) * BLOCK for name in names if values[name]}
+    for name in ("head_dim", "query_pre_attn_scalar", "v_head_dim"):
+        if name in values:
+            values = values | {name: -(-values[name] // 64) * 64}
+    return values
+
+
+@contextlib.contextmanager
+def disturbed(matrices):
+    """With about the noise that 4 bits bring: what is learnt under it survives them."""
+    import torch
+    noises = [torch.randn_like(one) * one.square().mean().sqrt() * NOISE for one in matrices]
+    for one, noise in zip(matrices, noises):
+        one += noise
+    yield
+    for one, noise in zip(matrices, noises):
+        one -= noise
+
+
+def teach(text):
+    """What fills a model with weights that know the text by heart."""
+    def prepare(model, seed):
+        import torch
+        import make_model_goldens as goldens
+        goldens.randomise(model, seed)
+        torch.manual_seed(seed)
+        ids = torch.tensor([text])
+        matrices = [one.data for one in model.parameters() if one.dim() > 1]
+        optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01)
+        for step in range(STEPS):
+            for group in optimizer.param_groups:
+                group["lr"] = RATE * min(1, (step + 1) / 20, (STEPS - step) / 50)
+            optimizer.zero_grad()
+            with disturbed(matrices):
+                loss = model(input_ids=ids, labels=ids).loss
+                loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+        print(f"trained to a loss of {loss.item():.3f}", file=sys.stderr)
+    return prepare
+
+
 def make(name, folder):
     """The checkpoint; returns its vocabulary's size."""
     import make_model_goldens as goldens
@@ -194,16 +259,27 @@ def make(name, folder):
         packed.make(name, os.path.dirname(folder), SCALE)
         os.rename(os.path.join(os.path.dirname(folder), name), folder)
         return goldens.VOCAB
+    goldens.make_checkpoint(case_of(name, change), SCALE, "float32", folder)
+    name_scoring(name, folder)
+    return goldens.VOCAB
+
+
+def case_of(name, change):
+    """The goldens' case with its configuration changed, in one file, without what llama.cpp does not read."""
+    import make_model_goldens as goldens
     case = next(case for case in goldens.CASES if case[0] == name)
-    how = tuple(one for one in case[4] if one not in ("mtp", "fused"))
-    goldens.make_checkpoint((name, case[1], lambda scale: change(case[2](scale)), None, how), SCALE, "float32", folder)
+    how = tuple(one for one in case[4] if one not in ("mtp", "fused", "shards"))
+    return (name, case[1], lambda scale: change(case[2](scale)), None, how)
+
+
+def name_scoring(name, folder):
+    """DeepSeek-V3's configuration in full."""
     if name == "deepseek_v3":  # as published; transformers takes it for granted, the script does not
         path = os.path.join(folder, "config.json")
         with open(path, encoding="utf-8") as file:
             config = json.load(file)
         with open(path, "w", encoding="utf-8") as file:
             json.dump(config | {"scoring_func": "sigmoid"}, file)
-    return goldens.VOCAB
 
 
 def compare(name, source, folder):
@@ -224,11 +300,55 @@ def compare(name, source, folder):
     return (name, *cells), fine
 
 
-def write_table(rows):
-    lines = [BEGIN, "", "| model | file | model | made | same 64 ids; gap |", "| --- | --- | --- | --- | --- |"]
+def compare_type(path, plain, ids, folder):
+    """A quantised file here and there: the table's cell, the mean squares of ours and of theirs from the same weights
+    in F32 (`plain`), whether all is explained, and their answer."""
+    mine, there = ours(path, ids, folder)[1], theirs(path, ids)[1]
+    whole = ids + mine[:-1]
+    all_three = logits_of(path, whole, folder), theirs(path, whole, 0)[0], logits_of(plain, whole, folder)
+    here, other, exact = (one / all_three[2].std() for one in all_three)
+    worst = abs(here - other).max(axis=1)
+    squares = [float(((one - exact) ** 2).mean()) for one in (here, other)]
+    at = next((i for i in range(GREEDY_TOKENS) if mine[i] != there[i]), GREEDY_TOKENS)
+    if at == GREEDY_TOKENS:
+        return f"{at}; {worst.max():.1e}", squares, True, there
+    row = len(ids) - 1 + at
+    gap = here[row, mine[at]] - here[row, there[at]]
+    return f"{at} (gap {gap:.1e}); {worst.max():.1e}", squares, gap <= 2 * np.delete(worst, row).max(), there
+
+
+def compare_quantised(name, folder):
+    """The table's row, and whether all is explained."""
+    import compare_llama_cpp
+    import make_model_goldens as goldens
+    model, path, plain = (os.path.join(folder, one) for one in ("model", "quantised.gguf", "plain.gguf"))
+    text = goldens.make_prompt(PROMPT_TOKENS + GREEDY_TOKENS)
+    ids, answer = text[:PROMPT_TOKENS], text[PROMPT_TOKENS:]
+    change = CHANGES.get(name, lambda values: values)
+    case = case_of(name, lambda values: change(whole_blocks(values)))
+    goldens.make_checkpoint(case, QUANTISED_SCALE, "float32", model, prepare=teach(text))
+    name_scoring(name, model)
+    cells, noise, known, fine = [], [], [], True
+    for kind in QUANTISED_TYPES:
+        lighter.run("quantize", "--model", model, "--out", path, "--type", kind, "--quiet", check=0)
+        compare_llama_cpp.dequantised(path, plain)
+        cell, squares, explained, found = compare_type(path, plain, ids, folder)
+        fine = fine and explained
+        cells.append(cell)
+        noise.append(squares)
+        known.append(sum(a == b for a, b in zip(found, answer)))
+        os.remove(path)
+        os.remove(plain)
+    typical = np.sqrt(np.mean(noise, axis=0))
+    row = (name, *cells, str(min(known)), *(f"{one:.1e}" for one in typical))
+    return row, fine and typical[0] <= 2 * typical[1]
+
+
+def write_table(rows, begin, heads):
+    lines = [begin, "", "| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     with open(DOCUMENT, encoding="utf-8") as file:
-        head, rest = file.read().split(BEGIN)
+        head, rest = file.read().split(begin)
     with open(DOCUMENT, "w", encoding="utf-8") as file:
         file.write(head + "\n".join([*lines, "", END]) + rest.split(END, 1)[1])
 
@@ -239,23 +359,25 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--llama-cpp", required=True)
     parser.add_argument("--write", action="store_true", help=f"put the table into {DOCUMENT}")
+    parser.add_argument("--quantised", action="store_true", help="compare quantised files")
     parser.add_argument("names", nargs="*")
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(1)
     rows, failed = [], 0
-    for name in options.names or NAMES:
+    for name in options.names or (QUANTISED_NAMES if options.quantised else NAMES):
         with tempfile.TemporaryDirectory() as folder:
             try:
-                row, fine = compare(name, options.llama_cpp, folder)
+                row, fine = compare_quantised(name, folder) if options.quantised else \
+                    compare(name, options.llama_cpp, folder)
             except (RuntimeError, AssertionError) as error:
                 row, fine = (name, str(error)), False
         rows.append(row)
         failed += not fine
         print(f"{'ok  ' if fine else 'FAIL'} " + "  ".join(row), flush=True)
     if options.write and not options.names:
-        write_table(rows)
+        write_table(rows, *((QUANTISED_BEGIN, QUANTISED_HEADS) if options.quantised else (BEGIN, HEADS)))
     return failed > 0
 
 

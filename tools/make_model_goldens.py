@@ -351,7 +351,8 @@ def nest(folder):
         file.write("\n")
 
 
-def make_checkpoint(case, scale, dtype, folder, seed=SEED):
+def make_checkpoint(case, scale, dtype, folder, seed=SEED, prepare=randomise):
+    """prepare(model, seed) fills the new model with weights."""
     name, family, config_of, _, how = case
     model = make_model(family, config_of(scale), how)
     config = model.config
@@ -360,7 +361,7 @@ def make_checkpoint(case, scale, dtype, folder, seed=SEED):
         for index, layer in enumerate(model.model.layers):
             if index % config.moe_layer_freq != 0:
                 layer.mlp = DeepseekV2MLP(config)
-    randomise(model, seed)
+    prepare(model, seed)
     model = model.to(getattr(torch, dtype))
     shutil.rmtree(folder, ignore_errors=True)
     size = sum(t.numel() * t.element_size() for t in model.parameters())
