@@ -63,7 +63,7 @@ QUANTISED_BEGIN = "<!-- table: tools/compare_llama_cpp_families.py --quantised -
 HEADS = ["model", "file", "model", "made", "same 64 ids; gap"]
 QUANTISED_NAMES = ["llama_gqa_tied", "qwen2", "qwen3", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "glm4",
                    "glm4_moe", "phi3", "gemma2", "gemma3", "granite", "granite_moe", "granite_moe_shared",
-                   "llama4_plain", "gpt_oss", "deepseek_v3"]
+                   "llama4_plain", "gpt_oss", "deepseek_v2_lite", "deepseek_v3"]
 QUANTISED_TYPES = ["Q8_0", "Q4_0", "Q4_K_M", "Q6_K"]
 QUANTISED_HEADS = ["model", *QUANTISED_TYPES, "known", "ours", "llama.cpp's"]
 QUANTISED_SCALE = 8
