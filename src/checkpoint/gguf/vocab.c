@@ -22,8 +22,8 @@
 #include "checkpoint/gguf/export.h"
 #include "checkpoint/gguf/pre.h"
 #include "checkpoint/vocab/sentencepiece.h"
+#include "checkpoint/vocab/vocab.h"
 
-#define TOKENIZER_BYTES_MAX (64 * MIB)
 #define KEY(name) "tokenizer.ggml." name
 #define SCORE_NONE (-1e9f) /* of what no merge makes */
 #define MERGES_MAX (1u << 24) /* a float counts up to it */
@@ -51,19 +51,6 @@ struct vocab {
 static enum status fail(const struct vocab *vocab, const char *what)
 {
     return err_set(vocab->header->err, STATUS_BAD_INPUT, "%s: %s", vocab->path, what);
-}
-
-/* FOLDER/NAME; *json_out NULL: there is no such file. */
-static enum status read_beside(const struct vocab *vocab, const char *name, json_t **json_out)
-{
-    char path[PATH_MAX];
-
-    *json_out = NULL;
-    if ((size_t)snprintf(path, sizeof(path), "%s/%s", ckpt_path(vocab->ckpt), name) >=
-            sizeof(path) ||
-        !file_exists(path))
-        return STATUS_OK;
-    return json_read_file(path, TOKENIZER_BYTES_MAX, json_out, vocab->header->err);
 }
 
 /* --- tokens ----------------------------------------------------------------------------------- */
@@ -308,7 +295,8 @@ static enum status put_ids(struct vocab *vocab)
     const json_t *const config = ckpt_config(vocab->ckpt);
     const json_t *eos = json_object_get(config, "eos_token_id");
     json_t *generation = NULL;
-    enum status st = read_beside(vocab, "generation_config.json", &generation);
+    enum status st = ckpt_vocab_read_beside(ckpt_path(vocab->ckpt), "generation_config.json",
+                                            &generation, vocab->header->err);
 
     if (st != STATUS_OK)
         return st;
@@ -432,9 +420,9 @@ static enum status read_tokenizer(struct vocab *vocab)
     enum status st;
 
     if (!sentencepiece_is_alone(ckpt_path(vocab->ckpt)))
-        return json_read_file(vocab->path, TOKENIZER_BYTES_MAX, &vocab->json, err);
-    buf_init(&json, TOKENIZER_BYTES_MAX);
-    buf_init(&config, TOKENIZER_BYTES_MAX);
+        return json_read_file(vocab->path, CKPT_VOCAB_FILE_BYTES_MAX, &vocab->json, err);
+    buf_init(&json, CKPT_VOCAB_FILE_BYTES_MAX);
+    buf_init(&config, CKPT_VOCAB_FILE_BYTES_MAX);
     st = sentencepiece_read(ckpt_path(vocab->ckpt), &json, &config, err);
     if (st == STATUS_OK)
         st = json_read(json.data, json.size, vocab->path, &vocab->json, err);
@@ -449,7 +437,8 @@ static enum status open_vocab(struct vocab *vocab)
     enum status st = read_tokenizer(vocab);
 
     if (st == STATUS_OK)
-        st = read_beside(vocab, "tokenizer_config.json", &vocab->config);
+        st = ckpt_vocab_read_beside(ckpt_path(vocab->ckpt), "tokenizer_config.json",
+                                    &vocab->config, vocab->header->err);
     if (st != STATUS_OK)
         return st;
     vocab->model = json_object_get(vocab->json, "model");

@@ -22,7 +22,6 @@
 #include "base/size.h"
 #include "checkpoint/vocab/vocab.h"
 
-#define FILE_BYTES_MAX (64 * MIB)
 #define VARINT_BYTES_MAX 10
 
 enum wire { WIRE_VARINT, WIRE_8_BYTES, WIRE_BYTES, WIRE_4_BYTES = 5 };
@@ -263,19 +262,6 @@ static enum status read_model(struct model *model, const void *bytes, size_t siz
 
 /* --- the files beside it ---------------------------------------------------------------------- */
 
-/* FOLDER/NAME; *json_out NULL: there is no such file. */
-static enum status read_beside(const char *folder, const char *name, json_t **json_out,
-                               struct err *err)
-{
-    char path[PATH_MAX];
-
-    *json_out = NULL;
-    if ((size_t)snprintf(path, sizeof(path), "%s/%s", folder, name) >= sizeof(path) ||
-        !file_exists(path))
-        return STATUS_OK;
-    return json_read_file(path, FILE_BYTES_MAX, json_out, err);
-}
-
 /* A token that is told of with all that an item of "added_tokens" has. What the model says of the
  * same id is then no longer asked. */
 static void add_told(struct model *model, json_int_t id, const json_t *told)
@@ -313,7 +299,7 @@ static enum status read_added(struct model *model, const char *folder, struct er
 {
     json_t *added, *id;
     const char *content;
-    enum status st = read_beside(folder, "added_tokens.json", &added, err);
+    enum status st = ckpt_vocab_read_beside(folder, "added_tokens.json", &added, err);
 
     json_object_foreach(added, content, id)
     {
@@ -328,7 +314,8 @@ static enum status read_added(struct model *model, const char *folder, struct er
 static enum status read_files_beside(struct model *model, const char *folder, struct err *err)
 {
     const json_t *decoder = NULL;
-    enum status st = read_beside(folder, "tokenizer_config.json", &model->config, err);
+    enum status st = ckpt_vocab_read_beside(folder, "tokenizer_config.json",
+                                            &model->config, err);
 
     if (st == STATUS_OK && model->config != NULL)
         st = json_get_object(model->config, "added_tokens_decoder", "tokenizer_config.json",
@@ -463,7 +450,7 @@ enum status sentencepiece_read(const char *folder, struct buf *json_out, struct 
 
     if ((size_t)snprintf(path, sizeof(path), "%s/tokenizer.model", folder) >= sizeof(path))
         return err_set(err, STATUS_BAD_INPUT, "%.64s...: the path is too long", folder);
-    buf_init(&bytes, FILE_BYTES_MAX);
+    buf_init(&bytes, CKPT_VOCAB_FILE_BYTES_MAX);
     st = file_read_all(path, &bytes, err);
     if (st == STATUS_OK)
         st = convert(bytes.data, bytes.size, path, folder, json_out, config_out, err);

@@ -3,8 +3,13 @@
 
 #include <assert.h>
 #include <inttypes.h>
+#include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "base/file.h"
+#include "base/json.h"
 
 #define CUT_BYTES_MAX 1024u /* longer tokens are not made of merges */
 
@@ -63,6 +68,18 @@ enum status ckpt_vocab_add(struct ckpt_vocab *vocab, char *text, size_t size, st
 const struct ckpt_vocab_token *ckpt_vocab_at(const struct ckpt_vocab *vocab, uint64_t id)
 {
     return id < vocab->token_count ? &vocab->tokens[id] : NULL;
+}
+
+enum status ckpt_vocab_read_beside(const char *folder, const char *name, json_t **json_out,
+                                   struct err *err)
+{
+    char path[PATH_MAX];
+
+    *json_out = NULL;
+    if ((size_t)snprintf(path, sizeof(path), "%s/%s", folder, name) >= sizeof(path) ||
+        !file_exists(path))
+        return STATUS_OK;
+    return json_read_file(path, CKPT_VOCAB_FILE_BYTES_MAX, json_out, err);
 }
 
 /* --- merges ----------------------------------------------------------------------------------- */

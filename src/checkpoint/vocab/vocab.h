@@ -20,9 +20,11 @@
 
 #include "base/buf.h"
 #include "base/map.h"
+#include "base/size.h"
 #include "base/status.h"
 
 #define CKPT_VOCAB_TOKENS_MAX (1u << 22)
+#define CKPT_VOCAB_FILE_BYTES_MAX (64 * MIB) /* of each file that a tokenizer is read from */
 #define CKPT_VOCAB_SPACE "\xe2\x96\x81" /* U+2581, SentencePiece's space */
 
 /* SentencePiece's numbers, which GGUF files have too. */
@@ -78,6 +80,9 @@ json_t *ckpt_vocab_normalizer(bool adds_space);
 /* Appends the tokenizer.json. */
 enum status ckpt_vocab_write(const struct ckpt_vocab *vocab, const struct ckpt_vocab_frame *frame,
                              struct buf *json_out, struct err *err);
+/* FOLDER/NAME, of at most CKPT_VOCAB_FILE_BYTES_MAX; *json_out NULL: there is no such file. */
+enum status ckpt_vocab_read_beside(const char *folder, const char *name, json_t **json_out,
+                                   struct err *err);
 /* Appends any JSON; NULL is STATUS_NO_MEMORY. */
 enum status ckpt_vocab_append_json(const struct ckpt_vocab *vocab, const json_t *json,
                                    struct buf *out, struct err *err);
