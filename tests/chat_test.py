@@ -101,7 +101,7 @@ class Terminal:
         os.write(self.main, text.encode())
 
     def wait_for(self, pattern, again=None):
-        """What was shown up to the pattern, which is forgotten. again: a key to be pressed every second meanwhile."""
+        """What was shown up to the pattern, which is forgotten. again: what to type every second meanwhile."""
         deadline = time.monotonic() + WAIT_SECONDS
         pressed = time.monotonic()
         while not (found := re.search(pattern, self.text, re.S)):
@@ -119,11 +119,14 @@ class Terminal:
         return before
 
     def end(self):
-        self.type("\x04")
+        """The exit status after Ctrl-D, again and again: one that comes before the program reads is not heard."""
+        deadline = time.monotonic() + WAIT_SECONDS
         try:
-            while os.read(self.main, 4096):
-                pass
-        except OSError:
+            while time.monotonic() < deadline:
+                self.type("\x04")
+                while select.select([self.main], [], [], 1)[0]:
+                    os.read(self.main, 4096)
+        except OSError:  # the program has closed its end
             pass
         code = self.process.wait(WAIT_SECONDS)
         os.close(self.main)
@@ -139,8 +142,8 @@ def test_a_terminal():
     terminal.wait_for(r"\.\.\. ")
     terminal.type("\x03")  # drops what was begun; one that comes just before the program reads has no effect
     terminal.wait_for("Ctrl-D or /exit.*>>> ", again="\x03")
-    terminal.type("/history\n")
-    assert '"""' not in terminal.wait_for(r"assistant:  Paris\..*>>> ")
+    terminal.type("/history\n")  # which a second interrupt, if it took one, can still drop
+    assert '"""' not in terminal.wait_for(r"assistant:  Paris\..*>>> ", again="/history\n")
     assert terminal.end() == 0
 
 

@@ -16,7 +16,13 @@
 #define HISTORY_LINES 500
 
 /* histedit.h's numbers */
-enum { EDIT_PROMPT = 0, EDIT_EDITOR = 2, EDIT_SIGNAL = 3, EDIT_HISTORY = 10 };
+enum {
+    EDIT_PROMPT = 0,
+    EDIT_EDITOR = 2,
+    EDIT_SIGNAL = 3,
+    EDIT_HISTORY = 10,
+    EDIT_PREPARE_TERMINAL = 16
+};
 enum { HISTORY_SET_SIZE = 1, HISTORY_ENTER = 10 };
 
 struct edit;
@@ -140,8 +146,12 @@ static enum status read_edited(struct cli_line *line, struct buf *out, enum cli_
 {
     struct history_event event;
     int count = 0;
-    const char *text = line->calls.gets(line->edit, &count);
+    const char *text;
 
+    /* Else libedit does this only after its prompt, and a Ctrl-D that answers the prompt at once is
+     * taken by the terminal, which leaves a zero byte of it. */
+    (void)line->calls.set(line->edit, EDIT_PREPARE_TERMINAL, 1);
+    text = line->calls.gets(line->edit, &count);
     if (*line->interrupted) {
         *end_out = CLI_LINE_INTERRUPTED;
         return STATUS_OK;
