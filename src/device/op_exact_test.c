@@ -204,6 +204,7 @@ static void matmul_is_exact(void **state)
         matmul_case(26, 7, 36, 3, dtypes[d]);
     }
     matmul_case(140, 16, 24, 1, DTYPE_BF16); /* more rows than a strip has */
+    matmul_case(140, 550, 40, 2, DTYPE_F16); /* and more weights than a run of them */
     matmul_case(31, 29, 160, 1, DTYPE_Q8_0);
     matmul_case(26, 7, 32, 3, DTYPE_Q8_0);
     matmul_case(31, 29, 160, 1, DTYPE_Q4_0);

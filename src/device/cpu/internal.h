@@ -25,8 +25,9 @@ struct cpu_executor {
 };
 
 /* Of a budget, one part in so many, within these bounds: 512 rows of 14336 elements, packed for
- * AMX, take 42 MiB. What is not used is not touched, and takes no memory. */
-#define CPU_BLOCKS_SHARE 32
+ * AMX, take 42 MiB. If rows don't all fit, each piece of a matrix makes them anew. What is not used
+ * is not touched, and takes no memory. */
+#define CPU_BLOCKS_SHARE 16
 #define CPU_BLOCKS_BYTES_MIN (8 * MIB)
 #define CPU_BLOCKS_BYTES_MAX (48 * MIB)
 

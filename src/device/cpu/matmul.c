@@ -2,7 +2,9 @@
  *
  * A task takes a run of weight rows of one batch, so each weight is read from memory once by one
  * thread; x is read by all. The rows of x are done in strips that stay in the second-level cache
- * while the run goes over them, with a run short enough to stay there beside them.
+ * while the run goes over them, with a run short enough to stay there beside them. Where x is
+ * packed each strip is a task of its own: x is then larger than the weights, which every strip cuts
+ * anew in any case, and a piece of a matrix has too few rows for a long run for each thread.
  *
  * For quantised weights the rows of x are quantised first, for others packed where the kernels want
  * it, as many as the executor has room for; if there are more, the weights are read again for the
@@ -13,6 +15,10 @@
 
 #define RUN_GRANULE 48                      /* weight rows: whole panels, of 12 or 16 rows ... */
 #define RUN_GRANULE_PACKED 32               /* ... and in AMX's tiles, two groups of 16 */
+/* Packed x, three times as large as the weights, is read once for each run: shorter runs than these
+ * rows would take as much as a third-level cache gives. */
+#define RUN_ROWS_PACKED 256
+#define TASKS_PER_THREAD_PACKED 4
 /* Of a run that several strips read, and of a strip's rows of x: half, and three quarters of the
  * 2 MiB of a second-level cache. Each run packs x for AMX's tiles anew, and each strip cuts the
  * weights into panels anew; 128 rows of 8192 quantised elements just make one strip. */
@@ -27,6 +33,7 @@ struct matmul_job {
     uint32_t granule, granule_count;        /* of weight rows, of a batch; the last may be short */
     uint32_t runs_per_batch;
     uint32_t strip_rows;
+    uint32_t strips_per_run;                /* tasks of a run, each a strip; 1: one has them all */
     uint32_t rows_per_task;                 /* when quantising */
     uint64_t packed_bytes;                  /* of CPU_PACK_ROWS rows of x; 0: they aren't packed */
 };
@@ -115,12 +122,14 @@ static void matmul_task(void *context, size_t index, uint32_t thread_index)
 {
     const struct matmul_job *job = context;
     const struct op_matmul *op = job->op;
-    const uint64_t batch = index / job->runs_per_batch;
-    const uint32_t n_first = run_begin(job, index % job->runs_per_batch);
-    const uint32_t n_end = run_begin(job, index % job->runs_per_batch + 1);
+    const uint64_t run = index / job->strips_per_run;
+    const uint64_t batch = run / job->runs_per_batch;
+    const uint32_t n_first = run_begin(job, run % job->runs_per_batch);
+    const uint32_t n_end = run_begin(job, run % job->runs_per_batch + 1);
+    const uint32_t round_end = job->row_first + job->row_count;
+    uint32_t row = job->row_first, row_end = round_end;
     const uint64_t weight_row = batch * op->n_count + n_first;
     const bool quantised = cpu_is_quantised(op->weight_dtype);
-    const uint32_t row_end = job->row_first + job->row_count;
     float *out = op->out + (op->batch_count > 1 ? batch * op->out_batch_stride : 0) + n_first;
     const float *x_rows[CPU_STRIP_ROWS_MAX];
     const struct cpu_quant_block *x_blocks[CPU_STRIP_ROWS_MAX];
@@ -138,7 +147,11 @@ static void matmul_task(void *context, size_t index, uint32_t thread_index)
         .accumulate = op->accumulate,
     };
 
-    for (uint32_t row = job->row_first; row < row_end; row += strip.row_count) {
+    if (job->strips_per_run > 1) {
+        row += (uint32_t)(index % job->strips_per_run) * job->strip_rows;
+        row_end = round_end - row < job->strip_rows ? round_end : row + job->strip_rows;
+    }
+    for (; row < row_end; row += strip.row_count) {
         const uint32_t left = row_end - row;
         strip.row_count = left < job->strip_rows ? left : job->strip_rows;
         strip.out = out + row * op->out_row_stride;
@@ -174,29 +187,50 @@ static void make_x(struct matmul_job *job)
                         pack_task, job);
 }
 
-/* Some runs for each thread, as many for each, so that a matrix of few rows keeps all busy to the
- * end. */
-static void cut_runs(struct matmul_job *job)
+/* How many runs make a matrix's tasks, if each run is for all rows of x: some for each thread, as
+ * many for each, so that a matrix of few rows keeps all busy to the end. */
+static uint32_t run_count(const struct matmul_job *job)
 {
     const struct cpu_executor *executor = job->executor;
     const struct op_matmul *op = job->op;
     const uint32_t threads = executor->thread_count;
-    uint32_t length;
+    uint32_t length = cpu__task_size(executor, op->n_count, (uint64_t)op->k_count * job->row_count,
+                                     job->granule);
+    uint32_t count;
 
-    job->granule = job->packed_bytes > 0 ? RUN_GRANULE_PACKED : RUN_GRANULE;
-    length = cpu__task_size(executor, op->n_count, (uint64_t)op->k_count * job->row_count,
-                            job->granule);
-    if (job->row_count > job->strip_rows && job->packed_bytes == 0) {
+    if (job->row_count > job->strip_rows) {
         const uint64_t row_bytes = dtype_row_bytes(op->weight_dtype, op->k_count);
         const uint64_t most =
             (RUN_BYTES_MAX / row_bytes + job->granule) / job->granule * job->granule;
         if (length > most)
             length = (uint32_t)most;
     }
-    job->granule_count = (op->n_count + job->granule - 1) / job->granule;
-    job->runs_per_batch = (op->n_count + length - 1) / length;
-    if (job->runs_per_batch > threads)
-        job->runs_per_batch = (job->runs_per_batch + threads - 1) / threads * threads;
+    count = (op->n_count + length - 1) / length;
+    return count > threads ? (count + threads - 1) / threads * threads : count;
+}
+
+/* The same where each strip of packed x is a task of its own. */
+static uint32_t run_count_of_strips(const struct matmul_job *job)
+{
+    const uint32_t threads = job->executor->thread_count;
+    const uint32_t strips = job->strips_per_run;
+    const uint32_t wanted = (threads * TASKS_PER_THREAD_PACKED + strips - 1) / strips;
+    const uint32_t most = job->op->n_count / RUN_ROWS_PACKED;
+    uint32_t count = wanted < most ? wanted : most;
+
+    if (count * strips < threads)
+        count = (threads + strips - 1) / strips;
+    return count > 0 ? count : 1;
+}
+
+static void cut_runs(struct matmul_job *job)
+{
+    const bool packed = job->packed_bytes > 0;
+
+    job->granule = packed ? RUN_GRANULE_PACKED : RUN_GRANULE;
+    job->granule_count = (job->op->n_count + job->granule - 1) / job->granule;
+    job->strips_per_run = packed ? (job->row_count + job->strip_rows - 1) / job->strip_rows : 1;
+    job->runs_per_batch = job->strips_per_run > 1 ? run_count_of_strips(job) : run_count(job);
     if (job->runs_per_batch > job->granule_count)
         job->runs_per_batch = job->granule_count;
 }
@@ -222,7 +256,8 @@ static void have_x(struct matmul_job *job, struct cpu_kept *kept)
 static void multiply_rows(struct matmul_job *job)
 {
     cut_runs(job);
-    thread_pool_run(job->executor->pool, (size_t)job->runs_per_batch * job->op->batch_count,
+    thread_pool_run(job->executor->pool,
+                    (size_t)job->runs_per_batch * job->strips_per_run * job->op->batch_count,
                     matmul_task, job);
 }
 
