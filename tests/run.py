@@ -28,7 +28,7 @@ import time
 
 STEP = re.compile(r"(CC|CXX|NVCC|LD|AR|TIDY|CPPCHECK) ?\S*$")  # what make says it is about to do
 CPUS = len(os.sched_getaffinity(0))
-JOB_SECONDS_MAX = 1200
+JOB_SECONDS_MAX = 600
 PYTHON = os.environ.get("PYTHON", sys.executable)
 CLOSING = re.compile(r"^(\d+) passed, (\d+) failed(?:, (\d+) skipped)?$", re.M)
 NICE_BUILD, NICE_TEST = "19", "5"
