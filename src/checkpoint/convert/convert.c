@@ -1,60 +1,25 @@
-/* checkpoint/convert/convert.c - carries a plan out: a partial file, pieces, and how far it is.
- *
- *     NAME.part.gguf   [ header | data of the tensors, in order | two slots ]
- *                                                                 ^ where NAME.gguf will end
- *
- * Several files look so each, but that only the first has slots. The slots say in turn how far the
- * work is: up to which piece everything is on the disk. A slot
- * counts when its sum is right, and the one with the higher number before the other, so that a
- * write that was cut in half leaves the slot before it. Both name the plan and the files that the
- * data comes of by a fingerprint; another one, and everything begins anew. At the end the slots are
- * cut off. */
+/* checkpoint/convert/convert.c - carries a plan out, piece by piece, into partial files. */
 #include "checkpoint/convert/convert.h"
 
 #include <assert.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
-#include <limits.h>
 #include <pthread.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/size.h"
 #include "base/thread_pool.h"
 #include "checkpoint/chunk.h"
-#include "checkpoint/convert/plan.h"
+#include "checkpoint/convert/parts.h"
 #include "checkpoint/internal.h"
 
-#define SUFFIX ".gguf"
-#define PART_INFIX ".part"
-#define SLOT_BYTES 64
-#define SLOT_MAGIC "LIGHTERQ"
-#define VERSION 1                       /* of what the same plan's data is made like */
 #define READ_BYTES (256 * KIB)          /* of each thread, for what is read */
 #define PIECE_ELEMENTS_MAX (UINT64_C(1) << 20)
 #define PIECE_ELEMENTS_MIN (UINT64_C(1) << 12)
 #define STEP_PIECES 4                   /* of each thread, between two looks at the clock */
 
 static_assert(PIECE_ELEMENTS_MIN % 256 == 0, "pieces hold whole blocks");
-
-/* A place in the plan: the next unit to be written. */
-struct place {
-    uint64_t tensor, segment, unit;     /* segment counts within the tensor */
-};
-
-struct slot {
-    char magic[8];
-    uint64_t number, fingerprint;
-    struct place place;
-    uint64_t sum;                       /* of all before */
-};
-static_assert(sizeof(struct slot) <= SLOT_BYTES, "a slot holds it");
 
 struct piece {
     const struct plan_tensor *tensor;
@@ -68,21 +33,12 @@ struct scratch {
     float *values;
 };
 
-/* One of the files that are made. */
-struct out_file {
-    char *out, *part;                   /* its place, and where it is until it is whole */
-    int fd;                             /* -1: not open */
-};
-
 struct convert {
     const struct ckpt *ckpt;
     const struct convert_options *options;
     struct convert_plan plan;
-    struct out_file *files;             /* [plan.summary.file_count] */
-    uint64_t fingerprint, slot_number;
-    struct place done;                  /* everything before it is written */
-    uint64_t done_bytes;                /* of the data, up to there */
-    bool is_placed;                     /* renamed */
+    struct convert__parts parts;
+    uint64_t done_bytes;                /* of the data, up to parts.done */
     uint64_t piece_elements;
     struct scratch *scratches;          /* [summary.thread_count] */
     struct thread_pool *pool;
@@ -92,199 +48,6 @@ struct convert {
     enum status status;                 /* of the first piece that failed */
     struct err err;
 };
-
-/* --- the fingerprint -------------------------------------------------------------------------- */
-
-/* FNV-1a, 64 bits. */
-static uint64_t mix(uint64_t sum, const void *bytes, size_t size)
-{
-    const uint8_t *const at = bytes;
-
-    for (size_t i = 0; i < size; i++)
-        sum = (sum ^ at[i]) * UINT64_C(0x100000001B3);
-    return sum;
-}
-
-/* Of the heads, which name every tensor with its type, and of the files that are read. */
-static enum status find_fingerprint(struct convert *convert, struct err *err)
-{
-    uint64_t sum = UINT64_C(0xCBF29CE484222325);
-
-    for (size_t i = 0; i < convert->plan.summary.file_count; i++)
-        sum = mix(sum, convert->plan.files[i].head.data, convert->plan.files[i].head.size);
-    for (uint32_t i = 0; i < convert->ckpt->file_count; i++) {
-        const struct file *const file = &convert->ckpt->files[i];
-        struct stat info;
-        uint64_t numbers[4];
-        if (fstat(file->fd, &info) != 0)
-            return err_set(err, STATUS_IO, "%s: %s", file->path, strerror(errno));
-        numbers[0] = VERSION;
-        numbers[1] = (uint64_t)info.st_size;
-        numbers[2] = (uint64_t)info.st_mtim.tv_sec;
-        numbers[3] = (uint64_t)info.st_mtim.tv_nsec;
-        sum = mix(sum, numbers, sizeof(numbers));
-    }
-    convert->fingerprint = sum;
-    return STATUS_OK;
-}
-
-/* --- the partial files ------------------------------------------------------------------------ */
-
-static enum status say_errno(const struct out_file *file, const char *what, int number,
-                             struct err *err)
-{
-    return err_set(err, STATUS_IO, "%s: %s: %s%s", file->part, what, strerror(number),
-                   number == ENOSPC || number == EFBIG || number == EDQUOT
-                       ? "; make room and run the same again, and it goes on from here" : "");
-}
-
-static enum status write_at(const struct out_file *file, uint64_t offset_bytes,
-                            const void *bytes, uint64_t size_bytes, struct err *err)
-{
-    const char *from = bytes;
-
-    while (size_bytes > 0) {
-        const ssize_t put = pwrite(file->fd, from, (size_t)size_bytes, (off_t)offset_bytes);
-        if (put < 0 && errno == EINTR)
-            continue;
-        if (put <= 0)
-            return say_errno(file, "writing", put < 0 ? errno : EIO, err);
-        from += put;
-        offset_bytes += (uint64_t)put;
-        size_bytes -= (uint64_t)put;
-    }
-    return STATUS_OK;
-}
-
-/* Of a file when it is whole. */
-static uint64_t file_bytes(const struct convert *convert, size_t index)
-{
-    return convert->plan.files[index].head.size + convert->plan.files[index].data_bytes;
-}
-
-static enum status flush(const struct convert *convert, struct err *err)
-{
-    for (size_t i = 0; i < convert->plan.summary.file_count; i++)
-        if (fdatasync(convert->files[i].fd) != 0)
-            return say_errno(&convert->files[i], "flushing", errno, err);
-    return STATUS_OK;
-}
-
-static uint64_t slot_sum(const struct slot *slot)
-{
-    return mix(0, slot, offsetof(struct slot, sum));
-}
-
-/* Notes convert->done, once all before it is on the disk. */
-static enum status save(struct convert *convert, struct err *err)
-{
-    struct slot slot = { .number = convert->slot_number + 1,
-                         .fingerprint = convert->fingerprint, .place = convert->done };
-    const uint64_t at = file_bytes(convert, 0) + slot.number % 2 * SLOT_BYTES;
-    const enum status st = flush(convert, err);
-
-    memcpy(slot.magic, SLOT_MAGIC, sizeof(slot.magic));
-    slot.sum = slot_sum(&slot);
-    if (st != STATUS_OK)
-        return st;
-    convert->slot_number = slot.number;
-    return write_at(&convert->files[0], at, &slot, sizeof(slot), err);
-}
-
-/* Whether the file is one of this plan, and how far it is. */
-static bool read_slots(struct convert *convert)
-{
-    bool found = false;
-
-    for (uint64_t i = 0; i < 2; i++) {
-        struct slot slot;
-        const off_t at = (off_t)(file_bytes(convert, 0) + i * SLOT_BYTES);
-        if (pread(convert->files[0].fd, &slot, sizeof(slot), at) != (ssize_t)sizeof(slot) ||
-            memcmp(slot.magic, SLOT_MAGIC, sizeof(slot.magic)) != 0 ||
-            slot.sum != slot_sum(&slot) || slot.fingerprint != convert->fingerprint ||
-            slot.number <= convert->slot_number)
-            continue;
-        found = true;
-        convert->slot_number = slot.number;
-        convert->done = slot.place;
-    }
-    return found;
-}
-
-/* Empties a file, takes its room on the disk where the file system can, and writes the head. */
-static enum status begin_file(struct convert *convert, size_t index, struct err *err)
-{
-    struct out_file *const file = &convert->files[index];
-    const struct buf *const head = &convert->plan.files[index].head;
-    const uint64_t size_bytes = file_bytes(convert, index) + (index == 0 ? 2 * SLOT_BYTES : 0);
-    char size[32];
-
-    if (file->fd < 0)
-        file->fd = open(file->part, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (file->fd < 0)
-        return err_set(err, STATUS_IO, "%s: %s", file->part, strerror(errno));
-    if (ftruncate(file->fd, 0) != 0)
-        return say_errno(file, "emptying", errno, err);
-    if (fallocate(file->fd, 0, 0, (off_t)size_bytes) != 0) {
-        if (errno != EOPNOTSUPP && errno != ENOSYS)
-            return err_set(err, STATUS_IO, "%s: there is no room for %s: %s", file->part,
-                           size_format(size_bytes, size, sizeof(size)), strerror(errno));
-        if (ftruncate(file->fd, (off_t)size_bytes) != 0)
-            return say_errno(file, "making room", errno, err);
-    }
-    return write_at(file, 0, head->data, head->size, err);
-}
-
-static enum status begin_parts(struct convert *convert, struct err *err)
-{
-    enum status st = STATUS_OK;
-
-    convert->done = (struct place){ 0, 0, 0 };
-    for (size_t i = 0; st == STATUS_OK && i < convert->plan.summary.file_count; i++)
-        st = begin_file(convert, i, err);
-    return st == STATUS_OK ? save(convert, err) : st;
-}
-
-/* Opens the files behind the first, whose slots say how far they are. What a run that ended between
- * its last renamings has put in its place already is taken back. False: they are not as they
- * were. */
-static bool open_others(struct convert *convert)
-{
-    for (size_t i = 1; i < convert->plan.summary.file_count; i++) {
-        struct out_file *const file = &convert->files[i];
-        struct stat info;
-
-        if (convert->done.tensor == convert->plan.tensor_count && stat(file->part, &info) != 0 &&
-            stat(file->out, &info) == 0 && (uint64_t)info.st_size == file_bytes(convert, i))
-            (void)rename(file->out, file->part);
-        file->fd = open(file->part, O_RDWR | O_CLOEXEC);
-        if (file->fd < 0 || fstat(file->fd, &info) != 0 ||
-            (uint64_t)info.st_size != file_bytes(convert, i))
-            return false;
-    }
-    return true;
-}
-
-/* Opens the first file and holds it against other processes, and the others then. One that was
- * renamed or removed meanwhile by the process that held it is not it any more. */
-static enum status open_parts(struct convert *convert, struct err *err)
-{
-    struct out_file *const file = &convert->files[0];
-    struct stat held, named;
-
-    file->fd = open(file->part, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (file->fd < 0)
-        return err_set(err, STATUS_IO, "%s: %s", file->part, strerror(errno));
-    if (flock(file->fd, LOCK_EX | LOCK_NB) != 0 || fstat(file->fd, &held) != 0 ||
-        stat(file->part, &named) != 0 || held.st_ino != named.st_ino) {
-        (void)close(file->fd);
-        file->fd = -1;
-        return err_set(err, STATUS_BUSY, "%s: another process is writing it", file->part);
-    }
-    if (read_slots(convert) && open_others(convert))
-        return STATUS_OK;
-    return begin_parts(convert, err);
-}
 
 /* --- pieces ----------------------------------------------------------------------------------- */
 
@@ -296,7 +59,8 @@ static uint64_t segment_count(const struct convert *convert, uint64_t tensor)
 }
 
 /* The piece at the place, which moves behind it. False: there is none left. */
-static bool next_piece(const struct convert *convert, struct place *place, struct piece *piece_out)
+static bool next_piece(const struct convert *convert, struct convert__place *place,
+                       struct piece *piece_out)
 {
     const struct convert_plan *const plan = &convert->plan;
     const struct plan_tensor *tensor;
@@ -428,7 +192,8 @@ static enum status do_piece(const struct convert *convert, const struct piece *p
         if (st == STATUS_OK)
             make_values(piece, scratch->values, scratch->result);
     }
-    return st == STATUS_OK ? write_at(&convert->files[file], at, bytes, size_bytes, err) : st;
+    return st == STATUS_OK ? convert__parts_write(&convert->parts, file, at, bytes, size_bytes,
+                                                    err) : st;
 }
 
 static void run_piece(void *context, size_t index, uint32_t thread_index)
@@ -451,7 +216,7 @@ static void run_piece(void *context, size_t index, uint32_t thread_index)
 /* The divisors of a rope's frequencies are there as early as the metadata. */
 static enum status do_factors(const struct convert *convert, struct err *err)
 {
-    struct place place = { 0, 0, 0 };
+    struct convert__place place = { 0, 0, 0 };
     struct piece piece;
     enum status st = STATUS_OK;
 
@@ -535,68 +300,11 @@ static enum status take_memory(struct convert *convert, struct err *err)
 
 /* --- from the beginning to the end ------------------------------------------------------------ */
 
-static enum status check_out(const struct convert *convert, struct err *err)
-{
-    const char *const out = convert->options->out;
-    const size_t size = strlen(out);
-
-    if (size <= strlen(SUFFIX) || strcmp(out + size - strlen(SUFFIX), SUFFIX) != 0)
-        return err_set(err, STATUS_BAD_INPUT, "--out: '%s' does not end in " SUFFIX
-                       ", by which a GGUF file is known", out);
-    return STATUS_OK;
-}
-
-/* A file must not become one of those that are read. */
-static enum status check_apart(const struct convert *convert, const char *out, struct err *err)
-{
-    struct stat info, source;
-
-    for (uint32_t i = 0; stat(out, &info) == 0 && i < convert->ckpt->file_count; i++)
-        if (fstat(convert->ckpt->files[i].fd, &source) == 0 && source.st_ino == info.st_ino &&
-            source.st_dev == info.st_dev)
-            return err_set(err, STATUS_BAD_INPUT, "--out: '%s' is a file of the model itself",
-                           out);
-    return STATUS_OK;
-}
-
-static char *make_path(const struct convert *convert, const char *infix, size_t index)
-{
-    const char *const out = convert->options->out;
-    const int stem = (int)(strlen(out) - strlen(SUFFIX));
-    const size_t count = convert->plan.summary.file_count;
-    char *path = NULL;
-    const int size = count == 1 ? asprintf(&path, "%.*s%s" SUFFIX, stem, out, infix)
-                                : asprintf(&path, "%.*s%s-%05zu-of-%05zu" SUFFIX, stem, out, infix,
-                                           index + 1, count);
-
-    return size >= 0 ? path : NULL;
-}
-
-static enum status find_paths(struct convert *convert, struct err *err)
-{
-    const size_t count = convert->plan.summary.file_count;
-    enum status st = STATUS_OK;
-
-    convert->files = calloc(count, sizeof(*convert->files));
-    for (size_t i = 0; convert->files != NULL && i < count; i++)
-        convert->files[i].fd = -1;
-    for (size_t i = 0; convert->files != NULL && st == STATUS_OK && i < count; i++) {
-        struct out_file *const file = &convert->files[i];
-
-        file->out = make_path(convert, "", i);
-        file->part = make_path(convert, PART_INFIX, i);
-        if (file->out == NULL || file->part == NULL)
-            return err_set(err, STATUS_NO_MEMORY, "no memory for a path");
-        st = check_apart(convert, file->out, err);
-    }
-    return convert->files != NULL ? st : err_set(err, STATUS_NO_MEMORY, "no memory for paths");
-}
-
 /* The data before the place, and whether there is such a place at all. */
 static bool find_done_bytes(struct convert *convert)
 {
     const struct convert_plan *const plan = &convert->plan;
-    const struct place *const place = &convert->done;
+    const struct convert__place *const place = &convert->parts.done;
     struct piece piece;
     uint64_t unused;
 
@@ -628,21 +336,17 @@ enum status convert_open(const struct ckpt *ckpt, const struct convert_options *
     convert->ckpt = ckpt;
     convert->options = options;
     (void)pthread_mutex_init(&convert->lock, NULL);
-    st = check_out(convert, err);
+    st = convert__parts_check_name(options->out, err);
     if (st == STATUS_OK)
         st = convert__plan_make(ckpt, options, &convert->plan, err);
-    if (st == STATUS_OK)
-        st = find_paths(convert, err);
     if (st == STATUS_OK)
         st = share_memory(convert, err);
     if (st == STATUS_OK)
         st = take_memory(convert, err);
     if (st == STATUS_OK)
-        st = find_fingerprint(convert, err);
-    if (st == STATUS_OK)
-        st = open_parts(convert, err);
+        st = convert__parts_open(&convert->parts, ckpt, &convert->plan, options->out, err);
     if (st == STATUS_OK && !find_done_bytes(convert))
-        st = begin_parts(convert, err);
+        st = convert__parts_begin(&convert->parts, err);
     if (st == STATUS_OK)
         st = do_factors(convert, err);
     if (st != STATUS_OK) {
@@ -656,12 +360,12 @@ enum status convert_open(const struct ckpt *ckpt, const struct convert_options *
 
 const char *convert_part_path(const struct convert *convert)
 {
-    return convert->files[0].part;
+    return convert->parts.files[0].part;
 }
 
 const char *convert_out_path(const struct convert *convert)
 {
-    return convert->files[0].out;
+    return convert->parts.files[0].out;
 }
 
 const struct convert_summary *convert_summary(const struct convert *convert)
@@ -669,53 +373,8 @@ const struct convert_summary *convert_summary(const struct convert *convert)
     return &convert->plan.summary;
 }
 
-/* The folder's entries are on the disk, if that can be. */
-static void flush_folder(const struct convert *convert)
-{
-    const char *const out = convert->files[0].out;
-    const char *const slash = strrchr(out, '/');
-    char folder[PATH_MAX] = ".";
-    int fd;
-
-    if (slash != NULL)
-        (void)snprintf(folder, sizeof(folder), "%.*s", (int)(slash - out + 1), out);
-    fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd >= 0) {
-        (void)fsync(fd);
-        (void)close(fd);
-    }
-}
-
-/* Makes the partial files the whole ones. Of several the first comes last, and goes before another
- * of its name loses one of those behind it: so whole sets are seen, or none. */
-static enum status put_in_place(struct convert *convert, struct err *err)
-{
-    const size_t count = convert->plan.summary.file_count;
-    enum status st = save(convert, err);
-
-    if (st != STATUS_OK)
-        return st;
-    if (count > 1 && unlink(convert->files[0].out) != 0 && errno != ENOENT)
-        return err_set(err, STATUS_IO, "%s: cannot be replaced: %s", convert->files[0].out,
-                       strerror(errno));
-    for (size_t i = count; i-- > 0;) {
-        const struct out_file *const file = &convert->files[i];
-
-        if (i == 0 && ftruncate(file->fd, (off_t)file_bytes(convert, 0)) != 0)
-            return say_errno(file, "cutting off", errno, err);
-        if (fsync(file->fd) != 0)
-            return say_errno(file, "flushing", errno, err);
-        if (rename(file->part, file->out) != 0)
-            return err_set(err, STATUS_IO, "%s: cannot be renamed to %s: %s", file->part,
-                           file->out, strerror(errno));
-    }
-    convert->is_placed = true;
-    flush_folder(convert);
-    return STATUS_OK;
-}
-
 /* The next pieces, all of them at once; true when there were any. */
-static bool take_step(struct convert *convert, struct place *place, uint64_t *bytes_out)
+static bool take_step(struct convert *convert, struct convert__place *place, uint64_t *bytes_out)
 {
     uint64_t size_bytes = 0;
 
@@ -735,7 +394,7 @@ enum status convert_run(struct convert *convert, const struct progress *progress
     const uint64_t total_bytes = convert->plan.data_bytes;
     const uint64_t interval_ns = (uint64_t)convert->options->save_interval_ms * 1000000;
     uint64_t saved_ns = clock_now_ns(), bytes = convert->done_bytes;
-    struct place place = convert->done;
+    struct convert__place place = convert->parts.done;
     enum status st = STATUS_OK;
 
     progress_update(progress, "converting", bytes, total_bytes);
@@ -746,20 +405,20 @@ enum status convert_run(struct convert *convert, const struct progress *progress
             *err = convert->err;
             break;
         }
-        convert->done = place;
+        convert->parts.done = place;
         convert->done_bytes = bytes;
         if (clock_now_ns() - saved_ns >= interval_ns) {
-            st = save(convert, err);
+            st = convert__parts_save(&convert->parts, err);
             saved_ns = clock_now_ns();
         }
         if (st == STATUS_OK && bytes < total_bytes)
             progress_update(progress, "converting", bytes, total_bytes);
     }
     if (st != STATUS_OK) {
-        (void)save(convert, NULL); /* what is done is kept, if it can be */
+        (void)convert__parts_save(&convert->parts, NULL); /* what is done is kept, if it can be */
         return st;
     }
-    st = put_in_place(convert, err);
+    st = convert__parts_place(&convert->parts, err);
     if (st == STATUS_OK)
         progress_update(progress, "converting", total_bytes, total_bytes);
     return st;
@@ -769,17 +428,7 @@ void convert_close(struct convert *convert)
 {
     if (convert == NULL)
         return;
-    for (size_t i = 0; convert->files != NULL && i < convert->plan.summary.file_count; i++) {
-        const struct out_file *const file = &convert->files[i];
-
-        if (file->fd >= 0 && !convert->is_placed && convert->done_bytes == 0)
-            (void)unlink(file->part);
-        if (file->fd >= 0)
-            (void)close(file->fd);
-        free(file->part);
-        free(file->out);
-    }
-    free(convert->files);
+    convert__parts_close(&convert->parts, convert->done_bytes > 0);
     thread_pool_destroy(convert->pool);
     for (uint32_t i = 0; convert->scratches != NULL && i < convert->plan.summary.thread_count;
          i++) {
