@@ -30,8 +30,12 @@
 #define NARROW_QUERIES_MAX 4  /* that widen a key by themselves */
 #define COPY_QUERIES_MIN 8
 #define TURN_QUERIES_MIN 16
-#define SLICES 4
 #define CACHE_LINE_BYTES 64
+/* Of a slice's keys and values: with its scores and with its values half as much is asked for,
+ * sixteen lines, which is what a core can wait for at a time. */
+#define SLICE_BYTES (2 * 16 * CACHE_LINE_BYTES)
+#define SLICE_KEYS_MIN 4
+#define SLICE_KEYS_MAX 16
 
 struct attention_job {
     const struct cpu_executor *executor;
@@ -295,19 +299,28 @@ static void add_values(struct block *block, uint32_t query, uint32_t query_count
                                    block->values.floats + keys.first, count, width);
 }
 
-/* Scores or values of a tile in SLICES slices, the next tile asked for between them, bit by bit:
- * much at a time would keep what computes from being started. Prompts use a tile for many queries,
- * and don't wait for the next. */
+static uint32_t slice_keys(const struct attention_job *job)
+{
+    const uint64_t bytes = job->key_bytes + (job->is_latent ? 0 : job->value_bytes);
+    const uint64_t keys = (SLICE_BYTES / bytes + SLICE_KEYS_MIN - 1) / SLICE_KEYS_MIN;
+
+    return keys <= 1 ? SLICE_KEYS_MIN : lesser((uint32_t)keys * SLICE_KEYS_MIN, SLICE_KEYS_MAX);
+}
+
+/* Scores or values of a tile in slices, the next tile asked for between them, bit by bit: much at a
+ * time would keep what computes from being started. Prompts use a tile for many queries, and don't
+ * wait for the next. */
 static void each_slice(struct block *block, uint32_t key_count, bool is_score)
 {
     const bool asks = block->query_count < COPY_QUERIES_MIN;
-    const uint32_t size = asks ? CPU_ATTENTION_TILE / SLICES : CPU_ATTENTION_TILE;
-    uint32_t part = is_score ? 0 : SLICES;
+    const uint32_t size = asks ? slice_keys(block->job) : CPU_ATTENTION_TILE;
+    const uint32_t slices = (CPU_ATTENTION_TILE + size - 1) / size;
+    uint32_t part = is_score ? 0 : slices;
 
     for (uint32_t j = 0; j < key_count; j += size, part++) {
         const struct span keys = { j, j + lesser(key_count - j, size) };
         if (asks)
-            ask_for_part(block, part, 2 * SLICES);
+            ask_for_part(block, part, 2 * slices);
         if (is_score)
             score_keys(block, keys);
         else
