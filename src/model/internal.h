@@ -234,6 +234,12 @@ enum status model__sizes_plan(const struct model_config *config,
 enum status model__sizes_leave(const struct model_config *config, struct model_options *options,
                                struct device *device, uint64_t *weight_bytes_out,
                                struct err *err);
+/* Gives weights more: the cache becomes the one of the smallest budget that leaves them so much,
+ * since a larger budget's may leave them less. Sets both in options; asked: as they were before
+ * model__sizes_leave. False: the budget is too small. */
+bool model__sizes_give_way(const struct model_config *config, const struct model_options *asked,
+                           struct device *device, uint64_t weight_bytes,
+                           struct model_options *options);
 /* The smallest budget that leaves so much for weights. options: as they were before
  * model__sizes_leave. */
 uint64_t model__sizes_smallest(const struct model_config *config,

@@ -249,26 +249,35 @@ static void make_forecast(struct model *model, const struct ckpt *ckpt,
     model_forecast_log(options->rates, &model->forecast, log);
 }
 
+/* Describes the parameters anew: others are wanted, or their loaders have been taken. */
+static enum status describe_again(struct model *model, const struct ckpt *ckpt,
+                                  const struct model_options *options, struct err *err)
+{
+    struct params_skipped skipped;
+    struct params *params = NULL;
+    const enum status st = model__params_create(ckpt, &model->config, options->dtype, &params,
+                                                err);
+
+    if (st != STATUS_OK)
+        return st;
+    model__params_destroy(model->params);
+    model->params = params;
+    return model__params_check(params, &skipped, err);
+}
+
 /* A mixture of experts that does not fit has its experts moved one by one: most of them are not
- * needed for a token. The parameters are then described anew. */
+ * needed for a token. */
 static enum status choose_expert_units(struct model *model, const struct ckpt *ckpt,
                                        struct model_options *options, struct err *err)
 {
     struct model_config *config = &model->config;
-    struct params_skipped skipped;
-    struct params *params = NULL;
     enum status st;
 
     if (config->expert_count == 0 || config->expert_units ||
         model->info.weight_bytes <= options->offload.weight_budget_bytes)
         return STATUS_OK;
     config->expert_units = options->offload.experts = true;
-    st = model__params_create(ckpt, config, options->dtype, &params, err);
-    if (st != STATUS_OK)
-        return st;
-    model__params_destroy(model->params);
-    model->params = params;
-    st = model__params_check(params, &skipped, err);
+    st = describe_again(model, ckpt, options, err);
     return st == STATUS_OK ? model__sizes_leave(config, options, model->device,
                                                 &options->offload.weight_budget_bytes, err)
                            : st;
@@ -338,6 +347,37 @@ static enum status name_smallest(const struct model *model, const struct model_o
                    why.message, budget_bytes, size_format(budget_bytes, text, sizeof(text)));
 }
 
+/* own: the options with what was chosen so far. */
+static enum status create_offload(struct model *model, const struct model_options *options,
+                                  struct model_options *own, const struct log *log,
+                                  struct err *err)
+{
+    uint64_t smallest_bytes; /* for weights; 0: they are not what is refused */
+
+    own->offload.weight_budget_smallest_out = &smallest_bytes;
+    for (int attempt = 0;; attempt++) {
+        enum status st;
+
+        smallest_bytes = 0;
+        if (own->offload.automatic)
+            own->offload.host_budget_bytes =
+                model__host_leave(&model->config, own, model->device);
+        model->host_room_bytes = own->offload.host_budget_bytes;
+        st = offload_create(model->device, model__params_descs(model->params),
+                            model__params_count(model->params), model->config.layer_count,
+                            &own->offload, log, &model->offload, err);
+        model__params_forget_loaders(model->params);
+        if (st != STATUS_NO_MEMORY || smallest_bytes == 0)
+            return st;
+        if (attempt > 0 || !model__sizes_give_way(&model->config, options, model->device,
+                                                  smallest_bytes, own))
+            return name_smallest(model, options, smallest_bytes, err);
+        st = describe_again(model, own->offload.ckpt, options, err);
+        if (st != STATUS_OK)
+            return st;
+    }
+}
+
 /* Plans on the described parameters, then takes memory and loads. */
 static enum status plan_and_load(struct model *model, const struct ckpt *ckpt,
                                  const struct model_options *options, const struct log *log,
@@ -345,7 +385,6 @@ static enum status plan_and_load(struct model *model, const struct ckpt *ckpt,
 {
     struct model_options own = *options;
     struct offload_sizes weights = { 0 };
-    uint64_t smallest_bytes = 0; /* for weights */
     enum status st;
 
     own.offload.ckpt = ckpt;
@@ -363,16 +402,7 @@ static enum status plan_and_load(struct model *model, const struct ckpt *ckpt,
         st = choose_expert_units(model, ckpt, &own, err);
     if (st != STATUS_OK)
         return err_prefix(err, st, "%s", ckpt_path(ckpt));
-    if (own.offload.automatic)
-        own.offload.host_budget_bytes = model__host_leave(&model->config, &own, model->device);
-    model->host_room_bytes = own.offload.host_budget_bytes;
-    own.offload.weight_budget_smallest_out = &smallest_bytes;
-    st = offload_create(model->device, model__params_descs(model->params),
-                        model__params_count(model->params), model->config.layer_count,
-                        &own.offload, log, &model->offload, err);
-    model__params_forget_loaders(model->params);
-    if (st == STATUS_NO_MEMORY && smallest_bytes > 0)
-        return name_smallest(model, options, smallest_bytes, err);
+    st = create_offload(model, options, &own, log, err);
     if (st != STATUS_OK)
         return st;
     offload_sizes(model->offload, &weights);

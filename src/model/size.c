@@ -371,6 +371,23 @@ uint64_t model__sizes_smallest(const struct model_config *config,
     return budget_bytes;
 }
 
+bool model__sizes_give_way(const struct model_config *config, const struct model_options *asked,
+                           struct device *device, uint64_t weight_bytes,
+                           struct model_options *options)
+{
+    const uint64_t smallest_bytes = model__sizes_smallest(config, asked, weight_bytes, device);
+    struct model_sizes sizes = sizes_of(config, options, device);
+    struct device_memory_report memory;
+
+    report_memory(device, &memory);
+    if (asked->kv_token_count != 0 || smallest_bytes > memory.budget_bytes)
+        return false;
+    options->kv_token_count = default_tokens(config, asked, smallest_bytes);
+    options->offload.weight_budget_bytes =
+        weight_bytes_of(config, options, memory.budget_bytes, &memory, &sizes);
+    return true;
+}
+
 enum status model__sizes_leave(const struct model_config *config, struct model_options *options,
                                struct device *device, uint64_t *weight_bytes_out, struct err *err)
 {
