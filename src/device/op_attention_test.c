@@ -17,7 +17,7 @@ struct attention_case {
     uint32_t behind;  /* so much further on in their sequences most rows are */
 };
 
-enum { ATTENTION_ROWS = 23, ATTENTION_SEQUENCES = 3, ATTENTION_SHORT = 150,
+enum { ATTENTION_ROWS = 45, ATTENTION_SEQUENCES = 3, ATTENTION_SHORT = 150,
        ATTENTION_BEHIND_MAX = 900, ATTENTION_CONTEXT = ATTENTION_SHORT + ATTENTION_BEHIND_MAX };
 
 /* One problem: rows of three sequences, those of one not all next to each other. */
@@ -88,10 +88,10 @@ static void attention_make(struct harness *h, struct attention *a, const struct 
     a->sinks = random_floats(h, c->heads);
     a->pages = scattered_pages(ATTENTION_SEQUENCES * a->pages_each, 1);
     for (int32_t t = 0; t < ATTENTION_ROWS; t++) {
-        a->sequences[t] = t < 11 ? 0 : t < 15 ? 2 : t < 22 ? 1 : 2;
-        a->positions[t] = t < 11   ? (int32_t)c->behind + 59 + t
-                          : t < 15 ? t - 11
-                          : t < 22 ? (int32_t)c->behind + 143 + t - 15 : 4;
+        a->sequences[t] = t < 33 ? 0 : t < 37 ? 2 : t < 44 ? 1 : 2;
+        a->positions[t] = t < 33   ? (int32_t)c->behind + 59 + t
+                          : t < 37 ? t - 33
+                          : t < 44 ? (int32_t)c->behind + 143 + t - 37 : 4;
     }
 }
 
@@ -257,6 +257,16 @@ static void attention_on(struct harness *h)
           .window = 300, .chunked = true, .score_cap = 2 },
         { .heads = 16, .kv_heads = 1, .k_width = 96, .v_width = 64, .page_size = 64,
           .behind = 900, .latent = true, .sinks = true, .dtype = DTYPE_Q8_0 },
+        { .heads = 8, .kv_heads = 2, .k_width = 128, .v_width = 128, .page_size = 16,
+          .behind = 190 },
+        { .heads = 8, .kv_heads = 1, .k_width = 128, .v_width = 128, .page_size = 16,
+          .window = 50, .behind = 300, .dtype = DTYPE_F16 },
+        { .heads = 14, .kv_heads = 2, .k_width = 128, .v_width = 96, .page_size = 16,
+          .sinks = true, .score_cap = 2, .dtype = DTYPE_Q8_0 },
+        { .heads = 4, .kv_heads = 4, .k_width = 80, .v_width = 80, .page_size = 32,
+          .dtype = DTYPE_F16 },
+        { .heads = 4, .kv_heads = 2, .k_width = 256, .v_width = 256, .page_size = 16,
+          .window = 70 },
         { .heads = 9, .kv_heads = 1, .k_width = 576, .v_width = 520, .page_size = 64,
           .behind = 190, .latent = true },
     };

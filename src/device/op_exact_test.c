@@ -9,6 +9,8 @@
  * NPUs promise none of that (docs/ascend.md). */
 #include "device/test_harness.h"
 
+#include <math.h>
+
 static const uint32_t chunks[] = { 1, 2, 5, 7, 25, 1000 };
 
 /* Runs rows [first, first + count) of a problem and writes their outputs to out. */
@@ -275,6 +277,7 @@ static void attention_run(struct harness *h, const void *data, uint32_t first, u
         .pages = harness_put(h, pages, (uint64_t)pages_count * 4),
         .sequences = harness_put(h, d->sequences + first, (uint64_t)count * 4),
         .positions = harness_put(h, d->positions + first, (uint64_t)count * 4),
+        .host_sequences = d->sequences + first, .host_positions = d->positions + first,
         .row_count = count, .head_count = d->heads, .kv_head_count = d->kv_heads,
         .k_width = d->k_width, .v_width = d->v_width,
         .page_size = page_size, .page_count_max = each,
@@ -293,16 +296,16 @@ static void attention_run(struct harness *h, const void *data, uint32_t first, u
     free(pages);
 }
 
-/* A prompt's rows from position `first` on, a short one's, and two that decode. */
-static void attention_case_from(uint32_t first, uint32_t heads, uint32_t kv_heads,
+/* `prompt` rows of a prompt from position `first` on, a short one's, and two that decode. */
+static void attention_rows_from(uint32_t first, uint32_t prompt, uint32_t heads, uint32_t kv_heads,
                                 uint32_t k_width, uint32_t v_width, uint32_t window, bool chunked,
                                 enum dtype dtype)
 {
-    enum { ROWS = 38 };
-    const uint32_t context = first + 40;
+    enum { ROWS_MAX = 128 };
+    const uint32_t context = first + prompt + 7, row_count = prompt + 5;
     struct harness random = { .random = 99 };
-    int32_t sequences[ROWS], positions[ROWS];
-    float *q = random_floats(&random, (size_t)ROWS * heads * k_width);
+    int32_t sequences[ROWS_MAX], positions[ROWS_MAX];
+    float *q = random_floats(&random, (size_t)row_count * heads * k_width);
     float *k = random_floats(&random, (size_t)SEQUENCES * context * kv_heads * k_width);
     float *v = random_floats(&random, (size_t)SEQUENCES * context * kv_heads * v_width);
     const struct attention_data data = {
@@ -310,19 +313,30 @@ static void attention_case_from(uint32_t first, uint32_t heads, uint32_t kv_head
         window > 0 ? q : NULL, window > 0 ? 3 : 0, window, chunked, /* capped, and with sinks */
         dtype,
     };
-    const struct problem problem = { ROWS, heads * v_width, attention_run, &data,
+    const struct problem problem = { row_count, heads * v_width, attention_run, &data,
                                      DTYPE_F32, first > 100 };
 
-    for (int32_t t = 0; t < ROWS; t++) {
-        sequences[t] = t < 33 ? 0 : 1;
-        positions[t] = t < 33 ? (int32_t)first + t
-                       : t < 36 ? t - 33 : 3 + ((int32_t)first - 40) * (t - 36);
+    assert_true(row_count <= ROWS_MAX);
+    for (int32_t t = 0; t < (int32_t)row_count; t++) {
+        const int32_t behind = t - (int32_t)prompt;
+        sequences[t] = behind < 0 ? 0 : 1;
+        positions[t] = behind < 0   ? (int32_t)first + t
+                       : behind < 3 ? behind : 3 + ((int32_t)first - 40) * (behind - 3);
     }
-    k[(first + 32) * kv_heads * k_width] = 1e30f; /* seen by row 32 alone: overflows its scores */
+    /* Seen by the prompt's last row alone, and by those from row 10 on: others stay as they are. */
+    k[(first + prompt - 1) * kv_heads * k_width] = 1e30f; /* overflows its scores */
+    v[(first + 10) * kv_heads * v_width] = INFINITY;
     check_problem(&problem);
     free(q);
     free(k);
     free(v);
+}
+
+static void attention_case_from(uint32_t first, uint32_t heads, uint32_t kv_heads,
+                                uint32_t k_width, uint32_t v_width, uint32_t window, bool chunked,
+                                enum dtype dtype)
+{
+    attention_rows_from(first, 33, heads, kv_heads, k_width, v_width, window, chunked, dtype);
 }
 
 /* A prompt that crosses two tiles of keys. */
@@ -342,6 +356,18 @@ static void attention_in_parts_is_exact(void **state)
     attention_case_from(496, 2, 1, 32, 160, 0, false, DTYPE_Q8_0);
     attention_case_from(520, 6, 2, 20, 29, 270, false, DTYPE_F32);
     attention_case_from(1008, 3, 1, 24, 20, 0, false, DTYPE_F32);
+}
+
+/* On a GPU rows of a prompt share what they read, in tiles of 64 queries, and others are alone: all
+ * of a tile's kinds, as the host and as the device itself sees them. */
+static void attention_in_tiles_is_exact(void **state)
+{
+    (void)state;
+    attention_rows_from(101, 96, 8, 2, 128, 128, 0, false, DTYPE_F32);
+    attention_rows_from(101, 96, 2, 2, 64, 64, 0, false, DTYPE_F16);
+    attention_rows_from(250, 96, 10, 2, 100, 72, 130, false, DTYPE_F16);
+    attention_rows_from(250, 96, 8, 1, 128, 64, 40, true, DTYPE_Q8_0);
+    attention_case_from(239, 231, 7, 16, 16, 0, false, DTYPE_F32); /* parts, but one block's */
 }
 
 static void attention_is_exact(void **state)
@@ -545,6 +571,7 @@ int main(void)
         cmocka_unit_test(a_matrix_in_pieces_is_exact),
         cmocka_unit_test(attention_is_exact),
         cmocka_unit_test(attention_in_parts_is_exact),
+        cmocka_unit_test(attention_in_tiles_is_exact),
         cmocka_unit_test(moe_is_exact),
         cmocka_unit_test(norms_and_routes_are_exact),
     };

@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(THREADS) fold_parts(const struct op_attention 
     float *values = attention_values(&op, &round) + first * op.v_width;
     struct attention_sum so_far = attention_begin(&op, head);
 
-    if (round.first >= part_count)
+    if (round.first >= part_count || !attention_is_mine(&op, &round, row))
         return;
     for (uint32_t column = threadIdx.x; column < op.v_width; column += THREADS) {
         float *kept = values + (uint64_t)round.count * op.v_width + column, value = 0;

@@ -6,12 +6,16 @@
  * sum of exponentials and a sum of values, as if there were no others; parts become one in order of
  * position (fold). Who computes them is free, and no bit depends on it:
  *
- *     many rows   a block has all parts of a row, one after another
- *     few rows    a block for every part, so that long contexts keep the whole GPU busy; the parts
- *                 meet in room that the stream has for it, as many as it holds in a round
+ *     many blocks  a block has all parts of its rows, one after another
+ *     few blocks   a block for every part, so that long contexts keep the whole GPU busy; the parts
+ *                  meet in room that the stream has for it, as many as it holds in a round
  *
  * The room: for every row, head and part of a round a pair of maximum and sum, behind them as many
- * vectors of v_width; one more of both keeps what earlier rounds gave. */
+ * vectors of v_width; one more of both keeps what earlier rounds gave.
+ *
+ * A launch's rows may be divided over two kernels: rows that follow each other in a sequence and
+ * fill a tile share their loads in one (attention_wide.cu), the others are alone in the other
+ * (attention_narrow.cu). Every block finds out by itself whose its rows are. */
 #ifndef LIGHTER_DEVICE_CUDA_ATTENTION_PARTS_H
 #define LIGHTER_DEVICE_CUDA_ATTENTION_PARTS_H
 
@@ -28,24 +32,58 @@ struct attention_sum {
     float max, sum;            /* of scores; of their exponentials, less max */
 };
 
-/* The parts that one launch computes: `count` of every row from its first_part + first on. */
+/* The parts that one launch computes, `count` of every row from its first_part + first on; and of
+ * which rows. */
 struct attention_round {
     float *room;               /* NULL: all parts of every row, without meeting */
     uint32_t first, count;
+    uint32_t tile_rows;        /* of a tile that rows may share; 0: all rows are alone */
+    bool is_shared;            /* the launch is of rows that share a tile, else of those alone */
 };
 
-__device__ static inline struct attention_span attention_span_of(const struct op_attention *op,
-                                                                 uint32_t row)
+__device__ static inline struct attention_span attention_span_at(const struct op_attention *op,
+                                                                 uint32_t position)
 {
     struct attention_span span;
 
-    span.end = (uint32_t)op->positions[row] + 1;
+    span.end = position + 1;
     span.begin = op->window == 0        ? 0
-                 : op->chunked          ? (span.end - 1) / op->window * op->window
+                 : op->chunked          ? position / op->window * op->window
                  : op->window < span.end ? span.end - op->window : 0;
     span.first_part = span.begin / ATTENTION_PART;
     span.part_end = (span.end + ATTENTION_PART - 1) / ATTENTION_PART;
     return span;
+}
+
+__device__ static inline struct attention_span attention_span_of(const struct op_attention *op,
+                                                                 uint32_t row)
+{
+    return attention_span_at(op, (uint32_t)op->positions[row]);
+}
+
+/* Whether the rows of row's tile follow each other in one sequence, and are at least half of what
+ * it holds. */
+GPU_BOTH static inline bool attention_is_shared(const int32_t *sequences, const int32_t *positions,
+                                                uint32_t row_count, uint32_t tile_rows,
+                                                uint32_t row)
+{
+    const uint32_t first = row - row % tile_rows;
+    const uint32_t count = row_count - first < tile_rows ? row_count - first : tile_rows;
+    bool follow = count * 2 > tile_rows;
+
+    for (uint32_t i = 1; i < count; i++)
+        follow = follow && sequences[first + i] == sequences[first] &&
+                 positions[first + i] == positions[first] + (int32_t)i;
+    return follow;
+}
+
+/* Whether the launch computes the row. */
+__device__ static inline bool attention_is_mine(const struct op_attention *op,
+                                                const struct attention_round *round, uint32_t row)
+{
+    return round->tile_rows == 0 ||
+           attention_is_shared(op->sequences, op->positions, op->row_count, round->tile_rows,
+                               row) == round->is_shared;
 }
 
 /* Where a part's results lie; `part` of the round, or its count: what earlier rounds gave. */
@@ -92,8 +130,33 @@ __device__ static inline void attention_fold(struct attention_sum *so_far,
     so_far->max = best;
 }
 
-/* attention_fold.cu: queues what makes one of a round's parts, and writes rows that have no more.
- */
+__device__ static inline float attention_score(const struct op_attention *op, float product)
+{
+    const float score = product * op->scale;
+
+    return op->score_cap == 0 ? score : op->score_cap * tanhf(score / op->score_cap);
+}
+
+/* ---- the launches: each queues one round, of which `parts` parts are left ---- */
+
+/* attention_columns.cu: any widths, a row to a block. Blocks without parts, as all of these. */
+dim3 attention_columns_grid(const struct op_attention *op);
+cudaError_t attention_columns_launch(const struct op_attention *op,
+                                     const struct attention_round *round, uint32_t parts,
+                                     cudaStream_t stream);
+/* attention_narrow.cu and attention_wide.cu: widths up to ATTENTION_WIDTH_MAX, a row or a tile of
+ * rows to a block, with the same bits. */
+#define ATTENTION_WIDTH_MAX 128
+dim3 attention_narrow_grid(const struct op_attention *op);
+cudaError_t attention_narrow_launch(const struct op_attention *op,
+                                    const struct attention_round *round, uint32_t parts,
+                                    cudaStream_t stream);
+uint32_t attention_wide_rows(const struct op_attention *op); /* of a tile */
+dim3 attention_wide_grid(const struct op_attention *op);
+cudaError_t attention_wide_launch(const struct op_attention *op,
+                                  const struct attention_round *round, uint32_t parts,
+                                  cudaStream_t stream);
+/* attention_fold.cu: makes one of a round's parts, and writes rows that have no more. */
 cudaError_t attention_fold_launch(const struct op_attention *op,
                                   const struct attention_round *round, cudaStream_t stream);
 

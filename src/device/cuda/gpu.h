@@ -25,6 +25,7 @@
 
 #ifdef __CUDACC__
 
+#define GPU_BOTH __host__ __device__
 #define GPU_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                 \
     kernel<<<(grid), (block), (shared_bytes), (stream)>>>(__VA_ARGS__)
 #define GPU_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
@@ -101,6 +102,7 @@ __device__ static inline float gpu_f16_to_f32(uint32_t bits)
 
 #else
 
+#define GPU_BOTH
 #define GPU_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                 \
     standin_launch((grid), (block), (shared_bytes), (stream), [=] { kernel(__VA_ARGS__); })
 #define GPU_SHARED(name) unsigned char *const name = standin_shared_memory()

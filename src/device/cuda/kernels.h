@@ -32,15 +32,6 @@ cudaError_t cuda_attention(const struct op_attention *op, const struct cuda_room
 cudaError_t cuda_route(const struct op_route *op, cudaStream_t stream);
 cudaError_t cuda_moe(const struct op_moe *op, cudaStream_t stream);
 
-/* Whether keys begin at whole fours of their elements, which are F32 or F16. */
-__device__ static inline bool cuda_keys_are_aligned(const struct op_attention *op, uint32_t bytes)
-{
-    const struct op_cache_strides *strides = &op->k_strides;
-
-    return (((uintptr_t)op->k_cache | strides->page * bytes | strides->head * bytes |
-             strides->slot * bytes) & (4 * bytes - 1)) == 0;
-}
-
 /* How a gate and an up become one: op.h has the formulas. 0.5 (1 + tanh(a)) is 1 / (1 + exp(-2 a)).
  * */
 __device__ static inline float cuda_gate(enum op_gate gate, float g, float u)
