@@ -180,27 +180,54 @@ __device__ static inline void product_join_slices(const struct product *p,
     __syncthreads();
 }
 
+/* A thread's 32 sums over slices, of the wide kernel: the first `aside` of them lie in shared
+ * memory, where registers are short, since they are needed once per slice. */
+template <int aside> struct product_total {
+    float own[32 - aside];
+    float *shared; /* [aside][PRODUCT_THREADS] */
+};
+
+template <int aside>
+__device__ static inline float *product_total_of(struct product_total<aside> *total, int i)
+{
+    return i < aside ? total->shared + i * PRODUCT_THREADS + threadIdx.x : &total->own[i - aside];
+}
+
+template <int aside>
+__device__ static inline void product_begin_total(struct product_total<aside> *total,
+                                                  float *shared)
+{
+    total->shared = shared;
+#pragma unroll
+    for (int i = 0; i < 32; i++)
+        *product_total_of(total, i) = 0;
+}
+
+/* Ends a slice of the wide kernel. */
+template <int aside>
+__device__ static inline void product_end_slice(struct product_total<aside> *total,
+                                                float acc[2][4][4])
+{
+#pragma unroll
+    for (int i = 0; i < 32; i++) {
+        *product_total_of(total, i) += acc[i / 16][i / 4 % 4][i % 4];
+        acc[i / 16][i / 4 % 4][i % 4] = 0;
+    }
+}
+
 /* The end of the wide kernel: a warp's 32 x 32 tile. */
+template <int aside>
 __device__ static inline void product_store_tile(const struct product *p,
                                                  const struct product_group *group,
-                                                 float total[2][4][4], uint32_t n0, uint32_t r0)
+                                                 struct product_total<aside> *total, uint32_t n0,
+                                                 uint32_t r0)
 {
     const uint32_t lane = threadIdx.x % GPU_WARP, g = lane / 4, q = lane % 4;
 
 #pragma unroll
-    for (uint32_t i = 0; i < 32; i++)
+    for (int i = 0; i < 32; i++)
         product_store(p, group, r0 + i / 4 % 4 * 8 + 2 * q + i % 2,
-                      n0 + i / 16 * 16 + g + i / 2 % 2 * 8, total[i / 16][i / 4 % 4][i % 4]);
-}
-
-/* Ends a slice of the wide kernel. */
-__device__ static inline void product_end_slice(float total[2][4][4], float acc[2][4][4])
-{
-#pragma unroll
-    for (uint32_t i = 0; i < 32; i++) {
-        total[i / 16][i / 4 % 4][i % 4] += acc[i / 16][i / 4 % 4][i % 4];
-        acc[i / 16][i / 4 % 4][i % 4] = 0;
-    }
+                      n0 + i / 16 * 16 + g + i / 2 % 2 * 8, *product_total_of(total, i));
 }
 
 /* ---- the launches, by type: product_plain.cu, _small.cu, _k.cu, _f8.cu ---- */

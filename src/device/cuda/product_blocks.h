@@ -25,6 +25,7 @@ __device__ static inline void fetch_rows(unsigned char *to, const struct product
 {
     constexpr uint32_t pieces = block_segment<dtype>::pieces;
 
+#pragma unroll 1
     for (uint32_t i = thread; i < n_count * pieces; i += threads) {
         const uint32_t n = i / pieces, piece = i % pieces;
         const uint8_t *from = product_weight_row(p, group, n0 + n) +

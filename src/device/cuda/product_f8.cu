@@ -221,9 +221,11 @@ __device__ static inline void wide_tile(const struct product *p, const struct pr
     const uint32_t blocks = p->k_count / sizes::elements, chunks = blocks * sizes::chunks;
     const uint32_t each = (blocks + PRODUCT_SLICES - 1) / PRODUCT_SLICES;
     const float *x_row = product_x_row(p, group, r0 + threadIdx.x / 4);
-    float total[2][4][4] = { 0 }, acc[2][4][4] = { 0 }, dot[2][4][4] = { 0 };
+    struct product_total<0> total;
+    float acc[2][4][4] = { 0 }, dot[2][4][4] = { 0 };
     float values[LANE_ELEMENTS];
 
+    product_begin_total(&total, nullptr);
     load_x<dtype>(values, x_row, 0, p->k_count);
     fetch_rows<dtype>(tiles, p, group, n0, PRODUCT_WIDE_N, 0, 1, threadIdx.x, PRODUCT_THREADS);
     for (uint32_t c = 0; c < chunks; c++) {
@@ -245,9 +247,9 @@ __device__ static inline void wide_tile(const struct product *p, const struct pr
             continue;
         wide_add_block<dtype>(acc, dot, p, group, tile, b);
         if ((b + 1) % each == 0 || b + 1 == blocks)
-            product_end_slice(total, acc);
+            product_end_slice(&total, acc);
     }
-    product_store_tile(p, group, total, n0 + warp % 4 * PRODUCT_TILE_N, r0 + row);
+    product_store_tile(p, group, &total, n0 + warp % 4 * PRODUCT_TILE_N, r0 + row);
     __syncthreads(); /* before the next tile's */
 }
 

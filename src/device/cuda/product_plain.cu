@@ -5,6 +5,7 @@ template <int dtype> struct plain_type {
     static constexpr int parts = dtype == DTYPE_F32 ? 3 : dtype == DTYPE_F16 ? 2 : 1;
     static constexpr int words = dtype == DTYPE_F32 ? 8 : 4; /* of eight elements */
     static constexpr uint32_t unroll = dtype == DTYPE_F32 ? 2 : 4; /* chunks loaded at once */
+    static constexpr int aside = dtype == DTYPE_F32 ? 0 : dtype == DTYPE_F16 ? 24 : 16;
 };
 
 /* Eight adjacent weights from element k on, as they lie in memory; zeros behind the row's end. */
@@ -217,9 +218,11 @@ __device__ static inline void wide_tile(const struct product *p, const struct pr
     const uint32_t each = (chunk_count + PRODUCT_SLICES - 1) / PRODUCT_SLICES;
     const float *x_row = product_x_row(p, group, r0 + threadIdx.x / 4);
     const bool is_aligned = rows_are_aligned(p, group);
-    float total[2][4][4] = { 0 }, acc[2][4][4] = { 0 }, values[LANE_ELEMENTS];
+    struct product_total<plain_type<dtype>::aside> total;
+    float acc[2][4][4] = { 0 }, values[LANE_ELEMENTS];
     uint32_t next[2][2][plain_type<dtype>::words];
 
+    product_begin_total(&total, (float *)(shared + 2 * WIDE_X_VECTORS));
     load_x(values, x_row, q * LANE_ELEMENTS, p->k_count);
     wide_load<dtype>(next, p, group, n0, q * LANE_ELEMENTS, is_aligned);
     for (uint32_t c = 0; c < chunk_count; c++) {
@@ -238,11 +241,11 @@ __device__ static inline void wide_tile(const struct product *p, const struct pr
         }
         wide_multiply<dtype>(acc, raw, x, row);
         if ((c + 1) % each == 0)
-            product_end_slice(total, acc);
+            product_end_slice(&total, acc);
     }
     if (chunk_count % each != 0)
-        product_end_slice(total, acc);
-    product_store_tile(p, group, total, n0, r0 + row);
+        product_end_slice(&total, acc);
+    product_store_tile(p, group, &total, n0, r0 + row);
     __syncthreads(); /* before the next tile's x */
 }
 
@@ -267,13 +270,15 @@ static cudaError_t launch(const struct product *p, const struct product_grid *gr
 {
     constexpr size_t narrow_bytes =
         PRODUCT_SLICES * PRODUCT_NARROW_N * PRODUCT_NARROW_ROWS * sizeof(float);
+    constexpr size_t wide_bytes =
+        2 * WIDE_X_VECTORS * sizeof(uint4) +
+        plain_type<dtype>::aside * PRODUCT_THREADS * sizeof(float);
     const struct product copy = *p;
 
     if (grid->narrow)
         GPU_LAUNCH(narrow_plain<dtype>, grid->blocks, PRODUCT_THREADS, narrow_bytes, stream, copy);
     else
-        GPU_LAUNCH(wide_plain<dtype>, grid->blocks, PRODUCT_THREADS,
-                   2 * WIDE_X_VECTORS * sizeof(uint4), stream, copy);
+        GPU_LAUNCH(wide_plain<dtype>, grid->blocks, PRODUCT_THREADS, wide_bytes, stream, copy);
     return cudaGetLastError();
 }
 

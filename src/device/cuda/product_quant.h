@@ -11,14 +11,20 @@
 #define X_SCALE 8
 #define X_SUMS 9
 #define X_LEAST 0x1p-100f   /* blocks below it everywhere become 0 */
+#define BLOCK_BYTES (49 << 10) /* of shared memory, of each of two blocks that have 100 KiB */
 
 template <int dtype> struct segment : public block_segment<dtype> {
     static constexpr uint32_t runs = block_segment<dtype>::blocks * quant_type<dtype>::runs;
     static constexpr uint32_t x_stride = runs * X_RUN_WORDS + 4; /* words; rows in other banks */
     static constexpr uint32_t narrow_warp_bytes =
         2 * PRODUCT_NARROW_N * block_segment<dtype>::stride + PRODUCT_NARROW_ROWS * x_stride * 4;
-    static constexpr uint32_t wide_bytes =
+    static constexpr uint32_t tile_bytes =
         PRODUCT_WIDE_N * block_segment<dtype>::stride + PRODUCT_WIDE_ROWS * x_stride * 4;
+    /* Sums that lie there too, unless they alone would take a small GPU's second block away. */
+    static constexpr uint32_t aside_bytes = 8 * PRODUCT_THREADS * sizeof(float);
+    static constexpr int aside =
+        tile_bytes <= BLOCK_BYTES && tile_bytes + aside_bytes > BLOCK_BYTES ? 0 : 8;
+    static constexpr uint32_t wide_bytes = tile_bytes + (aside > 0 ? aside_bytes : 0);
 };
 
 /* ---- x ---- */
@@ -82,6 +88,7 @@ __device__ static inline void quantise_rows(uint32_t *to, const struct product *
 {
     constexpr uint32_t runs = segment<dtype>::runs;
 
+#pragma unroll 2
     for (uint32_t i = thread / 4; i < row_count * runs; i += threads / 4) {
         const uint32_t row = i / runs, run = i % runs;
         const float *x = run < run_count ? product_x_row(p, group, r0 + row) : nullptr;
@@ -245,8 +252,10 @@ __device__ static inline void wide_tile(const struct product *p, const struct pr
     const uint32_t warp = threadIdx.x / GPU_WARP, n0 = blockIdx.y * PRODUCT_WIDE_N;
     const uint32_t blocks = p->k_count / (32 * runs);
     const uint32_t each = (blocks + PRODUCT_SLICES - 1) / PRODUCT_SLICES;
-    float total[2][4][4] = { 0 }, acc[2][4][4] = { 0 };
+    struct product_total<segment<dtype>::aside> total;
+    float acc[2][4][4] = { 0 };
 
+    product_begin_total(&total, (float *)(tile + segment<dtype>::tile_bytes));
     for (uint32_t begin = 0; begin < blocks; begin += each) {
         const uint32_t end = min(begin + each, blocks);
 
@@ -262,9 +271,9 @@ __device__ static inline void wide_tile(const struct product *p, const struct pr
             __syncthreads();
             wide_multiply<dtype>(acc, p, group, tile, x, n0, first, count * runs);
         }
-        product_end_slice(total, acc);
+        product_end_slice(&total, acc);
     }
-    product_store_tile(p, group, total, n0 + warp % 4 * PRODUCT_TILE_N,
+    product_store_tile(p, group, &total, n0 + warp % 4 * PRODUCT_TILE_N,
                        r0 + warp / 4 * PRODUCT_TILE_ROWS);
 }
 
