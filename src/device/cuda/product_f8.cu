@@ -41,15 +41,19 @@ __device__ static inline void pairs_of(uint32_t pairs[2], uint32_t four)
     }
 }
 
-/* A lane's eight elements of a chunk of a block; 0 where there is half of one only. */
+/* A lane's eight elements of a chunk of a row's block; 0 where there is half of one only. */
 template <int dtype>
-__device__ static inline void weight_pairs(uint32_t pairs[1][4], const struct quant_shared &block,
-                                           uint32_t chunk)
+__device__ static inline void get_weights(struct tile_weights<1> *to, int row,
+                                          const struct quant_shared &block, uint32_t chunk)
 {
     const uint32_t at = BLOCK_SCALE_BYTES + chunk * PRODUCT_CHUNK + threadIdx.x % 4 * 4;
+    uint32_t pairs[4];
 
-    pairs_of(pairs[0], block.word(at));
-    pairs_of(pairs[0] + 2, f8_sizes<dtype>::halves ? 0 : block.word(at + PRODUCT_CHUNK / 2));
+    pairs_of(pairs, block.word(at));
+    pairs_of(pairs + 2, f8_sizes<dtype>::halves ? 0 : block.word(at + PRODUCT_CHUNK / 2));
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+        put_weights(to, 0, row, j, pairs[j]);
 }
 
 __device__ static inline float scale_of(const struct quant_shared &block)
@@ -81,12 +85,14 @@ __device__ static inline void narrow_multiply(float acc[4], const struct quant_s
 
 #pragma unroll
     for (uint32_t c = 0; c < sizes::chunks; c++) {
-        uint32_t upper[1][4], lower[1][4], x[X_PARTS][4];
+        struct tile_weights<1> weights[1];
+        uint32_t x[X_PARTS][4];
+        float *const dots[1] = { dot };
 
-        weight_pairs<dtype>(upper, top, c);
-        weight_pairs<dtype>(lower, bottom, c);
+        get_weights<dtype>(&weights[0], 0, top, c);
+        get_weights<dtype>(&weights[0], 1, bottom, c);
         x_parts(x, values[c]);
-        multiply_chunk<1>(dot, upper, lower, x);
+        multiply_chunk<1, 1>(dots, weights, x);
     }
 #pragma unroll
     for (int i = 0; i < 4; i++)
@@ -174,18 +180,18 @@ __device__ static inline void wide_multiply(float dot[2][4][4], const struct pro
 {
     using sizes = f8_sizes<dtype>;
     const uint32_t b = chunk / sizes::chunks, c = chunk % sizes::chunks;
-    uint32_t weights[2][2][1][4];
+    struct tile_weights<1> weights[2];
 
 #pragma unroll
     for (uint32_t i = 0; i < 4; i++)
-        weight_pairs<dtype>(weights[i / 2][i % 2], wide_block<dtype>(tile, p, group, b, i * 8), c);
+        get_weights<dtype>(&weights[i / 2], i % 2, wide_block<dtype>(tile, p, group, b, i * 8), c);
 #pragma unroll
     for (uint32_t t = 0; t < 4; t++) {
+        float *const dots[2] = { dot[0][t], dot[1][t] };
         uint32_t part[X_PARTS][4];
 
         wide_get_x(part, x, row + t * 8);
-        multiply_chunk<1>(dot[0][t], weights[0][0], weights[0][1], part);
-        multiply_chunk<1>(dot[1][t], weights[1][0], weights[1][1], part);
+        multiply_chunk<1, 2>(dots, weights, part);
     }
 }
 

@@ -59,10 +59,26 @@ __device__ static inline void x_parts(uint32_t parts[X_PARTS][4], const float va
     }
 }
 
-/* What a chunk adds: a lane's eight elements, which the two products share in pairs. The least
- * products come first. */
-template <int weight_parts>
-__device__ static inline void multiply_chunk(float acc[4], uint32_t top[][4], uint32_t bottom[][4],
+/* A lane's weights of a chunk: eight elements each of rows g and g + 8 of a tile, which the two
+ * products of a pair of parts share. They lie as instructions want them, since to bring them there
+ * costs as many. */
+template <int parts> struct tile_weights {
+    uint32_t words[parts][2][4]; /* of half a chunk: row g, row g + 8, both two pairs on */
+};
+
+/* Elements 2j and 2j + 1 of one of the rows, 0 or 1. */
+template <int parts>
+__device__ static inline void put_weights(struct tile_weights<parts> *to, int part, int row, int j,
+                                          uint32_t pair)
+{
+    to->words[part][j / 2][j % 2 * 2 + row] = pair;
+}
+
+/* What a chunk adds to `tiles` tiles of the same x. The least products come first. Tiles take
+ * turns, so that one's sum is on its way while the next one begins. */
+template <int weight_parts, int tiles>
+__device__ static inline void multiply_chunk(float *const acc[tiles],
+                                             const struct tile_weights<weight_parts> weights[tiles],
                                              uint32_t x[X_PARTS][4])
 {
 #pragma unroll
@@ -71,11 +87,11 @@ __device__ static inline void multiply_chunk(float acc[4], uint32_t top[][4], ui
         for (int sum = X_PARTS - 1; sum >= 0; sum--) {
 #pragma unroll
             for (int i = 0; i < weight_parts && i <= sum; i++) {
-                const uint32_t a[4] = { top[i][2 * half], bottom[i][2 * half],
-                                        top[i][2 * half + 1], bottom[i][2 * half + 1] };
                 const uint32_t b[2] = { x[sum - i][2 * half], x[sum - i][2 * half + 1] };
 
-                gpu_mma_bf16(acc, a, b);
+#pragma unroll
+                for (int tile = 0; tile < tiles; tile++)
+                    gpu_mma_bf16(acc[tile], weights[tile].words[i][half], b);
             }
         }
     }

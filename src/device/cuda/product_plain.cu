@@ -5,17 +5,18 @@ template <int dtype> struct plain_type {
     static constexpr int parts = dtype == DTYPE_F32 ? 3 : dtype == DTYPE_F16 ? 2 : 1;
     static constexpr int words = dtype == DTYPE_F32 ? 8 : 4; /* of eight elements */
     static constexpr uint32_t unroll = dtype == DTYPE_F32 ? 2 : 4; /* chunks loaded at once */
-    static constexpr int aside = dtype == DTYPE_F32 ? 0 : dtype == DTYPE_F16 ? 24 : 16;
+    static constexpr int aside = dtype == DTYPE_F32 ? 0 : 24; /* product.h */
 };
 
-/* Eight adjacent weights from element k on, as they lie in memory; zeros behind the row's end. */
+/* Eight adjacent weights from element k on, as they lie in memory; zeros behind the row's end.
+ * is_whole: none are, and they can be read at once. */
 template <int dtype>
 __device__ static inline void load_weights(uint32_t raw[], const uint8_t *row, uint32_t k,
-                                           uint32_t k_count, bool is_aligned)
+                                           uint32_t k_count, bool is_whole)
 {
     constexpr uint32_t bytes = dtype == DTYPE_F32 ? 4 : 2;
 
-    if (is_aligned && k + LANE_ELEMENTS <= k_count) {
+    if (is_whole) {
         const uint4 *from = (const uint4 *)(row + (uint64_t)k * bytes);
 
 #pragma unroll
@@ -43,40 +44,79 @@ __device__ static inline void load_weights(uint32_t raw[], const uint8_t *row, u
     }
 }
 
-/* The parts of eight weights: parts[i][j] has elements 2j and 2j + 1. */
+/* Lane q has elements 8q to 8q + 7 of a chunk, as pairs (0, 2), (1, 3), (4, 6), (5, 7) of them.
+ * Were they neighbours, weights in BF16 would be the pairs that were loaded, and compilers would
+ * bring them where products want them before each product anew: four moves for one product. */
+__device__ static inline uint32_t left_of_pair(uint32_t j)
+{
+    return j / 2 * 4 + j % 2;
+}
+
+/* The parts of eight weights of a row of a tile. */
 template <int dtype>
-__device__ static inline void weight_parts(uint32_t parts[][4], const uint32_t raw[])
+__device__ static inline void get_weights(struct tile_weights<plain_type<dtype>::parts> *to,
+                                          int row, const uint32_t raw[])
 {
 #pragma unroll
     for (int j = 0; j < 4; j++) {
+        const uint32_t left = left_of_pair(j), right = left + 2;
         uint32_t both[plain_type<dtype>::parts];
 
-        if (dtype == DTYPE_BF16)
-            both[0] = raw[j];
-        else if (dtype == DTYPE_F16)
-            split<plain_type<dtype>::parts>(both, gpu_f16_to_f32(raw[j] & 0xffff),
-                                            gpu_f16_to_f32(raw[j] >> 16));
-        else
-            split<plain_type<dtype>::parts>(both, __uint_as_float(raw[2 * j]),
-                                            __uint_as_float(raw[2 * j + 1]));
+        if (dtype == DTYPE_F32) {
+            split<plain_type<dtype>::parts>(both, __uint_as_float(raw[left]),
+                                            __uint_as_float(raw[right]));
+        } else {
+            const uint32_t pair =
+                __byte_perm(raw[left / 2], raw[right / 2], left % 2 == 0 ? 0x5410 : 0x7632);
+
+            if (dtype == DTYPE_BF16)
+                both[0] = pair;
+            else
+                split<plain_type<dtype>::parts>(both, gpu_f16_to_f32(pair & 0xffff),
+                                                gpu_f16_to_f32(pair >> 16));
+        }
 #pragma unroll
         for (int i = 0; i < plain_type<dtype>::parts; i++)
-            parts[i][j] = both[i];
+            put_weights(to, i, row, j, both[i]);
     }
 }
 
-/* Lane q has elements 8q to 8q + 7 of a chunk. */
 __device__ static inline void load_x(float values[LANE_ELEMENTS], const float *row, uint32_t k,
-                                     uint32_t k_count)
+                                     uint32_t k_count, bool is_whole)
 {
-    load_x_four(values, row, k, k_count);
-    load_x_four(values + 4, row, k + 4, k_count);
+    if (is_whole) {
+#pragma unroll
+        for (uint32_t j = 0; j < LANE_ELEMENTS; j += 4) {
+            const float4 four = *(const float4 *)(row + k + j);
+
+            values[j] = four.x;
+            values[j + 1] = four.z;
+            values[j + 2] = four.y;
+            values[j + 3] = four.w;
+        }
+        return;
+    }
+#pragma unroll
+    for (uint32_t j = 0; j < LANE_ELEMENTS; j++) {
+        const uint32_t at = k + left_of_pair(j / 2) + j % 2 * 2;
+
+        values[j] = at < k_count ? row[at] : 0;
+    }
 }
 
-__device__ static inline bool rows_are_aligned(const struct product *p,
-                                               const struct product_group *group)
+/* Whether a lane's eight elements of a chunk can be read at once, of all rows and of x. */
+__device__ static inline bool rows_are_whole(const struct product *p,
+                                             const struct product_group *group)
 {
-    return ((uintptr_t)group->weight | p->weight_row_bytes) % 16 == 0;
+    return (((uintptr_t)group->weight | p->weight_row_bytes | (uintptr_t)group->x |
+             p->x_row_stride * sizeof(float)) % 16 | p->k_count % PRODUCT_CHUNK) == 0;
+}
+
+/* Row r of x; behind the last one that again, to be computed and not stored. */
+__device__ static inline const float *x_row_of(const struct product *p,
+                                               const struct product_group *group, uint32_t r)
+{
+    return product_x_row(p, group, min(r, group->count - 1));
 }
 
 /* A warp's 16 rows of weights, some chunks of each. */
@@ -87,7 +127,7 @@ template <int dtype> struct narrow_raw {
 template <int dtype>
 __device__ static inline void narrow_load(struct narrow_raw<dtype> *raw, const uint8_t *top_row,
                                           const uint8_t *bottom_row, uint32_t first, uint32_t end,
-                                          uint32_t k_count, bool is_aligned)
+                                          uint32_t k_count, bool is_whole)
 {
     const uint32_t q = threadIdx.x % 4;
 
@@ -96,8 +136,8 @@ __device__ static inline void narrow_load(struct narrow_raw<dtype> *raw, const u
         const uint32_t k = (first + u) * PRODUCT_CHUNK + q * LANE_ELEMENTS;
 
         if (first + u < end) {
-            load_weights<dtype>(raw->words[u][0], top_row, k, k_count, is_aligned);
-            load_weights<dtype>(raw->words[u][1], bottom_row, k, k_count, is_aligned);
+            load_weights<dtype>(raw->words[u][0], top_row, k, k_count, is_whole);
+            load_weights<dtype>(raw->words[u][1], bottom_row, k, k_count, is_whole);
         }
     }
 }
@@ -105,7 +145,7 @@ __device__ static inline void narrow_load(struct narrow_raw<dtype> *raw, const u
 template <int dtype>
 __device__ static inline void narrow_multiply(float acc[4], struct narrow_raw<dtype> *raw,
                                               const float *x_row, uint32_t first, uint32_t end,
-                                              uint32_t k_count)
+                                              uint32_t k_count, bool is_whole)
 {
     constexpr int parts = plain_type<dtype>::parts;
     const uint32_t q = threadIdx.x % 4;
@@ -113,15 +153,17 @@ __device__ static inline void narrow_multiply(float acc[4], struct narrow_raw<dt
 #pragma unroll
     for (uint32_t u = 0; u < plain_type<dtype>::unroll; u++) {
         const uint32_t k = (first + u) * PRODUCT_CHUNK + q * LANE_ELEMENTS;
-        uint32_t top[parts][4], bottom[parts][4], x[X_PARTS][4];
+        struct tile_weights<parts> weights[1];
+        uint32_t x[X_PARTS][4];
+        float *const accs[1] = { acc };
         float values[LANE_ELEMENTS];
 
         if (first + u < end) {
-            load_x(values, x_row, k, k_count);
+            load_x(values, x_row, k, k_count, is_whole);
             x_parts(x, values);
-            weight_parts<dtype>(top, raw->words[u][0]);
-            weight_parts<dtype>(bottom, raw->words[u][1]);
-            multiply_chunk<parts>(acc, top, bottom, x);
+            get_weights<dtype>(&weights[0], 0, raw->words[u][0]);
+            get_weights<dtype>(&weights[0], 1, raw->words[u][1]);
+            multiply_chunk<parts, 1>(accs, weights, x);
         }
     }
 }
@@ -139,16 +181,16 @@ __device__ static inline void narrow_slice(float acc[4], const struct product *p
     const uint32_t end = begin + each < chunk_count ? begin + each : chunk_count;
     const uint8_t *top_row = product_weight_row(p, group, n0 + g);
     const uint8_t *bottom_row = product_weight_row(p, group, n0 + g + 8);
-    const float *x_row = product_x_row(p, group, r0 + g);
-    const bool is_aligned = rows_are_aligned(p, group);
+    const float *x_row = x_row_of(p, group, r0 + g);
+    const bool is_whole = rows_are_whole(p, group);
     struct narrow_raw<dtype> raw, next;
 
-    narrow_load<dtype>(&next, top_row, bottom_row, begin, end, p->k_count, is_aligned);
+    narrow_load<dtype>(&next, top_row, bottom_row, begin, end, p->k_count, is_whole);
     for (uint32_t first = begin; first < end; first += plain_type<dtype>::unroll) {
         raw = next;
         narrow_load<dtype>(&next, top_row, bottom_row, first + plain_type<dtype>::unroll, end,
-                           p->k_count, is_aligned);
-        narrow_multiply<dtype>(acc, &raw, x_row, first, end, p->k_count);
+                           p->k_count, is_whole);
+        narrow_multiply<dtype>(acc, &raw, x_row, first, end, p->k_count, is_whole);
     }
 }
 
@@ -174,14 +216,14 @@ __global__ void __launch_bounds__(PRODUCT_THREADS, 2) narrow_plain(const struct 
 template <int dtype>
 __device__ static inline void wide_load(uint32_t raw[2][2][plain_type<dtype>::words],
                                         const struct product *p, const struct product_group *group,
-                                        uint32_t n0, uint32_t k, bool is_aligned)
+                                        uint32_t n0, uint32_t k, bool is_whole)
 {
     const uint32_t g = threadIdx.x % GPU_WARP / 4;
 
 #pragma unroll
     for (uint32_t i = 0; i < 4; i++)
         load_weights<dtype>(raw[i / 2][i % 2], product_weight_row(p, group, n0 + i * 8 + g), k,
-                            p->k_count, is_aligned);
+                            p->k_count, is_whole);
 }
 
 template <int dtype>
@@ -190,18 +232,18 @@ __device__ static inline void wide_multiply(float acc[2][4][4],
                                             const uint4 *x, uint32_t row)
 {
     constexpr int parts = plain_type<dtype>::parts;
-    uint32_t weights[2][2][parts][4];
+    struct tile_weights<parts> weights[2];
 
 #pragma unroll
     for (int i = 0; i < 4; i++)
-        weight_parts<dtype>(weights[i / 2][i % 2], raw[i / 2][i % 2]);
+        get_weights<dtype>(&weights[i / 2], i % 2, raw[i / 2][i % 2]);
 #pragma unroll
     for (uint32_t t = 0; t < 4; t++) {
+        float *const accs[2] = { acc[0][t], acc[1][t] };
         uint32_t part[X_PARTS][4];
 
         wide_get_x(part, x, row + t * 8);
-        multiply_chunk<parts>(acc[0][t], weights[0][0], weights[0][1], part);
-        multiply_chunk<parts>(acc[1][t], weights[1][0], weights[1][1], part);
+        multiply_chunk<parts, 2>(accs, weights, part);
     }
 }
 
@@ -216,15 +258,15 @@ __device__ static inline void wide_tile(const struct product *p, const struct pr
     const uint32_t row = warp / 4 * PRODUCT_TILE_ROWS;
     const uint32_t chunk_count = (p->k_count + PRODUCT_CHUNK - 1) / PRODUCT_CHUNK;
     const uint32_t each = (chunk_count + PRODUCT_SLICES - 1) / PRODUCT_SLICES;
-    const float *x_row = product_x_row(p, group, r0 + threadIdx.x / 4);
-    const bool is_aligned = rows_are_aligned(p, group);
+    const float *x_row = x_row_of(p, group, r0 + threadIdx.x / 4);
+    const bool is_whole = rows_are_whole(p, group);
     struct product_total<plain_type<dtype>::aside> total;
     float acc[2][4][4] = { 0 }, values[LANE_ELEMENTS];
     uint32_t next[2][2][plain_type<dtype>::words];
 
     product_begin_total(&total, (float *)(shared + 2 * WIDE_X_VECTORS));
-    load_x(values, x_row, q * LANE_ELEMENTS, p->k_count);
-    wide_load<dtype>(next, p, group, n0, q * LANE_ELEMENTS, is_aligned);
+    load_x(values, x_row, q * LANE_ELEMENTS, p->k_count, is_whole);
+    wide_load<dtype>(next, p, group, n0, q * LANE_ELEMENTS, is_whole);
     for (uint32_t c = 0; c < chunk_count; c++) {
         const uint32_t k = (c + 1) * PRODUCT_CHUNK + q * LANE_ELEMENTS;
         uint4 *x = shared + c % 2 * WIDE_X_VECTORS;
@@ -236,8 +278,8 @@ __device__ static inline void wide_tile(const struct product *p, const struct pr
             (&raw[0][0][0])[i] = (&next[0][0][0])[i];
         __syncthreads();
         if (c + 1 < chunk_count) {
-            load_x(values, x_row, k, p->k_count);
-            wide_load<dtype>(next, p, group, n0, k, is_aligned);
+            load_x(values, x_row, k, p->k_count, is_whole);
+            wide_load<dtype>(next, p, group, n0, k, is_whole);
         }
         wide_multiply<dtype>(acc, raw, x, row);
         if ((c + 1) % each == 0)
