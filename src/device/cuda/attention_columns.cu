@@ -186,7 +186,9 @@ __device__ static inline void exponentiate(const struct attention_block *block)
             const uint32_t j = lane + k * GPU_WARP;
             const bool is_seen = j >= block->begin && j < block->end;
 
-            scores[k] = is_seen ? attention_score(block->op, shared->p[j][h]) : -INFINITY;
+            scores[k] = is_seen ? shared->p[j][h] * block->op->scale : -INFINITY;
+            if (is_seen && block->op->score_cap != 0)
+                scores[k] = attention_cap(block->op, scores[k]);
             best = fmaxf(best, scores[k]);
         }
         best = gpu_warp_max(best);

@@ -190,6 +190,14 @@ __device__ static inline void attention_exponentiate(const struct op_attention *
 {
     first += threadIdx.x % 4 * 2;
 #pragma unroll
+    for (uint32_t i = 0; i < 16; i++)
+        s[i / 4][i % 4] *= op->scale;
+    if (op->score_cap != 0) {
+#pragma unroll
+        for (uint32_t i = 0; i < 16; i++)
+            s[i / 4][i % 4] = attention_cap(op, s[i / 4][i % 4]);
+    }
+#pragma unroll
     for (uint32_t half = 0; half < 2; half++) {
         const uint32_t begin = spans[half].begin, end = spans[half].end;
         float best = -INFINITY, sum = 0;
@@ -199,7 +207,7 @@ __device__ static inline void attention_exponentiate(const struct op_attention *
             const uint32_t key = first + i / 2 * 8 + i % 2;
             float *score = &s[i / 2][2 * half + i % 2];
 
-            *score = key >= begin && key < end ? attention_score(op, *score) : -INFINITY;
+            *score = key >= begin && key < end ? *score : -INFINITY;
             best = fmaxf(best, *score);
         }
         best = fmaxf(best, __shfl_xor_sync(GPU_ALL_LANES, best, 1));

@@ -130,11 +130,10 @@ __device__ static inline void attention_fold(struct attention_sum *so_far,
     so_far->max = best;
 }
 
-__device__ static inline float attention_score(const struct op_attention *op, float product)
+/* Of an op that has a cap. */
+__device__ static inline float attention_cap(const struct op_attention *op, float score)
 {
-    const float score = product * op->scale;
-
-    return op->score_cap == 0 ? score : op->score_cap * tanhf(score / op->score_cap);
+    return op->score_cap * tanhf(score / op->score_cap);
 }
 
 /* ---- the launches: each queues one round, of which `parts` parts are left ---- */
