@@ -134,7 +134,7 @@ __device__ static inline void score_some(const struct attention_block *block, ui
     struct attention_team *shared = block->shared;
     const uint32_t lane = threadIdx.x % GPU_WARP, width = op->k_width;
     uint64_t keys[KEYS]; /* where in the cache */
-    float sums[KEYS][HEADS] = { 0 };
+    float sums[KEYS][HEADS] = {};
 
 #pragma unroll
     for (uint32_t u = 0; u < KEYS; u++) {
@@ -359,7 +359,7 @@ template <int dtype, int columns>
 __device__ static inline void attend_part(struct attention_block *block,
                                           const struct attention_round *round, uint32_t part)
 {
-    float acc[columns][HEADS] = { 0 };
+    float acc[columns][HEADS] = {};
 
     attend_tile<dtype, columns>(block, part, acc);
     join_teams<columns, true>(block, round, part, acc, nullptr);
@@ -378,7 +378,7 @@ __device__ static inline void attend_row(struct attention_block *block)
             block->op, block->first_head + (h < block->head_count ? h : 0));
     }
     for (uint32_t part = block->span.first_part; part < block->span.part_end; part++) {
-        float acc[columns][HEADS] = { 0 };
+        float acc[columns][HEADS] = {};
 
         attend_tile<dtype, columns>(block, part, acc);
         join_teams<columns, false>(block, nullptr, part, acc, &so_far);

@@ -147,7 +147,7 @@ __device__ static inline void add_values(const struct narrow_block<width> *block
     attention_split_p(p, s);
 #pragma unroll 1
     for (uint32_t group = 0; group < groups; group++) {
-        float acc[4][4] = { 0 };
+        float acc[4][4] = {};
 
 #pragma unroll
         for (uint32_t step = 0; step < ATTENTION_TILE_STEPS; step++) {
@@ -178,7 +178,7 @@ __device__ static inline void attend_tile(const struct narrow_block<width> *bloc
     const uint32_t lane = threadIdx.x % GPU_WARP, warp = threadIdx.x / GPU_WARP;
     const struct attention_span spans[2] = { block->span, block->span };
     struct attention_sum sums[2];
-    float s[4][4] = { 0 };
+    float s[4][4] = {};
 
     find_keys(block, first);
     score<dtype>(s, block);

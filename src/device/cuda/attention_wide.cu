@@ -227,7 +227,7 @@ __device__ static inline void add_values(const struct wide_block<dtype, width> *
                       (row == block->queries.row_count || row == mine->rows[half]);
 #pragma unroll
     for (uint32_t group = 0; group < width / 32; group++) {
-        float acc[4][4] = { 0 };
+        float acc[4][4] = {};
 
         multiply_values(acc, block, p, group);
         fold_values(mine->part_values[group], acc, keep, add, takes);
@@ -241,7 +241,7 @@ __device__ static inline void attend_tile(const struct wide_block<dtype, width> 
                                           bool is_seen, bool is_odd)
 {
     uint32_t p[ATTENTION_TILE_STEPS][QUERY_PARTS][4];
-    float s[4][4] = { 0 }, keep[2] = { 1, 1 }, add[2] = { 0, 0 };
+    float s[4][4] = {}, keep[2] = { 1, 1 }, add[2] = { 0, 0 };
 
     if (is_seen) {
         struct attention_sum sums[2];

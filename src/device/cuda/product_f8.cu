@@ -228,7 +228,7 @@ __device__ static inline void wide_tile(const struct product *p, const struct pr
     const uint32_t each = (blocks + PRODUCT_SLICES - 1) / PRODUCT_SLICES;
     const float *x_row = product_x_row(p, group, r0 + threadIdx.x / 4);
     struct product_total<0> total;
-    float acc[2][4][4] = { 0 }, dot[2][4][4] = { 0 };
+    float acc[2][4][4] = {}, dot[2][4][4] = {};
     float values[LANE_ELEMENTS];
 
     product_begin_total(&total, nullptr);

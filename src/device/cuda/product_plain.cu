@@ -261,7 +261,7 @@ __device__ static inline void wide_tile(const struct product *p, const struct pr
     const float *x_row = x_row_of(p, group, r0 + threadIdx.x / 4);
     const bool is_whole = rows_are_whole(p, group);
     struct product_total<plain_type<dtype>::aside> total;
-    float acc[2][4][4] = { 0 }, values[LANE_ELEMENTS];
+    float acc[2][4][4] = {}, values[LANE_ELEMENTS];
     uint32_t next[2][2][plain_type<dtype>::words];
 
     product_begin_total(&total, (float *)(shared + 2 * WIDE_X_VECTORS));

@@ -253,7 +253,7 @@ __device__ static inline void wide_tile(const struct product *p, const struct pr
     const uint32_t blocks = p->k_count / (32 * runs);
     const uint32_t each = (blocks + PRODUCT_SLICES - 1) / PRODUCT_SLICES;
     struct product_total<segment<dtype>::aside> total;
-    float acc[2][4][4] = { 0 };
+    float acc[2][4][4] = {};
 
     product_begin_total(&total, (float *)(tile + segment<dtype>::tile_bytes));
     for (uint32_t begin = 0; begin < blocks; begin += each) {
