@@ -61,20 +61,20 @@ __device__ static inline struct attention_span attention_span_of(const struct op
     return attention_span_at(op, (uint32_t)op->positions[row]);
 }
 
-/* Whether the rows of row's tile follow each other in one sequence, and are at least half of what
- * it holds. */
+/* Whether the rows of row's tile follow each other in one sequence, and are more than half of what
+ * it holds. All are looked at, so that no load waits for another. */
 GPU_BOTH static inline bool attention_is_shared(const int32_t *sequences, const int32_t *positions,
                                                 uint32_t row_count, uint32_t tile_rows,
                                                 uint32_t row)
 {
     const uint32_t first = row - row % tile_rows;
     const uint32_t count = row_count - first < tile_rows ? row_count - first : tile_rows;
-    bool follow = count * 2 > tile_rows;
+    uint32_t strays = 0;
 
     for (uint32_t i = 1; i < count; i++)
-        follow = follow && sequences[first + i] == sequences[first] &&
-                 positions[first + i] == positions[first] + (int32_t)i;
-    return follow;
+        strays |= (uint32_t)(sequences[first + i] ^ sequences[first]) |
+                  ((uint32_t)positions[first + i] - (uint32_t)positions[first] - i);
+    return strays == 0 && count * 2 > tile_rows;
 }
 
 /* Whether the launch computes the row. */
