@@ -6,7 +6,7 @@
 #     *_avx2.c               compiled for AVX2, FMA and F16C (x86-64 only)
 #     *_vnni.c               ... and AVX-VNNI
 #     *_avx512.c             ... and AVX-512 with VNNI
-#     *_amx.c                ... and AVX-512 BF16 and AMX
+#     *_amx.c                ... and AVX-512 BF16 and FP16, and AMX
 #     mpi_module.c           a module opened at run time, where Open MPI is -> $(B)/lighter_mpi.so
 #   src/device/cuda/*.cu     another one, where CUDA's nvcc is -> $(B)/lighter_cuda.so
 #   src/server/page.html     the page at /, part of the library's page.o
@@ -88,7 +88,7 @@ $(B)/obj/%_avx512.o $(B)/lint/%_avx512.tidy: \
     SET_CFLAGS = -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512vnni
 $(B)/obj/%_amx.o $(B)/lint/%_amx.tidy: \
     SET_CFLAGS = -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512vnni -mavx512bf16 \
-                 -mamx-tile -mamx-int8 -mamx-bf16
+                 -mavx512fp16 -mamx-tile -mamx-int8 -mamx-bf16
 $(B)/obj/%_dotprod.o $(B)/lint/%_dotprod.tidy: SET_CFLAGS = -march=armv8.2-a+dotprod
 $(B)/obj/%_i8mm.o $(B)/lint/%_i8mm.tidy: SET_CFLAGS = -march=armv8.2-a+dotprod+i8mm
 

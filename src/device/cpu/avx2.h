@@ -23,8 +23,8 @@ void cpu__matmul_f8_avx2(const struct cpu_strip *strip, void *scratch);
 void cpu__matmul_f8_avx512(const struct cpu_strip *strip, void *scratch);
 void cpu__matmul_amx(const struct cpu_strip *strip, void *scratch);
 uint64_t cpu__packed_bytes_amx(enum dtype dtype, uint32_t k_count);
-void cpu__pack_amx(void *packed, enum dtype weight_dtype, const float *const *x_rows,
-                   uint32_t row_count, uint32_t k_count, bool alone);
+void cpu__pack_amx(void *packed, const float *const *x_rows, uint32_t row_count, uint32_t k_count,
+                   bool alone);
 void cpu__quantise_avx2(struct cpu_quant_block *blocks, const float *x, uint32_t count);
 void cpu__score_avx512(float *out, uint64_t out_stride, const float *const *q, uint32_t q_count,
                        enum dtype dtype, const void *const *keys, uint32_t key_count,

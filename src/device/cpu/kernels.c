@@ -39,12 +39,14 @@ static bool has_avx512_vnni(void)
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni");
 }
 
-/* Leaf 7, EDX bits 22, 24 and 25: AMX-BF16, tiles, AMX-INT8; sub-leaf 1, EAX bit 5: AVX-512 BF16.
+/* Leaf 7, EDX bits 22 to 25: AMX-BF16, AVX-512 FP16, tiles, AMX-INT8; sub-leaf 1, EAX bit 5:
+ * AVX-512 BF16. No processor has tiles without the others, but a hypervisor can hide each.
+ *
  * Linux gives the registers to processes that ask, before or after their threads have started, and
  * asking again changes nothing (Documentation/arch/x86/xstate.rst). */
 static bool has_amx(void)
 {
-    const unsigned wanted = 1u << 22 | 1u << 24 | 1u << 25;
+    const unsigned wanted = 0xFu << 22;
     unsigned eax, ebx, ecx, edx;
 
     if (!has_avx512_vnni() || !__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) ||

@@ -92,8 +92,8 @@ struct cpu_kernels {
      * is what that many rows take, a multiple of 64, at which the next ones follow; 0, or NULL: x
      * is taken as it is. alone: the rows are all that the strip has. */
     uint64_t (*packed_bytes)(enum dtype weight_dtype, uint32_t k_count);
-    void (*pack)(void *packed, enum dtype weight_dtype, const float *const *x_rows,
-                 uint32_t row_count, uint32_t k_count, bool alone);
+    void (*pack)(void *packed, const float *const *x_rows, uint32_t row_count, uint32_t k_count,
+                 bool alone);
     /* For quantised weights that have runs, and for the others. */
     void (*matmul_quant)(const struct cpu_strip *strip, void *scratch);
     void (*matmul_f8)(const struct cpu_strip *strip, void *scratch);

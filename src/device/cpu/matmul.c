@@ -104,7 +104,7 @@ static void pack_task(void *context, size_t index, uint32_t thread_index)
     (void)thread_index;
     for (uint32_t r = 0; r < count; r++)
         rows[r] = x_row(op, first + r, batch);
-    job->executor->kernels->pack(packed_group(job, group, batch), op->weight_dtype, rows, count,
+    job->executor->kernels->pack(packed_group(job, group, batch), rows, count,
                                  op->k_count,
                                  group % (CPU_STRIP_ROWS_MAX / CPU_PACK_ROWS) == 0 &&
                                      left <= CPU_PACK_ROWS);

@@ -9,12 +9,11 @@
  *              (for F16: with the weights' upper parts, then with the lower)
  *     output = (c[2] + c[1]) + c[0]     output = output (+ bias) (+ what was there)
  *
- * Inside a block the order is TDPBF16PS's: the first of each pair of k in one chain of FMAs, the
- * second in another, both added to c. Pairs are adjacent k, but i and i + 16 for F16 (Intel,
- * Architecture Instruction Set Extensions Programming Reference, chapter 3). Columns have nothing
- * to do with each other, so a row's bits don't depend on how many there are. Numbers below 2^-126
- * count as 0, and x that is not finite makes NaN. Sums like these are closer to the true ones than
- * the lanes of kernels.h.
+ * Inside a block the order is TDPBF16PS's: the first of each pair of adjacent k in one chain of
+ * FMAs, the second in another, both added to c. (Intel, Architecture Instruction Set Extensions
+ * Programming Reference, chapter 3.) Columns have nothing to do with each other, so a row's bits
+ * don't depend on how many there are. Numbers below 2^-126 count as 0, and x that is not finite
+ * makes NaN. Sums like these are closer to the true ones than the lanes of kernels.h.
  *
  *     first factor     16 weight rows by 32 k: BF16 as it lies; F16 converted to two in scratch
  *     second factor    x packed: 16 pairs of k by 16 columns; 16 rows of x are three such tiles
@@ -22,8 +21,10 @@
  * Arithmetic: 16 x 16 x 32 products take 16 cycles, so BF16 makes 512 / 3 = 171 products of an F32
  * with a weight in a cycle, F16 half as many; FMAs of AVX-512 make 32, AVX2's 16. Where the factors
  * come from the second-level cache a tile product took 25 cycles. For one row of x 1 KiB of weights
- * takes 16 cycles, where memory gives it in 230; to cut F16 in two takes 14 instructions for 64
- * bytes, at least 112 cycles for a KiB. */
+ * takes 16 cycles, where memory gives it in 230. To cut F16 in two takes 9 instructions on two
+ * ports for 64 bytes, 72 cycles for a KiB; a tile's load takes as long as 5 or 6 cycles of both
+ * ports (measured: it hardly goes on beside them), so three make it 90, of which 92 were reached in
+ * a loop on the first-level cache. */
 #include <assert.h>
 #include <string.h>
 
@@ -36,7 +37,7 @@
 #define TILE_BYTES 1024
 #define FEW_ROWS_MAX (TILE / PARTS) /* of x: one tile has them all */
 #define SPREAD_ROWS_MAX 24   /* of x: with fewer, memory is what takes time */
-#define AHEAD 1024           /* bytes of a row that are asked for before they are needed */
+#define AHEAD 512            /* bytes of a row that are asked for before they are needed */
 #define MADE 4               /* blocks that are there at a time, for few rows ... */
 #define BEHIND 1             /* ... and how far multiplying is behind converting */
 #define CHUNK_MAX 128        /* blocks of k that many rows take at a time */
@@ -85,7 +86,8 @@ static uint32_t x_row_bytes(uint32_t row_count)
     return row_count > 2 ? 64 : row_count * 16;
 }
 
-#define TILE_WEIGHTS 6 /* the register; sums have those before */
+#define TILE_WEIGHTS 6 /* the register; sums have those before ... */
+#define TILE_LOWER 5   /* ... and few rows of F16 this one for the weights' lower parts */
 #define TILE_X 7
 
 static void configure(uint32_t row_count)
@@ -94,7 +96,8 @@ static void configure(uint32_t row_count)
 
     for (uint32_t i = 0; i < 8; i++) {
         config.rows[i] = TILE;
-        config.column_bytes[i] = i == TILE_WEIGHTS ? 64 : (uint16_t)x_row_bytes(row_count);
+        config.column_bytes[i] =
+            i == TILE_WEIGHTS || i == TILE_LOWER ? 64 : (uint16_t)x_row_bytes(row_count);
     }
     amx_configure(&config);
 }
@@ -134,19 +137,14 @@ INLINE void transpose(__m512i v[TILE])
     }
 }
 
-/* The upper halves of the numbers of two vectors, as pairs: in order for BF16, a's i-th with b's
- * i-th for F16, which takes no permutation. Both factors must have the same pairs. */
-INLINE __m512i upper_halves(__m512 a, __m512 b, const bool is_f16)
+/* The upper halves of the numbers of two vectors, in order. */
+INLINE __m512i upper_halves(__m512 a, __m512 b)
 {
     const __m512i lanes = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37,
                                            35, 33, 31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9,
                                            7, 5, 3, 1);
-    const __m512i mask = _mm512_set1_epi32((int)0xFFFF0000u);
-    const __m512i low = _mm512_castps_si512(a), high = _mm512_castps_si512(b);
 
-    if (!is_f16)
-        return _mm512_permutex2var_epi16(low, lanes, high);
-    return _mm512_or_si512(_mm512_srli_epi32(low, 16), _mm512_and_si512(high, mask));
+    return _mm512_permutex2var_epi16(_mm512_castps_si512(a), lanes, _mm512_castps_si512(b));
 }
 
 /* What the upper half leaves. */
@@ -171,7 +169,7 @@ INLINE __m512 load_x(const float *x, uint32_t at, uint32_t k_count)
 /* Blocks [first, end) of up to 16 rows: [3 or fewer tiles][block][16 pairs of k][columns][2], the
  * columns taking row_bytes. */
 static void pack_tiles(char *out, const float *const *x, uint32_t row_count, uint32_t k_count,
-                       uint32_t first, uint32_t end, bool is_f16, uint32_t row_bytes)
+                       uint32_t first, uint32_t end, uint32_t row_bytes)
 {
     const uint32_t tile_count = (row_count * PARTS + TILE - 1) / TILE;
     const __mmask16 mask = (__mmask16)((1u << row_bytes / 4) - 1);
@@ -184,7 +182,7 @@ static void pack_tiles(char *out, const float *const *x, uint32_t row_count, uin
             __m512 low = load_x(x[r], b * BLOCK, k_count);
             __m512 high = load_x(x[r], b * BLOCK + TILE, k_count);
             for (uint32_t p = 0; p < PARTS; p++) {
-                columns[r * PARTS + p] = upper_halves(low, high, is_f16);
+                columns[r * PARTS + p] = upper_halves(low, high);
                 low = rest(low);
                 high = rest(high);
             }
@@ -210,23 +208,63 @@ uint64_t cpu__packed_bytes_amx(enum dtype dtype, uint32_t k_count)
                : (uint64_t)((k_count + BLOCK - 1) / BLOCK) * PARTS * TILE_BYTES;
 }
 
-void cpu__pack_amx(void *packed, enum dtype weight_dtype, const float *const *x_rows,
-                   uint32_t row_count, uint32_t k_count, bool alone)
+void cpu__pack_amx(void *packed, const float *const *x_rows, uint32_t row_count, uint32_t k_count,
+                   bool alone)
 {
     pack_tiles(packed, x_rows, row_count, k_count, 0, (k_count + BLOCK - 1) / BLOCK,
-               weight_dtype == DTYPE_F16, alone ? x_row_bytes(row_count) : 64);
+               alone ? x_row_bytes(row_count) : 64);
 }
 
 /* ---- weights ---- */
 
-/* 16 of the halves from `at` on, zeros behind k_count. */
-INLINE __m256i load_halves(const char *row, uint32_t at, uint32_t k_count)
+/* 32 F16 numbers, as sums of an upper and a lower part each. */
+static __attribute__((noinline)) void cut_any(__m512i weights, __m512i parts[2])
 {
-    const uint32_t left = k_count > at ? k_count - at : 0;
+    const __m512 a = _mm512_cvtph_ps(_mm512_castsi512_si256(weights));
+    const __m512 c = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(weights, 1));
 
-    if (__builtin_expect(left >= TILE, 1))
-        return _mm256_loadu_si256((const __m256i *)(const void *)(row + 2 * (size_t)at));
-    return _mm256_maskz_loadu_epi16((__mmask16)((1u << left) - 1), row + 2 * (size_t)at);
+    parts[0] = upper_halves(a, c);
+    parts[1] = upper_halves(rest(a), rest(c));
+}
+
+/* Numbers from 2 on, and what is not finite. */
+INLINE bool has_large(__m512i weights)
+{
+    return _mm512_test_epi16_mask(weights, _mm512_set1_epi16(0x4000)) != 0;
+}
+
+/* The same of numbers below 2. Multiplied by 2^15 the subnormal ones become normal, with exponents
+ * from 6 to 30. Then the sign, 5 bits of exponent and 7 of mantissa make the upper part, once the
+ * exponent has BF16's bias; the lower part has the sign, the value of the last three bits, and an
+ * exponent 8 to 10 below. Where the three are 0 it is of 2^-120 to 2^-96, which changes no sum with
+ * the upper part. Zeros are masked. */
+INLINE void cut_small(__m512i weights, __m512i parts[2])
+{
+#define LOWER(exponent, mantissa) ((exponent) * 128 + (mantissa))
+    const __m512i lower = _mm512_broadcast_i32x4(_mm_setr_epi16(
+        LOWER(-96, 0), LOWER(-10, 0), LOWER(-9, 0), LOWER(-9, 64), LOWER(-8, 0), LOWER(-8, 32),
+        LOWER(-8, 64), LOWER(-8, 96)));
+#undef LOWER
+    const __mmask32 not_zero = _mm512_test_epi16_mask(weights, _mm512_set1_epi16(0x7FFF));
+    const __m512i normal = _mm512_castph_si512(
+        _mm512_mul_ph(_mm512_castsi512_ph(weights), _mm512_set1_ph(0x1p15f16)));
+
+    parts[0] = _mm512_maskz_add_epi16(
+        not_zero, _mm512_set1_epi16((127 - 15 - 15) << 7),
+        _mm512_and_si512(_mm512_srai_epi16(normal, 3), _mm512_set1_epi16((short)0x8FFF)));
+    parts[1] = _mm512_maskz_add_epi16(
+        not_zero, _mm512_permutexvar_epi16(normal, lower),
+        _mm512_and_si512(parts[0], _mm512_set1_epi16((short)0xFF80)));
+}
+
+/* Of k elements from `at` on, 32; zeros behind the end. */
+INLINE __m512i load_halves(const char *row, uint32_t at, uint32_t k_count)
+{
+    const uint32_t left = k_count - at;
+
+    if (__builtin_expect(left >= BLOCK, 1))
+        return _mm512_loadu_si512(row + 2 * (size_t)at);
+    return _mm512_maskz_loadu_epi16((1u << left) - 1, row + 2 * (size_t)at);
 }
 
 /* Blocks [first, end) of the rows into a panel, which begins with block `first`: BF16 as it is, F16
@@ -238,47 +276,43 @@ INLINE void fill_panel(char *panel, size_t lower, const struct rows *rows, const
         const char *row = rows->first + (i < rows->count ? i : 0) * rows->stride;
         char *out = panel + 64 * i;
         for (uint32_t b = first; b < end; b++, out += TILE_BYTES) {
-            __m256i halves[2] = { load_halves(row, b * BLOCK, k_count),
-                                  load_halves(row, b * BLOCK + TILE, k_count) };
-            __m512 a, c;
+            __m512i weights = load_halves(row, b * BLOCK, k_count);
+            __m512i parts[2];
             if (i >= rows->count)
-                halves[0] = halves[1] = _mm256_setzero_si256();
+                weights = _mm512_setzero_si512();
             if (!is_f16) {
-                _mm256_store_si256((__m256i *)(void *)out, halves[0]);
-                _mm256_store_si256((__m256i *)(void *)(out + 32), halves[1]);
+                _mm512_store_si512(out, weights);
                 continue;
             }
-            a = _mm512_cvtph_ps(halves[0]);
-            c = _mm512_cvtph_ps(halves[1]);
-            _mm512_store_si512(out, upper_halves(a, c, true));
-            _mm512_store_si512(out + lower, upper_halves(rest(a), rest(c), true));
+            if (__builtin_expect(has_large(weights), 0))
+                cut_any(weights, parts);
+            else
+                cut_small(weights, parts);
+            _mm512_store_si512(out, parts[0]);
+            _mm512_store_si512(out + lower, parts[1]);
         }
     }
 }
 
 /* The same of a block of sixteen F16 rows, where memory is waited for. */
-INLINE void fill_block(char *panel, const struct rows *rows, uint32_t b)
+INLINE void fill_block(char *panel, const struct rows *rows, uint32_t b, uint32_t k_count)
 {
-    const __m512i mask = _mm512_set1_epi32((int)0xFFFF0000u);
     const char *at = rows->first + (size_t)b * 2 * BLOCK;
+    const size_t stride = rows->stride;
+    __m512i all = _mm512_setzero_si512();
 
 #pragma GCC unroll 4
-    for (uint32_t i = 0; i < TILE; i++, at += rows->stride) {
-        const __m512 a = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)at));
-        const __m512 c =
-            _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(at + 32)));
-        const __m512i a_upper = _mm512_and_si512(_mm512_castps_si512(a), mask);
-        const __m512i c_upper = _mm512_and_si512(_mm512_castps_si512(c), mask);
-        const __m512i a_rest =
-            _mm512_castps_si512(_mm512_sub_ps(a, _mm512_castsi512_ps(a_upper)));
-        const __m512i c_rest =
-            _mm512_castps_si512(_mm512_sub_ps(c, _mm512_castsi512_ps(c_upper)));
+    for (uint32_t i = 0; i < TILE; i++, at += stride) {
+        const __m512i weights = _mm512_loadu_si512(at);
+        __m512i parts[2];
         _mm_prefetch(at + AHEAD, _MM_HINT_T0);
-        _mm512_store_si512(panel + 64 * i,
-                           _mm512_or_si512(_mm512_srli_epi32(a_upper, 16), c_upper));
-        _mm512_store_si512(panel + TILE_BYTES + 64 * i,
-                           _mm512_or_si512(_mm512_srli_epi32(a_rest, 16), c_rest));
+        all = _mm512_or_si512(all, weights);
+        cut_small(weights, parts);
+        _mm512_store_si512(panel + 64 * i, parts[0]);
+        _mm512_store_si512(panel + TILE_BYTES + 64 * i, parts[1]);
     }
+    if (__builtin_expect(has_large(all), 0))
+        fill_panel(panel, TILE_BYTES, rows, true, b, b + 1, k_count);
 }
 
 /* ---- products ---- */
@@ -298,6 +332,25 @@ INLINE void fill_block(char *panel, const struct rows *rows, uint32_t b)
             _tile_loadd(TILE_X, (x)[2], 64);                                                       \
             _tile_dpbf16ps(c2, TILE_WEIGHTS, TILE_X);                                              \
         }                                                                                          \
+    } while (0)
+
+/* The same with both parts of F16 weights, of which the lower lie right behind the upper; each tile
+ * of x is loaded once. */
+#define ADD_PARTS(c, x, x_row_bytes)                                                               \
+    do {                                                                                           \
+        _tile_loadd(TILE_X, x, x_row_bytes);                                                       \
+        _tile_dpbf16ps(c, TILE_WEIGHTS, TILE_X);                                                   \
+        _tile_dpbf16ps(c, TILE_LOWER, TILE_X);                                                     \
+    } while (0)
+#define ADD_F16_BLOCK(weights, x, x_row_bytes, tiles)                                              \
+    do {                                                                                           \
+        _tile_loadd(TILE_WEIGHTS, weights, 64);                                                    \
+        _tile_loadd(TILE_LOWER, (weights) + TILE_BYTES, 64);                                       \
+        ADD_PARTS(0, (x)[0], x_row_bytes);                                                         \
+        if ((tiles) > 1)                                                                           \
+            ADD_PARTS(1, (x)[1], 64);                                                              \
+        if ((tiles) > 2)                                                                           \
+            ADD_PARTS(2, (x)[2], 64);                                                              \
     } while (0)
 
 /* Adds blocks to registers 0..2 (the first group) and 3..5 (the second); x's tiles have whole rows;
@@ -532,14 +585,15 @@ INLINE void make_and_multiply(const struct product *product, const struct rows *
         char *made = product->panel + (size_t)(b % MADE) * 2 * TILE_BYTES;
         const char *ready = product->panel + (size_t)((b - BEHIND) % MADE) * 2 * TILE_BYTES;
         if (b < whole_count)
-            fill_block(made, rows, b);
+            fill_block(made, rows, b, product->strip->k_count);
         else if (b < block_count)
             fill_panel(made, TILE_BYTES, rows, is_f16, b, b + 1, product->strip->k_count);
         if (b < BEHIND)
             continue;
-        ADD_BLOCK(0, 1, 2, ready, 64, x, row_bytes, tiles);
         if (is_f16)
-            ADD_BLOCK(0, 1, 2, ready + TILE_BYTES, 64, x, row_bytes, tiles);
+            ADD_F16_BLOCK(ready, x, row_bytes, tiles);
+        else
+            ADD_BLOCK(0, 1, 2, ready, 64, x, row_bytes, tiles);
         for (uint32_t t = 0; t < tiles; t++)
             x[t] += TILE * row_bytes;
     }
@@ -607,7 +661,7 @@ static void multiply_chunks(struct product *product, char *x_scratch, uint32_t p
             for (uint32_t row = 0; row < strip->row_count; row += TILE)
                 pack_tiles(x_scratch + row / TILE * PARTS * product->x_stride, strip->x_rows + row,
                            strip->row_count - row < TILE ? strip->row_count - row : TILE,
-                           strip->k_count, first, product->end, product->is_f16, 64);
+                           strip->k_count, first, product->end, 64);
         }
         for (uint32_t g = from; g < to; g += 2) {
             const struct rows rows[2] = { rows_at(strip, part, g),
@@ -638,7 +692,7 @@ static void have_few(struct product *product, char *scratch)
     if (product->x != NULL)
         return;
     pack_tiles(scratch, strip->x_rows, strip->row_count, strip->k_count, 0, product->block_count,
-               product->is_f16, (uint32_t)product->x_row_bytes);
+               (uint32_t)product->x_row_bytes);
     product->x = scratch;
 }
 

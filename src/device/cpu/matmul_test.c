@@ -1,5 +1,5 @@
 /* device/cpu/matmul_test.c - products with plain weights: near the true value in every table, and
- * the same bits for a row whatever is computed with it.
+ * the same bits for a row whatever is computed with it; and every F16 number counts as it is.
  *
  * Method: odd shapes around all tile sizes, weights and x of mixed magnitudes. The true value and
  * the sum of magnitudes are computed in double; a sum of k products in F32, in any order, is off by
@@ -45,7 +45,9 @@ static void fill(struct problem *p, uint64_t *state)
     for (uint32_t i = 0; i < p->row_count * p->k_count; i++)
         p->x[i] = any_float(state);
     for (uint32_t i = 0; i < p->n_count * p->k_count; i++) {
-        const float value = i % 64 == 5 ? 0x1.8p-24f : any_float(state); /* F16's subnormals too */
+        const float value = i % 64 == 5    ? 0x1.8p-24f /* F16's subnormals too, ... */
+                            : i % 997 == 5 ? 300        /* ... and numbers that are large */
+                                           : any_float(state);
         dtype_convert(p->weight + i * dtype_info(p->dtype)->block_bytes, p->dtype, &value,
                       DTYPE_F32, 1);
     }
@@ -73,7 +75,7 @@ static void multiply(const struct cpu_kernels *table, const struct problem *p, u
     if (packed) {
         const uint64_t bytes = table->packed_bytes(p->dtype, p->k_count);
         for (uint32_t r = 0; r < count; r += CPU_PACK_ROWS)
-            table->pack((char *)pack + r / CPU_PACK_ROWS * bytes, p->dtype, rows + r,
+            table->pack((char *)pack + r / CPU_PACK_ROWS * bytes, rows + r,
                         count - r < CPU_PACK_ROWS ? count - r : CPU_PACK_ROWS, p->k_count,
                         count <= CPU_PACK_ROWS);
         strip.x_packed = pack;
@@ -159,10 +161,59 @@ static void a_row_has_the_same_bits_alone(void **state)
     free(scratch);
 }
 
+/* Every F16 number, alone in a row with x = 1 where it is and 0 elsewhere. `beside` is next to it:
+ * a number that may make a table take another way. */
+static void check_f16_numbers(const struct cpu_kernels *table, float beside, void *scratch)
+{
+    enum { ROWS = 64, K = 40 };
+    static uint16_t weights[ROWS * K];
+    static float x[K], out[ROWS];
+    const float *rows[1] = { x };
+    const struct cpu_strip strip = {
+        .out = out, .x_rows = rows, .weight = weights, .weight_dtype = DTYPE_F16, .row_count = 1,
+        .n_count = ROWS, .k_count = K, .out_row_stride = ROWS, .weight_row_stride = K,
+    };
+
+    for (uint32_t first = 0; first < 65536; first += ROWS) {
+        const uint32_t at = first / ROWS % K;
+        memset(weights, 0, sizeof(weights));
+        memset(x, 0, sizeof(x));
+        x[at] = 1;
+        for (uint32_t n = 0; n < ROWS; n++) {
+            weights[n * K + at] = (uint16_t)(first + n);
+            dtype_convert(&weights[n * K + (at ^ 1)], DTYPE_F16, &beside, DTYPE_F32, 1);
+        }
+        table->matmul(&strip, scratch);
+        for (uint32_t n = 0; n < ROWS; n++) {
+            float value;
+            dtype_convert(&value, DTYPE_F32, &weights[n * K + at], DTYPE_F16, 1);
+            if (isfinite(value) ? out[n] != value : isfinite(out[n]))
+                fail_msg("%s: %a beside %a is %a", table->name, value, beside, out[n]);
+        }
+    }
+}
+
+static void no_f16_number_is_rounded(void **state)
+{
+    const struct cpu_kernels *tables[CPU_KERNELS_MAX];
+    const uint32_t table_count = cpu_kernels_list(tables);
+    void *scratch = aligned_alloc(64, CPU_STRIP_SCRATCH_BYTES);
+
+    (void)state;
+    assert_non_null(scratch);
+    for (uint32_t t = 0; t < table_count; t++) {
+        check_f16_numbers(tables[t], 0, scratch);
+        check_f16_numbers(tables[t], 0.75f, scratch);
+        check_f16_numbers(tables[t], -1000, scratch);
+    }
+    free(scratch);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_row_has_the_same_bits_alone),
+        cmocka_unit_test(no_f16_number_is_rounded),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
