@@ -218,7 +218,7 @@ void cpu__pack_amx(void *packed, const float *const *x_rows, uint32_t row_count,
 /* ---- weights ---- */
 
 /* 32 F16 numbers, as sums of an upper and a lower part each. */
-static __attribute__((noinline)) void cut_any(__m512i weights, __m512i parts[2])
+INLINE void cut_any(__m512i weights, __m512i parts[2])
 {
     const __m512 a = _mm512_cvtph_ps(_mm512_castsi512_si256(weights));
     const __m512 c = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(weights, 1));
@@ -267,6 +267,23 @@ INLINE __m512i load_halves(const char *row, uint32_t at, uint32_t k_count)
     return _mm512_maskz_loadu_epi16((1u << left) - 1, row + 2 * (size_t)at);
 }
 
+/* Blocks [first, end) of an F16 row that has large numbers, as fill_panel has them. Which way a
+ * block's numbers are cut depends on them alone. */
+static __attribute__((noinline)) void cut_large_row(char *out, size_t lower, const char *row,
+                                                    uint32_t first, uint32_t end, uint32_t k_count)
+{
+    for (uint32_t b = first; b < end; b++, out += TILE_BYTES) {
+        const __m512i weights = load_halves(row, b * BLOCK, k_count);
+        __m512i parts[2];
+        if (has_large(weights))
+            cut_any(weights, parts);
+        else
+            cut_small(weights, parts);
+        _mm512_store_si512(out, parts[0]);
+        _mm512_store_si512(out + lower, parts[1]);
+    }
+}
+
 /* Blocks [first, end) of the rows into a panel, which begins with block `first`: BF16 as it is, F16
  * as two parts, the lower ones `lower` bytes behind. Rows that are not there are zeros. */
 INLINE void fill_panel(char *panel, size_t lower, const struct rows *rows, const bool is_f16,
@@ -274,23 +291,21 @@ INLINE void fill_panel(char *panel, size_t lower, const struct rows *rows, const
 {
     for (uint32_t i = 0; i < TILE; i++) {
         const char *row = rows->first + (i < rows->count ? i : 0) * rows->stride;
+        const __m512i mask = _mm512_set1_epi8(i < rows->count ? -1 : 0);
         char *out = panel + 64 * i;
+        __m512i all = _mm512_setzero_si512();
         for (uint32_t b = first; b < end; b++, out += TILE_BYTES) {
-            __m512i weights = load_halves(row, b * BLOCK, k_count);
-            __m512i parts[2];
-            if (i >= rows->count)
-                weights = _mm512_setzero_si512();
-            if (!is_f16) {
-                _mm512_store_si512(out, weights);
-                continue;
-            }
-            if (__builtin_expect(has_large(weights), 0))
-                cut_any(weights, parts);
-            else
+            const __m512i weights = _mm512_and_si512(load_halves(row, b * BLOCK, k_count), mask);
+            __m512i parts[2] = { weights };
+            if (is_f16) {
+                all = _mm512_or_si512(all, weights);
                 cut_small(weights, parts);
+                _mm512_store_si512(out + lower, parts[1]);
+            }
             _mm512_store_si512(out, parts[0]);
-            _mm512_store_si512(out + lower, parts[1]);
         }
+        if (is_f16 && __builtin_expect(has_large(all), 0))
+            cut_large_row(panel + 64 * i, lower, row, first, end, k_count);
     }
 }
 
@@ -311,8 +326,10 @@ INLINE void fill_block(char *panel, const struct rows *rows, uint32_t b, uint32_
         _mm512_store_si512(panel + 64 * i, parts[0]);
         _mm512_store_si512(panel + TILE_BYTES + 64 * i, parts[1]);
     }
-    if (__builtin_expect(has_large(all), 0))
-        fill_panel(panel, TILE_BYTES, rows, true, b, b + 1, k_count);
+    if (__builtin_expect(has_large(all), 0)) {
+        for (uint32_t i = 0; i < TILE; i++)
+            cut_large_row(panel + 64 * i, TILE_BYTES, rows->first + i * stride, b, b + 1, k_count);
+    }
 }
 
 /* ---- products ---- */
