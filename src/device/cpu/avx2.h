@@ -18,6 +18,7 @@ void cpu__matmul_avx2(const struct cpu_strip *strip, void *scratch);
 void cpu__matmul_quant_avx2(const struct cpu_strip *strip, void *scratch);
 void cpu__matmul_quant_vnni(const struct cpu_strip *strip, void *scratch);
 void cpu__matmul_quant_avx512(const struct cpu_strip *strip, void *scratch);
+void cpu__matmul_quant_avx512_narrow(const struct cpu_strip *strip, void *scratch);
 void cpu__matmul_quant_amx(const struct cpu_strip *strip, void *scratch);
 void cpu__matmul_f8_avx2(const struct cpu_strip *strip, void *scratch);
 void cpu__matmul_f8_avx512(const struct cpu_strip *strip, void *scratch);

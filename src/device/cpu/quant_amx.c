@@ -1,36 +1,34 @@
 /* device/cpu/quant_amx.c - products of many rows with quantised weights, where there is AMX.
  *
- * A tile product takes 16 rows of x by 16 weight rows by a run of 32: the panel of quant_panel.h is
+ * A tile product takes 16 rows of x by 16 weight rows by a run of 32: the panel of quant_lanes.h is
  * its second factor as it stands, x is packed for the first. It ends with the run, because the
  * scales do: the integers go through memory to vectors, where they are scaled and added up in the
  * order that kernels.h states, so that all bits are those of other tables.
  *
- *     x        [row group][run]   16 rows of 32 numbers, then their 16 scales and scaled sums
- *     weights  [run]              a struct panel_run of two groups, its numbers signed
+ *     x        [row group][run]   16 rows of 32 numbers, then their scales and scaled sums
+ *     weights  [run]              a struct panel_run, its numbers signed
  *     dots     [2][16][16]        of this run while the units multiply the next one
  *
  * Arithmetic, for 16 x 16 x 32 products: the tile product takes 16 cycles, its store 16, loading
  * the factors 12; 16 conversions, multiplications and FMAs 24, while the units leave one of two
  * vector ports. Measured in a loop with nothing else, 18 ns or 60 cycles at 3.3 GHz: 137 products
- * in a cycle. Vectors alone need 26 ns if nothing ever waits (quant_tiles.h).
+ * in a cycle. Vectors alone need 26 ns if nothing ever waits (quant_avx512.c).
  *
  * Types with two scales a run would need two tile products of half a run, and two stores: they stay
- * with vectors, as do few rows. */
+ * with vectors, as do few rows: sixteen by 16 x 32 weights of Q4_0 from memory, one thread, took 77
+ * ns here and 61 with vectors; 32 rows 105 and 123. */
 #include <assert.h>
 #include <string.h>
 
 #include "device/cpu/amx.h"
 #include "device/cpu/quant.h"
-#include "device/cpu/quant_panel.h"
+
+#define X_ROWS 16
+#define X_PARTS 1           /* no type here has two scales a run */
+#include "device/cpu/quant_lanes.h"
 
 #define TILE 16             /* rows of x, and weight rows, of a tile product */
-#define ROWS_MIN 12         /* of x; with fewer most of a tile is idle */
-
-struct x_run {
-    int8_t q[TILE][QUANT_RUN_ELEMENTS];
-    float scales[TILE];
-    float scaled_sums[TILE];
-};
+#define ROWS_MIN 24         /* of x; with fewer vectors are faster */
 
 struct dots {
     _Alignas(64) int32_t of_row[TILE][TILE];
@@ -54,30 +52,11 @@ static void configure(void)
     amx_configure(&config);
 }
 
-/* Rows [row, row + TILE) of the strip; those that it has not are zeros. */
-static void pack_rows(const struct cpu_strip *strip, uint32_t row, struct x_run *out)
-{
-    const uint32_t run_count = strip->k_count / QUANT_RUN_ELEMENTS;
-
-    for (uint32_t i = 0; i < TILE; i++) {
-        const struct cpu_quant_block *x =
-            row + i < strip->row_count ? strip->x_blocks[row + i] : NULL;
-        for (uint32_t b = 0; b < run_count; b++) {
-            const __m256i q = x == NULL
-                                  ? _mm256_setzero_si256()
-                                  : _mm256_loadu_si256((const __m256i *)(const void *)x[b].q);
-            _mm256_store_si256((__m256i *)(void *)out[b].q[i], q);
-            out[b].scales[i] = x == NULL ? 0 : x[b].scale;
-            out[b].scaled_sums[i] = x == NULL ? 0 : x[b].scaled_sum;
-        }
-    }
-}
-
 /* sums[r] += row r's products with a run. */
 INLINE void add_run(__m512 sums[TILE], const struct dots *dots, const struct x_run *x,
                     const struct panel_run *weights, const bool mins)
 {
-    const __m512 scales = _mm512_loadu_ps(weights->scales[0][0]);
+    const __m512 scales = _mm512_loadu_ps(weights->scales[0]);
 
 #pragma GCC unroll 16
     for (uint32_t r = 0; r < TILE; r++) {
@@ -86,10 +65,10 @@ INLINE void add_run(__m512 sums[TILE], const struct dots *dots, const struct x_r
                                   _mm512_mul_ps(_mm512_set1_ps(x->scales[r]), scales), sums[r]);
     }
     if (mins) {
-        const __m512 least = _mm512_loadu_ps(weights->mins[0][0]);
+        const __m512 least = _mm512_loadu_ps(weights->mins[0]);
 #pragma GCC unroll 16
         for (uint32_t r = 0; r < TILE; r++)
-            sums[r] = _mm512_fmadd_ps(_mm512_set1_ps(x->scaled_sums[r]), least, sums[r]);
+            sums[r] = _mm512_fmadd_ps(_mm512_set1_ps(x->scaled_sums[0][r]), least, sums[r]);
     }
 }
 
@@ -103,10 +82,9 @@ INLINE void add_run(__m512 sums[TILE], const struct dots *dots, const struct x_r
         _tile_stored(tile, (dots)->of_row, 64);                                                    \
     } while (0)
 
-/* Sixteen rows by two groups, all runs: each is multiplied while the one before is added. */
-INLINE void tile(const struct cpu_strip *strip, uint32_t row, const struct group groups[GROUPS],
-                 uint32_t group_count, const struct x_run *x, const struct panel_run *weights,
-                 const bool mins)
+/* Sixteen rows by a group, all runs: each is multiplied while the one before is added. */
+INLINE void tile(const struct cpu_strip *strip, uint32_t row, const struct group *group,
+                 const struct x_run *x, const struct panel_run *weights, const bool mins)
 {
     const uint32_t run_count = strip->k_count / QUANT_RUN_ELEMENTS;
     const uint32_t left = strip->row_count - row;
@@ -131,49 +109,39 @@ INLINE void tile(const struct cpu_strip *strip, uint32_t row, const struct group
         add_run(sums, &dots[1], &x[b + 1], &weights[b + 1], mins);
 #pragma GCC unroll 16
     for (uint32_t r = 0; r < TILE; r++) {
-        if (r >= left)
-            continue;
-        put(strip, row + r, &groups[0], _mm512_castps512_ps256(sums[r]));
-        if (group_count > 1)
-            put(strip, row + r, &groups[1],
-                _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(sums[r]), 1)));
+        if (r < left)
+            put(strip, row + r, group, sums[r]);
     }
 }
 
 #define TILE_FUNCTION(name, mins)                                                                  \
     static __attribute__((noinline)) void name(                                                    \
-        const struct cpu_strip *strip, uint32_t row, const struct group groups[GROUPS],            \
-        uint32_t group_count, const struct x_run *x, const struct panel_run *weights)              \
+        const struct cpu_strip *strip, uint32_t row, const struct group *group,                    \
+        const struct x_run *x, const struct panel_run *weights)                                    \
     {                                                                                              \
-        tile(strip, row, groups, group_count, x, weights, mins);                                   \
+        tile(strip, row, group, x, weights, mins);                                                 \
     }
 
 TILE_FUNCTION(tile_plain, false)
 TILE_FUNCTION(tile_mins, true)
 
-/* All weight rows by the strip's rows, which fit into scratch. */
+/* Whole groups by the strip's rows, which fit into scratch. */
 INLINE void multiply(const struct cpu_strip *strip, const enum dtype dtype, void *scratch)
 {
     const uint32_t run_count = strip->k_count / QUANT_RUN_ELEMENTS;
-    const uint32_t tile_count = (strip->row_count + TILE - 1) / TILE;
     struct panel_run *panel = scratch;
     struct x_run *x = (struct x_run *)(void *)(panel + run_count);
 
-    for (uint32_t t = 0; t < tile_count; t++)
-        pack_rows(strip, t * TILE, x + (uint64_t)t * run_count);
-    for (uint32_t n = 0; n < strip->n_count; n += GROUPS * WIDTH) {
-        struct group groups[GROUPS];
-        const uint32_t group_count = strip->n_count - n > WIDTH ? 2 : 1;
-        groups[0] = group_at(strip, dtype, n, 1);
-        groups[GROUPS - 1] = group_count > 1 ? group_at(strip, dtype, n + WIDTH, 1) : groups[0];
-        fill_panel(strip, dtype, &groups[0], 0, (int8_t)offset_of(dtype), panel);
-        fill_panel(strip, dtype, &groups[1], 1, (int8_t)offset_of(dtype), panel);
-        for (uint32_t t = 0; t < tile_count; t++) {
+    pack_x(dtype, strip, x);
+    for (uint32_t n = 0; n < strip->n_count; n += LANES) {
+        const struct group group = group_at(strip, dtype, n, 1);
+        fill_panel(dtype, &group, 0, run_count / runs_per_block(dtype), panel, true);
+        for (uint32_t row = 0; row < strip->row_count; row += TILE) {
+            const struct x_run *rows = x + (uint64_t)(row / TILE) * run_count;
             if (has_mins(dtype))
-                tile_mins(strip, t * TILE, groups, group_count, x + (uint64_t)t * run_count, panel);
+                tile_mins(strip, row, &group, rows, panel);
             else
-                tile_plain(strip, t * TILE, groups, group_count, x + (uint64_t)t * run_count,
-                           panel);
+                tile_plain(strip, row, &group, rows, panel);
         }
     }
 }
@@ -215,35 +183,16 @@ static void (*multiply_of(enum dtype dtype))(const struct cpu_strip *, void *)
     }
 }
 
-/* How many rows of x scratch holds beside a panel, whole tiles. */
-static uint32_t rows_that_fit(const struct cpu_strip *strip)
-{
-    const uint64_t run_count = strip->k_count / QUANT_RUN_ELEMENTS;
-    const uint64_t panel_bytes = run_count * sizeof(struct panel_run);
-
-    return panel_bytes > CPU_STRIP_SCRATCH_BYTES
-               ? 0
-               : (uint32_t)((CPU_STRIP_SCRATCH_BYTES - panel_bytes) /
-                            (run_count * sizeof(struct x_run)) * TILE);
-}
-
 void cpu__matmul_quant_amx(const struct cpu_strip *strip, void *scratch)
 {
     void (*multiply_strip)(const struct cpu_strip *, void *) = multiply_of(strip->weight_dtype);
-    const uint32_t most = rows_that_fit(strip);
-    struct cpu_strip part = *strip;
+    const uint32_t most = rows_that_fit(strip, strip->k_count / QUANT_RUN_ELEMENTS);
 
     if (multiply_strip == NULL || strip->row_count < ROWS_MIN || most == 0) {
         cpu__matmul_quant_avx512(strip, scratch);
         return;
     }
     configure();
-    for (uint32_t row = 0; row < strip->row_count; row += part.row_count) {
-        const uint32_t left = strip->row_count - row;
-        part.row_count = left < most ? left : most;
-        part.x_blocks = strip->x_blocks + row;
-        part.out = strip->out + row * strip->out_row_stride;
-        multiply_strip(&part, scratch);
-    }
+    multiply_parts(strip, most, multiply_strip, scratch);
     _tile_release();
 }

@@ -14,7 +14,7 @@
 
 #include "device/cpu/kernels.h"
 
-enum { BLOCK = CPU_QUANT_BLOCK_ELEMENTS, ROWS_MAX = 20, N_MAX = 37, RUNS_MAX = 24,
+enum { BLOCK = CPU_QUANT_BLOCK_ELEMENTS, ROWS_MAX = 34, N_MAX = 53, RUNS_MAX = 24,
        ROW_BYTES_MAX = RUNS_MAX * 34 };
 
 static const enum dtype dtypes[] = {
@@ -173,7 +173,7 @@ static void every_table_gives_the_same_bits(void **state)
         const uint32_t runs = quant_runs_per_block(dtype);
         p = (struct problem){ .dtype = dtype, .row_count = 1 + i / DTYPES % ROWS_MAX,
                               .n_count = n_counts[i / DTYPES / ROWS_MAX],
-                              .run_count = runs * (1 + i % (runs == 1 ? 5 : 3)),
+                              .run_count = runs * (1 + i % (runs == 1 ? 19 : 3)),
                               .bias = i % 3 == 0, .accumulate = i % 5 < 2 };
         fill(&p, &random);
         for (uint32_t t = 0; t < table_count; t++)

@@ -1,6 +1,6 @@
 /* device/cpu/quant_tiles.h - products with quantised weights in vector registers; included once by
  * each of the files that compile it for an instruction set: quant_avx2.c, quant_vnni.c, and
- * quant_avx512.c, where the tiles of a panel have vectors of two groups of eight.
+ * quant_narrow_avx512.c.
  *
  * The lanes of a vector are eight weight rows, n to n + 7, so that a chain of FMAs over the runs
  * is one output's sum (kernels.h):
@@ -20,17 +20,14 @@
  * products are made in 16 bits. Eight pairs of numbers up to 16 fit there (8 * 2 * 15 * 127 =
  * 30480), and are widened once a run; two pairs of those up to 63 (2 * 2 * 63 * 127 = 32004). Of 8
  * bits it is one: the weight's sign moves to x, and each pair of at most 2 * 128 * 127 = 32512 is
- * widened at once.
- *
- * Arithmetic, for a run of 32 by 16 weight rows by a row of x, with AVX-512: 8 products, 1
- * conversion, 1 multiplication and 1 FMA, 1 more for minimums: 12 of which two start in a cycle,
- * so at most 85 products in a cycle, of 128 that the units can make. */
+ * widened at once. */
 #ifndef LIGHTER_DEVICE_CPU_QUANT_TILES_H
 #define LIGHTER_DEVICE_CPU_QUANT_TILES_H
 
+#include <assert.h>
 #include <string.h>
 
-#include "device/cpu/quant_panel.h"
+#include "device/cpu/quant_types.h"
 
 #if defined(__AVX512VNNI__)
 #define DOT_BYTES _mm256_dpbusd_epi32
@@ -43,8 +40,120 @@
 #endif
 #define DIRECT_ROWS_MAX 3 /* more are worth a panel */
 #define SPREAD_ROWS_MAX 24
+#define STEPS 8         /* vectors of a run, four elements of each weight row */
 #define LINE_BYTES 64
 #define AHEAD 1024          /* bytes of a row that are asked for before they are needed */
+
+struct panel_run {
+    __m256i q[STEPS];
+    float scales[2][WIDTH]; /* [1], and mins: only in types that have them */
+    float mins[2][WIDTH];
+};
+
+INLINE uint32_t runs_per_block(const enum dtype dtype)
+{
+    return has_large_blocks(dtype) ? 2 * QUARTERS : 1;
+}
+
+/* By how much the numbers that load_pair gives are too large. */
+INLINE int16_t offset_of(const enum dtype dtype)
+{
+    switch (dtype) {
+    case DTYPE_Q8_0: case DTYPE_IQ4_NL: case DTYPE_IQ4_XS: return HAS_VNNI ? 128 : 0;
+    case DTYPE_Q4_0: return 8;
+    case DTYPE_Q5_0: return 16;
+    case DTYPE_Q3_K: return 4;
+    case DTYPE_Q6_K: return 32;
+    case DTYPE_MXFP4: return 12;
+    case DTYPE_INT4: return 15;
+    default: return 0;
+    }
+}
+
+INLINE struct group group_at(const struct cpu_strip *strip, uint64_t row_bytes, uint32_t n,
+                             uint32_t step)
+{
+    const uint32_t left = strip->n_count - n;
+    struct group group = { .n = n, .step = step, .count = left < WIDTH ? left : WIDTH };
+
+    for (uint32_t i = 0; i < WIDTH; i++) {
+        const uint32_t row = n + (i < group.count ? i : group.count - 1) * step;
+        group.rows[i] = (const uint8_t *)strip->weight + row * row_bytes;
+    }
+    return group;
+}
+
+/* A row's eight outputs. Out of line: each of a tile's rows would have all of it. */
+static __attribute__((noinline)) void put(const struct cpu_strip *strip, uint32_t row,
+                                          const struct group *group, __m256 sums)
+{
+    float *out = strip->out + row * strip->out_row_stride + group->n;
+    const float *bias = strip->bias == NULL ? NULL : strip->bias + group->n;
+    float lanes[WIDTH];
+
+    if (group->step == 1 && group->count == WIDTH) {
+        if (bias != NULL)
+            sums = _mm256_add_ps(sums, _mm256_loadu_ps(bias));
+        if (strip->accumulate)
+            sums = _mm256_add_ps(_mm256_loadu_ps(out), sums);
+        _mm256_storeu_ps(out, sums);
+        return;
+    }
+    _mm256_storeu_ps(lanes, sums);
+    for (uint32_t i = 0; i < group->count; i++) {
+        const uint64_t at = (uint64_t)i * group->step;
+        if (bias != NULL)
+            lanes[i] += bias[at];
+        out[at] = strip->accumulate ? out[at] + lanes[i] : lanes[i];
+    }
+}
+
+INLINE void fill_run(const enum dtype dtype, const struct group *group, uint64_t at, uint32_t half,
+                     const uint32_t quarter, const struct block_scales *scales,
+                     struct panel_run *panel)
+{
+    const uint32_t run = half * QUARTERS + quarter;
+    __m256i first[4], second[4], steps[STEPS];
+
+#pragma GCC unroll 4
+    for (uint32_t i = 0; i < 4; i++)
+        load_pair(dtype, group, at, i, half, quarter, &first[i], &second[i]);
+    transpose(first, steps);
+    transpose(second, steps + 4);
+#pragma GCC unroll 8
+    for (uint32_t step = 0; step < STEPS; step++)
+        panel[run].q[step] = steps[step];
+    _mm256_store_ps(panel[run].scales[0], scales->scales[2 * run]);
+    if (has_two_scales(dtype))
+        _mm256_store_ps(panel[run].scales[1], scales->scales[2 * run + 1]);
+    if (has_mins(dtype))
+        _mm256_store_ps(panel[run].mins[0], scales->mins[2 * run]);
+    if (has_mins(dtype) && has_two_scales(dtype))
+        _mm256_store_ps(panel[run].mins[1], scales->mins[2 * run + 1]);
+}
+
+INLINE void fill_panel(const struct cpu_strip *strip, const enum dtype dtype,
+                       const struct group *group, struct panel_run *panel)
+{
+    const uint32_t runs = runs_per_block(dtype);
+    const uint32_t block_count = strip->k_count / QUANT_RUN_ELEMENTS / runs;
+
+    for (uint32_t b = 0; b < block_count; b++, panel += runs) {
+        const uint64_t at = (uint64_t)b * block_bytes(dtype);
+        struct block_scales scales;
+        load_scales(dtype, group, at, &scales);
+        if (!has_large_blocks(dtype)) {
+            fill_run(dtype, group, at, 0, 0, &scales, panel);
+            continue;
+        }
+        for (uint32_t half = 0; half < 2; half++) {
+            fill_run(dtype, group, at, half, 0, &scales, panel);
+            fill_run(dtype, group, at, half, 1, &scales, panel);
+            fill_run(dtype, group, at, half, 2, &scales, panel);
+            fill_run(dtype, group, at, half, 3, &scales, panel);
+        }
+    }
+}
 
 /* How many bits a type's numbers have, where that matters; see above. */
 enum number_size { NUMBERS_SMALL, NUMBERS_MEDIUM, NUMBERS_WIDE };
@@ -223,64 +332,6 @@ INLINE void direct_group(const struct cpu_strip *strip, const enum dtype dtype, 
         put(strip, row + r, group, sums[r]);
 }
 
-#if GROUPS == 2
-
-#define VECTOR __m512
-#define VECTOR_ZERO _mm512_setzero_ps()
-#define VECTOR_INTEGERS __m512i
-
-INLINE VECTOR load_vector(const float *values)
-{
-    return _mm512_loadu_ps(values);
-}
-
-/* x by the four numbers of each lane of steps [from, to). */
-INLINE VECTOR_INTEGERS tile_products(const struct traits traits, const struct panel_run *panel,
-                                     const struct cpu_quant_block *x, const uint32_t from,
-                                     const uint32_t to, int32_t factors)
-{
-    VECTOR_INTEGERS dots =
-        _mm512_madd_epi16(_mm512_set1_epi32(both_sums(x)), _mm512_set1_epi32(factors));
-
-    (void)traits;
-#pragma GCC unroll 8
-    for (uint32_t step = from; step < to; step++) {
-        int32_t four;
-        memcpy(&four, x->q + 4 * step, sizeof(four));
-        dots = _mm512_dpbusd_epi32(dots, _mm512_loadu_si512(panel->q[step]),
-                                   _mm512_set1_epi32(four));
-    }
-    return dots;
-}
-
-INLINE VECTOR end_run(VECTOR sums, VECTOR_INTEGERS dots, float x_scale, VECTOR scales)
-{
-    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots),
-                           _mm512_mul_ps(_mm512_set1_ps(x_scale), scales), sums);
-}
-
-INLINE VECTOR add_mins(VECTOR sums, float x_sum, VECTOR mins)
-{
-    return _mm512_fmadd_ps(_mm512_set1_ps(x_sum), mins, sums);
-}
-
-INLINE __m256 group_sums(VECTOR sums, uint32_t place)
-{
-    return place == 0 ? _mm512_castps512_ps256(sums)
-                      : _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(sums), 1));
-}
-
-#else
-
-#define VECTOR __m256
-#define VECTOR_ZERO _mm256_setzero_ps()
-#define VECTOR_INTEGERS __m256i
-
-INLINE VECTOR load_vector(const float *values)
-{
-    return _mm256_load_ps(values);
-}
-
 INLINE __m256i four_of_x(const struct cpu_quant_block *x, uint32_t step)
 {
     int32_t four;
@@ -289,24 +340,24 @@ INLINE __m256i four_of_x(const struct cpu_quant_block *x, uint32_t step)
     return _mm256_set1_epi32(four);
 }
 
-INLINE VECTOR_INTEGERS tile_products(const struct traits traits, const struct panel_run *panel,
+INLINE __m256i tile_products(const struct traits traits, const struct panel_run *panel,
                                      const struct cpu_quant_block *x, const uint32_t from,
                                      const uint32_t to, int32_t factors)
 {
-    VECTOR_INTEGERS dots = _mm256_setzero_si256();
+    __m256i dots = _mm256_setzero_si256();
 
 #if HAS_VNNI
     (void)traits;
     dots = corrected(dots, x, factors);
 #pragma GCC unroll 8
     for (uint32_t step = from; step < to; step++)
-        dots = DOT_BYTES(dots, panel->q[step][0], four_of_x(x, step));
+        dots = DOT_BYTES(dots, panel->q[step], four_of_x(x, step));
     return dots;
 #else
     const __m256i ones = _mm256_set1_epi16(1);
 #pragma GCC unroll 8
     for (uint32_t step = from; step < to; step += 2) {
-        const __m256i a = panel->q[step][0], b = panel->q[step + 1][0];
+        const __m256i a = panel->q[step], b = panel->q[step + 1];
         const __m256i x_a = four_of_x(x, step), x_b = four_of_x(x, step + 1);
         __m256i pairs = _mm256_maddubs_epi16(a, x_a);
         if (traits.size == NUMBERS_SMALL) { /* dots are of 16 bits until the end */
@@ -329,53 +380,38 @@ INLINE VECTOR_INTEGERS tile_products(const struct traits traits, const struct pa
 #endif
 }
 
-INLINE VECTOR end_run(VECTOR sums, VECTOR_INTEGERS dots, float x_scale, VECTOR scales)
-{
-    return add_run(sums, dots, x_scale, scales);
-}
-
-INLINE VECTOR add_mins(VECTOR sums, float x_sum, VECTOR mins)
+INLINE __m256 add_mins(__m256 sums, float x_sum, __m256 mins)
 {
     return _mm256_fmadd_ps(_mm256_set1_ps(x_sum), mins, sums);
 }
 
-INLINE __m256 group_sums(VECTOR sums, uint32_t place)
-{
-    (void)place;
-    return sums;
-}
-
-#endif
-
-/* Columns of a panel: one or two groups. */
 struct panel {
-    const struct group *groups;
-    uint32_t group_count;
+    const struct group *group;
     int16_t offset;              /* of its numbers */
     const struct panel_run *runs;
 };
 
-INLINE VECTOR tile_run(const struct traits traits, VECTOR sums, const struct panel_run *run,
+INLINE __m256 tile_run(const struct traits traits, __m256 sums, const struct panel_run *run,
                        const struct cpu_quant_block *x, int16_t offset)
 {
-    const VECTOR scales = load_vector(run->scales[0][0]);
+    const __m256 scales = _mm256_load_ps(run->scales[0]);
 
     if (!traits.two_scales) {
-        sums = end_run(sums, tile_products(traits, run, x, 0, STEPS,
+        sums = add_run(sums, tile_products(traits, run, x, 0, STEPS,
                                            correction_factors(offset, true, true)),
                        x->scale, scales);
-        return traits.mins ? add_mins(sums, x->scaled_sum, load_vector(run->mins[0][0])) : sums;
+        return traits.mins ? add_mins(sums, x->scaled_sum, _mm256_load_ps(run->mins[0])) : sums;
     }
-    sums = end_run(sums, tile_products(traits, run, x, 0, STEPS / 2,
+    sums = add_run(sums, tile_products(traits, run, x, 0, STEPS / 2,
                                        correction_factors(offset, true, false)),
                    x->scale, scales);
     if (traits.mins)
-        sums = add_mins(sums, x->scale * (float)x->sums[0], load_vector(run->mins[0][0]));
-    sums = end_run(sums, tile_products(traits, run, x, STEPS / 2, STEPS,
+        sums = add_mins(sums, x->scale * (float)x->sums[0], _mm256_load_ps(run->mins[0]));
+    sums = add_run(sums, tile_products(traits, run, x, STEPS / 2, STEPS,
                                        correction_factors(offset, false, true)),
-                   x->scale, load_vector(run->scales[1][0]));
+                   x->scale, _mm256_load_ps(run->scales[1]));
     if (traits.mins)
-        sums = add_mins(sums, x->scale * (float)x->sums[1], load_vector(run->mins[1][0]));
+        sums = add_mins(sums, x->scale * (float)x->sums[1], _mm256_load_ps(run->mins[1]));
     return sums;
 }
 
@@ -384,12 +420,12 @@ INLINE void panel_tile(const struct cpu_strip *strip, const struct traits traits
 {
     const uint32_t run_count = strip->k_count / QUANT_RUN_ELEMENTS;
     const struct cpu_quant_block *x[ROWS_MAX];
-    VECTOR sums[ROWS_MAX];
+    __m256 sums[ROWS_MAX];
 
 #pragma GCC unroll 8
     for (uint32_t r = 0; r < R; r++) {
         x[r] = strip->x_blocks[row + r];
-        sums[r] = VECTOR_ZERO;
+        sums[r] = _mm256_setzero_ps();
     }
     for (uint32_t b = 0; b < run_count; b++) {
 #pragma GCC unroll 8
@@ -397,10 +433,8 @@ INLINE void panel_tile(const struct cpu_strip *strip, const struct traits traits
             sums[r] = tile_run(traits, sums[r], &panel->runs[b], &x[r][b], panel->offset);
     }
 #pragma GCC unroll 8
-    for (uint32_t r = 0; r < R; r++) {
-        for (uint32_t place = 0; place < panel->group_count; place++)
-            put(strip, row + r, &panel->groups[place], group_sums(sums[r], place));
-    }
+    for (uint32_t r = 0; r < R; r++)
+        put(strip, row + r, panel->group, sums[r]);
 }
 
 /* Tiles of ROWS_MAX, but the last two of equal height. */
@@ -475,58 +509,33 @@ INLINE void multiply_panel(const struct cpu_strip *strip, const enum dtype dtype
         rows_plain(strip, panel);
 }
 
-INLINE void multiply_groups(const struct cpu_strip *strip, const enum dtype dtype,
-                            const struct group *groups, uint32_t count, void *scratch)
+INLINE void multiply_group(const struct cpu_strip *strip, const enum dtype dtype,
+                           const struct group *group, void *scratch)
 {
     const bool fits = (uint64_t)strip->k_count / QUANT_RUN_ELEMENTS <=
                       CPU_STRIP_SCRATCH_BYTES / sizeof(struct panel_run);
+    uint32_t row = 0;
 
     if (strip->row_count > DIRECT_ROWS_MAX && fits) {
-        const struct panel panel = { groups, count, offset_of(dtype), scratch };
-        for (uint32_t place = 0; place < GROUPS; place++) /* what is not there: again the first */
-            fill_panel(strip, dtype, &groups[place < count ? place : 0], place, 0, scratch);
+        const struct panel panel = { group, offset_of(dtype), scratch };
+        fill_panel(strip, dtype, group, scratch);
         multiply_panel(strip, dtype, &panel);
         return;
     }
-    for (uint32_t place = 0; place < count; place++) {
-        uint32_t row = 0;
-        for (; row + 3 <= strip->row_count; row += 3)
-            direct_group(strip, dtype, 3, row, &groups[place]);
-        if (row + 2 == strip->row_count)
-            direct_group(strip, dtype, 2, row, &groups[place]);
-        if (row + 1 == strip->row_count)
-            direct_group(strip, dtype, 1, row, &groups[place]);
-    }
+    for (; row + 3 <= strip->row_count; row += 3)
+        direct_group(strip, dtype, 3, row, group);
+    if (row + 2 == strip->row_count)
+        direct_group(strip, dtype, 2, row, group);
+    if (row + 1 == strip->row_count)
+        direct_group(strip, dtype, 1, row, group);
 }
 
-/* Few rows wait for the weights to come from memory, and hardware fetches long streams best: so the
- * strip is cut into eight parts, and a group has a row of each. With short streams of adjacent rows
- * one row of x by 2048 took 2.3 times as long, with software prefetching 1.4 times (Xeon of 2023).
- * Long streams that are asked for ahead are better still: the reordering window holds fewer bytes
- * the more instructions they take. By 8192 by 2048 two threads read 29.1 GB/s of Q4_0, 29.0 of
- * Q8_0, 27.3 of Q4_K and 23.3 of Q6_K, and 33.2, 33.7, 33.7 and 31.7 when 1024 bytes are asked for
- * ahead. For many rows adjacent outputs are worth more. */
-INLINE void multiply(const struct cpu_strip *strip, const enum dtype dtype, void *scratch)
-{
-    const uint32_t part = strip->row_count < SPREAD_ROWS_MAX ? strip->n_count / WIDTH : 0;
-    const uint32_t total = part + (strip->n_count - part * WIDTH + WIDTH - 1) / WIDTH;
-
-    for (uint32_t i = 0; i < total; i += GROUPS) {
-        struct group groups[GROUPS];
-        uint32_t count = 0;
-        for (; count < GROUPS && i + count < total; count++) {
-            const uint32_t g = i + count;
-            groups[count] = g < part ? group_at(strip, dtype, g, part)
-                                     : group_at(strip, dtype, part * WIDTH + (g - part) * WIDTH, 1);
-        }
-        multiply_groups(strip, dtype, groups, count, scratch);
-    }
-}
-
+/* Out of line: what the compiler knows of where the rows lie makes worse loops. */
 #define MULTIPLY(name, dtype)                                                                      \
-    static __attribute__((noinline)) void name(const struct cpu_strip *strip, void *scratch)       \
+    static __attribute__((noinline)) void name(const struct cpu_strip *strip,                      \
+                                               const struct group *group, void *scratch)           \
     {                                                                                              \
-        multiply(strip, dtype, scratch);                                                           \
+        multiply_group(strip, dtype, group, scratch);                                              \
     }
 
 MULTIPLY(multiply_q8_0, DTYPE_Q8_0)
@@ -544,24 +553,47 @@ MULTIPLY(multiply_q6_k, DTYPE_Q6_K)
 MULTIPLY(multiply_iq4_xs, DTYPE_IQ4_XS)
 MULTIPLY(multiply_int4, DTYPE_INT4)
 
+static void (*multiply_of(enum dtype dtype))(const struct cpu_strip *, const struct group *, void *)
+{
+    switch (dtype) {
+    case DTYPE_Q8_0: return multiply_q8_0;
+    case DTYPE_Q4_0: return multiply_q4_0;
+    case DTYPE_Q4_1: return multiply_q4_1;
+    case DTYPE_Q5_0: return multiply_q5_0;
+    case DTYPE_Q5_1: return multiply_q5_1;
+    case DTYPE_IQ4_NL: return multiply_iq4_nl;
+    case DTYPE_MXFP4: return multiply_mxfp4;
+    case DTYPE_Q2_K: return multiply_q2_k;
+    case DTYPE_Q3_K: return multiply_q3_k;
+    case DTYPE_Q4_K: return multiply_q4_k;
+    case DTYPE_Q5_K: return multiply_q5_k;
+    case DTYPE_Q6_K: return multiply_q6_k;
+    case DTYPE_IQ4_XS: return multiply_iq4_xs;
+    case DTYPE_INT4: return multiply_int4;
+    default: return NULL;
+    }
+}
+
+/* Few rows wait for the weights to come from memory, and hardware fetches long streams best: so the
+ * strip is cut into eight parts, and a group has a row of each. With short streams of adjacent rows
+ * one row of x by 2048 took 2.3 times as long, with software prefetching 1.4 times (Xeon of 2023).
+ * Long streams that are asked for ahead are better still: the reordering window holds fewer bytes
+ * the more instructions they take. By 8192 by 2048 two threads read 29.1 GB/s of Q4_0, 29.0 of
+ * Q8_0, 27.3 of Q4_K and 23.3 of Q6_K, and 33.2, 33.7, 33.7 and 31.7 when 1024 bytes are asked for
+ * ahead. For many rows adjacent outputs are worth more. */
 static inline void multiply_any(const struct cpu_strip *strip, void *scratch)
 {
-    switch (strip->weight_dtype) {
-    case DTYPE_Q8_0: multiply_q8_0(strip, scratch); break;
-    case DTYPE_Q4_0: multiply_q4_0(strip, scratch); break;
-    case DTYPE_Q4_1: multiply_q4_1(strip, scratch); break;
-    case DTYPE_Q5_0: multiply_q5_0(strip, scratch); break;
-    case DTYPE_Q5_1: multiply_q5_1(strip, scratch); break;
-    case DTYPE_IQ4_NL: multiply_iq4_nl(strip, scratch); break;
-    case DTYPE_MXFP4: multiply_mxfp4(strip, scratch); break;
-    case DTYPE_Q2_K: multiply_q2_k(strip, scratch); break;
-    case DTYPE_Q3_K: multiply_q3_k(strip, scratch); break;
-    case DTYPE_Q4_K: multiply_q4_k(strip, scratch); break;
-    case DTYPE_Q5_K: multiply_q5_k(strip, scratch); break;
-    case DTYPE_Q6_K: multiply_q6_k(strip, scratch); break;
-    case DTYPE_IQ4_XS: multiply_iq4_xs(strip, scratch); break;
-    case DTYPE_INT4: multiply_int4(strip, scratch); break;
-    default: cpu__matmul_quant_scalar(strip, scratch);
+    void (*multiply)(const struct cpu_strip *, const struct group *, void *) =
+        multiply_of(strip->weight_dtype);
+    const uint64_t row_bytes = dtype_row_bytes(strip->weight_dtype, strip->weight_row_stride);
+    const uint32_t part = strip->row_count < SPREAD_ROWS_MAX ? strip->n_count / WIDTH : 0;
+    const uint32_t total = part + (strip->n_count - part * WIDTH + WIDTH - 1) / WIDTH;
+
+    assert(multiply != NULL);
+    for (uint32_t g = 0; g < total; g++) {
+        const uint32_t n = g < part ? g : part * WIDTH + (g - part) * WIDTH;
+        const struct group group = group_at(strip, row_bytes, n, g < part ? part : 1);
+        multiply(strip, &group, scratch);
     }
 }
 
