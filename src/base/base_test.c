@@ -48,6 +48,23 @@ static void sizes_are_read_as_people_write_them(void **state)
     }
 }
 
+static void sizes_are_written_as_people_write_them(void **state)
+{
+    static const struct {
+        uint64_t bytes;
+        const char *text;
+    } all[] = {
+        { 0, "0 bytes" },         { 1, "1 byte" },         { 2, "2 bytes" },
+        { 1023, "1023 bytes" },   { KIB, "1.00 KiB" },     { 12 * KIB, "12.0 KiB" },
+        { 640 * MIB, "640 MiB" }, { 3 * GIB, "3.00 GiB" },
+    };
+    char text[24];
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
+        assert_string_equal(size_format(all[i].bytes, text, sizeof(text)), all[i].text);
+}
+
 static void buffers_stop_at_their_limit(void **state)
 {
     struct buf buf;
@@ -250,6 +267,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sizes_are_read_as_people_write_them),
+        cmocka_unit_test(sizes_are_written_as_people_write_them),
         cmocka_unit_test(buffers_stop_at_their_limit),
         cmocka_unit_test(unknown_names_find_the_nearest),
         cmocka_unit_test(tables_keep_every_key),

@@ -80,7 +80,9 @@ char *size_format(uint64_t bytes, char *out, size_t out_size)
         value /= 1024;
         unit++;
     }
-    if (unit == 0 || value >= 100)
+    if (bytes == 1)
+        (void)snprintf(out, out_size, "1 byte");
+    else if (unit == 0 || value >= 100)
         (void)snprintf(out, out_size, "%.0f %s", value, names[unit]);
     else
         (void)snprintf(out, out_size, "%.*f %s", value >= 10 ? 1 : 2, value, names[unit]);

@@ -23,7 +23,7 @@ uint64_t size_align_up(uint64_t size, uint64_t alignment);
  * `what` names the option in the message. */
 enum status size_parse(const char *text, const char *what, uint64_t *bytes_out, struct err *err);
 
-/* "1.5 GiB", "640 MiB", "12 bytes" into out (at least 24 bytes); returns out. */
+/* "1.5 GiB", "640 MiB", "12 bytes", "1 byte" into out (at least 24 bytes); returns out. */
 char *size_format(uint64_t bytes, char *out, size_t out_size);
 
 #endif

@@ -332,10 +332,11 @@ static enum status refuse(const struct offload *offload, uint64_t smallest_bytes
     return err_set(err, STATUS_NO_MEMORY,
                    "--offload-mode auto: %s are left for weights, and what has to stay, with the "
                    "slots for what moves, takes %" PRIu64 " bytes (%s); %" PRIu64
-                   " bytes more would do",
+                   " byte%s more would do",
                    size_format(offload->options.weight_budget_bytes, budget, sizeof(budget)),
                    smallest_bytes, size_format(smallest_bytes, smallest, sizeof(smallest)),
-                   smallest_bytes - offload->options.weight_budget_bytes);
+                   smallest_bytes - offload->options.weight_budget_bytes,
+                   smallest_bytes - offload->options.weight_budget_bytes == 1 ? "" : "s");
 }
 
 /* Chooses the tiles that move so that the rest and the slots fit the budget. */
