@@ -284,7 +284,8 @@ uint64_t model__staging_bytes(const struct model_sizes *sizes);
 uint64_t model__host_leave(const struct model_config *config, const struct model_options *options,
                            const struct device *device);
 /* Whether everything fits the device's budget of host memory; else STATUS_NO_MEMORY with what each
- * takes and the smallest budget that would do. */
+ * takes and the smallest budget that would do. All ranks of a node come here, and all are told of
+ * the one that needs most; STATUS_PEER where one doesn't come. */
 enum status model__host_check(const struct model_options *options,
                               const struct offload_sizes *weights,
                               const struct model_sizes *sizes, const struct device *device,

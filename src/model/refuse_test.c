@@ -3,8 +3,10 @@
  * A golden checkpoint with one field of its config.json changed no longer fits its tensors: each
  * refusal must name the tensor and the numbers. A budget that is too small must be refused with the
  * smallest one that would do; that one must then work, and one byte less must not. */
+#include <sys/mman.h>
 #include <unistd.h>
 
+#include "cluster/testing.h"
 #include "model/testing.h"
 
 struct folder {
@@ -512,9 +514,54 @@ static void a_host_budget_is_kept(void **state)
     harness_close(&loaded);
 }
 
+#define RANKS 3
+#define SAID_BYTES 1024
+
+/* What a rank whose caller takes so much by itself is told. */
+static void rank_is_refused(struct cluster *cluster, void *arg)
+{
+    char (*said)[SAID_BYTES] = arg;
+    const uint32_t rank = cluster_place(cluster)->rank;
+    const struct device_options options = { .thread_count = 1, .host_budget_bytes = 70000 };
+    const struct setting setting = { .group_size = 1, .num_in_group = 1,
+                                     .home = OFFLOAD_HOME_SHM };
+    struct model_options model_options = harness_options(&setting);
+    struct loaded loaded = { NULL, NULL, NULL };
+    struct err err;
+
+    model_options.offload.cluster = cluster;
+    model_options.host_reserve_bytes = 1000 * (uint64_t)rank;
+    assert_int_equal(device_open("sim", &options, &loaded.device, &err), STATUS_OK);
+    assert_int_equal(ckpt_open(GOLDEN_FOLDER "/deepseek_v3", &loaded.ckpt, &err), STATUS_OK);
+    assert_int_equal(model_create(loaded.device, loaded.ckpt, &model_options, NULL, NULL,
+                                  &loaded.model, &err), STATUS_NO_MEMORY);
+    (void)snprintf(said[rank], sizeof(said[rank]), "%s", err.message);
+    harness_close(&loaded);
+}
+
+/* The first has the segment besides, and whoever is heard first says what it needs. */
+static void all_ranks_name_the_largest_need(void **state)
+{
+    char (*said)[SAID_BYTES] = mmap(NULL, RANKS * SAID_BYTES, PROT_READ | PROT_WRITE,
+                                          MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    int ended[RANKS];
+
+    (void)state;
+    assert_true(said != MAP_FAILED);
+    cluster_testing_run(RANKS, rank_is_refused, said, ended);
+    for (uint32_t rank = 0; rank < RANKS; rank++) {
+        assert_int_equal(ended[rank], 0);
+        assert_non_null(strstr(said[rank], "the smallest --host-memory-budget that would do is "));
+        assert_null(strstr(said[rank], "homes take 0 bytes"));
+        assert_string_equal(said[rank], said[0]);
+    }
+    (void)munmap(said, RANKS * SAID_BYTES);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(all_ranks_name_the_largest_need), /* forks: before there are threads */
         cmocka_unit_test(tensors_that_don_t_fit_are_named),
         cmocka_unit_test(inspect_tells_the_same),
         cmocka_unit_test(options_that_don_t_fit_are_refused),
