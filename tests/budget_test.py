@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -115,6 +116,48 @@ def test_host_memory_is_bounded_too():
         report = json.loads(done.stdout)["report"]["offload"]
         assert set(report["homes"]) == {"host", "disk"}, report["homes"]
         assert report["memory"]["host_peak_bytes"] <= host, report["memory"]
+
+
+def smallest(err):
+    return int(re.search(r"that would do is (\d+) bytes", err).group(1))
+
+
+def test_the_smallest_budget_that_is_named_works():
+    """The first one, on both devices, of either memory, whatever the budget that was refused; and one byte less is
+    refused with the same."""
+    with tempfile.TemporaryDirectory() as folder:
+        ask = ["generate", "--model", make(folder, "llama-100m"), "--input-ids", "1,2,3", "--max-new-tokens", "1",
+               "--quiet", "--skip-tokenizer-init", "--offload-group-size", "1"]
+        for option, refused, more in (
+                ("--host-memory-budget", "1MiB", ["--device", "sim", "--offload-mode", "cpu"]),
+                ("--host-memory-budget", "190MiB", ["--device", "sim", "--offload-mode", "cpu", "--dtype", "float32",
+                                                    "--offload-prefetch-step", "2"]),
+                ("--host-memory-budget", "1MiB", ["--device", "cpu", "--offload-mode", "disk"]),
+                ("--memory-budget", "1MiB", ["--device", "cpu", "--offload-mode", "disk"])):
+            code, _, err = lighter.run(*ask, *more, option, refused)
+            assert code == 1, (more, err)
+            named = smallest(err)
+            lighter.run(*ask, *more, option, named, check=0)
+            code, _, err = lighter.run(*ask, *more, option, named - 1)
+            assert code == 1 and smallest(err) == named, (more, named, err)
+
+
+def test_ranks_name_the_largest_need():
+    """Of ranks that share a segment one has it, and any may be heard first."""
+    if shutil.which("mpirun") is None or not os.path.exists(os.path.join(os.path.dirname(lighter.PROGRAM),
+                                                                         "lighter_mpi.so")):
+        raise lighter.Skipped("there is no Open MPI")
+    ask = ["--model", lighter.DEMO, "--device", "sim:memory=64MiB", "--dp-size", 2, "--offload-mode", "shm_cpu",
+           "--offload-group-size", 1, "--host-memory-budget"]
+    named = set()
+    for _ in range(3):
+        code, _, err = lighter.run("serve", *ask, "1MiB", "--port", 0)
+        assert code == 1, err
+        named.add(smallest(err))
+    assert len(named) == 1, named
+    with lighter.Server(*ask, named.pop()) as server:
+        ranks = server.request("/get_server_info")[1]["ranks"]
+        assert [rank["restarts"] for rank in ranks] == [0, 0], ranks
 
 
 def test_ranks_run_inside_their_budgets():

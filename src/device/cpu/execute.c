@@ -10,6 +10,7 @@
 
 #include "base/size.h"
 #include "device/cpu/internal.h"
+#include "device/host_memory.h"
 #include "device/operands.h"
 
 #define TASKS_PER_THREAD 4
@@ -17,11 +18,9 @@
 
 static uint64_t blocks_bytes(const struct device_options *options)
 {
-    const uint64_t budget_bytes = options->host_budget_bytes > 0 ? options->host_budget_bytes
-                                                                 : options->memory_budget_bytes;
-    const uint64_t bytes = budget_bytes / CPU_BLOCKS_SHARE / MIB * MIB;
+    const uint64_t bytes = options->memory_budget_bytes / CPU_BLOCKS_SHARE / MIB * MIB;
 
-    if (budget_bytes == 0 || bytes > CPU_BLOCKS_BYTES_MAX)
+    if (options->memory_budget_bytes == 0 || bytes > CPU_BLOCKS_BYTES_MAX)
         return CPU_BLOCKS_BYTES_MAX;
     return bytes < CPU_BLOCKS_BYTES_MIN ? CPU_BLOCKS_BYTES_MIN : bytes;
 }
@@ -50,11 +49,9 @@ enum status cpu_executor_create(const struct device_options *options,
         goto fail;
     }
     executor->blocks_bytes = blocks_bytes(options);
-    executor->blocks = aligned_alloc(64, executor->blocks_bytes);
-    if (executor->blocks == NULL) {
-        st = err_set(err, STATUS_NO_MEMORY, "no memory for quantised rows");
+    st = host_memory_map("rows of x", executor->blocks_bytes, &executor->blocks, err);
+    if (st != STATUS_OK)
         goto fail;
-    }
     st = thread_pool_create(executor->thread_count, &executor->pool, err);
     if (st != STATUS_OK)
         goto fail;
@@ -70,7 +67,7 @@ void cpu_executor_destroy(struct cpu_executor *executor)
     if (executor == NULL)
         return;
     thread_pool_destroy(executor->pool);
-    free(executor->blocks);
+    host_memory_unmap(executor->blocks, executor->blocks_bytes);
     free(executor->scratch);
     free(executor);
 }

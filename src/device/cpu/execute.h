@@ -12,8 +12,8 @@
 
 struct cpu_executor;
 
-/* Uses options->thread_count, force_scalar and the budgets, of which it takes a part for rows of x.
- * The caller owns *executor_out. */
+/* Uses options->thread_count, force_scalar and memory_budget_bytes, which says how much room rows
+ * of x have: beside the budgets, outside the heap. The caller owns *executor_out. */
 enum status cpu_executor_create(const struct device_options *options,
                                 struct cpu_executor **executor_out, struct err *err);
 void cpu_executor_destroy(struct cpu_executor *executor);

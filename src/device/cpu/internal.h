@@ -19,14 +19,15 @@ struct cpu_executor {
     const struct cpu_kernels *kernels;
     uint32_t thread_count;
     void *scratch; /* [thread_count][CPU_STRIP_SCRATCH_BYTES], 64-byte aligned */
-    void *blocks;  /* 64-byte aligned: rows of x, quantised or packed */
+    void *blocks;  /* aligned to a page: rows of x, quantised or packed */
     uint64_t blocks_bytes;
     struct cpu_kept kept;
 };
 
-/* Of a budget, one part in so many, within these bounds: 512 rows of 14336 elements, packed for
- * AMX, take 42 MiB. If rows don't all fit, each piece of a matrix makes them anew. What is not used
- * is not touched, and takes no memory. */
+/* As much as one part in so many of the device's budget, within these bounds, and beside it: 512
+ * rows of 14336 elements, packed for AMX, take 42 MiB. If rows don't all fit, each piece of a
+ * matrix makes them anew. What is not used is not touched, and takes no memory. It does not depend
+ * on a host budget, or what a model needs of one would grow with it. */
 #define CPU_BLOCKS_SHARE 16
 #define CPU_BLOCKS_BYTES_MIN (8 * MIB)
 #define CPU_BLOCKS_BYTES_MAX (48 * MIB)
