@@ -174,6 +174,24 @@ def test_what_moves_is_forecast_before_it_is_loaded():
         assert sum("forecast: a token moves" in line for line in server.log) == 1, server.log
 
 
+def test_copies_of_own_shards_are_part_of_the_forecast():
+    """They pass no link, but they take their time: beside computing, or the processors' own."""
+    for device, together in (("sim:memory=64MiB,link=1GB/s", max), ("cpu", lambda a, b: a + b)):
+        ask = ("plan", "--model", lighter.DEMO, "--device", device, "--offload-mode", "sharded_gpu",
+               "--offload-group-size", "1", "--assume", "read=10GB/s")
+        plan = lighter.run_json(*ask)
+        rates, step = plan["forecast"]["rates"], plan["forecast"]["decode"]
+        assert step["own_bytes"] == step["bytes_moved"] == plan["offload"]["moving_bytes"] > 0, step
+        assert step["peer_bytes"] == step["link_bytes"] == 0, step
+        assert rates["copy_bytes_per_s"] > 1e7, rates
+        onloads_s = plan["offload"]["units"] * rates["costs"]["onload_s"]
+        assert abs(step["move_s"] - onloads_s - step["own_bytes"] / rates["copy_bytes_per_s"]) < 1e-9, (rates, step)
+        assert abs(step["step_s"] - together(step["compute_s"], step["move_s"])) < 1e-9, step
+        err = lighter.run(*ask, check=0)[2]
+        assert re.search(r"token moves (\S+ MiB) \(\1 from own shards\) in", err), err
+        assert "copies within the device" in err, err
+
+
 def test_a_rate_that_is_not_known_is_null():
     """A file of few reads is too small to measure its disk by."""
     ask = ("--model", os.path.join(lighter.ROOT, "tests", "golden", "models", "deepseek_v3"), "--offload-mode", "disk",

@@ -9,6 +9,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -136,6 +137,18 @@ def test_one_rank_says_the_forecast():
         told = [line for line in server.log if "forecast: a token moves" in line]
         assert len(told) == 1 and "rank 0" in told[0], server.log
         assert not any("has no effect" in line for line in server.log), server.log
+
+
+def test_shards_of_other_ranks_come_at_the_rate_between_devices():
+    with lighter.Server("--model", lighter.DEMO, "--dp-size", 2, "--offload-mode", "sharded_gpu",
+                        *MODES["sharded_gpu"], "--assume", "read=9GB/s",
+                        "--device", "sim:memory=1GiB,link=4GB/s,peer=20MB/s") as server:
+        told = [line for line in server.log if "forecast: a token moves" in line]
+        found = re.search(r"moves (\S+) MiB \((\S+) MiB from own shards, (\S+) MiB from other ranks' shards\) in (\S+) s",
+                          told[0])
+        moved, own, peers, seconds = map(float, found.groups())
+        assert abs(moved - own - peers) < 0.02 and abs(own - peers) < 0.02, told
+        assert peers * 2**20 / 20e6 * 0.99 < seconds < peers * 2**20 / 20e6 * 1.2, told
 
 
 def test_bad_requests_and_options_are_refused_by_the_front_end():

@@ -225,4 +225,9 @@ void cli_measure(const struct cli_measure *what, struct model_rates *rates,
         device_measure_link(what->device, memory_bytes, time_ns, &rates->link_bytes_per_s, &why) !=
             STATUS_OK)
         log_line(what->log, LOG_INFO, "the link is not measured: %s", why.message);
+    if (what->copy_bytes > 0 &&
+        device_measure_copy(what->device, what->copy_bytes, memory_bytes, time_ns,
+                            &rates->copy_bytes_per_s, &why) != STATUS_OK)
+        log_line(what->log, LOG_INFO, "copies within the device are not measured: %s",
+                 why.message);
 }

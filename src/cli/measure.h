@@ -15,6 +15,7 @@ struct cli_measure {
     const struct ckpt *ckpt;
     const char *offload_disk;   /* how files are read; NULL: defaults */
     bool disk, link;            /* they are needed */
+    uint64_t copy_bytes;        /* that are copied within the device at once, about; 0: none */
     uint64_t disk_read_bytes;   /* that are read at once, about; 0: nothing is */
     uint32_t disk_reads;        /* how many of those are under way; 0: many */
     bool quickly;               /* for about half a second; else for one or two */

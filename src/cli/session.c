@@ -381,6 +381,8 @@ static void measure(void *user, const struct offload_traffic *traffic, struct mo
             traffic->disk_reads > 0 ? (uint64_t)(traffic->disk_bytes / traffic->disk_reads) : 0,
         .disk_reads = traffic->slot_count > 1 ? traffic->slot_count - 1 : 1,
         .link = traffic->link_bytes + traffic->peer_bytes > 0,
+        .copy_bytes =
+            traffic->own_bytes > 0 ? (uint64_t)(traffic->own_bytes / traffic->onloads) : 0,
         .quickly = measuring->quickly, .log = measuring->log,
     };
 

@@ -211,6 +211,7 @@ static void costs_are_measured(void **state)
         struct device_memory_report report;
         struct device_costs costs = { 0 };
         struct device *device;
+        double copy_rate = 0;
         struct err err;
 
         assert_int_equal(device_open(specs[i], &options, &device, &err), STATUS_OK);
@@ -221,6 +222,11 @@ static void costs_are_measured(void **state)
         assert_int_equal(device_measure_matmul(device, DTYPE_BF16, 4 * MIB, 2000000, &rates, &err),
                          STATUS_OK);
         assert_true(rates.tiny_s > 0 && rates.tiny_bytes < rates.product_bytes);
+        assert_int_equal(device_measure_copy(device, MIB, 4 * MIB, 2000000, &copy_rate, &err),
+                         STATUS_OK);
+        assert_true(copy_rate > 1e7);
+        assert_int_equal(device_measure_copy(device, 0, 4 * MIB, 2000000, &copy_rate, &err),
+                         STATUS_NO_MEMORY);
         device_memory_report(device, &report);
         assert_int_equal(report.used_bytes + report.host_used_bytes, 0);
         device_close(device);

@@ -19,6 +19,8 @@
 #define N_COUNT_MIN 192u
 #define N_COUNT_TINY 64u
 #define K_COUNT_TINY 256u
+#define SLOT_COUNT 2u
+#define COPY_ALIGN 256u
 #define SMALL_SHARE 2 /* of time_ns, for products that are small */
 #define SMALL_COUNT_MAX 1024u /* between two waits */
 #define PRODUCT_S_MAX 0.25 /* of one product: a slow device is measured with smaller ones */
@@ -295,5 +297,50 @@ enum status device_measure_link(struct device *device, uint64_t memory_bytes_max
     stream_destroy(stream);
     device_host_free(device, src, size_bytes);
     device_free(device, DEVICE_USE_SCRATCH, dst, size_bytes);
+    return st;
+}
+
+enum status device_measure_copy(struct device *device, uint64_t piece_bytes,
+                                uint64_t memory_bytes_max, uint64_t time_ns,
+                                double *bytes_per_s_out, struct err *err)
+{
+    const uint64_t wanted = weight_bytes_wanted() + SLOT_COUNT * piece_bytes;
+    const uint64_t memory_bytes = memory_bytes_max < wanted ? memory_bytes_max : wanted;
+    const uint64_t most = memory_bytes / (SLOT_COUNT + 1) / COPY_ALIGN * COPY_ALIGN;
+    const uint64_t size_bytes = piece_bytes < most ? piece_bytes : most;
+    const uint64_t place_count = size_bytes > 0 ? memory_bytes / size_bytes - SLOT_COUNT : 0;
+    struct stream *stream = NULL;
+    void *memory = NULL;
+    uint64_t began_ns = 0, now_ns = 0, count = 0;
+    enum status st;
+
+    if (size_bytes == 0)
+        return err_set(err, STATUS_NO_MEMORY, "no memory to measure the device with");
+    st = device_alloc(device, DEVICE_USE_SCRATCH, memory_bytes, &memory, err);
+    if (st == STATUS_OK)
+        st = stream_create(device, STREAM_COPY, &stream, err);
+    if (st == STATUS_OK)
+        st = device_fill(stream, memory, 0, memory_bytes, err);
+    /* Once over all places warms up. */
+    for (uint64_t i = 0; st == STATUS_OK && (i <= place_count || now_ns - began_ns < time_ns);
+         i++) {
+        char *slots = memory;
+
+        st = device_copy_peer(stream, slots + i % SLOT_COUNT * size_bytes,
+                              slots + (SLOT_COUNT + i % place_count) * size_bytes, size_bytes,
+                              err);
+        if (st == STATUS_OK)
+            st = stream_sync(stream, err);
+        now_ns = clock_now_ns();
+        if (i < place_count)
+            began_ns = now_ns;
+        else
+            count++;
+    }
+    if (st == STATUS_OK)
+        *bytes_per_s_out =
+            (double)size_bytes * (double)count / ((double)(now_ns - began_ns) * 1e-9);
+    stream_destroy(stream);
+    device_free(device, DEVICE_USE_SCRATCH, memory, memory_bytes);
     return st;
 }

@@ -41,5 +41,10 @@ void device_busy_end(struct device_busy *busy);
 /* Of copies from host memory. 0: the device's memory is the host's. */
 enum status device_measure_link(struct device *device, uint64_t memory_bytes_max,
                                 uint64_t time_ns, double *bytes_per_s_out, struct err *err);
+/* Of copies of piece_bytes from one place of the device's memory to another, as from a rank's own
+ * shards into slots: read all over what memory_bytes_max allows, written to two places in turn. */
+enum status device_measure_copy(struct device *device, uint64_t piece_bytes,
+                                uint64_t memory_bytes_max, uint64_t time_ns,
+                                double *bytes_per_s_out, struct err *err);
 
 #endif

@@ -151,33 +151,64 @@ static double disk_s(const struct model_rates *rates, double bytes, double compu
     return compute_s + over(bytes - meanwhile_bytes, idle);
 }
 
+static double copied_bytes(const struct offload_traffic *traffic)
+{
+    return traffic->link_bytes + traffic->peer_bytes + traffic->own_bytes;
+}
+
+/* Of copies between devices: no more than within one, where also nothing but memory is in the way.
+ * Where nobody says how fast their link is, it is taken for the host's. */
+static double peer_rate(const struct model *model, const struct model_rates *rates)
+{
+    const struct device_info *info = device_info(model->device);
+    const double link = info->peer_bytes_per_s > 0 ? (double)info->peer_bytes_per_s
+                                                   : rates->link_bytes_per_s;
+
+    if (info->memory_is_host)
+        return rates->copy_bytes_per_s;
+    return rates->copy_bytes_per_s > 0 && rates->copy_bytes_per_s < link ? rates->copy_bytes_per_s
+                                                                         : link;
+}
+
+/* Copies take their turns, whatever they come from. */
+static double copying_s(const struct model *model, const struct model_rates *rates,
+                        double link_bytes, double peer_bytes, double own_bytes)
+{
+    return over(link_bytes, rates->link_bytes_per_s) +
+           over(peer_bytes, peer_rate(model, rates)) + over(own_bytes, rates->copy_bytes_per_s);
+}
+
 /* What comes from each kind of home in a pass of so many rows. */
 static void move_forecast(const struct model *model, const struct model_rates *rates,
                           struct model_forecast_step *step)
 {
-    const double peer_set = (double)device_info(model->device)->peer_bytes_per_s;
     const struct offload_traffic *traffic = &step->traffic;
 
     offload_traffic(model->offload, step->row_count, &step->traffic);
     step->disk_s = disk_s(rates, traffic->disk_bytes, step->compute_s);
     step->link_s = traffic->onloads * rates->costs.onload_s +
-                   over(traffic->link_bytes, rates->link_bytes_per_s) +
-                   over(traffic->peer_bytes, peer_set > 0 ? peer_set : rates->link_bytes_per_s);
-    step->moved_bytes = longer(traffic->link_bytes + traffic->peer_bytes, traffic->disk_bytes);
+                   copying_s(model, rates, traffic->link_bytes, traffic->peer_bytes,
+                             traffic->own_bytes);
+    step->moved_bytes = longer(copied_bytes(traffic), traffic->disk_bytes);
     step->move_s = longer(step->disk_s, step->link_s);
 }
 
-/* Tiles come beside computing; a token's experts are waited for. */
-static void step_time(const struct model_rates *rates, struct model_forecast_step *step)
+/* Tiles come beside computing; a token's experts are waited for. The processors either compute or
+ * copy. */
+static void step_time(const struct model *model, const struct model_rates *rates,
+                      struct model_forecast_step *step)
 {
     const struct offload_traffic *traffic = &step->traffic;
     const double expert_disk_s = over(traffic->expert_disk_bytes, idle_rate(rates));
-    const double link_s = over(traffic->expert_link_bytes, rates->link_bytes_per_s);
+    const double link_s = copying_s(model, rates, traffic->expert_link_bytes,
+                                    traffic->expert_peer_bytes, traffic->expert_own_bytes);
     const double ring_disk_s =
         disk_s(rates, traffic->disk_bytes - traffic->expert_disk_bytes, step->compute_s);
     const double ring_s = longer(ring_disk_s, step->link_s - link_s);
 
     step->step_s = step->step_s_least = longer(step->compute_s, step->move_s);
+    if (device_info(model->device)->memory_is_host && copied_bytes(traffic) > 0)
+        step->step_s = step->step_s_least = step->compute_s + step->move_s;
     if (step->row_count > 1 || traffic->expert_hit_rate < 0)
         return;
     step->expert_s = longer(expert_disk_s, link_s);
@@ -186,12 +217,14 @@ static void step_time(const struct model_rates *rates, struct model_forecast_ste
                                                           : longer(step->compute_s, ring_s);
 }
 
-/* Weights beyond the budgets have to come from somewhere, each pass anew. */
+/* Weights beyond the budgets have to come from somewhere, each pass anew; from peers, they come
+ * beside what the host sends. The own shards could be read where they are. */
 static double bound_s(const struct model *model, const struct model_rates *rates,
                       const struct demand *demand, double kv_bytes,
                       const struct offload_traffic *traffic)
 {
     struct device_memory_report memory;
+    const double peer_set = (double)device_info(model->device)->peer_bytes_per_s;
     const double bytes = sum_bytes(demand);
     double reading, missing, link_s = 0, disk_s = 0;
 
@@ -199,7 +232,8 @@ static double bound_s(const struct model *model, const struct model_rates *rates
     reading = over(bytes + kv_bytes, rates->read_bytes_per_s);
     missing = longer(bytes - (double)memory.budget_bytes, 0);
     if (!device_info(model->device)->memory_is_host)
-        link_s = over(missing, rates->link_bytes_per_s);
+        link_s = over(missing, rates->link_bytes_per_s +
+                                   (traffic->peer_bytes > 0 ? peer_set : 0));
     if (traffic->disk_bytes > 0)
         disk_s = over(longer(missing - (double)model->host_room_bytes, 0),
                       rates->disk_bytes_per_s);
@@ -217,7 +251,7 @@ static void step_forecast(const struct model *model, const struct model_rates *r
     step->row_count = row_count;
     step->compute_s = compute_s(&demand, rates, row_count, kv_bytes);
     move_forecast(model, rates, step);
-    step_time(rates, step);
+    step_time(model, rates, step);
     step->bound_s = bound_s(model, rates, &demand, kv_bytes, &step->traffic);
 }
 
@@ -227,15 +261,15 @@ static const char *lacking(const struct model *model, const struct model_rates *
 {
     const struct offload_traffic *decode = &forecast->decode.traffic;
     const struct offload_traffic *prefill = &forecast->prefill.traffic;
-    const bool has_peer_rate = device_info(model->device)->peer_bytes_per_s > 0;
     const double peer_bytes = decode->peer_bytes + prefill->peer_bytes;
+    const double own_bytes = decode->own_bytes + prefill->own_bytes;
 
-    if (rates->read_bytes_per_s <= 0)
+    if (rates->read_bytes_per_s <= 0 || (own_bytes > 0 && rates->copy_bytes_per_s <= 0))
         return "memory";
     if (decode->disk_bytes + prefill->disk_bytes > 0 && rates->disk_bytes_per_s <= 0)
         return "disk";
-    if (decode->link_bytes + prefill->link_bytes + (has_peer_rate ? 0 : peer_bytes) > 0 &&
-        rates->link_bytes_per_s <= 0)
+    if ((decode->link_bytes + prefill->link_bytes > 0 && rates->link_bytes_per_s <= 0) ||
+        (peer_bytes > 0 && peer_rate(model, rates) <= 0))
         return "link";
     return NULL;
 }
@@ -314,10 +348,12 @@ static json_t *known_json(double number, bool is_known)
 /* What takes time is known when the rates are. */
 static json_t *step_json(const struct model_forecast_step *step, bool is_known)
 {
-    return json_pack("{s:I, s:f, s:o, s:f, s:f, s:f, s:o, s:o, s:o, s:o, s:o, s:o, s:b}", "rows",
+    return json_pack("{s:I, s:f, s:o, s:f, s:f, s:f, s:f, s:f, s:o, s:o, s:o, s:o, s:o, s:o, s:b}",
+                     "rows",
                      (json_int_t)step->row_count, "bytes_moved", step->moved_bytes,
                      "bytes_by_home", homes_json(&step->traffic), "link_bytes",
-                     step->traffic.link_bytes, "disk_bytes", step->traffic.disk_bytes, "compute_s",
+                     step->traffic.link_bytes, "peer_bytes", step->traffic.peer_bytes, "own_bytes",
+                     step->traffic.own_bytes, "disk_bytes", step->traffic.disk_bytes, "compute_s",
                      step->compute_s, "link_s", known_json(step->link_s, is_known), "disk_s",
                      known_json(step->disk_s, is_known), "expert_s",
                      known_json(step->expert_s, is_known), "move_s",
@@ -333,13 +369,14 @@ static json_t *rate_json(double rate)
 
 static json_t *rates_json(const struct model_rates *rates)
 {
-    json_t *json = json_pack("{s:o, s:o, s:o, s:o, s:o, s:{s:f, s:f, s:f}, s:{}}",
+    json_t *json = json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:{s:f, s:f, s:f}, s:{}}",
                              "disk_bytes_per_s", rate_json(rates->disk_bytes_per_s),
                              "disk_spread_bytes_per_s", rate_json(rates->disk_spread_bytes_per_s),
                              "disk_beside_bytes_per_s", rate_json(rates->disk_beside_bytes_per_s),
                              "link_bytes_per_s",
                              rate_json(rates->link_bytes_per_s), "read_bytes_per_s",
-                             rate_json(rates->read_bytes_per_s), "costs", "op_s",
+                             rate_json(rates->read_bytes_per_s), "copy_bytes_per_s",
+                             rate_json(rates->copy_bytes_per_s), "costs", "op_s",
                              rates->costs.op_s, "onload_s", rates->costs.onload_s, "pass_s",
                              rates->costs.pass_s, "matmul");
 
@@ -386,22 +423,32 @@ json_t *model_forecast_json(const struct model_rates *rates, const struct model_
                      known_json(forecast->prefill_tokens_per_s, is_known));
 }
 
-/* ": 1.2 GiB from the host, 0.3 GiB from the disk"; "" when nothing moves. */
-static void homes_describe(const struct offload_traffic *traffic, char *text, size_t text_size)
+/* Adds "1.2 GiB from host" to the others. */
+static void add_source(double bytes, const char *source, char *text, size_t text_size)
 {
-    size_t used = 0;
+    const size_t used = strlen(text);
     char size[24];
 
+    if (bytes > 0)
+        (void)snprintf(text + used, text_size - used, "%s%s from %s", used == 0 ? " (" : ", ",
+                       size_format((uint64_t)bytes, size, sizeof(size)), source);
+}
+
+/* " (1.2 GiB from host, 307 MiB from disk)"; "" when nothing moves. */
+static void homes_describe(const struct offload_traffic *traffic, char *text, size_t text_size)
+{
+    size_t used;
+
     text[0] = '\0';
-    for (unsigned home = 0; home < OFFLOAD_HOME_COUNT && used < text_size; home++) {
-        if (traffic->home_bytes[home] > 0)
-            used += (size_t)snprintf(text + used, text_size - used, "%s%s from %s",
-                                     used == 0 ? " (" : ", ",
-                                     size_format((uint64_t)traffic->home_bytes[home], size,
-                                                 sizeof(size)),
-                                     offload_home_name((enum offload_home)home));
+    for (unsigned home = 0; home < OFFLOAD_HOME_COUNT; home++) {
+        if (home != OFFLOAD_HOME_SHARDED)
+            add_source(traffic->home_bytes[home], offload_home_name((enum offload_home)home), text,
+                       text_size);
     }
-    if (used > 0 && used < text_size)
+    add_source(traffic->own_bytes, "own shards", text, text_size);
+    add_source(traffic->peer_bytes, "other ranks' shards", text, text_size);
+    used = strlen(text);
+    if (used > 0)
         (void)snprintf(text + used, text_size - used, ")");
 }
 
@@ -434,16 +481,20 @@ void model_forecast_log(const struct model_rates *rates, const struct model_fore
                         const struct log *log)
 {
     const struct model_forecast_step *decode = &forecast->decode;
-    char moved[24], prompt_moved[24], homes[160], most[32] = "", rate[3][24];
+    char moved[24], prompt_moved[24], homes[160], most[32] = "", rate[4][24];
 
     (void)size_format((uint64_t)decode->moved_bytes, moved, sizeof(moved));
     homes_describe(&decode->traffic, homes, sizeof(homes));
     (void)size_format((uint64_t)forecast->prefill.moved_bytes, prompt_moved, sizeof(prompt_moved));
     log_line(log, LOG_INFO,
-             "rates: memory %s, disk %s, link %s",
+             "rates: memory %s, disk %s, link %s%s%s",
              rate_describe(rates->read_bytes_per_s, rate[0], sizeof(rate[0])),
              rate_describe(rates->disk_bytes_per_s, rate[1], sizeof(rate[1])),
-             rate_describe(rates->link_bytes_per_s, rate[2], sizeof(rate[2])));
+             rate_describe(rates->link_bytes_per_s, rate[2], sizeof(rate[2])),
+             decode->traffic.own_bytes > 0 ? ", copies within the device " : "",
+             decode->traffic.own_bytes > 0
+                 ? rate_describe(rates->copy_bytes_per_s, rate[3], sizeof(rate[3]))
+                 : "");
     experts_describe(&decode->traffic, log);
     if (forecast->lacks != NULL) {
         log_line(log, LOG_INFO,

@@ -6,11 +6,15 @@
  *                                   + keys and values read / read rate
  *                                   + operators that are no products, and the pass as a whole
  *                        link       bytes that are copied to the device / its rate
+ *                                   + other ranks' shards / the rate between devices
+ *                                   + the own shards / the rate of copies within the device
  *                                   + onloads that wait for a slot and are waited for
  *                        disk       bytes that are read from files / its rate for pieces here and
  *                                   there, which is another while the processors compute
  *                        takes      the longest of these: all three run beside each other, and what
- *                                   moves is spread over the pass. But for a token's experts: these
+ *                                   moves is spread over the pass. But where the processors are the
+ *                                   device, they copy shards before they go on. And a token's
+ *                                   experts are another matter: these
  *                                   are asked for when the router has chosen, and what the cache
  *                                   lacks of them is waited for, so that its time is added
  *
@@ -37,6 +41,7 @@ struct model_rates {
     double disk_spread_bytes_per_s; /* of the disk, when pieces are read here and there */
     double disk_beside_bytes_per_s; /* the same while the processors compute */
     double read_bytes_per_s;  /* the device's memory */
+    double copy_bytes_per_s;  /* from one place of it to another */
     struct device_matmul_rates matmul[DTYPE_COUNT];
     struct device_costs costs;
 };

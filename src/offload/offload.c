@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "offload/home/share.h"
 #include "offload/internal.h"
 
 /* Copies the descriptions; takes every loader, also when it fails halfway. */
@@ -171,11 +172,19 @@ void offload_disk_known(struct offload *offload, const struct disk_measured *mea
     offload->disk_known = *measured;
 }
 
-/* Adds what is fetched from a home: so many units. */
+/* Adds what is fetched from a home: so many units. Every rank has as much of a record. */
 static void traffic_add(const struct offload *offload, enum offload_home home, double bytes,
                         double count, struct offload_traffic *traffic)
 {
     traffic->home_bytes[home] += bytes;
+    if (home == OFFLOAD_HOME_SHARDED) {
+        const double own_bytes = bytes / offload__share_count(offload);
+
+        traffic->own_bytes += own_bytes;
+        traffic->peer_bytes += bytes - own_bytes;
+        traffic->onloads += count;
+        return;
+    }
     if (home == OFFLOAD_HOME_DISK) {
         traffic->disk_bytes += bytes;
         traffic->disk_reads += count;
@@ -223,6 +232,8 @@ static void expert_traffic(const struct offload *offload, uint32_t row_count,
     }
     traffic->expert_disk_bytes = traffic->disk_bytes - before.disk_bytes;
     traffic->expert_link_bytes = traffic->link_bytes - before.link_bytes;
+    traffic->expert_peer_bytes = traffic->peer_bytes - before.peer_bytes;
+    traffic->expert_own_bytes = traffic->own_bytes - before.own_bytes;
     traffic->expert_tokens_known = is_known ? rehearsal->token_count : 0;
     traffic->expert_hit_rate =
         is_known ? 1 - (double)rehearsal->missed_count / (double)rehearsal->asked_count
@@ -238,16 +249,8 @@ void offload_traffic(const struct offload *offload, uint32_t row_count,
     for (size_t i = 0; i < offload->ring_count; i++) {
         const struct offload__unit *unit = &offload->units[i];
 
-        if (offload__path(offload, unit) != OFFLOAD_PATH_FETCH)
-            continue;
-        if (unit->home == OFFLOAD_HOME_SHARDED) {
-            traffic_out->peer_bytes +=
-                (double)(unit->size_bytes - offload__sharded_own(offload, i));
-            traffic_out->home_bytes[unit->home] += (double)unit->size_bytes;
-            traffic_out->onloads++;
-        } else {
+        if (offload__path(offload, unit) == OFFLOAD_PATH_FETCH)
             traffic_add(offload, unit->home, (double)unit->size_bytes, 1, traffic_out);
-        }
     }
     if (offload->expert_units != NULL)
         expert_traffic(offload, row_count, traffic_out);

@@ -173,11 +173,13 @@ struct offload_traffic {
                                      counts
                                      twice, once in each */
     double peer_bytes;            /* copied from other ranks' devices */
+    double own_bytes;             /* copied from the device's own shards into a slot */
     double home_bytes[OFFLOAD_HOME_COUNT]; /* the same by home */
     double onloads;               /* units that are copied to the device */
     double disk_reads;            /* units that are read from files */
     uint32_t slot_count;          /* one is used, the others may be on their way; 0: none */
-    double expert_disk_bytes, expert_link_bytes; /* of disk_bytes and link_bytes: experts */
+    double expert_disk_bytes, expert_link_bytes, expert_peer_bytes, expert_own_bytes; /* of the
+                                     above: experts */
     double expert_hit_rate;       /* of the experts that are asked for; below 0: none are */
     uint32_t expert_tokens_known; /* from so many tokens' choices; 0: were all chosen alike often */
 };
