@@ -5,10 +5,13 @@ the demo's test starts servers with offloading."""
 import concurrent.futures
 import http.client
 import json
+import os
 import re
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import urllib.parse
 import urllib.request
 
@@ -165,6 +168,29 @@ def test_health_says_when_the_device_has_failed_for_good():
         status, answer = own.request("/health")
         assert status == 503 and "on purpose" in answer["error"]["message"], (status, answer)
         assert "on purpose" in engine(own)["stopped"]
+
+
+def test_health_and_answers_name_the_file_that_was_replaced():
+    """The first failure's sentence is that of every later one, whatever moves."""
+    for home in (("--offload-mode", "disk", "--offload-group-size", 1),
+                 ("--offload-mode", "auto", "--memory-budget", "6600KiB", "--max-total-tokens", 64)):
+        with tempfile.TemporaryDirectory() as folder:
+            model = os.path.join(folder, "model")
+            shutil.copytree(lighter.DEMO, model)
+            file = os.path.join(model, "model.safetensors")
+            with lighter.Server("--model", model, *home, "--offload-cache-dir", os.path.join(folder, "cache")) as own:
+                shutil.copy(file, file + ".new")
+                os.utime(file, ns=(1, 1))
+                os.replace(file + ".new", file)
+                told = []
+                for _ in range(3):
+                    status, answer = own.request("/generate", {"text": PROMPTS[0], "sampling_params": GREEDY})
+                    assert status != 200, answer
+                    told.append(answer["error"]["message"])
+                status, answer = own.request("/health")
+                assert status == 503, answer
+                told.append(answer["error"]["message"])
+                assert file in told[0] and set(told) == {told[0]}, told
 
 
 def test_a_browser_gets_a_page_of_its_own():

@@ -200,6 +200,7 @@ struct offload {
 
     /* The endless sequence; owner: the engine's thread. */
     bool started;                           /* false: only a restart helps */
+    struct err stopped;                     /* then: why the last one failed */
     bool torn;                              /* shared bytes may be of two versions: nothing helps */
     bool mixed;                             /* the same, of a live update that could not go back */
     uint64_t position;                      /* the next onload to be read */

@@ -189,7 +189,7 @@ enum status offload__torn_check(const struct offload *offload, struct err *err)
     return STATUS_OK;
 }
 
-enum status offload__ring_start(struct offload *offload, struct err *err)
+static enum status start(struct offload *offload, struct err *err)
 {
     enum status st = STATUS_OK;
 
@@ -211,8 +211,25 @@ enum status offload__ring_start(struct offload *offload, struct err *err)
     }
     if (st == STATUS_OK && offload->sizes.slot_count > 0)
         prepare_ahead(offload);
-    offload->started = st == STATUS_OK;
     return st;
+}
+
+/* Whoever asks for a unit is told the same until a start succeeds. */
+static enum status stop(struct offload *offload, const struct err *why, struct err *err)
+{
+    offload->started = false;
+    offload->stopped = *why;
+    return err_set(err, why->status, "%s", why->message);
+}
+
+enum status offload__ring_start(struct offload *offload, struct err *err)
+{
+    struct err why;
+
+    if (start(offload, &why) != STATUS_OK)
+        return stop(offload, &why, err);
+    offload->started = true;
+    return STATUS_OK;
 }
 
 enum status offload__ring_sync(struct offload *offload, struct err *err)
@@ -321,9 +338,12 @@ enum status offload__unit_acquire(struct offload *offload, size_t index, struct 
     enum status st = STATUS_OK;
 
     assert(offload->active == OFFLOAD_NO_UNIT);
-    if (!offload->started)
-        return err_set(err, STATUS_DEVICE,
-                       "offloading has stopped after an error and was not restarted");
+    if (!offload->started) {
+        const struct err *why = &offload->stopped;
+
+        st = offload__torn_check(offload, err);
+        return st == STATUS_OK ? err_set(err, why->status, "%s", why->message) : st;
+    }
     assert(index == unit_at(offload, offload->position));
     assert(offload->position - offload->pass_position < offload->ring_count);
     if (offload->sizes.slot_count > 0)
@@ -441,6 +461,7 @@ void offload_pass_done(struct offload *offload)
 enum status offload_pass_abort(struct offload *offload, struct err *err)
 {
     const uint64_t ahead = (uint64_t)offload->options.prefetch_step;
+    struct err why;
     enum status st;
 
     assert(offload->loaded);
@@ -451,7 +472,7 @@ enum status offload_pass_abort(struct offload *offload, struct err *err)
     offload__ring_abandon(offload);
     offload__experts_abandon(offload);
     offload__timeline_pass_abort(offload);
-    st = offload__ring_sync(offload, err);
+    st = offload__ring_sync(offload, &why);
     /* What the abandoned pass has queued was due. */
     for (uint64_t k = offload->pass_position + ahead; k < offload->head; k++)
         offload__count_planned(offload, unit_at(offload, k));
@@ -459,8 +480,7 @@ enum status offload_pass_abort(struct offload *offload, struct err *err)
     offload->pass_began_ns = 0;
     offload->head = offload->position = offload->pass_position = offload->harvested = 0;
     offload->prepared = 0;
-    if (st == STATUS_OK)
-        st = offload__ring_start(offload, err);
+    st = st == STATUS_OK ? offload__ring_start(offload, err) : stop(offload, &why, err);
     offload__counters_publish(offload);
     return st;
 }
