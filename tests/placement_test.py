@@ -296,6 +296,26 @@ def test_what_routers_choose_is_remembered():
                 os.unlink(path)
 
 
+def test_favourites_that_cannot_be_read_are_no_failure():
+    """They are guesses. The same read, of what is demanded, fails the run."""
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(folder)
+        model = make_model(os.path.join(folder, "moe"), "qwen3moe-small", "--router-skew", "0.7")
+        for device in DEVICES:
+            ask = ("generate", "--model", model, "--input-ids", "5,6,7,8", "--max-new-tokens", "20", "--temperature", "0",
+                   "--ignore-eos", "--device", device, "--offload-experts", "--offload-mode", "disk",
+                   "--offload-expert-slots", "64", "--max-total-tokens", "64", "--assume", "disk=1GB/s",
+                   "--offload-cache-dir", os.path.join(folder, device.split(":")[0]))
+            broken = (*ask, "--offload-disk", "eio=3:2")
+            status, _, err = lighter.run(*broken)
+            assert status == 1 and "nput/output error" in err and "favourite" not in err, err
+            wanted = lighter.run_json(*ask)["output_ids"]
+            assert lighter.run_json(*broken)["output_ids"] == wanted
+            err = lighter.run(*broken, check=0)[2]
+            assert err.count("warning: favourite experts: ") == 1 and "model.safetensors" in err, err
+            assert "nput/output error" in err and "is read when it is asked for" in err, err
+
+
 def test_auto_keeps_within_every_budget():
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(folder)
