@@ -410,6 +410,13 @@ def test_sigterm_finishes_what_runs():
             pass
 
 
+def test_one_that_nobody_asked_tells_no_shares_of_a_run():
+    with lighter.Server("--model", lighter.DEMO, "--offload-mode", "disk", "--offload-group-size", "1") as idle:
+        pass
+    said = "\n".join(idle.log)
+    assert "0 passes" in said and "% of the run" not in said, said
+
+
 if __name__ == "__main__":
     with lighter.Server("--model", lighter.DEMO) as server:
         code = lighter.main(sys.modules[__name__])

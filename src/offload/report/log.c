@@ -6,11 +6,13 @@
 #include "base/size.h"
 #include "offload/report/internal.h"
 
-/* The lines about link and disk; there is one when something came over it. */
+/* The lines about link and disk; there is one when something came over it in a run. */
 static void rates_log(const struct offload__snapshot *snapshot, const struct log *log)
 {
     char set[48] = "", used[64] = "";
 
+    if (snapshot->totals.run_ns == 0)
+        return; /* what a home reads ahead for the first pass has no shares of a run yet */
     if (snapshot->sum.copy_ns > 0) {
         if (snapshot->link_bytes_per_s > 0) {
             (void)snprintf(set, sizeof(set), " of %.3g GB/s set;",
