@@ -14,9 +14,9 @@
 #include "checkpoint/checkpoint.h"
 #include "device/device.h"
 
-/* Calls until one fails; 0: none does. Reads of the checkpoint, which may be made by a loader's
- * thread, are counted apart; of all other calls, only those of the test's thread are counted,
- * because those of other threads come in another order each time. */
+/* Calls until one fails; 0: none does. Reads of the checkpoint, which may be made by any thread,
+ * are counted apart; of all other calls, only those of the test's thread are counted, because those
+ * of other threads come in another order each time. */
 enum fault_kind { FAULT_CALLS, FAULT_READS, FAULT_KIND_COUNT };
 
 static _Thread_local uint64_t calls_countdown;
@@ -93,5 +93,10 @@ FAULTY_WHEN(fault_read_now, enum status, ckpt_read_file,
        (const struct ckpt *ckpt, uint32_t file_index, uint64_t offset_bytes, void *dst,
         uint64_t size_bytes, struct err *err),
        (ckpt, file_index, offset_bytes, dst, size_bytes, err), INJECTED(STATUS_IO))
+/* By a loader's threads. */
+FAULTY_WHEN(fault_read_now, enum status, ckpt__read_much,
+       (const struct ckpt *ckpt, const struct ckpt_tensor *tensor, uint64_t offset_bytes, void *dst,
+        uint64_t size_bytes, uint8_t *buffer, struct err *err),
+       (ckpt, tensor, offset_bytes, dst, size_bytes, buffer, err), INJECTED(STATUS_IO))
 
 #endif
