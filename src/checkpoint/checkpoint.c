@@ -379,6 +379,14 @@ enum status ckpt_read_file(const struct ckpt *ckpt, uint32_t file_index, uint64_
     return file_read_at(&ckpt->files[file_index], offset_bytes, dst, size_bytes, err);
 }
 
+void ckpt_read_file_ahead(const struct ckpt *ckpt, uint32_t file_index, uint64_t offset_bytes,
+                          uint64_t size_bytes)
+{
+    assert(file_index < ckpt->file_count);
+    (void)posix_fadvise(ckpt->files[file_index].fd, (off_t)offset_bytes, (off_t)size_bytes,
+                        POSIX_FADV_WILLNEED);
+}
+
 void ckpt_drop_cache(const struct ckpt *ckpt)
 {
     for (uint32_t i = 0; i < ckpt->file_count; i++)
@@ -395,6 +403,5 @@ void ckpt_read_ahead(const struct ckpt *ckpt, const struct ckpt_tensor *tensor)
         packed__span(tensor->packed, offset_bytes - tensor->packed->weight.offset_bytes,
                      tensor->size_bytes, &offset_bytes, &size_bytes);
     if (size_bytes > 0)
-        (void)posix_fadvise(ckpt->files[tensor->file_index].fd, (off_t)offset_bytes,
-                            (off_t)size_bytes, POSIX_FADV_WILLNEED);
+        ckpt_read_file_ahead(ckpt, tensor->file_index, offset_bytes, size_bytes);
 }

@@ -85,6 +85,9 @@ enum status ckpt_read(const struct ckpt *ckpt, const struct ckpt_tensor *tensor,
 /* Reads from a file of the checkpoint, whatever lies there; see loader_extent. */
 enum status ckpt_read_file(const struct ckpt *ckpt, uint32_t file_index, uint64_t offset_bytes,
                            void *dst, uint64_t size_bytes, struct err *err);
+/* Tells the kernel that ckpt_read_file will read this soon. Best effort. */
+void ckpt_read_file_ahead(const struct ckpt *ckpt, uint32_t file_index, uint64_t offset_bytes,
+                          uint64_t size_bytes);
 /* Tells the kernel that what it has cached of the files is not needed any more. Best effort. */
 void ckpt_drop_cache(const struct ckpt *ckpt);
 /* Tells the kernel that a loader will read the tensor soon. Best effort. */

@@ -51,6 +51,7 @@ struct load {
 struct loader_staging {
     uint64_t buffer_bytes;
     uint32_t worker_count;
+    const atomic_bool *stop; /* borrowed; orders nothing. NULL: nobody stops a load */
     struct worker {
         struct loader_staging *staging;
         uint8_t *buffer;     /* [buffer_bytes] */
@@ -121,6 +122,9 @@ static bool work(const struct worker *worker, struct load *load)
     bool more;
 
     (void)pthread_mutex_lock(&staging->lock);
+    if (load->status == STATUS_OK && staging->stop != NULL &&
+        atomic_load_explicit(staging->stop, memory_order_relaxed))
+        load->status = err_set(&load->err, STATUS_CANCELED, "loading was stopped");
     more = load->status == STATUS_OK && chunk_walk_next(&load->walk, &chunk);
     if (more) {
         load->walk_bytes += chunk.read_bytes;
@@ -213,6 +217,12 @@ enum status load__staging_create(uint64_t buffer_bytes, bool past_cache,
     }
     *staging_out = staging;
     return STATUS_OK;
+}
+
+void loader_staging_heed(struct loader_staging *staging, const atomic_bool *stop)
+{
+    assert(staging->load == NULL);
+    staging->stop = stop;
 }
 
 static bool is_past_cache(const struct ckpt *ckpt)

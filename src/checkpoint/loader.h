@@ -17,6 +17,7 @@
 #ifndef LIGHTER_CHECKPOINT_LOADER_H
 #define LIGHTER_CHECKPOINT_LOADER_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -92,6 +93,9 @@ struct loader_staging;
 enum status loader_staging_create(const struct ckpt *ckpt, struct loader_staging **staging_out,
                                   struct err *err);
 void loader_staging_destroy(struct loader_staging *staging);
+/* Loads end soon after *stop, which is borrowed, has become true: STATUS_CANCELED. Before the first
+ * of them. */
+void loader_staging_heed(struct loader_staging *staging, const atomic_bool *stop);
 /* That one takes, with as many reads at once of the checkpoint; NULL: of a small one without packed
  * tensors. */
 uint64_t loader_staging_bytes(const struct ckpt *ckpt);

@@ -541,6 +541,38 @@ static void a_file_that_shrank_is_an_io_error(void **state)
     free(dst);
 }
 
+/* Nothing of it is read, and the staging is good for the next one. */
+static void a_load_that_is_stopped_ends_soon(void **state)
+{
+    enum { COUNT = 1 << 20 };
+    struct source source = source_make(DTYPE_F32, COUNT);
+    struct loader_staging *staging;
+    uint8_t *const dst = calloc(COUNT, sizeof(float));
+    struct loader *loader;
+    atomic_bool stop = true;
+    struct err err;
+
+    (void)state;
+    assert_non_null(dst);
+    assert_int_equal(load__staging_create(64 * KIB, false, &staging, NULL), STATUS_OK);
+    loader_staging_heed(staging, &stop);
+    assert_int_equal(loader_create(DTYPE_F32, COUNT, &loader, NULL), STATUS_OK);
+    assert_int_equal(loader_add_whole(loader, "t", 1, (const uint64_t[]){ COUNT }, 0, NULL),
+                     STATUS_OK);
+    assert_int_equal(loader_load(loader, source.ckpt, dst, staging, NULL, NULL, 0, &err),
+                     STATUS_CANCELED);
+    for (size_t i = 0; i < COUNT * sizeof(float); i++)
+        assert_int_equal(dst[i], 0);
+    atomic_store(&stop, false);
+    assert_int_equal(loader_load(loader, source.ckpt, dst, staging, NULL, NULL, 0, &err),
+                     STATUS_OK);
+    assert_memory_equal(dst, source.bytes, COUNT * sizeof(float));
+    loader_destroy(loader);
+    loader_staging_destroy(staging);
+    source_drop(&source);
+    free(dst);
+}
+
 static uint64_t peak_bytes(void)
 {
     struct rusage usage;
@@ -608,6 +640,7 @@ int main(void)
         cmocka_unit_test(parts_that_overlap_are_refused),
         cmocka_unit_test(progress_is_told_now_and_then),
         cmocka_unit_test(a_file_that_shrank_is_an_io_error),
+        cmocka_unit_test(a_load_that_is_stopped_ends_soon),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
