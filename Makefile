@@ -201,7 +201,7 @@ $(filter $(B)/tests/device/% $(B)/tests/model/cuda_test,$(PROGRAMS)): | $(CUDA_S
 WRAPPED_offload = malloc calloc realloc strdup device_alloc device_host_alloc stream_create \
                   event_create event_record stream_wait device_copy_in device_fill ckpt_read \
                   ckpt_read_file ckpt__read_much
-$(B)/tests/offload/load_test $(B)/tests/offload/update_test: ALL_LDFLAGS += $(WRAPPED_offload:%=-Wl,--wrap=%)
+$(addprefix $(B)/tests/offload/,late_test load_test update_test): ALL_LDFLAGS += $(WRAPPED_offload:%=-Wl,--wrap=%)
 $(B)/tests/offload/disk/reader_test: ALL_LDFLAGS += -Wl,--wrap=io_uring_queue_init
 WRAPPED_cache = malloc calloc strdup pwrite fallocate ftruncate fsync rename
 $(B)/tests/offload/disk/cache_file_test: ALL_LDFLAGS += $(WRAPPED_cache:%=-Wl,--wrap=%)

@@ -260,6 +260,7 @@ enum status cli_bench(struct cli_context *context, struct err *err)
     if (st == STATUS_OK)
         st = cli_session_start(&session, options,
                                &(struct cli_demand){
+                                   .loads_all = true,
                                    .sequence_count = shape.batch,
                                    .tokens_each = (uint64_t)shape.prompt_tokens +
                                                   shape.gen_tokens +

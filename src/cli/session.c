@@ -425,6 +425,8 @@ enum status cli_session_start(struct cli_session *session, const struct cli_opti
                      &session->cache_dir, NULL) == STATUS_OK)
         model.offload.cache_dir = session->cache_dir;
     model.offload.cluster = session->cluster;
+    if (demand->loads_all)
+        model.offload.late_bytes_min = UINT64_MAX;
     model.offload.inherited = session->inherited;
     model.offload.trace = engine.trace = session->trace;
     model.dtype = options->dtype;

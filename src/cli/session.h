@@ -54,6 +54,7 @@ struct cli_demand {
     uint32_t prompt_tokens;      /* for a forecast; 0: unknown */
     bool forecast;               /* of what moves; auto has one in any case, */
     bool forecast_is_made;       /* unless another rank makes it, or this one did before */
+    bool loads_all;              /* before the start returns, so that loading disturbs no step */
     bool plan_only;              /* only device, checkpoint and model are opened, nothing loaded;
                                     with a forecast */
 };

@@ -150,6 +150,8 @@ static const struct way ways[] = {
     { { .group_size = 1, .num_in_group = 1, .home = OFFLOAD_HOME_SHM }, 7, { 0, 1 } },
     { { .cpu_offload_bytes = 20000, .home = OFFLOAD_HOME_SHM }, 5, { 0, 1 } },
     { { .group_size = 2, .num_in_group = 1, .home = OFFLOAD_HOME_SHARDED }, 7, { 0, 1 } },
+    { { .late = true }, 32, { 0, 1 } },
+    { { .late = true, .group_size = 1, .num_in_group = 1 }, 7, { 0, 1 } },
 };
 
 static void check_way(const char *name, const struct golden *golden, const struct setting *device,

@@ -158,6 +158,7 @@ static void check_placements(const char *name, const struct model_file *file, co
 {
     static const struct setting dense[] = {
         { .thread_count = 3, .row_count_max = 7 },
+        { .late = true },
         { .device = "sim:memory=64MiB,link=0", .group_size = 1, .num_in_group = 1 },
         { .device = "sim:memory=64MiB,link=0", .group_size = 1, .num_in_group = 1, .disk = true,
           .params_glob = "*_proj*" },
@@ -168,7 +169,7 @@ static void check_placements(const char *name, const struct model_file *file, co
           .expert_slot_count = 5 },
     };
 
-    for (size_t i = 0; i < (experts ? 7 : 5); i++) {
+    for (size_t i = 0; i < (experts ? 8 : 6); i++) {
         struct setting setting = dense[i];
         float *logits;
         if (experts && setting.automatic)
@@ -186,7 +187,7 @@ static void check_placements(const char *name, const struct model_file *file, co
 
 static void every_type_is_near_its_own_values(void **state)
 {
-    const struct setting plain = { .device = "cpu" };
+    const struct setting plain = { .device = "cpu" }, late = { .late = true };
 
     (void)state;
     for (int t = DTYPE_Q8_0; t <= DTYPE_IQ4_XS; t++) { /* all of a GGUF file's */
@@ -195,7 +196,10 @@ static void every_type_is_near_its_own_values(void **state)
                                      dtype };
         struct model_file file = file_make(&types, 0);
         float *logits = run(&file, &plain, 8);
+        float *again = run(&file, &late, 24);
         check_near_f32(dtype_info(dtype)->name, &file, logits);
+        assert_memory_equal(logits, again, sizeof(float) * PROMPT * VOCAB);
+        free(again);
         free(logits);
         ckpt_testing_remove(file.folder);
     }

@@ -143,7 +143,8 @@ static void upload(struct model_pass *pass, const struct model_step *step)
                                   size_bytes, pass->err);
 }
 
-/* A table that is at home on the disk: the step's rows of it are brought, and read in order. */
+/* A table that is at home on the disk, or not all there yet: the step's rows of it are brought, and
+ * read in order. */
 static void look_up(struct model_pass *pass, size_t index, const struct model_step *step,
                     struct op_embed *rows)
 {
@@ -159,6 +160,7 @@ static void embed(struct model_pass *pass, const struct model_step *step)
     const struct model_config *config = pass->config;
     const uint32_t index =
         model__params_index(pass->model->params, OFFLOAD_NO_LAYER, ROLE_EMBED);
+    const bool is_looked_up = offload_is_looked_up(pass->model->offload, index);
     const struct tensor *table = offload_tensor(pass->model->offload, index);
     struct op rows = { .kind = OP_EMBED, .embed = {
         .out = pass->buffers->x, .table = table->data, .table_dtype = table->dtype,
@@ -172,7 +174,7 @@ static void embed(struct model_pass *pass, const struct model_step *step)
         .pair_count = config->rope_pair_count, .scale = config->rope_scale,
     } };
 
-    if (offload_is_looked_up(pass->model->offload, index))
+    if (is_looked_up)
         look_up(pass, index, step, &rows.embed);
     model__pass_launch(pass, &rows);
     model__pass_scale(pass, pass->buffers->x, config->hidden_size, config->embedding_scale);

@@ -51,6 +51,7 @@ struct setting {
     const char *params_glob;
     bool meta;
     bool disk;               /* instead of the host */
+    bool late;               /* rows of an embedding that is not tied are read by themselves */
     bool automatic;
     const char *cache_dir;
     const char *disk_settings; /* as --offload-disk; borrowed until the model is made */
@@ -101,6 +102,8 @@ static inline struct model_options harness_options(const struct setting *setting
                                                 : OFFLOAD_HOME_HOST;
     if (setting->disk || setting->automatic)
         options.offload.home = OFFLOAD_HOME_DISK;
+    options.offload.late_bytes_min = setting->late ? 0 : UINT64_MAX;
+    options.offload.fault_late_waits = setting->late;
     options.offload.automatic = setting->automatic;
     options.offload.disk = setting->disk_settings;
     options.offload.cache_dir = setting->cache_dir;

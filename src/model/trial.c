@@ -56,6 +56,7 @@ static enum status trial_open(struct trial *trial, struct device *device, const 
     own.plan_only = false;
     own.offload.trace = NULL;
     own.offload.forgets = true;
+    own.offload.late_bytes_min = UINT64_MAX;
     if (options->plan_only)
         own.offload.cache_dir = NULL;
     st = model_create(device, ckpt, &own, NULL, NULL, &trial->model, err);

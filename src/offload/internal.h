@@ -2,6 +2,7 @@
  *
  *   offload.c   create and destroy, and what can be asked of an offload at any time
  *   load.c      memory, and filling it through the loaders
+ *   late.c      a table that is loaded last, while passes run
  *   finish.c    what a device does to a parameter that has been loaded: its layout
  *   reload.c    filling one parameter again
  *   update.c    filling all of them from another checkpoint, or none
@@ -211,6 +212,8 @@ struct offload {
     uint64_t harvested;                     /* the next onload whose times are to be read */
     size_t lookup_param;                    /* OFFLOAD_NO_PARAM: no table is looked up */
     struct offload__lookup *lookup;         /* lookup.c's */
+    struct offload__late *late;             /* late.c's; NULL: every table is there, or on the disk
+                                               */
     struct offload__shm *shm;               /* home/shm.c's; NULL: no unit is at home there */
     struct offload__sharded *sharded;       /* home/sharded.c's; likewise */
     struct offload__cached *cached;         /* cached.c's; NULL: there is no cache file */
@@ -368,6 +371,32 @@ uint64_t offload__lookup_host_bytes(const struct offload *offload,
 uint64_t offload__lookup_bytes(const struct offload *offload, const struct offload__param *param);
 enum status offload__lookup_open(struct offload *offload, struct err *err);
 void offload__lookup_close(struct offload *offload);
+
+/* late.c. By the engine's thread, or before there is one; what changes something does nothing where
+ * no table is late. */
+/* Host memory for the rows of a pass that are read by themselves, while options.ckpt's table is
+ * late; 0: none will be. */
+uint64_t offload__late_bytes(const struct offload *offload);
+/* Whether this parameter is one that the first load leaves out. */
+bool offload__late_is(const struct offload *offload, size_t param);
+/* Finds out whether a table of this checkpoint is to be late, and takes memory for it. */
+enum status offload__late_take(struct offload *offload, const struct ckpt *ckpt, struct err *err);
+/* Starts the thread that loads it; all else is loaded. */
+enum status offload__late_start(struct offload *offload, struct err *err);
+/* Whether the parameter is not all there yet. */
+bool offload__late_is_open(struct offload *offload, size_t param);
+enum status offload__late_lookup(struct offload *offload, const int32_t *ids, uint32_t count,
+                                 const void **rows_out, struct err *err);
+/* STATUS_IO when the files have changed since all else was loaded. Any thread. */
+enum status offload__late_check(const struct offload *offload, struct err *err);
+/* A pass has ended, whether well or not: it is the disk's turn. */
+void offload__late_pass_ended(struct offload *offload);
+/* Waits until it is loaded, or could not be. */
+void offload__late_settle(struct offload *offload);
+/* It has been loaded by others, from whatever checkpoint. Settled before. */
+void offload__late_filled(struct offload *offload);
+/* Stops loading it. */
+void offload__late_stop(struct offload *offload);
 
 /* cached.c */
 /* Opens the checkpoint's cache file of the units that need one, or makes it first. *cached_out:

@@ -7,6 +7,8 @@
  * memory twice, and what is taken beyond the final bytes is bounded by it and by the loaders'
  * staging.
  *
+ * A table of which a pass reads a few rows may be left out, and loaded last (late.c).
+ *
  * Nothing is read before every loader has been checked against the checkpoint: a checkpoint that
  * does not fit is refused at once, not after minutes. */
 #include <assert.h>
@@ -91,6 +93,7 @@ static enum status memory_take(struct offload *offload, struct err *err)
 
 void offload__memory_free(struct offload *offload)
 {
+    offload__late_stop(offload);
     offload__ring_abandon(offload);
     offload__experts_abandon(offload);
     if (offload->compute != NULL)
@@ -156,6 +159,14 @@ static bool is_cut_from_whole(const struct offload *offload, const struct offloa
     return offload->segments[param->segment_first].file_index == OFFLOAD_NO_FILE;
 }
 
+/* Whether the parameter is not loaded with the others: rows of it are read when they are asked for.
+ */
+static bool is_left_out(const struct offload *offload, size_t index)
+{
+    return index == offload->lookup_param ||
+           (!offload->loaded && offload__late_is(offload, index));
+}
+
 /* The staging, the bounce buffer, and the bytes to come. */
 static enum status bounce_take(struct offload__fill *job, struct err *err)
 {
@@ -167,7 +178,7 @@ static enum status bounce_take(struct offload__fill *job, struct err *err)
         const struct offload__param *param = &offload->params[i];
         const bool is_cut = param->segment_count > 0 && param->unit == OFFLOAD_NO_UNIT;
 
-        if (i == offload->lookup_param)
+        if (is_left_out(offload, i))
             continue;
         if (is_cut && !is_cut_from_whole(offload, param))
             job->total_bytes += segments_bytes(offload, param);
@@ -357,7 +368,7 @@ static enum status param_load(struct offload__fill *job, struct offload__param *
     uint8_t *place;
     enum status st;
 
-    if ((size_t)(param - offload->params) == offload->lookup_param) {
+    if (is_left_out(offload, (size_t)(param - offload->params))) {
         param->filled = true;
         return STATUS_OK;
     }
@@ -401,6 +412,8 @@ enum status offload__fill_run(struct offload__fill *job, const struct ckpt *ckpt
     job->done_bytes = 0;
     for (size_t i = 0; i < offload->param_count && st == STATUS_OK; i++)
         st = param_load(job, &offload->params[i], err);
+    if (st == STATUS_OK && offload->loaded)
+        offload__late_filled(offload);
     return st;
 }
 
@@ -432,6 +445,8 @@ static enum status take_and_fill(struct offload *offload, const struct ckpt *ckp
         st = offload__experts_create(offload, err);
     if (st == STATUS_OK)
         st = offload__timeline_create(offload, err);
+    if (st == STATUS_OK)
+        st = offload__late_take(offload, ckpt, err);
     st = offload__share_connect(offload, st, err);
     if (st != STATUS_OK)
         return st;
@@ -456,6 +471,8 @@ enum status offload_load(struct offload *offload, struct stream *compute, const 
         st = offload__experts_preload(offload, progress, err);
     if (st == STATUS_OK)
         st = offload__ring_start(offload, err);
+    if (st == STATUS_OK)
+        st = offload__late_start(offload, err);
     if (st != STATUS_OK) {
         offload__memory_free(offload);
         offload_report_reset(offload);

@@ -107,8 +107,11 @@ struct offload_options {
      * of it. What does not fit there is at home on the disk. */
     uint64_t host_budget_bytes;
     uint64_t tile_bytes;          /* auto: of a piece, about; 0: chosen */
-    uint32_t lookup_row_max;      /* auto: rows of one offload_lookup; 0: tables stay on the device
-                                     */
+    uint32_t lookup_row_max;      /* rows of one offload_lookup; 0: tables stay on the device, and
+                                     are loaded like all else */
+    uint64_t late_bytes_min;      /* a table that is looked up, of as many bytes, is loaded last,
+                                     while passes run, on a device whose memory is the host's; 0:
+                                     each */
     struct cluster *cluster;      /* borrowed; the ranks of its node share homes shm and sharded.
                                      NULL: this process alone */
     const char *inherited;        /* offload_share_text of a rank of this machine that is ready: if
@@ -137,6 +140,7 @@ struct offload_options {
     bool fault_skip_ended_wait;   /* the copy does not wait for the last reader */
     bool fault_meta_loses_loader; /* what is at home in meta can't be loaded any more */
     bool fault_meta_is_cast;      /* it is finished, though it has no bytes */
+    bool fault_late_waits;        /* such a table is not loaded before somebody waits for it */
     bool fault_skip_contiguous;   /* finishing takes a transposed matrix for a contiguous one */
 };
 
@@ -207,7 +211,9 @@ void offload_disk_known(struct offload *offload, const struct disk_measured *mea
 
 /* Takes memory, checks every loader, loads every parameter into its home or onto the device, and
  * starts the first onloads. compute: the stream on which the model launches; borrowed until
- * destroy. At most one parameter is in memory twice. */
+ * destroy. At most one parameter is in memory twice. A table that is looked up may be loaded
+ * afterwards (options.late_bytes_min): where there is one, ckpt is borrowed until destroy, or until
+ * an update has been committed. */
 enum status offload_load(struct offload *offload, struct stream *compute, const struct ckpt *ckpt,
                          const struct progress *progress, struct err *err);
 
@@ -236,8 +242,9 @@ enum status offload_rows_end(struct offload *offload, const struct offload_rows 
 const void *offload_row(const struct offload *offload, size_t index, uint64_t row);
 
 /* Whether rows of this table are to be brought by offload_lookup, because it is at home on the
- * disk. offload_tensor has no data then. */
-bool offload_is_looked_up(const struct offload *offload, size_t index);
+ * disk, or not all of it is there yet. offload_tensor has no data then. The engine's thread, before
+ * each pass. */
+bool offload_is_looked_up(struct offload *offload, size_t index);
 /* Brings rows ids[0 .. count) of the table, packed, to *rows_out in device memory, for ops that are
  * launched on the compute stream afterwards and until the next lookup. `ids`: host memory, in
  * range. Waits for the disk. Between passes or at the beginning of one. */

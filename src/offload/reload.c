@@ -199,6 +199,8 @@ enum status offload_reload(struct offload *offload, size_t index, const struct c
         return err_set(err, STATUS_UNAVAILABLE,
                        "%s is in memory that another rank fills: it can only be loaded again with "
                        "all others", param->name);
+    if (offload__late_is(offload, index))
+        offload__late_settle(offload);
     st = load_fresh(offload, param, ckpt, &fresh, err);
     if (is_shared(offload, param))
         st = put_shared(offload, param, fresh, st, err);
@@ -208,6 +210,8 @@ enum status offload_reload(struct offload *offload, size_t index, const struct c
     if (st != STATUS_OK)
         return st;
     param->filled = true;
+    if (offload__late_is(offload, index))
+        offload__late_filled(offload);
     offload__homes_changed(offload);
     offload__counters_publish(offload);
     return STATUS_OK;

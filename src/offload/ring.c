@@ -195,6 +195,8 @@ static enum status start(struct offload *offload, struct err *err)
 
     offload->started = false;
     st = offload__torn_check(offload, err);
+    if (st == STATUS_OK)
+        st = offload__late_check(offload, err);
     if (st != STATUS_OK)
         return st;
     offload->position = offload->pass_position = offload->head = offload->harvested = 0;
@@ -456,6 +458,7 @@ void offload_pass_done(struct offload *offload)
     offload->pass_position = offload->position;
     offload__counters_publish(offload);
     replays_check(offload);
+    offload__late_pass_ended(offload);
 }
 
 enum status offload_pass_abort(struct offload *offload, struct err *err)
@@ -471,6 +474,7 @@ enum status offload_pass_abort(struct offload *offload, struct err *err)
     offload->active_base = NULL;
     offload__ring_abandon(offload);
     offload__experts_abandon(offload);
+    offload__late_pass_ended(offload);
     offload__timeline_pass_abort(offload);
     st = offload__ring_sync(offload, &why);
     /* What the abandoned pass has queued was due. */

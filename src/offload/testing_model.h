@@ -212,6 +212,7 @@ static inline void model_describe(struct offload_param_desc *descs, char (*names
             .part = kind < MODEL_UP ? OFFLOAD_PART_ATTENTION : OFFLOAD_PART_FFN,
             .default_selected = kind >= MODEL_UP,
             .by_rows = p > 0 && kind != MODEL_NORM,
+            .by_lookup = p == 0,
         };
         model_shape(p, &desc->rank, desc->shape);
         CHECK_OK(loader_create(desc->dtype, elements, &desc->loader, err));
@@ -330,9 +331,11 @@ static inline enum status model_matmul(struct model *model, float *out, const fl
 
 static inline enum status model_embed(struct model *model, struct err *err)
 {
-    static const int32_t ids[MODEL_ROWS] = { 3, 0, 11 };
+    static const int32_t wanted[MODEL_ROWS] = { 3, 0, 11 }, in_order[MODEL_ROWS] = { 0, 1, 2 };
+    const bool is_looked_up = offload_is_looked_up(model->offload, 0);
+    const int32_t *ids = is_looked_up ? in_order : wanted;
     const struct tensor *table = offload_tensor(model->offload, 0);
-    const struct op op = {
+    struct op op = {
         .kind = OP_EMBED,
         .embed = {
             .out = model->x,
@@ -345,7 +348,10 @@ static inline enum status model_embed(struct model *model, struct err *err)
             .out_row_stride = MODEL_WIDTH,
         },
     };
-    enum status st = device_copy_in(model->compute, model->ids, ids, sizeof(ids), err);
+    enum status st = device_copy_in(model->compute, model->ids, ids, sizeof(wanted), err);
+
+    if (st == STATUS_OK && is_looked_up)
+        st = offload_lookup(model->offload, 0, wanted, MODEL_ROWS, &op.embed.table, err);
 
     return st == STATUS_OK ? device_launch(model->compute, &op, err) : st;
 }

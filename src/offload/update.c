@@ -209,8 +209,10 @@ static enum status change(struct offload_update *update, struct offload__fill *j
 static enum status hold(struct offload_update *update, struct offload__fill *job, bool *stopped_out,
                         struct err *err)
 {
-    enum status st = meta_take(update, err);
+    enum status st;
 
+    offload__late_settle(update->offload);
+    st = meta_take(update, err);
     if (st == STATUS_OK)
         st = offload__fill_init(job, err);
     if (st != STATUS_OK)

@@ -20,7 +20,7 @@
 #define NEW_SEED 22
 #define HEADER_SHIFT 264 /* moves tensors in their blocks, and keeps them aligned */
 
-enum choice { RESIDENT, V1, V2, ALL, AUTO, AUTO_MIXED, CHOICE_COUNT };
+enum choice { RESIDENT, LATE, V1, V2, ALL, AUTO, AUTO_MIXED, CHOICE_COUNT };
 
 static const struct place {
     enum choice choice;
@@ -34,6 +34,7 @@ static const struct place {
     { AUTO, OFFLOAD_HOME_DISK, false },     { AUTO, OFFLOAD_HOME_DISK, true },
     { AUTO_MIXED, OFFLOAD_HOME_DISK, false }, { AUTO_MIXED, OFFLOAD_HOME_DISK, true },
     { V2, OFFLOAD_HOME_META, false },       { ALL, OFFLOAD_HOME_META, true },
+    { LATE, OFFLOAD_HOME_HOST, false },
 };
 #define PLACE_COUNT (sizeof(places) / sizeof(places[0]))
 static const char *const devices[] = { CPU, SIM };
@@ -92,6 +93,11 @@ static void set_options(struct fixture *fixture, const struct place *place)
     options->cache_dir = fixture->cache;
     options->poison = true;
     options->prefetch_step = 2;
+    if (place->choice == LATE) { /* for good, unless an update waits for it */
+        options->late_bytes_min = 0;
+        options->lookup_row_max = MODEL_ROWS;
+        options->fault_late_waits = true;
+    }
     if (place->choice == V1)
         options->cpu_offload_bytes = 10000;
     if (place->choice == V2)
@@ -378,9 +384,10 @@ static void check_failures(size_t place, size_t device, enum fault_kind kind)
 {
     struct device_memory_report before, after;
     struct fixture fixture;
-    bool done = false;
+    bool done = false, was_late;
 
     begin(&fixture, place, device);
+    was_late = fixture.model.offload->late != NULL;
     device_memory_report(fixture.model.device, &before);
     for (uint64_t n = 1; !done; n++) {
         struct err why;
@@ -393,6 +400,9 @@ static void check_failures(size_t place, size_t device, enum fault_kind kind)
         if (st == STATUS_OK)
             break; /* nothing failed, or what failed was not needed */
         device_memory_report(fixture.model.device, &after);
+        if (was_late && fixture.model.offload->late == NULL) /* the rows have been given back */
+            before.host_used_bytes -= MODEL_ROWS * MODEL_WIDTH * sizeof(uint16_t);
+        was_late = fixture.model.offload->late != NULL;
         assert_int_equal(after.host_used_bytes, before.host_used_bytes);
         if (offload_pass_abort(fixture.model.offload, &why) != STATUS_OK)
             fail_msg("after fault %" PRIu64 ": %s", n, why.message);

@@ -135,9 +135,9 @@ static enum status batch_bring(struct offload *offload, const int32_t *ids, uint
     return st == STATUS_OK ? st : err_prefix(err, st, "%s", param->name);
 }
 
-bool offload_is_looked_up(const struct offload *offload, size_t index)
+bool offload_is_looked_up(struct offload *offload, size_t index)
 {
-    return index == offload->lookup_param;
+    return index == offload->lookup_param || offload__late_is_open(offload, index);
 }
 
 enum status offload_lookup(struct offload *offload, size_t index, const int32_t *ids,
@@ -149,6 +149,8 @@ enum status offload_lookup(struct offload *offload, size_t index, const int32_t 
 
     assert(offload_is_looked_up(offload, index) && offload->loaded);
     assert(count <= offload->options.lookup_row_max);
+    if (index != offload->lookup_param)
+        return offload__late_lookup(offload, ids, count, rows_out, err);
     for (uint32_t done = 0; done < count && st == STATUS_OK; done += LOOKUP_BATCH) {
         const uint32_t left = count - done;
 

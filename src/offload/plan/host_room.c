@@ -91,7 +91,7 @@ static uint64_t load_bytes(const struct offload *offload, uint64_t cached)
 
     return loader_staging_bytes(offload->options.ckpt) +
            (most > OFFLOAD_PIECE_BYTES ? most : OFFLOAD_PIECE_BYTES) + 2 * (uint64_t)DISK_ALIGN +
-           offload->finish_bytes;
+           offload->finish_bytes + offload__late_bytes(offload);
 }
 
 static uint64_t ring_table_bytes(uint64_t ring_count, uint64_t slot_count)

@@ -10,6 +10,8 @@
 #include "base/size.h"
 #include "offload/internal.h"
 
+/* A smaller table is read in less time than it is worth a thread. */
+#define LATE_BYTES_MIN (4 * MIB)
 #define GROUP_SIZE_OFF_SGLANG (-1) /* how SGLang spells "off"; here it is 0, and both are taken */
 
 const char *offload_part_name(enum offload_part part)
@@ -52,6 +54,7 @@ void offload_options_init(struct offload_options *options)
     *options = (struct offload_options){
         .num_in_group = 1,
         .prefetch_step = 1,
+        .late_bytes_min = LATE_BYTES_MIN,
         .home = OFFLOAD_HOME_HOST,
 #ifdef LIGHTER_DEBUG
         .poison = true,
