@@ -5,6 +5,7 @@
 #ifndef LIGHTER_CLI_CONSOLE_H
 #define LIGHTER_CLI_CONSOLE_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -17,7 +18,7 @@ struct cli_console {
     enum log_level level;     /* set before other threads start */
     bool terminal;            /* set once */
     char prefix[24];          /* before each line: "rank 1: "; set before other threads start */
-    bool bar_shown;           /* guarded by stderr's lock */
+    atomic_bool bar_shown;    /* guarded by stderr's lock, of which ThreadSanitizer knows nothing */
     uint64_t started_ns;      /* of the job under way; owner: the thread that loads */
     uint32_t percent_shown;   /* owner: the thread that loads */
 };
