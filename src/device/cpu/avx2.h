@@ -15,6 +15,7 @@
 #endif
 
 void cpu__matmul_avx2(const struct cpu_strip *strip, void *scratch);
+void cpu__matmul_avx512(const struct cpu_strip *strip, void *scratch);
 void cpu__matmul_quant_avx2(const struct cpu_strip *strip, void *scratch);
 void cpu__matmul_quant_vnni(const struct cpu_strip *strip, void *scratch);
 void cpu__matmul_quant_avx512(const struct cpu_strip *strip, void *scratch);

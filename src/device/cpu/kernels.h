@@ -12,6 +12,8 @@
  *     output  = ((lane0 + lane1) + (lane2 + lane3)) + ((lane4 + lane5) + (lane6 + lane7))
  *     output  = output (+ bias) (+ what was there)
  *
+ * With AVX-512 there are sixteen lanes, of which l + (l + 8) are then taken as the eight, and each
+ * CPU_K_BLOCK k are such a sum: what was there is added to the first, the others to that in turn.
  * Where there is AMX, F16 and BF16 weights have another order, that of matmul_amx.c.
  *
  * With quantised weights x is quantised too, to 8 bits in blocks of 32, once for all its products.
@@ -47,6 +49,7 @@
 #define CPU_STRIP_ROWS_MAX 128 /* of x in one strip */
 #define CPU_STRIP_SCRATCH_BYTES (2 << 20)
 #define CPU_PACK_ROWS 16
+#define CPU_K_BLOCK 2048       /* AVX-512's products with plain weights add up so many k at a time */
 #define CPU_ATTENTION_KEYS 64 /* positions that attention takes at a time */
 #define CPU_ATTENTION_ELEMENTS_MAX /* of a key and its value that are widened */                   \
     (CPU_STRIP_SCRATCH_BYTES / sizeof(float) / CPU_ATTENTION_KEYS)
@@ -88,6 +91,7 @@ struct cpu_kernels {
     /* For F32, F16 and BF16 weights. scratch: CPU_STRIP_SCRATCH_BYTES, 64-byte aligned, the
      * thread's own; not touched for F32. */
     void (*matmul)(const struct cpu_strip *strip, void *scratch);
+    uint32_t k_block; /* of x's rows that it goes over weights with at a time; 0: all */
     /* What `matmul` would else do in each call: packs up to CPU_PACK_ROWS rows of x. packed_bytes
      * is what that many rows take, a multiple of 64, at which the next ones follow; 0, or NULL: x
      * is taken as it is. alone: the rows are all that the strip has. */

@@ -350,9 +350,9 @@ const struct cpu_kernels cpu_kernels_vnni =
     TABLE("AVX2 with VNNI", cpu__matmul_avx2, cpu__matmul_quant_vnni, cpu__matmul_f8_avx2,
           ATTENTION_AVX2);
 const struct cpu_kernels cpu_kernels_avx512 =
-    TABLE("AVX2 with AVX-512 VNNI", cpu__matmul_avx2, cpu__matmul_quant_avx512,
-          cpu__matmul_f8_avx512, ATTENTION_AVX512);
+    TABLE("AVX2 with AVX-512 VNNI", cpu__matmul_avx512, cpu__matmul_quant_avx512,
+          cpu__matmul_f8_avx512, ATTENTION_AVX512, .k_block = CPU_K_BLOCK);
 const struct cpu_kernels cpu_kernels_amx =
     TABLE("AVX2 with AVX-512 VNNI and AMX", cpu__matmul_amx, cpu__matmul_quant_amx,
-          cpu__matmul_f8_avx512, ATTENTION_AVX512, .packed_bytes = cpu__packed_bytes_amx,
-          .pack = cpu__pack_amx);
+          cpu__matmul_f8_avx512, ATTENTION_AVX512, .k_block = CPU_K_BLOCK,
+          .packed_bytes = cpu__packed_bytes_amx, .pack = cpu__pack_amx);

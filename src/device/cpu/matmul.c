@@ -38,10 +38,14 @@ struct matmul_job {
     uint64_t packed_bytes;                  /* of CPU_PACK_ROWS rows of x; 0: they aren't packed */
 };
 
-static uint32_t strip_rows(const struct op_matmul *op, uint64_t packed_bytes)
+static uint32_t strip_rows(const struct cpu_kernels *kernels, const struct op_matmul *op,
+                           uint64_t packed_bytes)
 {
-    const uint64_t row_bytes = cpu_is_quantised(op->weight_dtype) ? cpu_quant_row_bytes(op->k_count)
-                                                                  : op->k_count * sizeof(float);
+    const bool has_blocks = !quant_is_quantised(op->weight_dtype) && kernels->k_block > 0 &&
+                            kernels->k_block < op->k_count;
+    const uint64_t row_bytes = cpu_is_quantised(op->weight_dtype)
+                                   ? cpu_quant_row_bytes(op->k_count)
+                                   : (has_blocks ? kernels->k_block : op->k_count) * sizeof(float);
     const uint64_t rows = STRIP_BYTES_MAX / row_bytes;
 
     if (packed_bytes > 0)
@@ -280,7 +284,7 @@ void cpu__matmul(struct cpu_executor *executor, const struct op_matmul *op)
     uint64_t rows_max = op->row_count;
 
     job.packed_bytes = packed_bytes(executor, op);
-    job.strip_rows = strip_rows(op, job.packed_bytes);
+    job.strip_rows = strip_rows(executor->kernels, op, job.packed_bytes);
     if (is_quantised)
         rows_max = executor->blocks_bytes / (op->batch_count * cpu_quant_row_bytes(op->k_count));
     else if (job.packed_bytes > 0)

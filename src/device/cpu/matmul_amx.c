@@ -41,7 +41,7 @@
 #define MADE 4               /* blocks that are there at a time, for few rows ... */
 #define BEHIND 1             /* ... and how far multiplying is behind converting */
 #define CHUNK_MAX 128        /* blocks of k that many rows take at a time */
-#define K_MAX 61440          /* so that few rows of x fit; longer rows are left to AVX2 */
+#define K_MAX 61440          /* so that few rows of x fit; longer rows are left to AVX-512 */
 
 /* Scratch: tiles of weights, two groups with two parts each; x, unless it comes packed; sums. */
 #define PART_BYTES ((size_t)CHUNK_MAX * TILE_BYTES)
@@ -728,7 +728,7 @@ void cpu__matmul_amx(const struct cpu_strip *strip, void *scratch)
     };
 
     if (strip->weight_dtype == DTYPE_F32 || strip->k_count > K_MAX) {
-        cpu__matmul_avx2(strip, scratch);
+        cpu__matmul_avx512(strip, scratch);
         return;
     }
     configure(strip->row_count);
