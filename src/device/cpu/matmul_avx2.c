@@ -22,6 +22,12 @@
 #define ROWS_MAX 4     /* of a tile */
 #define WIDTH_MAX 4    /* of a tile with at most two rows; else 3 */
 #define SUMS_MAX 12
+#define AHEAD 1024     /* bytes of a row that are asked for before they are needed */
+
+INLINE size_t element_bytes(const enum dtype dtype)
+{
+    return dtype == DTYPE_F32 ? 4 : 2;
+}
 
 /* Eight weights as F32. For `tail` < 8 of them nothing behind is read and the rest is zero. */
 INLINE __m256 load_weights(enum dtype dtype, const void *weight, uint64_t at)
@@ -52,10 +58,11 @@ struct tile {
     const void *weight[WIDTH_MAX];
 };
 
-/* sums[r][w] += x[r] . weight[w] over k_count elements. R, W and dtype are constants where this is
- * inlined, so that the sums stay in registers. */
+/* sums[r][w] += x[r] . weight[w] over k_count elements. asks: weights come from memory. R, W, dtype
+ * and asks are constants where this is inlined, so that the sums stay in registers. */
 INLINE void add_products(const struct tile *tile, const uint32_t R, const uint32_t W,
-                         const enum dtype dtype, uint32_t k_count, __m256 sums[SUMS_MAX])
+                         const enum dtype dtype, const bool asks, uint32_t k_count,
+                         __m256 sums[SUMS_MAX])
 {
     const uint32_t whole = k_count / CPU_LANES * CPU_LANES;
     const uint32_t tail = k_count - whole;
@@ -64,8 +71,12 @@ INLINE void add_products(const struct tile *tile, const uint32_t R, const uint32
     for (; k < whole; k += CPU_LANES) {
         __m256 w[WIDTH_MAX];
 #pragma GCC unroll 4
-        for (uint32_t i = 0; i < W; i++)
+        for (uint32_t i = 0; i < W; i++) {
             w[i] = load_weights(dtype, tile->weight[i], k);
+            if (asks)
+                _mm_prefetch((const char *)tile->weight[i] + k * element_bytes(dtype) + AHEAD,
+                             _MM_HINT_T0);
+        }
 #pragma GCC unroll 4
         for (uint32_t r = 0; r < R; r++) {
             const __m256 x = _mm256_loadu_ps(tile->x[r] + k);
@@ -99,8 +110,9 @@ INLINE void join_lanes(const __m256 *sums, const uint32_t count, float *out)
                                            i + 3 < count ? sums[i + 3] : zero));
 }
 
+/* Outputs n, n + step, ... */
 INLINE void put_tile(const struct cpu_strip *strip, const uint32_t R, const uint32_t W,
-                     uint32_t row, uint32_t n, const __m256 *sums)
+                     uint32_t row, uint32_t n, uint32_t step, const __m256 *sums)
 {
     float joined[SUMS_MAX];
 
@@ -112,17 +124,17 @@ INLINE void put_tile(const struct cpu_strip *strip, const uint32_t R, const uint
         for (uint32_t i = 0; i < W; i++) {
             float sum = joined[r * W + i];
             if (strip->bias != NULL)
-                sum += strip->bias[n + i];
-            out[i] = strip->accumulate ? out[i] + sum : sum;
+                sum += strip->bias[n + i * step];
+            out[i * step] = strip->accumulate ? out[i * step] + sum : sum;
         }
     }
 }
 
-/* One tile straight over the weights. */
+/* One tile straight over the weights, of which it has rows n, n + step, ... */
 INLINE void direct_tile(const struct cpu_strip *strip, const uint32_t R, const uint32_t W,
-                        const enum dtype dtype, uint32_t row, uint32_t n)
+                        const enum dtype dtype, const bool asks, uint32_t row, uint32_t n,
+                        uint32_t step)
 {
-    const uint64_t element_bytes = dtype == DTYPE_F32 ? 4 : 2;
     __m256 sums[SUMS_MAX];
     struct tile tile;
 
@@ -135,31 +147,49 @@ INLINE void direct_tile(const struct cpu_strip *strip, const uint32_t R, const u
 #pragma GCC unroll 4
     for (uint32_t i = 0; i < W; i++)
         tile.weight[i] = strip->weight_rows != NULL
-                             ? (const void *)strip->weight_rows[n + i]
-                             : (const char *)strip->weight +
-                                   (n + i) * strip->weight_row_stride * element_bytes;
-    add_products(&tile, R, W, dtype, strip->k_count, sums);
-    put_tile(strip, R, W, row, n, sums);
+                             ? (const void *)strip->weight_rows[n + i * step]
+                             : (const char *)strip->weight + (n + i * step) *
+                                   strip->weight_row_stride * element_bytes(dtype);
+    add_products(&tile, R, W, dtype, asks, strip->k_count, sums);
+    put_tile(strip, R, W, row, n, step, sums);
 }
 
-/* Rows [row, row + R) against all weights, W at a time. */
+/* Rows [row, row + R) against a span of weights, W at a time. */
 INLINE void direct_rows(const struct cpu_strip *strip, const uint32_t R, const uint32_t W,
                         const enum dtype dtype, uint32_t row, uint32_t n, uint32_t n_end)
 {
     for (; n + W <= n_end; n += W)
-        direct_tile(strip, R, W, dtype, row, n);
+        direct_tile(strip, R, W, dtype, false, row, n, 1);
     for (; n < n_end; n++)
-        direct_tile(strip, R, 1, dtype, row, n);
+        direct_tile(strip, R, 1, dtype, false, row, n, 1);
+}
+
+/* As many rows as a tile has, against all weights. The strip is cut into W parts, and a tile has a
+ * row of each, because hardware fetches long streams best. */
+INLINE void direct_parts(const struct cpu_strip *strip, const uint32_t R, const uint32_t W,
+                         const enum dtype dtype)
+{
+    const uint32_t part = strip->n_count / W;
+
+    for (uint32_t n = 0; n < part; n++)
+        direct_tile(strip, R, W, dtype, true, 0, n, part);
+    for (uint32_t n = part * W; n < strip->n_count; n++)
+        direct_tile(strip, R, 1, dtype, true, 0, n, 1);
 }
 
 INLINE void direct(const struct cpu_strip *strip, const enum dtype dtype)
 {
-    /* With more than four rows the weights of a span are read again, from the cache. */
-    const uint32_t span = strip->row_count > ROWS_MAX ? PANEL_WIDTH : strip->n_count;
-
-    for (uint32_t n = 0; n < strip->n_count; n += span) {
+    switch (strip->row_count) {
+    case 4: direct_parts(strip, 4, 3, dtype); return;
+    case 3: direct_parts(strip, 3, 3, dtype); return;
+    case 2: direct_parts(strip, 2, 4, dtype); return;
+    case 1: direct_parts(strip, 1, 4, dtype); return;
+    default: break;
+    }
+    /* Weights of a span are read again, from the cache. */
+    for (uint32_t n = 0; n < strip->n_count; n += PANEL_WIDTH) {
         const uint32_t left = strip->n_count - n;
-        const uint32_t end = n + (left < span ? left : span);
+        const uint32_t end = n + (left < PANEL_WIDTH ? left : PANEL_WIDTH);
         uint32_t row = 0;
         for (; row + 4 <= strip->row_count; row += 4)
             direct_rows(strip, 4, 3, dtype, row, n, end);
