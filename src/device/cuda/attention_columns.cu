@@ -420,8 +420,6 @@ __global__ void __launch_bounds__(BLOCK_THREADS)
 
 /* ---- launches ---- */
 
-/* ---- launches ---- */
-
 /* Of a thread. */
 static uint32_t columns_of(const struct op_attention *op)
 {
@@ -437,45 +435,20 @@ dim3 attention_columns_grid(const struct op_attention *op)
                 (op->v_width + columns - 1) / columns);
 }
 
-template <int dtype, int columns, bool is_cut>
-static cudaError_t launch(const struct op_attention *op, const struct attention_round *round,
-                          uint32_t parts, cudaStream_t stream)
-{
-    const struct op_attention op_copy = *op;
-    const struct attention_round copy = *round;
-    const size_t shared_bytes =
-        sizeof(struct attention_shared) + HEADS * (op->k_width + 3) * sizeof(float);
-    const cudaError_t code =
-        cudaFuncSetAttribute(attention<dtype, columns, is_cut>,
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
-    dim3 grid = attention_columns_grid(op);
-
-    if (code != cudaSuccess)
-        return code;
-    grid.z *= parts;
-    GPU_LAUNCH((attention<dtype, columns, is_cut>), grid, BLOCK_THREADS, shared_bytes, stream,
-               op_copy, copy);
-    return cudaGetLastError();
-}
-
-template <int dtype>
-static cudaError_t launch_of(const struct op_attention *op, const struct attention_round *round,
-                             uint32_t parts, cudaStream_t stream)
-{
-    if (columns_of(op) == 2)
-        return round->count > 0 ? launch<dtype, 2, true>(op, round, parts, stream)
-                                : launch<dtype, 2, false>(op, round, parts, stream);
-    return round->count > 0 ? launch<dtype, 4, true>(op, round, parts, stream)
-                            : launch<dtype, 4, false>(op, round, parts, stream);
-}
-
 cudaError_t attention_columns_launch(const struct op_attention *op,
                                      const struct attention_round *round, uint32_t parts,
                                      cudaStream_t stream)
 {
-    switch (op->cache_dtype) {
-    case DTYPE_F16: return launch_of<DTYPE_F16>(op, round, parts, stream);
-    case DTYPE_Q8_0: return launch_of<DTYPE_Q8_0>(op, round, parts, stream);
-    default: return launch_of<DTYPE_F32>(op, round, parts, stream);
-    }
+    const size_t shared_bytes =
+        sizeof(struct attention_shared) + HEADS * (op->k_width + 3) * sizeof(float);
+    dim3 grid = attention_columns_grid(op);
+
+    grid.z *= parts;
+    return attention_choose(op, round, [&](auto dtype, auto is_cut) {
+        if (columns_of(op) == 2)
+            return attention_start(attention<dtype, 2, is_cut>, grid, BLOCK_THREADS, shared_bytes,
+                                   stream, op, round);
+        return attention_start(attention<dtype, 4, is_cut>, grid, BLOCK_THREADS, shared_bytes,
+                               stream, op, round);
+    });
 }

@@ -67,6 +67,19 @@ static inline uint32_t attention_head_blocks(const struct op_attention *op, uint
     return op->kv_head_count * ((group + queries - 1) / queries);
 }
 
+/* Calls run(dtype, width, is_cut) with constants, as attention_choose; the width holds keys and
+ * values. */
+template <typename function>
+static inline cudaError_t attention_choose_width(const struct op_attention *op,
+                                                 const struct attention_round *round, function run)
+{
+    return attention_choose(op, round, [&](auto dtype, auto is_cut) {
+        if (op->k_width <= 64 && op->v_width <= 64)
+            return run(dtype, std::integral_constant<int, 64>(), is_cut);
+        return run(dtype, std::integral_constant<int, 128>(), is_cut);
+    });
+}
+
 /* ---- parts of numbers ---- */
 
 /* Two numbers as `parts` BF16 numbers each, the first one's in the low halves. */

@@ -335,46 +335,20 @@ dim3 attention_narrow_grid(const struct op_attention *op)
     return dim3(op->row_count, attention_head_blocks(op, ATTENTION_QUERIES));
 }
 
-template <int dtype, int width, bool is_cut>
-static cudaError_t launch(const struct op_attention *op, const struct attention_round *round,
-                          uint32_t parts, cudaStream_t stream)
-{
-    const struct op_attention op_copy = *op;
-    const struct attention_round copy = *round;
-    const uint32_t group = op->head_count / op->kv_head_count;
-    const uint32_t heads = group < ATTENTION_QUERIES ? group : ATTENTION_QUERIES;
-    const size_t shared_bytes = sizeof(struct narrow_shared<width>) +
-                                (WARPS + 1) * heads * (width + PADDING) * sizeof(float);
-    const cudaError_t code =
-        cudaFuncSetAttribute(narrow<dtype, width, is_cut>,
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
-    dim3 grid = attention_narrow_grid(op);
-
-    if (code != cudaSuccess)
-        return code;
-    grid.z = parts;
-    GPU_LAUNCH((narrow<dtype, width, is_cut>), grid, THREADS, shared_bytes, stream, op_copy, copy);
-    return cudaGetLastError();
-}
-
-template <int dtype>
-static cudaError_t launch_of(const struct op_attention *op, const struct attention_round *round,
-                             uint32_t parts, cudaStream_t stream)
-{
-    if (op->k_width <= 64 && op->v_width <= 64)
-        return round->count > 0 ? launch<dtype, 64, true>(op, round, parts, stream)
-                                : launch<dtype, 64, false>(op, round, parts, stream);
-    return round->count > 0 ? launch<dtype, 128, true>(op, round, parts, stream)
-                            : launch<dtype, 128, false>(op, round, parts, stream);
-}
-
 cudaError_t attention_narrow_launch(const struct op_attention *op,
                                     const struct attention_round *round, uint32_t parts,
                                     cudaStream_t stream)
 {
-    switch (op->cache_dtype) {
-    case DTYPE_F16: return launch_of<DTYPE_F16>(op, round, parts, stream);
-    case DTYPE_Q8_0: return launch_of<DTYPE_Q8_0>(op, round, parts, stream);
-    default: return launch_of<DTYPE_F32>(op, round, parts, stream);
-    }
+    const uint32_t group = op->head_count / op->kv_head_count;
+    const uint32_t heads = group < ATTENTION_QUERIES ? group : ATTENTION_QUERIES;
+    dim3 grid = attention_narrow_grid(op);
+
+    grid.z = parts;
+    return attention_choose_width(op, round, [&](auto dtype, auto width, auto is_cut) {
+        const size_t shared_bytes = sizeof(struct narrow_shared<width>) +
+                                    (WARPS + 1) * heads * (width + PADDING) * sizeof(float);
+
+        return attention_start(narrow<dtype, width, is_cut>, grid, THREADS, shared_bytes, stream,
+                               op, round);
+    });
 }

@@ -19,6 +19,8 @@
 #ifndef LIGHTER_DEVICE_CUDA_ATTENTION_PARTS_H
 #define LIGHTER_DEVICE_CUDA_ATTENTION_PARTS_H
 
+#include <type_traits>
+
 #include "device/cuda/kernels.h"
 
 #define ATTENTION_PART 256
@@ -158,5 +160,40 @@ cudaError_t attention_wide_launch(const struct op_attention *op,
 /* attention_fold.cu: makes one of a round's parts, and writes rows that have no more. */
 cudaError_t attention_fold_launch(const struct op_attention *op,
                                   const struct attention_round *round, cudaStream_t stream);
+
+/* Calls run(dtype, is_cut) with constants: the cache's type, and whether rows are cut into parts
+ * that meet in the room. */
+template <typename function>
+static inline cudaError_t attention_choose(const struct op_attention *op,
+                                           const struct attention_round *round, function run)
+{
+    const auto choose_cut = [&](auto dtype) {
+        return round->count > 0 ? run(dtype, std::true_type()) : run(dtype, std::false_type());
+    };
+
+    switch (op->cache_dtype) {
+    case DTYPE_F16: return choose_cut(std::integral_constant<int, DTYPE_F16>());
+    case DTYPE_Q8_0: return choose_cut(std::integral_constant<int, DTYPE_Q8_0>());
+    default: return choose_cut(std::integral_constant<int, DTYPE_F32>());
+    }
+}
+
+/* Queues a kernel of an op, a round and perhaps more. */
+template <typename function, typename... arguments>
+static inline cudaError_t attention_start(function *kernel, dim3 grid, uint32_t threads,
+                                          size_t shared_bytes, cudaStream_t stream,
+                                          const struct op_attention *op,
+                                          const struct attention_round *round, arguments... more)
+{
+    const struct op_attention op_copy = *op;
+    const struct attention_round copy = *round;
+    const cudaError_t code = cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
+
+    if (code != cudaSuccess)
+        return code;
+    GPU_LAUNCH(kernel, grid, threads, shared_bytes, stream, op_copy, copy, more...);
+    return cudaGetLastError();
+}
 
 #endif

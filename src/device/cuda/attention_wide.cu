@@ -473,45 +473,17 @@ dim3 attention_wide_grid(const struct op_attention *op)
     return dim3((op->row_count + rows - 1) / rows * attention_head_blocks(op, QUERIES));
 }
 
-template <int dtype, int width, bool is_cut>
-static cudaError_t launch(const struct op_attention *op, const struct attention_round *round,
-                          uint32_t parts, cudaStream_t stream)
-{
-    constexpr int shared_bytes = (int)sizeof(struct wide_shared<dtype, width>);
-    const struct op_attention op_copy = *op;
-    const struct attention_round copy = *round;
-    const uint32_t head_blocks = attention_head_blocks(op, QUERIES);
-    const cudaError_t code =
-        cudaFuncSetAttribute(wide<dtype, width, is_cut>,
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-    dim3 grid = attention_wide_grid(op);
-
-    if (code != cudaSuccess)
-        return code;
-    grid.z = parts;
-    GPU_LAUNCH((wide<dtype, width, is_cut>), grid, THREADS, shared_bytes, stream, op_copy, copy,
-               head_blocks);
-    return cudaGetLastError();
-}
-
-template <int dtype>
-static cudaError_t launch_of(const struct op_attention *op, const struct attention_round *round,
-                             uint32_t parts, cudaStream_t stream)
-{
-    if (op->k_width <= 64 && op->v_width <= 64)
-        return round->count > 0 ? launch<dtype, 64, true>(op, round, parts, stream)
-                                : launch<dtype, 64, false>(op, round, parts, stream);
-    return round->count > 0 ? launch<dtype, 128, true>(op, round, parts, stream)
-                            : launch<dtype, 128, false>(op, round, parts, stream);
-}
-
 cudaError_t attention_wide_launch(const struct op_attention *op,
                                   const struct attention_round *round, uint32_t parts,
                                   cudaStream_t stream)
 {
-    switch (op->cache_dtype) {
-    case DTYPE_F16: return launch_of<DTYPE_F16>(op, round, parts, stream);
-    case DTYPE_Q8_0: return launch_of<DTYPE_Q8_0>(op, round, parts, stream);
-    default: return launch_of<DTYPE_F32>(op, round, parts, stream);
-    }
+    const uint32_t head_blocks = attention_head_blocks(op, QUERIES);
+    dim3 grid = attention_wide_grid(op);
+
+    grid.z = parts;
+    return attention_choose_width(op, round, [&](auto dtype, auto width, auto is_cut) {
+        return attention_start(wide<dtype, width, is_cut>, grid, THREADS,
+                               sizeof(struct wide_shared<dtype, width>), stream, op, round,
+                               head_blocks);
+    });
 }
