@@ -78,6 +78,14 @@ def test_paris_in_every_mode_from_two_ranks():
                 assert all("Paris" in answer["text"] for answer in answers), (mode, answers)
 
 
+def test_a_unit_of_two_shards_is_one_call():
+    """Made to fail, as ranks' counters are not to be had."""
+    with setting(CUDA_STANDIN_FAIL="cuMemcpyBatchAsync"):
+        status, _, err = lighter.run("serve", "--model", lighter.DEMO, "--device", "cuda:0", "--dp-size", 2, "--port", 0,
+                                     *SMALL, "--offload-group-size", 4, "--offload-mode", "sharded_gpu")
+    assert status == 1 and "cuMemcpyBatchAsync of 2 copies failed with cudaErrorIllegalAddress" in err, err
+
+
 def test_it_agrees_with_the_cpu_and_with_itself():
     resident = logits(*GPU)
     assert np.abs(resident - logits("--device", "cpu")).max() < 1e-4

@@ -60,6 +60,8 @@ struct device_ops {
                             uint64_t size_bytes, struct err *err);
     enum status (*copy_peer)(struct stream *stream, void *dst, const void *src,
                              uint64_t size_bytes, struct err *err);
+    enum status (*copy_peers)(struct stream *stream, const struct device_copy *copies,
+                              size_t count, struct err *err);
     enum status (*fill)(struct stream *stream, void *dst, uint8_t value, uint64_t size_bytes,
                         struct err *err);
     enum status (*launch)(struct stream *stream, const struct op *op, struct err *err);
@@ -80,6 +82,9 @@ struct event {
 
 /* device.c: the back end that a spec names. */
 enum status device__find(const char *spec, const struct device_ops **ops_out, struct err *err);
+/* device.c: of a device whose driver takes one copy at a time. */
+enum status device__copy_each(struct stream *stream, const struct device_copy *copies,
+                              size_t count, struct err *err);
 /* device.c: of a device that queues every operator by itself. */
 void device__replay_nothing(const struct device *device, struct device_replays *replays_out);
 /* inspect.c: of a device that has nothing more to say than device_info. */

@@ -392,6 +392,25 @@ enum status device_copy_peer(struct stream *stream, void *dst, const void *src, 
     return stream->device->ops->copy_peer(stream, dst, src, size_bytes, err);
 }
 
+enum status device_copy_peers(struct stream *stream, const struct device_copy *copies,
+                              size_t count, struct err *err)
+{
+    for (size_t i = 0; i < count; i++)
+        assert(copies[i].size_bytes > 0 && copies[i].dst != NULL && copies[i].src != NULL);
+    return stream->device->ops->copy_peers(stream, copies, count, err);
+}
+
+enum status device__copy_each(struct stream *stream, const struct device_copy *copies,
+                              size_t count, struct err *err)
+{
+    enum status st = STATUS_OK;
+
+    for (size_t i = 0; i < count && st == STATUS_OK; i++)
+        st = stream->device->ops->copy_peer(stream, copies[i].dst, copies[i].src,
+                                            copies[i].size_bytes, err);
+    return st;
+}
+
 enum status device_fill(struct stream *stream, void *dst, uint8_t value, uint64_t size_bytes,
                         struct err *err)
 {

@@ -178,6 +178,15 @@ enum status device_copy_out(struct stream *stream, void *dst, const void *src, u
  * from the device's own. */
 enum status device_copy_peer(struct stream *stream, void *dst, const void *src, uint64_t size_bytes,
                              struct err *err);
+/* Several of these, none of which writes what another reads or writes: in any order, and by one
+ * call of the driver where it has one for that. `copies` is read before it returns. */
+struct device_copy {
+    void *dst;
+    const void *src;
+    uint64_t size_bytes;          /* > 0 */
+};
+enum status device_copy_peers(struct stream *stream, const struct device_copy *copies,
+                              size_t count, struct err *err);
 enum status device_fill(struct stream *stream, void *dst, uint8_t value, uint64_t size_bytes,
                         struct err *err);
 

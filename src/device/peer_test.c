@@ -96,6 +96,31 @@ static void check_part(struct harness *h, const uint8_t *peer_memory, size_t off
         assert_int_equal(out[i], i >= 256 && i < 256 + size ? pattern(offset + i - 256) : 0xEE);
 }
 
+/* Three parts of the peer's memory in other places, in one go. */
+static void check_parts(struct harness *h, const uint8_t *peer_memory)
+{
+    enum { PARTS = 3, PART = 1000 };
+    static uint8_t out[SIZE_BYTES];
+    uint8_t *const memory = harness_put(h, out, SIZE_BYTES);
+    struct device_copy copies[PARTS];
+    struct err err;
+
+    must(device_fill(h->stream, memory, 0xEE, SIZE_BYTES, &err), &err);
+    for (size_t i = 0; i < PARTS; i++)
+        copies[i] = (struct device_copy){ memory + i * PART, peer_memory + (PARTS - i) * PART,
+                                          PART - i };
+    must(device_copy_peers(h->stream, copies, PARTS, &err), &err);
+    must(device_copy_peers(h->stream, NULL, 0, &err), &err);
+    harness_get(h, out, memory, SIZE_BYTES);
+    for (size_t i = 0; i < SIZE_BYTES; i++) {
+        const size_t part = i / PART, at = i % PART;
+
+        assert_int_equal(out[i], part < PARTS && at < PART - part
+                                     ? pattern((PARTS - part) * PART + at)
+                                     : 0xEE);
+    }
+}
+
 static void a_peer_reads_what_the_other_has_allocated(void **state)
 {
     (void)state;
@@ -115,6 +140,7 @@ static void a_peer_reads_what_the_other_has_allocated(void **state)
         assert_int_equal(report.used_bytes, 0); /* it is the peer's */
         check_part(&h, memory, 0, SIZE_BYTES - 256);
         check_part(&h, again, 777, 1000);
+        check_parts(&h, memory);
         must(device_copy_peer(h.stream, NULL, NULL, 0, &err), &err);
         peer_kill(&peer);
         check_part(&h, memory, SIZE_BYTES - 100, 100); /* what is open stays */

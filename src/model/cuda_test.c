@@ -1,55 +1,10 @@
 /* model/cuda_test.c - every architecture on a GPU, as far as the same kernels on the processor go
  * (tests/cuda): the processor's answers to F32's accuracy, the same bits whatever the weights' home
  * and however a prompt is cut, and nothing left behind when CUDA fails. */
-#include <dlfcn.h>
-
+#include "device/cuda/testing.h"
 #include "model/testing.h"
 
 #define GPU "cuda:0"
-#define CUDA_ERROR_ILLEGAL_ADDRESS 700
-
-/* -- the stand-in ------------------------------------------------------------------------------ */
-
-/* A function of the stand-in's own, which is opened already or will be; false where a GPU's own
- * module has been put in its place. */
-static bool find(const char *name, void *function_out)
-{
-    char path[4200];
-    void *module, *symbol;
-
-    (void)snprintf(path, sizeof(path), "%s/tests/cuda/lighter_cuda.so",
-                   testing_build_folder());
-    module = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-    assert_non_null(module);
-    symbol = dlsym(module, name);
-    memcpy(function_out, &symbol, sizeof(symbol));
-    return symbol != NULL;
-}
-
-static uint64_t counter(const char *name)
-{
-    uint64_t (*function)(const char *);
-
-    return find("cuda_standin_counter", &function) ? function(name) : 0;
-}
-
-static bool fail_call(const char *name, uint64_t nth)
-{
-    void (*function)(const char *, uint64_t, int);
-
-    if (!find("cuda_standin_fail", &function))
-        return false;
-    function(name, nth, CUDA_ERROR_ILLEGAL_ADDRESS);
-    return true;
-}
-
-/* Else a GPU is in its place. */
-static bool has_stand_in(void)
-{
-    uint64_t (*function)(const char *);
-
-    return find("cuda_standin_counter", &function);
-}
 
 static void nothing_is_left(const char *after)
 {
@@ -58,9 +13,9 @@ static void nothing_is_left(const char *after)
                                             "pageable_in" };
 
     for (size_t i = 0; i < sizeof(counters) / sizeof(counters[0]); i++)
-        if (counter(counters[i]) != 0)
+        if (standin_counter(counters[i]) != 0)
             fail_msg("%s: %s is %llu", after, counters[i],
-                     (unsigned long long)counter(counters[i]));
+                     (unsigned long long)standin_counter(counters[i]));
 }
 
 /* -- models ------------------------------------------------------------------------------------ */
@@ -186,18 +141,18 @@ static void graphs_change_no_bit(void **state)
     };
     const struct setting without = { .device = GPU ",graphs=off" };
     const size_t bytes = demo_logits_bytes();
-    const uint64_t before = counter("graph_launches");
+    const uint64_t before = standin_counter("graph_launches");
     float *wanted = demo_logits(&without, 5);
 
     (void)state;
-    assert_int_equal(counter("graph_launches"), before);
+    assert_int_equal(standin_counter("graph_launches"), before);
     for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
-        const uint64_t launches = counter("graph_launches");
+        const uint64_t launches = standin_counter("graph_launches");
         float *got = demo_logits(&all[i], 1);
 
         if (memcmp((const void *)got, (const void *)wanted, bytes) != 0)
             fail_msg("setting %zu gives other bits", i);
-        if (has_stand_in() && counter("graph_launches") == launches)
+        if (standin_is_there() && standin_counter("graph_launches") == launches)
             fail_msg("setting %zu has launched no graph", i);
         free(got);
         nothing_is_left("graphs");
@@ -239,18 +194,18 @@ static void without_captures_operators_are_launched(void **state)
     float *wanted = demo_logits(&setting, 5);
 
     (void)state;
-    for (size_t i = 0; has_stand_in() && i < sizeof(functions) / sizeof(functions[0]); i++) {
-        const uint64_t launches = counter("graph_launches");
+    for (size_t i = 0; standin_is_there() && i < sizeof(functions) / sizeof(functions[0]); i++) {
+        const uint64_t launches = standin_counter("graph_launches");
         uint32_t warnings = 0;
         float *got;
 
-        (void)fail_call(functions[i], 1);
+        (void)standin_fail(functions[i], 1, CUDA_ERROR_ILLEGAL_ADDRESS);
         got = demo_logits_warned(&setting, 1, &warnings);
-        (void)fail_call(functions[i], 0);
+        (void)standin_fail(functions[i], 0, CUDA_ERROR_ILLEGAL_ADDRESS);
         assert_int_equal(warnings, 1);
         if (memcmp((const void *)got, (const void *)wanted, bytes) != 0)
             fail_msg("other bits after %s has failed", functions[i]);
-        assert_int_equal(counter("graph_launches"), launches);
+        assert_int_equal(standin_counter("graph_launches"), launches);
         free(got);
         nothing_is_left(functions[i]);
     }
@@ -297,7 +252,7 @@ static void a_call_that_fails_is_told_and_leaves_nothing(void **state)
     const struct setting setting = { .device = GPU, .group_size = 2, .num_in_group = 1 };
 
     (void)state;
-    if (!fail_call("cudaMalloc", 0))
+    if (!standin_fail("cudaMalloc", 0, CUDA_ERROR_ILLEGAL_ADDRESS))
         skip(); /* a GPU does not fail on purpose */
     for (size_t i = 0; i < sizeof(functions) / sizeof(functions[0]); i++) {
         const uint32_t step_count = strcmp(functions[i], "cudaGraphLaunch") == 0 ? 3 : 1;
@@ -306,13 +261,13 @@ static void a_call_that_fails_is_told_and_leaves_nothing(void **state)
         for (uint64_t nth = 1; nth < 200; nth = nth * 2 + 1) {
             struct err err = { .message = "" };
 
-            (void)fail_call(functions[i], nth);
+            (void)standin_fail(functions[i], nth, CUDA_ERROR_ILLEGAL_ADDRESS);
             if (open_and_compute(&setting, step_count, &err) != STATUS_OK) {
                 failures++;
                 if (strstr(err.message, "cudaErrorIllegalAddress") == NULL)
                     fail_msg("%s, call %u: \"%s\"", functions[i], (unsigned)nth, err.message);
             }
-            (void)fail_call(functions[i], 0);
+            (void)standin_fail(functions[i], 0, CUDA_ERROR_ILLEGAL_ADDRESS);
             nothing_is_left(functions[i]);
         }
         if (failures == 0)

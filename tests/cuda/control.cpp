@@ -1,7 +1,9 @@
 /* tests/cuda/control.cpp - errors, counters, and failures on purpose.
  *
- * CUDA_STANDIN_GPUS: how many GPUs there are, 2 unless set. CUDA_STANDIN_REPORT: a file that gets
- * all counters at the process's end, one "name value" a line. */
+ * CUDA_STANDIN_GPUS: how many GPUs there are, 2 unless set. CUDA_STANDIN_DRIVER: which CUDA the
+ * driver knows, 13000 unless set. CUDA_STANDIN_FAIL: a function of which each call fails.
+ * CUDA_STANDIN_REPORT: a file that gets all counters at the process's end, one "name value" a line.
+ */
 #include "standin.h"
 
 #include <cstdio>
@@ -57,6 +59,7 @@ const struct error errors[] = {
       "operation not permitted when stream is capturing" },
     { cudaErrorStreamCaptureInvalidated, "cudaErrorStreamCaptureInvalidated",
       "operation failed due to a previous error during capture" },
+    { cudaErrorNotSupported, "cudaErrorNotSupported", "operation not supported" },
     { cudaErrorHostMemoryNotRegistered, "cudaErrorHostMemoryNotRegistered",
       "pointer does not correspond to a registered memory region" },
 };
@@ -69,11 +72,16 @@ const struct error *find(cudaError_t code)
     return &errors[1];
 }
 
+int number_of(const char *name, int otherwise)
+{
+    const char *text = getenv(name);
+
+    return text != nullptr ? (int)strtol(text, nullptr, 10) : otherwise;
+}
+
 int gpu_count()
 {
-    const char *text = getenv("CUDA_STANDIN_GPUS");
-
-    return text != nullptr ? (int)strtol(text, nullptr, 10) : 2;
+    return number_of("CUDA_STANDIN_GPUS", 2);
 }
 
 } /* namespace */
@@ -84,8 +92,13 @@ cudaError_t standin_enter(const char *function)
         last_error = cudaErrorStreamCaptureUnsupported;
         return last_error;
     }
+    const char *always = getenv("CUDA_STANDIN_FAIL");
     const std::lock_guard<std::mutex> guard(control.lock);
 
+    if (always != nullptr && std::strcmp(function, always) == 0) {
+        last_error = cudaErrorIllegalAddress;
+        return last_error;
+    }
     if (control.failing_in == 0 || control.failing != function || --control.failing_in > 0)
         return cudaSuccess;
     last_error = control.failing_with;
@@ -146,7 +159,32 @@ cudaError_t cudaRuntimeGetVersion(int *version_out)
 
 cudaError_t cudaDriverGetVersion(int *version_out)
 {
-    *version_out = CUDART_VERSION;
+    *version_out = number_of("CUDA_STANDIN_DRIVER", CUDART_VERSION);
+    return cudaSuccess;
+}
+
+/* Of the form that the version has, which must be one that this driver knows. */
+cudaError_t cudaGetDriverEntryPointByVersion(const char *symbol, void **function_out,
+                                             unsigned version, unsigned long long flags,
+                                             cudaDriverEntryPointQueryResult *found_out)
+{
+    const cudaError_t code = standin_enter("cudaGetDriverEntryPointByVersion");
+    int driver = 0;
+
+    (void)flags;
+    if (code != cudaSuccess)
+        return code;
+    (void)cudaDriverGetVersion(&driver);
+    *function_out = nullptr;
+    *found_out = cudaDriverEntryPointSymbolNotFound;
+    if (std::strcmp(symbol, "cuMemcpyBatchAsync") != 0)
+        return cudaSuccess;
+    *found_out = cudaDriverEntryPointVersionNotSufficent;
+    if (version < 12080 || driver < (int)version)
+        return cudaSuccess;
+    *found_out = cudaDriverEntryPointSuccess;
+    *function_out = version < 13000 ? (void *)standin_copy_batch_12080
+                                    : (void *)standin_copy_batch_13000;
     return cudaSuccess;
 }
 

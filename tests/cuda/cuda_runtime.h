@@ -216,6 +216,26 @@ struct cudaFuncAttributes {
     int maxThreadsPerBlock;
 };
 
+enum cudaDriverEntryPointQueryResult {
+    cudaDriverEntryPointSuccess = 0,
+    cudaDriverEntryPointSymbolNotFound = 1,
+    cudaDriverEntryPointVersionNotSufficent = 2,
+};
+
+#define cudaEnableDefault 0x0
+
+enum cudaMemcpySrcAccessOrder { cudaMemcpySrcAccessOrderStream = 1 };
+
+struct cudaMemLocation {
+    int type, id;
+};
+
+struct cudaMemcpyAttributes {
+    cudaMemcpySrcAccessOrder srcAccessOrder;
+    cudaMemLocation srcLocHint, dstLocHint;
+    unsigned flags;
+};
+
 struct cudaIpcMemHandle_t {
     char reserved[64];
 };
@@ -225,6 +245,9 @@ const char *cudaGetErrorString(cudaError_t code);
 cudaError_t cudaGetLastError(void);
 cudaError_t cudaRuntimeGetVersion(int *version_out);
 cudaError_t cudaDriverGetVersion(int *version_out);
+cudaError_t cudaGetDriverEntryPointByVersion(const char *symbol, void **function_out,
+                                             unsigned version, unsigned long long flags,
+                                             cudaDriverEntryPointQueryResult *found_out);
 cudaError_t cudaGetDeviceCount(int *count_out);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties_out, int index);
 cudaError_t cudaDeviceGetAttribute(int *value_out, cudaDeviceAttr which, int index);

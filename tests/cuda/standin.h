@@ -20,6 +20,14 @@ enum standin_pinned standin_pinned(const void *memory, size_t size_bytes);
  * cudaSuccess. */
 cudaError_t standin_enter(const char *function);
 void standin_count(const char *name, int64_t by);
+/* streams.cpp: cuMemcpyBatchAsync in the form of 12.8 and in that of 13.0. */
+cudaError_t standin_copy_batch_12080(void **dsts, const void **srcs, size_t *sizes, size_t count,
+                                     cudaMemcpyAttributes *attributes, size_t *firsts,
+                                     size_t attribute_count, size_t *failed_out,
+                                     cudaStream_t stream);
+cudaError_t standin_copy_batch_13000(void **dsts, const void **srcs, size_t *sizes, size_t count,
+                                     cudaMemcpyAttributes *attributes, size_t *firsts,
+                                     size_t attribute_count, cudaStream_t stream);
 /* streams.cpp: whether the thread captures; then whatever it calls but launches spoils that. */
 bool standin_spoils_capture();
 /* The thread's last error, which launches leave. */

@@ -259,6 +259,63 @@ cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t size_bytes, cudaM
     return pinned == STANDIN_PAGEABLE ? cudaStreamSynchronize(stream) : cudaSuccess;
 }
 
+/* Between pieces of the GPU's memory, as device/cuda has them. They are made last one first, as
+ * their order is nobody's business; what one of them must not do is to write what another has. */
+static cudaError_t queue_batch(void **dsts, const void **srcs, const size_t *sizes, size_t count,
+                               size_t *failed_out, cudaStream_t stream)
+{
+    std::vector<std::function<void()>> copies;
+
+    for (size_t i = 0; i < count; i++) {
+        const char *from = (const char *)srcs[i];
+        char *to = (char *)dsts[i];
+        const size_t size = sizes[i];
+        bool is_right = size > 0 && sides_are_right(to, from, size, cudaMemcpyDeviceToDevice);
+
+        for (size_t j = 0; j < count; j++)
+            is_right = is_right && (j == i || to + size <= (char *)dsts[j] ||
+                                    (char *)dsts[j] + sizes[j] <= to);
+        if (!is_right) {
+            *failed_out = i;
+            return cudaErrorInvalidValue;
+        }
+        copies.insert(copies.begin(), [to, from, size] { std::memcpy(to, from, size); });
+    }
+    standin_count("batches", 1);
+    standin_count("batched_copies", (int64_t)count);
+    queue(stream, [copies] {
+        for (const std::function<void()> &copy : copies)
+            copy();
+    });
+    return cudaSuccess;
+}
+
+cudaError_t standin_copy_batch_12080(void **dsts, const void **srcs, size_t *sizes, size_t count,
+                                     cudaMemcpyAttributes *attributes, size_t *firsts,
+                                     size_t attribute_count, size_t *failed_out,
+                                     cudaStream_t stream)
+{
+    const cudaError_t code = standin_enter("cuMemcpyBatchAsync");
+
+    *failed_out = SIZE_MAX;
+    if (code != cudaSuccess)
+        return code;
+    if (stream == nullptr || count == 0 || attribute_count != 1 || firsts[0] != 0 ||
+        attributes[0].srcAccessOrder != cudaMemcpySrcAccessOrderStream || attributes[0].flags != 0)
+        return cudaErrorInvalidValue;
+    return queue_batch(dsts, srcs, sizes, count, failed_out, stream);
+}
+
+cudaError_t standin_copy_batch_13000(void **dsts, const void **srcs, size_t *sizes, size_t count,
+                                     cudaMemcpyAttributes *attributes, size_t *firsts,
+                                     size_t attribute_count, cudaStream_t stream)
+{
+    size_t failed;
+
+    return standin_copy_batch_12080(dsts, srcs, sizes, count, attributes, firsts, attribute_count,
+                                    &failed, stream);
+}
+
 cudaError_t cudaMemsetAsync(void *dst, int value, size_t size_bytes, cudaStream_t stream)
 {
     const cudaError_t code = standin_enter("cudaMemsetAsync");

@@ -257,6 +257,7 @@ const struct device_ops device_ascend_ops = {
     .copy_in = ascend__copy_in,
     .copy_out = ascend__copy_out,
     .copy_peer = ascend__copy_peer,
+    .copy_peers = device__copy_each, /* CANN's batches know host memory alone */
     .fill = ascend__fill,
     .launch = ascend__stream_launch,
     .replays = device__replay_nothing,

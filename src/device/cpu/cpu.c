@@ -272,6 +272,7 @@ const struct device_ops device_cpu_ops = {
     .copy_in = cpu_copy,
     .copy_out = cpu_copy,
     .copy_peer = cpu_copy,
+    .copy_peers = device__copy_each,
     .fill = cpu_fill,
     .launch = cpu_launch,
     .replays = device__replay_nothing,

@@ -278,6 +278,7 @@ const struct device_ops device_cuda_ops = {
     .copy_in = cuda__copy_in,
     .copy_out = cuda__copy_out,
     .copy_peer = cuda__copy_peer,
+    .copy_peers = cuda__copy_peers,
     .fill = cuda__fill,
     .launch = cuda__launch,
     .replays = cuda__replays,

@@ -5,6 +5,7 @@
  *   built_for       the GPUs that it has kernels for
  *   runtime, driver CUDA's versions, "13.0"; driver null: there is none
  *   gpus            [{index, name, bus_id, compute_capability, processors, numa_node, copy_engines,
+ *                     batched_copies (whether its driver takes many copies in one call),
  *                     memory_bytes, free_bytes, memory_bytes_per_s, l2_bytes,
  *                     pcie {generation, width, generation_max, width_max, bytes_per_s} or null}]
  *   verified_on_hardware, verified_on_stand_in           sentences */
@@ -50,11 +51,11 @@ static json_t *gpu_json(const struct cuda_module *module, int index)
     (void)snprintf(capability, sizeof(capability), "%d.%d", facts.major, facts.minor);
     /* two transfers per cycle of the memory's clock */
     return json_pack(
-        "{s:i, s:s, s:s, s:s, s:i, s:i, s:i, s:I, s:I, s:I, s:I, s:o}", "index", index, "name",
-        facts.name, "bus_id", facts.bus_id, "compute_capability", capability, "processors",
-        facts.processors, "numa_node", facts.numa_node, "copy_engines", facts.copy_engines,
-        "memory_bytes", (json_int_t)total_bytes, "free_bytes", (json_int_t)free_bytes,
-        "memory_bytes_per_s",
+        "{s:i, s:s, s:s, s:s, s:i, s:i, s:i, s:b, s:I, s:I, s:I, s:I, s:o}", "index", index,
+        "name", facts.name, "bus_id", facts.bus_id, "compute_capability", capability,
+        "processors", facts.processors, "numa_node", facts.numa_node, "copy_engines",
+        facts.copy_engines, "batched_copies", facts.copy_batch != NULL, "memory_bytes",
+        (json_int_t)total_bytes, "free_bytes", (json_int_t)free_bytes, "memory_bytes_per_s",
         (json_int_t)facts.memory_clock_khz * 1000 * 2 * (facts.memory_bus_bits / 8), "l2_bytes",
         (json_int_t)facts.l2_bytes, "pcie", link_json(facts.bus_id));
 }

@@ -122,6 +122,8 @@ enum status cuda__copy_out(struct stream *stream, void *dst, const void *src, ui
                            struct err *err);
 enum status cuda__copy_peer(struct stream *stream, void *dst, const void *src,
                             uint64_t size_bytes, struct err *err);
+enum status cuda__copy_peers(struct stream *stream, const struct device_copy *copies,
+                             size_t count, struct err *err);
 enum status cuda__fill(struct stream *stream, void *dst, uint8_t value, uint64_t size_bytes,
                        struct err *err);
 enum status cuda__launch(struct stream *stream, const struct op *op, struct err *err);

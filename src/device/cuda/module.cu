@@ -68,6 +68,26 @@ static int attribute(int index, cudaDeviceAttr which, int otherwise)
     return value;
 }
 
+/* cuMemcpyBatchAsync as CUDA 12.8 has it, or NULL. Drivers since then know this form, though 13.0
+ * has another of the same name without `failed`. */
+static void *find_copy_batch(void)
+{
+    void *function = nullptr;
+
+#if CUDART_VERSION >= 12080
+    cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
+
+    if (cudaGetDriverEntryPointByVersion("cuMemcpyBatchAsync", &function, 12080, cudaEnableDefault,
+                                         &found) != cudaSuccess) {
+        (void)cudaGetLastError();
+        return nullptr;
+    }
+    if (found != cudaDriverEntryPointSuccess)
+        return nullptr;
+#endif
+    return function;
+}
+
 static int facts(int index, struct cuda_facts *facts_out)
 {
     struct cuda_facts found = {};
@@ -92,6 +112,7 @@ static int facts(int index, struct cuda_facts *facts_out)
 #if CUDART_VERSION >= 12020
     found.numa_node = attribute(index, cudaDevAttrHostNumaId, -1);
 #endif
+    found.copy_batch = find_copy_batch();
     *facts_out = found;
     return (int)cudaSuccess;
 }
@@ -231,6 +252,31 @@ static int copy(void *stream, enum cuda_copy kind, void *dst, const void *src, u
     return done(cudaMemcpyAsync(dst, src, size_bytes, kinds[kind], (cudaStream_t)stream));
 }
 
+/* Sources are read when the stream comes to them, as cudaMemcpyAsync does it. Not for captures, nor
+ * the default stream. */
+static int copy_batch(void *function, void *stream, struct cuda_batch *batch, size_t *failed_out)
+{
+#if CUDART_VERSION >= 12080
+    using batch_function = cudaError_t(void **, const void **, size_t *, size_t,
+                                       cudaMemcpyAttributes *, size_t *, size_t, size_t *,
+                                       cudaStream_t);
+    cudaMemcpyAttributes attributes = {};
+    size_t first = 0; /* the copy from which on these attributes hold */
+
+    attributes.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
+    *failed_out = SIZE_MAX;
+    return done(((batch_function *)function)(batch->dst, batch->src, batch->size_bytes,
+                                             batch->count, &attributes, &first, 1, failed_out,
+                                             (cudaStream_t)stream));
+#else
+    (void)function;
+    (void)stream;
+    (void)batch;
+    *failed_out = SIZE_MAX;
+    return (int)cudaErrorNotSupported;
+#endif
+}
+
 static int fill(void *stream, void *dst, uint8_t value, uint64_t size_bytes)
 {
     return done(cudaMemsetAsync(dst, value, size_bytes, (cudaStream_t)stream));
@@ -299,7 +345,8 @@ const struct cuda_module lighter_cuda_module = {
     memory_info,         memory_alloc,           memory_free,   host_register,   host_unregister,
     share,               shared_open,            shared_close,  stream_create,   stream_destroy,
     stream_sync,         event_create,           event_destroy, event_record,    event_wait,
-    event_sync,          event_is_done,          event_elapsed, copy,            fill,
-    launch,              graph_begin,            graph_end,     graph_launch,    graph_destroy,
+    event_sync,          event_is_done,          event_elapsed, copy,            copy_batch,
+    fill,                launch,                 graph_begin,   graph_end,       graph_launch,
+    graph_destroy,
 };
 }

@@ -9,12 +9,13 @@
 #define LIGHTER_DEVICE_CUDA_MODULE_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "base/status.h"
 #include "device/op.h"
 
-#define CUDA_MODULE_VERSION 3
+#define CUDA_MODULE_VERSION 4
 #define CUDA_MODULE_SYMBOL "lighter_cuda_module"
 #define CUDA_MODULE_HANDLE_BYTES 64
 
@@ -29,6 +30,16 @@ struct cuda_facts {
     int l2_bytes;
     bool shares_host_memory;      /* integrated: its memory is this machine's */
     bool registers_read_only;     /* host memory that may only be read can be registered */
+    void *copy_batch;             /* the driver's function for many copies; NULL: it has none */
+};
+
+/* Copies whose order among themselves is free. */
+#define CUDA_BATCH_MAX 64
+struct cuda_batch {
+    void *dst[CUDA_BATCH_MAX];
+    const void *src[CUDA_BATCH_MAX];
+    size_t size_bytes[CUDA_BATCH_MAX];
+    size_t count;
 };
 
 /* Device memory that belongs to a stream's operators, each while it runs. */
@@ -71,6 +82,9 @@ struct cuda_module {
     int (*event_elapsed)(void *from, void *to, float *ms_out);
     int (*copy)(void *stream, enum cuda_copy kind, void *dst, const void *src,
                 uint64_t size_bytes);
+    /* function: facts' copy_batch. *failed_out: which copy is to blame, or SIZE_MAX. */
+    int (*copy_batch)(void *function, void *stream, struct cuda_batch *batch,
+                      size_t *failed_out);
     int (*fill)(void *stream, void *dst, uint8_t value, uint64_t size_bytes);
     /* The op has rows and weights that op.h lists. The room's address is the same for all that is
      * launched on the stream; how large it is changes no bit. */

@@ -4,6 +4,7 @@
  * first error stays: what is queued later is refused with it, while records and waits go on
  * (event.c), so that nobody hangs. A copy from host memory that is not pinned has read it when the
  * call returns, and one to such memory is complete then. */
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "device/cuda/internal.h"
@@ -145,6 +146,60 @@ enum status cuda__copy_peer(struct stream *stream, void *dst, const void *src, u
                             struct err *err)
 {
     return copy(stream, CUDA_COPY_PEER, dst, src, size_bytes, err);
+}
+
+static enum status break_batch(struct cuda_stream *stream, int code, size_t count, size_t failed,
+                               struct err *err)
+{
+    char what[96], which[48] = "";
+
+    if (failed < count)
+        (void)snprintf(which, sizeof(which), ", because of the one numbered %zu,", failed);
+    (void)snprintf(what, sizeof(what), "cuMemcpyBatchAsync of %zu copies%s", count, which);
+    return cuda__stream_break(stream, code, what, err);
+}
+
+/* A driver that has the function but not for this GPU or this memory says so at once; then copies
+ * are queued one by one from now on. Those that it may have queued bring the same bytes again. */
+static enum status copy_some(struct cuda_stream *stream, const struct device_copy *copies,
+                             size_t count, struct err *err)
+{
+    struct cuda_device *device = device_of(stream);
+    const struct cuda_module *module = device->module;
+    struct cuda_batch batch = { .count = count };
+    size_t failed = SIZE_MAX;
+    int code;
+
+    for (size_t i = 0; i < count; i++) {
+        batch.dst[i] = copies[i].dst;
+        batch.src[i] = copies[i].src;
+        batch.size_bytes[i] = (size_t)copies[i].size_bytes;
+    }
+    code = module->copy_batch(device->facts.copy_batch, stream->handle, &batch, &failed);
+    if (code == 0)
+        return STATUS_OK;
+    if (module->status_of(code) != STATUS_UNAVAILABLE)
+        return break_batch(stream, code, count, failed, err);
+    device->facts.copy_batch = NULL;
+    return device__copy_each(&stream->base, copies, count, err);
+}
+
+enum status cuda__copy_peers(struct stream *base, const struct device_copy *copies, size_t count,
+                             struct err *err)
+{
+    struct cuda_stream *stream = (struct cuda_stream *)base;
+    enum status st = enter_behind(stream, err);
+
+    while (count > 0 && st == STATUS_OK) {
+        const bool is_batch = count > 1 && device_of(stream)->facts.copy_batch != NULL;
+        const size_t some = !is_batch ? 1 : count < CUDA_BATCH_MAX ? count : CUDA_BATCH_MAX;
+
+        st = is_batch ? copy_some(stream, copies, some, err)
+                      : device__copy_each(base, copies, some, err);
+        copies += some;
+        count -= some;
+    }
+    return st;
 }
 
 enum status cuda__fill(struct stream *base, void *dst, uint8_t value, uint64_t size_bytes,

@@ -249,6 +249,7 @@ const struct device_ops device_sim_ops = {
     .copy_in = sim__copy_in,
     .copy_out = sim__copy_out,
     .copy_peer = sim__copy_peer,
+    .copy_peers = device__copy_each,
     .fill = sim__fill,
     .launch = sim__launch,
     .replays = device__replay_nothing,

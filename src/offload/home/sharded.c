@@ -27,6 +27,7 @@ struct offload__sharded {
     uint32_t rank, count;
     struct peer *peers;            /* [count]; the own one's block is `block` */
     uint64_t *offsets;             /* [unit_count][count]: of a unit's shard in a rank's block */
+    struct device_copy *copies;    /* [count]: of the onload that is being queued */
     uint8_t *block;                /* device memory; NULL: this rank has nothing */
     struct device_handle handle;
 };
@@ -94,8 +95,10 @@ static enum status sharded_open(struct offload *offload, struct err *err)
         sharded->count = count;
         sharded->peers = calloc(count, sizeof(*sharded->peers));
         sharded->offsets = calloc(offload->unit_count * count, sizeof(*sharded->offsets));
+        sharded->copies = calloc(count, sizeof(*sharded->copies));
     }
-    if (sharded == NULL || sharded->peers == NULL || sharded->offsets == NULL)
+    if (sharded == NULL || sharded->peers == NULL || sharded->offsets == NULL ||
+        sharded->copies == NULL)
         return err_set(err, STATUS_NO_MEMORY, "no memory for the shards of %zu units",
                        offload->unit_count);
     lay_out(offload);
@@ -143,6 +146,7 @@ static void sharded_close(struct offload *offload)
         device_shared_free(offload->device, DEVICE_USE_WEIGHTS, sharded->block,
                            sharded->peers[sharded->rank].block_bytes);
     }
+    free(sharded->copies);
     free(sharded->offsets);
     free(sharded->peers);
     free(sharded);
@@ -245,19 +249,24 @@ static enum status sharded_fetch_begin(struct offload *offload, struct offload__
 {
     const struct offload__sharded *sharded = offload->sharded;
     const uint64_t record_bytes = offload->units[fetch->unit].size_bytes;
+    size_t copy_count = 0;
     enum status st = offload__copy_begin(offload, fetch, err);
 
-    for (uint32_t step = 0; step < sharded->count && st == STATUS_OK; step++) {
+    for (uint32_t step = 0; step < sharded->count; step++) {
         const uint32_t r = offload__shard_source(sharded->count, sharded->rank, step);
         const struct offload__shard shard = offload__shard(record_bytes, sharded->count, r);
 
         if (shard.size_bytes == 0)
             continue;
-        st = device_copy_peer(offload->copy, fetch->dst + shard.offset_bytes,
-                              sharded->peers[r].block +
-                                  sharded->offsets[fetch->unit * sharded->count + r],
-                              shard.size_bytes, err);
+        sharded->copies[copy_count++] = (struct device_copy){
+            .dst = fetch->dst + shard.offset_bytes,
+            .src = sharded->peers[r].block +
+                   sharded->offsets[fetch->unit * sharded->count + r],
+            .size_bytes = shard.size_bytes,
+        };
     }
+    if (st == STATUS_OK)
+        st = device_copy_peers(offload->copy, sharded->copies, copy_count, err);
     return st == STATUS_OK ? offload__copy_end(offload, fetch, err) : st;
 }
 
