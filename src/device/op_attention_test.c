@@ -267,6 +267,12 @@ static void attention_on(struct harness *h)
           .dtype = DTYPE_F16 },
         { .heads = 4, .kv_heads = 2, .k_width = 256, .v_width = 256, .page_size = 16,
           .window = 70 },
+        { .heads = 8, .kv_heads = 2, .k_width = 256, .v_width = 256, .page_size = 16,
+          .behind = 190, .dtype = DTYPE_F16 },
+        { .heads = 20, .kv_heads = 1, .k_width = 192, .v_width = 137, .page_size = 64,
+          .window = 50, .behind = 300, .latent = true },
+        { .heads = 6, .kv_heads = 2, .k_width = 160, .v_width = 256, .page_size = 16,
+          .sinks = true, .score_cap = 2, .dtype = DTYPE_Q8_0 },
         { .heads = 9, .kv_heads = 1, .k_width = 576, .v_width = 520, .page_size = 64,
           .behind = 190, .latent = true },
     };

@@ -354,12 +354,13 @@ static void attention_in_parts_is_exact(void **state)
     attention_case_from(239, 7, 7, 16, 16, 0, false, DTYPE_F32);
     attention_case_from(496, 6, 2, 20, 29, 0, false, DTYPE_F16);
     attention_case_from(496, 2, 1, 32, 160, 0, false, DTYPE_Q8_0);
+    attention_case_from(239, 9, 1, 288, 264, 0, false, DTYPE_F16);
     attention_case_from(520, 6, 2, 20, 29, 270, false, DTYPE_F32);
     attention_case_from(1008, 3, 1, 24, 20, 0, false, DTYPE_F32);
 }
 
-/* On a GPU rows of a prompt share what they read, in tiles of 64 queries, and others are alone: all
- * of a tile's kinds, as the host and as the device itself sees them. */
+/* On a GPU rows of a prompt share what they read, in tiles of 64 queries, of wide heads 32, and
+ * others are alone: all of a tile's kinds, as the host and as the device itself sees them. */
 static void attention_in_tiles_is_exact(void **state)
 {
     (void)state;
@@ -367,6 +368,9 @@ static void attention_in_tiles_is_exact(void **state)
     attention_rows_from(101, 96, 2, 2, 64, 64, 0, false, DTYPE_F16);
     attention_rows_from(250, 96, 10, 2, 100, 72, 130, false, DTYPE_F16);
     attention_rows_from(250, 96, 8, 1, 128, 64, 40, true, DTYPE_Q8_0);
+    attention_rows_from(101, 96, 4, 2, 256, 256, 0, false, DTYPE_F32);
+    attention_rows_from(250, 96, 10, 1, 130, 256, 130, false, DTYPE_F16);
+    attention_rows_from(250, 96, 2, 1, 256, 192, 40, true, DTYPE_Q8_0);
     attention_case_from(239, 231, 7, 16, 16, 0, false, DTYPE_F32); /* parts, but one block's */
 }
 

@@ -488,6 +488,8 @@ const struct selftest_op device__selftest_ops[] = {
     PLAIN("attention, one kv head for each", run_attention, true, 33, 4, 4, 64, 64, 16),
     PLAIN("attention, grouped", run_attention, true, 21, 8, 2, 64, 64, 16),
     PLAIN("attention, latent", run_attention, true, 9, 4, 1, 96, 64, 8),
+    PLAIN("attention, wide heads", run_attention, true, 33, 4, 2, 256, 256, 16),
+    PLAIN("attention, wide latents", run_attention, true, 9, 4, 1, 576, 512, 8),
     PLAIN("attention, odd", run_attention, true, 7, 6, 3, 20, 12, 5),
     PLAIN("attention with a window", run_attention, true, 33, 8, 2, 64, 64, 16, 20),
     PLAIN("attention in chunks", run_attention, true, 33, 8, 2, 64, 64, 16, 20, CHUNKED),

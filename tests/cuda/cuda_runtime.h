@@ -61,6 +61,7 @@ extern __thread struct standin_place threadIdx, blockIdx, gridDim;
 /* ---- what kernels call ---- */
 
 void __syncthreads(void);
+int __syncthreads_or(int value);
 void __syncwarp(void);
 void standin_part_sync(unsigned part, unsigned threads);
 /* What another lane of the warp brings to the same call. */

@@ -92,6 +92,7 @@ struct pool {
     struct fiber fibers[THREADS_MAX];
     struct warp warps[THREADS_MAX / LANES];
     struct barrier block, parts[PARTS];
+    bool any, any_before;                   /* of those that come to the block's barrier */
     void *scheduler;                        /* where the stream's own stack was saved */
     unsigned count, left, now;
     const std::function<void()> *kernel;
@@ -178,6 +179,7 @@ void run_block(size_t shared_bytes)
 {
     std::memset(pool->shared, 0xff, shared_bytes + 16);
     pool->block = {};
+    pool->any = false;
     for (struct barrier &part : pool->parts)
         part = {};
     for (unsigned i = 0; i < pool->count; i++) {
@@ -243,6 +245,16 @@ bool standin_can_run(dim3 grid, dim3 block, size_t shared_bytes)
 void __syncthreads(void)
 {
     wait_at(&pool->block, pool->left, [] {});
+}
+
+int __syncthreads_or(int value)
+{
+    pool->any = pool->any || value != 0;
+    wait_at(&pool->block, pool->left, [] {
+        pool->any_before = pool->any;
+        pool->any = false;
+    });
+    return pool->any_before ? 1 : 0;
 }
 
 void standin_part_sync(unsigned part, unsigned threads)

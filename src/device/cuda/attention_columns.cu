@@ -1,5 +1,5 @@
-/* device/cuda/attention_columns.cu - OP_ATTENTION for heads of any width: a part of the keys at
- * once, in F32.
+/* device/cuda/attention_columns.cu - OP_ATTENTION for heads wider than tensor cores take them, as
+ * latent attention has them: a part of the keys at once, in F32.
  *
  * A block has one row and up to eight of the query heads that share a kv head, so that a key is
  * read once for all of them. Its TEAMS of threads have a tile of TILE positions each, which are a
@@ -28,6 +28,7 @@
 #define LANE_ELEMENTS 4
 #define KEYS 4                       /* that a warp scores together, once q is loaded */
 #define THREAD_HEADS (HEADS / TEAMS) /* that a thread adds up over teams: team, team + TEAMS */
+#define COLUMNS 4                    /* of a thread, THREADS apart */
 
 struct attention_team {
     float p[TILE][HEADS];            /* scores, then their exponentials */
@@ -55,9 +56,9 @@ struct attention_block {
 };
 
 /* What a thread has of the parts so far: of THREAD_HEADS heads. */
-template <int columns> struct attention_so_far {
+struct attention_so_far {
     struct attention_sum sums[THREAD_HEADS];
-    float values[columns][THREAD_HEADS];
+    float values[COLUMNS][THREAD_HEADS];
 };
 
 /* Which of its kv head's query heads the block has: parts of HEADS. */
@@ -207,19 +208,19 @@ __device__ static inline void exponentiate(const struct attention_block *block)
     }
 }
 
-template <int dtype, int columns>
+template <int dtype>
 __device__ static inline void add_values(const struct attention_block *block,
-                                         float acc[columns][HEADS])
+                                         float acc[COLUMNS][HEADS])
 {
     const struct op_attention *op = block->op;
     const struct attention_team *shared = block->shared;
 
-#pragma unroll(columns == 1 ? 16 : dtype == DTYPE_F32 ? 8 : 4) /* keys that are on their way */
+#pragma unroll(dtype == DTYPE_F32 ? 8 : 4) /* keys that are on their way */
     for (uint32_t j = block->begin; j < block->end; j++) {
         const uint64_t value = shared->values[j];
 
 #pragma unroll
-        for (uint32_t c = 0; c < columns; c++) {
+        for (uint32_t c = 0; c < COLUMNS; c++) {
             const uint32_t column = block->first_column + c * THREADS;
             const float v =
                 column < op->v_width ? attention_load_one<dtype>(op->v_cache, value + column) : 0;
@@ -232,9 +233,9 @@ __device__ static inline void add_values(const struct attention_block *block,
 }
 
 /* A team's tile of the part, of which the row may see nothing. */
-template <int dtype, int columns>
+template <int dtype>
 __device__ static inline void attend_tile(struct attention_block *block, uint32_t part,
-                                          float acc[columns][HEADS])
+                                          float acc[COLUMNS][HEADS])
 {
     const uint32_t first = part * ATTENTION_PART + block->team * TILE;
     const struct attention_span *span = &block->span;
@@ -254,7 +255,7 @@ __device__ static inline void attend_tile(struct attention_block *block, uint32_
     gpu_part_sync(block->team, THREADS);
     exponentiate(block);
     gpu_part_sync(block->team, THREADS);
-    add_values<dtype, columns>(block, acc);
+    add_values<dtype>(block, acc);
 }
 
 /* What a team's result is worth in its part, and the part's maximum and sum. */
@@ -294,18 +295,18 @@ __device__ static inline void leave_part(const struct attention_block *block,
 
 /* The teams' results become the part's, each thread's for THREAD_HEADS heads; these are left in the
  * room, or added to what there is. */
-template <int columns, bool is_cut>
+template <bool is_cut>
 __device__ static inline void join_teams(const struct attention_block *block,
                                          const struct attention_round *round, uint32_t part,
-                                         const float acc[columns][HEADS],
-                                         struct attention_so_far<columns> *so_far)
+                                         const float acc[COLUMNS][HEADS],
+                                         struct attention_so_far *so_far)
 {
     struct attention_shared *all = block->all;
     struct attention_sum sums[THREAD_HEADS];
     float worth[THREAD_HEADS][TEAMS], keep[THREAD_HEADS], add[THREAD_HEADS];
 
 #pragma unroll
-    for (uint32_t c = 0; c < columns; c++) {
+    for (uint32_t c = 0; c < COLUMNS; c++) {
         if (block->first_column - block->thread + c * THREADS >= block->op->v_width)
             break;
 #pragma unroll
@@ -335,9 +336,8 @@ __device__ static inline void join_teams(const struct attention_block *block,
     }
 }
 
-template <int columns>
 __device__ static inline void write_out(const struct attention_block *block,
-                                        const struct attention_so_far<columns> *so_far)
+                                        const struct attention_so_far *so_far)
 {
     const struct op_attention *op = block->op;
     float *out = op->out + block->row * op->out_row_stride +
@@ -346,7 +346,7 @@ __device__ static inline void write_out(const struct attention_block *block,
 #pragma unroll
     for (uint32_t i = 0; i < THREAD_HEADS; i++)
 #pragma unroll
-        for (uint32_t c = 0; c < columns; c++) {
+        for (uint32_t c = 0; c < COLUMNS; c++) {
             const uint32_t h = block->team + i * TEAMS;
             const uint32_t column = block->first_column + c * THREADS;
 
@@ -355,20 +355,20 @@ __device__ static inline void write_out(const struct attention_block *block,
         }
 }
 
-template <int dtype, int columns>
+template <int dtype>
 __device__ static inline void attend_part(struct attention_block *block,
                                           const struct attention_round *round, uint32_t part)
 {
-    float acc[columns][HEADS] = {};
+    float acc[COLUMNS][HEADS] = {};
 
-    attend_tile<dtype, columns>(block, part, acc);
-    join_teams<columns, true>(block, round, part, acc, nullptr);
+    attend_tile<dtype>(block, part, acc);
+    join_teams<true>(block, round, part, acc, nullptr);
 }
 
-template <int dtype, int columns>
+template <int dtype>
 __device__ static inline void attend_row(struct attention_block *block)
 {
-    struct attention_so_far<columns> so_far = {};
+    struct attention_so_far so_far = {};
 
 #pragma unroll
     for (uint32_t i = 0; i < THREAD_HEADS; i++) {
@@ -378,21 +378,21 @@ __device__ static inline void attend_row(struct attention_block *block)
             block->op, block->first_head + (h < block->head_count ? h : 0));
     }
     for (uint32_t part = block->span.first_part; part < block->span.part_end; part++) {
-        float acc[columns][HEADS] = {};
+        float acc[COLUMNS][HEADS] = {};
 
-        attend_tile<dtype, columns>(block, part, acc);
-        join_teams<columns, false>(block, nullptr, part, acc, &so_far);
+        attend_tile<dtype>(block, part, acc);
+        join_teams<false>(block, nullptr, part, acc, &so_far);
     }
-    write_out<columns>(block, &so_far);
+    write_out(block, &so_far);
 }
 
 /* Along z: columns of v_width and, of rows that are cut, parts. */
-template <int dtype, int columns, bool is_cut>
+template <int dtype, bool is_cut>
 __global__ void __launch_bounds__(BLOCK_THREADS)
     attention(const struct op_attention op, const struct attention_round round)
 {
     GPU_SHARED(memory);
-    const uint32_t blocks = (op.v_width + columns * THREADS - 1) / (columns * THREADS);
+    const uint32_t blocks = (op.v_width + COLUMNS * THREADS - 1) / (COLUMNS * THREADS);
     struct attention_block block;
     uint32_t part;
 
@@ -402,7 +402,7 @@ __global__ void __launch_bounds__(BLOCK_THREADS)
     block.thread = threadIdx.x % THREADS;
     block.shared = &block.all->teams[block.team];
     block.row = blockIdx.x;
-    block.first_column = blockIdx.z % blocks * columns * THREADS + block.thread;
+    block.first_column = blockIdx.z % blocks * COLUMNS * THREADS + block.thread;
     block.q_stride = (op.k_width + 3) / 4 * 4;
     block.is_aligned = attention_is_aligned<dtype>(op.k_cache, &op.k_strides);
     block.span = attention_span_of(&op, block.row);
@@ -413,26 +413,19 @@ __global__ void __launch_bounds__(BLOCK_THREADS)
     load_q(&block);
     __syncthreads();
     if (is_cut)
-        attend_part<dtype, columns>(&block, &round, part);
+        attend_part<dtype>(&block, &round, part);
     else
-        attend_row<dtype, columns>(&block);
+        attend_row<dtype>(&block);
 }
 
 /* ---- launches ---- */
 
-/* Of a thread. */
-static uint32_t columns_of(const struct op_attention *op)
-{
-    return op->v_width <= 2 * THREADS ? 2 : 4;
-}
-
 dim3 attention_columns_grid(const struct op_attention *op)
 {
     const uint32_t group = op->head_count / op->kv_head_count;
-    const uint32_t columns = columns_of(op) * THREADS;
 
     return dim3(op->row_count, op->kv_head_count * ((group + HEADS - 1) / HEADS),
-                (op->v_width + columns - 1) / columns);
+                (op->v_width + COLUMNS * THREADS - 1) / (COLUMNS * THREADS));
 }
 
 cudaError_t attention_columns_launch(const struct op_attention *op,
@@ -445,10 +438,7 @@ cudaError_t attention_columns_launch(const struct op_attention *op,
 
     grid.z *= parts;
     return attention_choose(op, round, [&](auto dtype, auto is_cut) {
-        if (columns_of(op) == 2)
-            return attention_start(attention<dtype, 2, is_cut>, grid, BLOCK_THREADS, shared_bytes,
-                                   stream, op, round);
-        return attention_start(attention<dtype, 4, is_cut>, grid, BLOCK_THREADS, shared_bytes,
-                               stream, op, round);
+        return attention_start(attention<dtype, is_cut>, grid, BLOCK_THREADS, shared_bytes, stream,
+                               op, round);
     });
 }

@@ -74,9 +74,13 @@ static inline cudaError_t attention_choose_width(const struct op_attention *op,
                                                  const struct attention_round *round, function run)
 {
     return attention_choose(op, round, [&](auto dtype, auto is_cut) {
-        if (op->k_width <= 64 && op->v_width <= 64)
+        const uint32_t width = op->k_width > op->v_width ? op->k_width : op->v_width;
+
+        if (width <= 64)
             return run(dtype, std::integral_constant<int, 64>(), is_cut);
-        return run(dtype, std::integral_constant<int, 128>(), is_cut);
+        if (width <= 128)
+            return run(dtype, std::integral_constant<int, 128>(), is_cut);
+        return run(dtype, std::integral_constant<int, 256>(), is_cut);
     });
 }
 
@@ -174,6 +178,49 @@ __device__ static inline void attention_get_queries(uint32_t a[2][QUERY_PARTS][4
         a[half][part][1] = four.y;
         a[half][part][2] = four.z;
         a[half][part][3] = four.w;
+    }
+}
+
+/* The same of eight queries, without the other half of a product's: [part][chunk][lane]. */
+template <int width>
+__device__ static inline void attention_load_eight(uint4 *to, const struct op_attention *op,
+                                                   const struct attention_queries *block,
+                                                   uint32_t threads)
+{
+    constexpr uint32_t count = width / 32 * GPU_WARP;
+
+    for (uint32_t i = threadIdx.x; i < count; i += threads) {
+        const uint32_t lane = i % GPU_WARP, k = i / GPU_WARP * 32 + lane % 4 * 8;
+        uint32_t words[4][QUERY_PARTS];
+
+#pragma unroll
+        for (uint32_t step = 0; step < 2; step++) {
+            float four[4];
+
+            attention_load_query(four, op, block, lane / 4, k + step * 4);
+            attention_split<QUERY_PARTS>(words[2 * step], four[0], four[1]);
+            attention_split<QUERY_PARTS>(words[2 * step + 1], four[2], four[3]);
+        }
+#pragma unroll
+        for (uint32_t part = 0; part < QUERY_PARTS; part++)
+            to[part * count + i] = make_uint4(words[0][part], words[1][part], words[2][part],
+                                              words[3][part]);
+    }
+}
+
+template <int width>
+__device__ static inline void attention_get_eight(uint32_t a[2][QUERY_PARTS][4], const uint4 *q,
+                                                  uint32_t chunk)
+{
+#pragma unroll
+    for (uint32_t part = 0; part < QUERY_PARTS; part++) {
+        const uint4 four = q[(part * (width / 32) + chunk) * GPU_WARP + threadIdx.x % GPU_WARP];
+
+        a[0][part][0] = four.x;
+        a[0][part][2] = four.y;
+        a[1][part][0] = four.z;
+        a[1][part][2] = four.w;
+        a[0][part][1] = a[0][part][3] = a[1][part][1] = a[1][part][3] = 0;
     }
 }
 

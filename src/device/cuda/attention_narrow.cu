@@ -1,5 +1,5 @@
 /* device/cuda/attention_narrow.cu - OP_ATTENTION for a row alone: up to 16 of its heads that share
- * a kv head, and a part of its keys at once.
+ * a kv head (8 of heads wider than 128), and a part of its keys at once.
  *
  * Each of a block's warps has a tile of the part (attention_mma.h). With one row every element of
  * the cache belongs to one lane: it comes straight to that lane's registers, the next 32 of a key's
@@ -14,13 +14,21 @@
 
 static_assert(WARPS *ATTENTION_TILE == ATTENTION_PART, "a warp has a tile of the part");
 
+/* Of heads that share a kv head. Shared memory holds the results of 8 of heads wider than 128. */
+GPU_BOTH constexpr uint32_t narrow_query_count(uint32_t width)
+{
+    return width > 128 ? 8 : ATTENTION_QUERIES;
+}
+
 template <int width> struct narrow_shared {
-    uint4 q[QUERY_PARTS * (width / 16) * GPU_WARP];
+    static constexpr uint32_t queries = narrow_query_count(width);
+
+    uint4 q[QUERY_PARTS * (width / 16) * queries * 2];
     uint64_t keys[WARPS][ATTENTION_TILE], values[WARPS][ATTENTION_TILE]; /* where they begin */
-    struct attention_sum sums[WARPS][ATTENTION_QUERIES];
+    struct attention_sum sums[WARPS][queries];
     /* what becomes of sums of values: with each tile, and with the part */
-    float keep[ATTENTION_QUERIES][WARPS + 1], add[ATTENTION_QUERIES][WARPS + 1];
-    struct attention_sum so_far[ATTENTION_QUERIES];
+    float keep[queries][WARPS + 1], add[queries][WARPS + 1];
+    struct attention_sum so_far[queries];
     float results[4]; /* [WARPS + 1][head_count][width + PADDING]: of the tiles, and so far */
 };
 
@@ -29,7 +37,7 @@ template <int width> struct narrow_block {
     struct narrow_shared<width> *shared;
     struct attention_queries queries;
     struct attention_span span;
-    bool keys_are_whole, values_are_whole;
+    bool keys_are_aligned, values_are_aligned;
 };
 
 /* Of the warp's tile; keys that the row does not see are one that it sees, with p = 0. */
@@ -51,13 +59,13 @@ __device__ static inline void load_keys(float raw[4][8], const struct narrow_blo
 {
     const struct op_attention *op = block->op;
     const uint64_t *keys = block->shared->keys[threadIdx.x / GPU_WARP];
-    const uint32_t k = chunk * 32 + threadIdx.x % 4 * 8;
+    const uint32_t k = chunk * 32 + threadIdx.x % 4 * 8, left = attention_left(op->k_width, k);
 
 #pragma unroll
     for (uint32_t i = 0; i < 4; i++)
         attention_load<dtype, 8>(raw[i], op->k_cache,
-                                 keys[i * 8 + threadIdx.x % GPU_WARP / 4] + k,
-                                 attention_left(op->k_width, k), block->keys_are_whole);
+                                 keys[i * 8 + threadIdx.x % GPU_WARP / 4] + k, left,
+                                 block->keys_are_aligned && left >= 8);
 }
 
 template <int dtype, int width>
@@ -76,7 +84,10 @@ __device__ static inline void score(float s[4][4], const struct narrow_block<wid
             raw[i / 8][i % 8] = next[i / 8][i % 8];
         if (chunk + 1 < width / 32)
             load_keys<dtype>(next, block, chunk + 1);
-        attention_get_queries<width, ATTENTION_QUERIES>(a, block->shared->q, 0, chunk);
+        if constexpr (narrow_query_count(width) == 8)
+            attention_get_eight<width>(a, block->shared->q, chunk);
+        else
+            attention_get_queries<width, ATTENTION_QUERIES>(a, block->shared->q, 0, chunk);
 #pragma unroll
         for (uint32_t i = 0; i < 4; i++) {
             uint32_t words[4][parts];
@@ -97,13 +108,14 @@ __device__ static inline void load_values(float raw[4][4], const struct narrow_b
     const struct op_attention *op = block->op;
     const uint64_t *values = block->shared->values[threadIdx.x / GPU_WARP];
     const uint32_t column = group * 32 + threadIdx.x % GPU_WARP / 4 * 4;
+    const uint32_t left = attention_left(op->v_width, column);
 
 #pragma unroll
     for (uint32_t i = 0; i < 4; i++) {
         const uint32_t key = step * 16 + threadIdx.x % 4 * 2 + i / 2 * 8 + i % 2;
 
-        attention_load<dtype, 4>(raw[i], op->v_cache, values[key] + column,
-                                 attention_left(op->v_width, column), block->values_are_whole);
+        attention_load<dtype, 4>(raw[i], op->v_cache, values[key] + column, left,
+                                 block->values_are_aligned && left >= 4);
     }
 }
 
@@ -185,7 +197,8 @@ __device__ static inline void attend_tile(const struct narrow_block<width> *bloc
     attention_exponentiate(block->op, s, first, spans, sums);
     if (lane % 4 == 0) {
         block->shared->sums[warp][lane / 4] = sums[0];
-        block->shared->sums[warp][lane / 4 + 8] = sums[1];
+        if constexpr (narrow_query_count(width) > 8)
+            block->shared->sums[warp][lane / 4 + 8] = sums[1];
     }
     add_values<dtype>(block, s);
 }
@@ -306,20 +319,21 @@ __global__ void __launch_bounds__(THREADS, 2)
 
     block.op = &op;
     block.shared = (struct narrow_shared<width> *)memory;
-    block.queries = attention_queries_of(&op, ATTENTION_QUERIES, blockIdx.y);
+    block.queries = attention_queries_of(&op, narrow_query_count(width), blockIdx.y);
     block.queries.first_row = row;
     block.queries.row_count = 1;
     block.span = attention_span_of(&op, row);
-    block.keys_are_whole =
-        op.k_width == width && attention_is_aligned<dtype>(op.k_cache, &op.k_strides);
-    block.values_are_whole =
-        op.v_width == width && attention_is_aligned<dtype>(op.v_cache, &op.v_strides);
+    block.keys_are_aligned = attention_is_aligned<dtype>(op.k_cache, &op.k_strides);
+    block.values_are_aligned = attention_is_aligned<dtype>(op.v_cache, &op.v_strides);
     if (!attention_is_mine(&op, &round, row))
         return;
     if (is_cut && block.span.first_part + round.first + blockIdx.z >= block.span.part_end)
         return;
-    attention_load_queries<width, ATTENTION_QUERIES>(block.shared->q, &op, &block.queries,
-                                                     THREADS);
+    if constexpr (narrow_query_count(width) == 8)
+        attention_load_eight<width>(block.shared->q, &op, &block.queries, THREADS);
+    else
+        attention_load_queries<width, ATTENTION_QUERIES>(block.shared->q, &op, &block.queries,
+                                                         THREADS);
     __syncthreads();
     if (is_cut)
         attend_part<dtype, width, true>(&block, &round,
@@ -330,9 +344,14 @@ __global__ void __launch_bounds__(THREADS, 2)
 
 /* ---- launches ---- */
 
+static uint32_t query_count(const struct op_attention *op)
+{
+    return narrow_query_count(op->k_width > op->v_width ? op->k_width : op->v_width);
+}
+
 dim3 attention_narrow_grid(const struct op_attention *op)
 {
-    return dim3(op->row_count, attention_head_blocks(op, ATTENTION_QUERIES));
+    return dim3(op->row_count, attention_head_blocks(op, query_count(op)));
 }
 
 cudaError_t attention_narrow_launch(const struct op_attention *op,
@@ -340,7 +359,7 @@ cudaError_t attention_narrow_launch(const struct op_attention *op,
                                     cudaStream_t stream)
 {
     const uint32_t group = op->head_count / op->kv_head_count;
-    const uint32_t heads = group < ATTENTION_QUERIES ? group : ATTENTION_QUERIES;
+    const uint32_t heads = group < query_count(op) ? group : query_count(op);
     dim3 grid = attention_narrow_grid(op);
 
     grid.z = parts;

@@ -147,7 +147,7 @@ cudaError_t attention_columns_launch(const struct op_attention *op,
                                      cudaStream_t stream);
 /* attention_narrow.cu and attention_wide.cu: widths up to ATTENTION_WIDTH_MAX, a row or a tile of
  * rows to a block, with the same bits. */
-#define ATTENTION_WIDTH_MAX 128
+#define ATTENTION_WIDTH_MAX 256
 dim3 attention_narrow_grid(const struct op_attention *op);
 cudaError_t attention_narrow_launch(const struct op_attention *op,
                                     const struct attention_round *round, uint32_t parts,

@@ -6,6 +6,10 @@
  * read and cut once per block; every warp multiplies it with its queries. Two blocks share a
  * multiprocessor where its memory allows, one of which computes while the other one loads.
  *
+ * Of heads wider than 128 a block has 32 queries, 16 to a pair of warps, since a thread's registers
+ * hold sums of no more than 128 columns: each of the pair scores half of a tile's keys, both get
+ * all scores, and each adds up half of the columns. Keys and values take turns in one room.
+ *
  * In shared memory, by vectors of four words, each of two numbers, so that eight lanes that read at
  * once find all banks:
  *
@@ -20,16 +24,35 @@
 
 #define THREADS 128
 #define WARPS (THREADS / GPU_WARP)
-#define QUERIES (WARPS * ATTENTION_QUERIES)
+#define HALVED 128 /* wider heads are two warps' */
 #define PAIRS (ATTENTION_TILE / 2)
 
+GPU_BOTH constexpr uint32_t wide_halves(uint32_t width)
+{
+    return width > HALVED ? 2 : 1;
+}
+
+GPU_BOTH constexpr uint32_t wide_query_count(uint32_t width)
+{
+    return WARPS / wide_halves(width) * ATTENTION_QUERIES;
+}
+
+/* Of a warp: sums of so many groups of 32 columns. */
+GPU_BOTH constexpr uint32_t wide_groups(uint32_t width)
+{
+    return width / 32 / wide_halves(width);
+}
+
+/* Two blocks of a head of 128 in F16 fit an A100's 164 KiB, of which the driver has one for each,
+ * to the byte. */
 template <int dtype, int width> struct wide_shared {
-    uint4 q[QUERY_PARTS * (width / 16) * WARPS * GPU_WARP];
-    uint4 k[attention_cache<dtype>::parts * (width / 32) * ATTENTION_TILE * 4];
-    uint4 v[attention_cache<dtype>::parts * PAIRS * (width / 4)];
+    static constexpr uint32_t halves = wide_halves(width);
+
+    uint4 q[QUERY_PARTS * (width / 16) * (WARPS / halves) * GPU_WARP];
+    uint4 tiles[2 / halves][attention_cache<dtype>::parts * width * 4]; /* keys; values */
     uint64_t keys[2][ATTENTION_TILE], values[2][ATTENTION_TILE]; /* of two tiles by turns */
-    uint32_t odd_tile; /* the last one in which a value was not finite */
 };
+static_assert(sizeof(struct wide_shared<DTYPE_F16, 128>) <= (164 - 2) * 1024 / 2, "as it says");
 
 template <int dtype, int width> struct wide_block {
     const struct op_attention *op;
@@ -37,7 +60,8 @@ template <int dtype, int width> struct wide_block {
     struct attention_queries queries;
     struct attention_span first, last; /* of the first row and of the last one */
     uint32_t end;                      /* of the keys that the block has */
-    bool keys_are_whole, values_are_whole;
+    uint32_t tile, half;               /* the warp's queries, and its half of keys and columns */
+    bool keys_are_aligned, values_are_aligned;
 };
 
 /* Two of a thread's queries, g and g + 8 of its warp's, and what it has of their values. */
@@ -45,8 +69,23 @@ template <int width> struct wide_queries {
     uint32_t rows[2];                  /* of the tile; row_count and more: not there */
     struct attention_span spans[2];
     struct attention_sum part[2], so_far[2];
-    float part_values[width / 32][4][4], values[width / 32][4][4];
+    float part_values[wide_groups(width)][4][4], values[wide_groups(width)][4][4];
 };
+
+/* The first of a thread's two queries. */
+template <int dtype, int width>
+__device__ static inline uint32_t first_query(const struct wide_block<dtype, width> *block)
+{
+    return block->tile * ATTENTION_QUERIES + threadIdx.x % GPU_WARP / 4;
+}
+
+/* The i-th of a thread's columns of a query. */
+template <int dtype, int width>
+__device__ static inline uint32_t column_of(const struct wide_block<dtype, width> *block,
+                                            uint32_t i)
+{
+    return (block->half * wide_groups(width) + i / 8) * 32 + threadIdx.x % 4 * 8 + i % 8;
+}
 
 /* Of the tile at `first`; keys that no row sees are one that is seen. */
 template <int dtype, int width>
@@ -76,24 +115,25 @@ __device__ static inline void put_keys(const struct wide_block<dtype, width> *bl
 #pragma unroll 2
     for (uint32_t i = threadIdx.x; i < count; i += THREADS) {
         const uint32_t k = i / (4 * ATTENTION_TILE) * 32 + i % 4 * 8;
+        const uint32_t left = attention_left(op->k_width, k);
         uint32_t words[4][parts];
         float raw[8];
 
-        attention_load<dtype, 8>(raw, op->k_cache, keys[i / 4 % ATTENTION_TILE] + k,
-                                 attention_left(op->k_width, k), block->keys_are_whole);
+        attention_load<dtype, 8>(raw, op->k_cache, keys[i / 4 % ATTENTION_TILE] + k, left,
+                                 block->keys_are_aligned && left >= 8);
 #pragma unroll
         for (uint32_t j = 0; j < 4; j++)
             attention_split<parts>(words[j], raw[2 * j], raw[2 * j + 1]);
 #pragma unroll
         for (uint32_t part = 0; part < parts; part++)
-            block->shared->k[part * count + i] = make_uint4(words[0][part], words[1][part],
-                                                            words[2][part], words[3][part]);
+            block->shared->tiles[0][part * count + i] = make_uint4(
+                words[0][part], words[1][part], words[2][part], words[3][part]);
     }
 }
 
-/* Values of keys outside [begin, end) are zeros. */
+/* Values of keys outside [begin, end) are zeros. Whether one of the thread's is not finite. */
 template <int dtype, int width>
-__device__ static inline void put_values(const struct wide_block<dtype, width> *block,
+__device__ static inline bool put_values(const struct wide_block<dtype, width> *block,
                                          uint32_t first, uint32_t begin, uint32_t end)
 {
     constexpr uint32_t parts = attention_cache<dtype>::parts;
@@ -105,6 +145,7 @@ __device__ static inline void put_values(const struct wide_block<dtype, width> *
 #pragma unroll 2
     for (uint32_t i = threadIdx.x; i < count; i += THREADS) {
         const uint32_t column = i % vectors * 4, pair = i / vectors;
+        const uint32_t left = attention_left(op->v_width, column);
         uint32_t words[4][parts];
         float raw[2][4];
 
@@ -112,9 +153,8 @@ __device__ static inline void put_values(const struct wide_block<dtype, width> *
         for (uint32_t j = 0; j < 2; j++) {
             const uint32_t key = first + 2 * pair + j;
 
-            attention_load<dtype, 4>(raw[j], op->v_cache, values[2 * pair + j] + column,
-                                     attention_left(op->v_width, column),
-                                     block->values_are_whole);
+            attention_load<dtype, 4>(raw[j], op->v_cache, values[2 * pair + j] + column, left,
+                                     block->values_are_aligned && left >= 4);
 #pragma unroll
             for (uint32_t d = 0; d < 4; d++) {
                 raw[j][d] = key >= begin && key < end ? raw[j][d] : 0;
@@ -126,33 +166,38 @@ __device__ static inline void put_values(const struct wide_block<dtype, width> *
             attention_split<parts>(words[d], raw[0][d], raw[1][d]);
 #pragma unroll
         for (uint32_t part = 0; part < parts; part++)
-            block->shared->v[part * count + pair * vectors + (i % vectors ^ pair % 4 * 2)] =
+            block->shared->tiles[2 - wide_halves(width)]
+                                [part * count + pair * vectors + (i % vectors ^ pair % 4 * 2)] =
                 make_uint4(words[0][part], words[1][part], words[2][part], words[3][part]);
     }
-    if (is_odd)
-        block->shared->odd_tile = first;
+    return is_odd;
 }
 
+/* Scores of the warp's queries: of all of the tile's keys, or of its half of them. */
 template <int dtype, int width>
-__device__ static inline void score(float s[4][4], const struct wide_block<dtype, width> *block)
+__device__ static inline void score(float s[4 / wide_halves(width)][4],
+                                    const struct wide_block<dtype, width> *block)
 {
     constexpr uint32_t parts = attention_cache<dtype>::parts;
     constexpr uint32_t count = width / 32 * ATTENTION_TILE * 4;
+    constexpr uint32_t eights = 4 / wide_halves(width);
+    const uint4 *keys = block->shared->tiles[0] + block->half * eights * GPU_WARP +
+                        threadIdx.x % GPU_WARP;
 
 #pragma unroll 2
     for (uint32_t chunk = 0; chunk < width / 32; chunk++) {
         uint32_t a[2][QUERY_PARTS][4];
 
-        attention_get_queries<width, QUERIES>(a, block->shared->q, threadIdx.x / GPU_WARP, chunk);
+        attention_get_queries<width, wide_query_count(width)>(a, block->shared->q, block->tile,
+                                                              chunk);
 #pragma unroll
-        for (uint32_t i = 0; i < 4; i++) {
+        for (uint32_t i = 0; i < eights; i++) {
             uint32_t words[4][parts];
 
 #pragma unroll
             for (uint32_t part = 0; part < parts; part++) {
                 const uint4 four =
-                    block->shared->k[part * count + (chunk * ATTENTION_TILE + i * 8) * 4 +
-                                     threadIdx.x % GPU_WARP];
+                    keys[part * count + chunk * ATTENTION_TILE * 4 + i * GPU_WARP];
 
                 words[0][part] = four.x;
                 words[1][part] = four.y;
@@ -164,7 +209,37 @@ __device__ static inline void score(float s[4][4], const struct wide_block<dtype
     }
 }
 
-/* Sums of a tile's values, columns 32 * group on. */
+/* Both warps of a pair get the scores of all keys; they meet where the keys were. */
+template <int dtype, int width>
+__device__ static inline void score_halved(float s[4][4],
+                                           const struct wide_block<dtype, width> *block,
+                                           bool is_seen)
+{
+    float4 *place = (float4 *)block->shared->tiles[0] + block->tile * 4 * GPU_WARP +
+                    threadIdx.x % GPU_WARP;
+    float mine[2][4] = {};
+
+    if (is_seen)
+        score(mine, block);
+    __syncthreads(); /* the keys have been read */
+#pragma unroll
+    for (uint32_t i = 0; i < 2; i++)
+        place[(block->half * 2 + i) * GPU_WARP] =
+            make_float4(mine[i][0], mine[i][1], mine[i][2], mine[i][3]);
+    __syncthreads();
+#pragma unroll
+    for (uint32_t i = 0; i < 4; i++) {
+        const float4 four = place[i * GPU_WARP];
+
+        s[i][0] = four.x;
+        s[i][1] = four.y;
+        s[i][2] = four.z;
+        s[i][3] = four.w;
+    }
+    __syncthreads(); /* before values are there */
+}
+
+/* Sums of a tile's values, of a group of the warp's columns. */
 template <int dtype, int width>
 __device__ static inline void
 multiply_values(float acc[4][4], const struct wide_block<dtype, width> *block,
@@ -173,7 +248,9 @@ multiply_values(float acc[4][4], const struct wide_block<dtype, width> *block,
     constexpr uint32_t parts = attention_cache<dtype>::parts;
     constexpr uint32_t vectors = width / 4, count = PAIRS * vectors;
     const uint32_t g = threadIdx.x % GPU_WARP / 4, q = threadIdx.x % 4;
-    const uint4 *v = block->shared->v + q * vectors + ((group * 8 + g) ^ q * 2);
+    const uint32_t first = (block->half * wide_groups(width) + group) * 8;
+    const uint4 *v = block->shared->tiles[2 - wide_halves(width)] + q * vectors +
+                     ((first + g) ^ q * 2);
 
 #pragma unroll
     for (uint32_t step = 0; step < ATTENTION_TILE_STEPS; step++) {
@@ -226,7 +303,7 @@ __device__ static inline void add_values(const struct wide_block<dtype, width> *
         takes[half] = attention_sees(&mine->spans[half], first) &&
                       (row == block->queries.row_count || row == mine->rows[half]);
 #pragma unroll
-    for (uint32_t group = 0; group < width / 32; group++) {
+    for (uint32_t group = 0; group < wide_groups(width); group++) {
         float acc[4][4] = {};
 
         multiply_values(acc, block, p, group);
@@ -234,19 +311,29 @@ __device__ static inline void add_values(const struct wide_block<dtype, width> *
     }
 }
 
-/* A tile that is in shared memory, for the warp's queries, some of which see some of it. */
+/* A tile whose keys are in shared memory, and its values if these have room of their own, for the
+ * warp's queries, some of which see some of it. is_odd: whether one of those values is not finite.
+ */
 template <int dtype, int width>
 __device__ static inline void attend_tile(const struct wide_block<dtype, width> *block,
                                           struct wide_queries<width> *mine, uint32_t first,
                                           bool is_seen, bool is_odd)
 {
+    constexpr bool is_halved = wide_halves(width) == 2;
     uint32_t p[ATTENTION_TILE_STEPS][QUERY_PARTS][4];
     float s[4][4] = {}, keep[2] = { 1, 1 }, add[2] = { 0, 0 };
 
+    if constexpr (is_halved) {
+        score_halved(s, block, is_seen);
+        is_odd = put_values(block, first, block->first.begin, block->last.end);
+        is_odd = __syncthreads_or(is_odd) != 0;
+    }
+    is_odd = is_odd && (block->last.begin > first || block->first.end < first + ATTENTION_TILE);
     if (is_seen) {
         struct attention_sum sums[2];
 
-        score(s, block);
+        if constexpr (!is_halved)
+            score(s, block);
         attention_exponentiate(block->op, s, first, mine->spans, sums);
         attention_split_p(p, s);
 #pragma unroll
@@ -264,7 +351,7 @@ __device__ static inline void attend_tile(const struct wide_block<dtype, width> 
             attention_span_at(block->op, block->first.end - 1 + row);
 
         __syncthreads(); /* the values before have been read */
-        put_values(block, first, span.begin, span.end);
+        (void)put_values(block, first, span.begin, span.end);
         __syncthreads();
         if (is_seen)
             add_values(block, mine, first, p, keep, add, row);
@@ -279,7 +366,7 @@ __device__ static inline void attend_part(const struct wide_block<dtype, width> 
     const uint32_t begin = max(part * ATTENTION_PART,
                                block->first.begin / ATTENTION_TILE * ATTENTION_TILE);
     const uint32_t end = min((part + 1) * ATTENTION_PART, block->end);
-    const uint32_t warp = threadIdx.x / GPU_WARP * ATTENTION_QUERIES;
+    const uint32_t warp = block->tile * ATTENTION_QUERIES;
     const uint32_t heads = block->queries.head_count, row_count = block->queries.row_count;
     const bool is_there = warp / heads < row_count;
     const struct attention_span top =
@@ -292,20 +379,19 @@ __device__ static inline void attend_part(const struct wide_block<dtype, width> 
     for (uint32_t half = 0; half < 2; half++)
         mine->part[half] = { -INFINITY, 0 };
 #pragma unroll
-    for (uint32_t i = 0; i < width / 2; i++)
+    for (uint32_t i = 0; i < wide_groups(width) * 16; i++)
         mine->part_values[i / 16][i / 4 % 4][i % 4] = 0;
     for (uint32_t first = begin; first < end; first += ATTENTION_TILE) {
         const uint32_t after = first + ATTENTION_TILE;
         const bool is_seen = is_there && top.begin < after && bottom.end > first;
-        bool is_odd;
+        bool is_odd = false;
 
         __syncthreads(); /* where keys are is known; the tile before has been read */
         put_keys(block, first);
-        put_values(block, first, block->first.begin, block->last.end);
-        __syncthreads();
+        if constexpr (wide_halves(width) == 1)
+            is_odd = put_values(block, first, block->first.begin, block->last.end);
+        is_odd = __syncthreads_or(is_odd) != 0;
         find_keys(block, after);
-        is_odd = block->shared->odd_tile == first &&
-                 (block->last.begin > first || block->first.end < after);
         attend_tile(block, mine, first, is_seen, is_odd);
     }
 }
@@ -317,7 +403,7 @@ __device__ static inline void leave_part(const struct wide_block<dtype, width> *
                                          const struct attention_round *round, uint32_t part)
 {
     const struct op_attention *op = block->op;
-    const uint32_t query = threadIdx.x / GPU_WARP * ATTENTION_QUERIES + threadIdx.x % GPU_WARP / 4;
+    const uint32_t query = first_query(block);
 
 #pragma unroll
     for (uint32_t half = 0; half < 2; half++) {
@@ -328,11 +414,11 @@ __device__ static inline void leave_part(const struct wide_block<dtype, width> *
             continue;
         place = attention_place(op, round, block->queries.first_row + mine->rows[half],
                                 block->queries.first_head + head, part - round->first);
-        if (threadIdx.x % 4 == 0)
+        if (threadIdx.x % 4 == 0 && block->half == 0)
             attention_sums(round)[place] = mine->part[half];
 #pragma unroll
-        for (uint32_t i = 0; i < width / 4; i++) {
-            const uint32_t column = i / 8 * 32 + threadIdx.x % 4 * 8 + i % 8;
+        for (uint32_t i = 0; i < wide_groups(width) * 8; i++) {
+            const uint32_t column = column_of(block, i);
 
             if (column < op->v_width)
                 attention_values(op, round)[place * op->v_width + column] =
@@ -354,7 +440,7 @@ __device__ static inline void fold_part(struct wide_queries<width> *mine, uint32
             attention_fold(&mine->so_far[half], &mine->part[half], &keep[half], &add[half]);
     }
 #pragma unroll
-    for (uint32_t group = 0; group < width / 32; group++)
+    for (uint32_t group = 0; group < wide_groups(width); group++)
         fold_values(mine->values[group], mine->part_values[group], keep, add, takes);
 }
 
@@ -363,7 +449,7 @@ __device__ static inline void write_out(const struct wide_block<dtype, width> *b
                                         const struct wide_queries<width> *mine)
 {
     const struct op_attention *op = block->op;
-    const uint32_t query = threadIdx.x / GPU_WARP * ATTENTION_QUERIES + threadIdx.x % GPU_WARP / 4;
+    const uint32_t query = first_query(block);
 
 #pragma unroll
     for (uint32_t half = 0; half < 2; half++) {
@@ -375,8 +461,8 @@ __device__ static inline void write_out(const struct wide_block<dtype, width> *b
         if (mine->rows[half] >= block->queries.row_count)
             continue;
 #pragma unroll
-        for (uint32_t i = 0; i < width / 4; i++) {
-            const uint32_t column = i / 8 * 32 + threadIdx.x % 4 * 8 + i % 8;
+        for (uint32_t i = 0; i < wide_groups(width) * 8; i++) {
+            const uint32_t column = column_of(block, i);
 
             if (column < op->v_width)
                 out[column] = mine->values[i / 8][i % 4][2 * half + i / 4 % 2] /
@@ -391,7 +477,7 @@ __device__ static inline void begin_queries(const struct wide_block<dtype, width
                                             struct wide_queries<width> *mine)
 {
     const struct attention_queries *queries = &block->queries;
-    const uint32_t query = threadIdx.x / GPU_WARP * ATTENTION_QUERIES + threadIdx.x % GPU_WARP / 4;
+    const uint32_t query = first_query(block);
 
 #pragma unroll
     for (uint32_t half = 0; half < 2; half++) {
@@ -405,7 +491,7 @@ __device__ static inline void begin_queries(const struct wide_block<dtype, width
         mine->so_far[half] = attention_begin(block->op, queries->first_head + head);
     }
 #pragma unroll
-    for (uint32_t i = 0; i < width / 2; i++)
+    for (uint32_t i = 0; i < wide_groups(width) * 16; i++)
         mine->values[i / 16][i / 4 % 4][i % 4] = 0;
 }
 
@@ -422,24 +508,24 @@ __global__ void __launch_bounds__(THREADS, 2)
 
     block.op = &op;
     block.shared = (struct wide_shared<dtype, width> *)memory;
-    block.queries = attention_queries_of(&op, QUERIES, blockIdx.x % head_blocks);
+    block.tile = threadIdx.x / GPU_WARP / wide_halves(width);
+    block.half = threadIdx.x / GPU_WARP % wide_halves(width);
+    block.queries =
+        attention_queries_of(&op, wide_query_count(width), blockIdx.x % head_blocks);
     block.queries.first_row = (tiles - 1 - blockIdx.x / head_blocks) * round.tile_rows;
     block.queries.row_count = min(op.row_count - block.queries.first_row, round.tile_rows);
     block.first = attention_span_of(&op, block.queries.first_row);
     block.last = attention_span_of(&op, block.queries.first_row + block.queries.row_count - 1);
     block.end = block.last.end;
-    block.keys_are_whole =
-        op.k_width == width && attention_is_aligned<dtype>(op.k_cache, &op.k_strides);
-    block.values_are_whole =
-        op.v_width == width && attention_is_aligned<dtype>(op.v_cache, &op.v_strides);
+    block.keys_are_aligned = attention_is_aligned<dtype>(op.k_cache, &op.k_strides);
+    block.values_are_aligned = attention_is_aligned<dtype>(op.v_cache, &op.v_strides);
     if (!attention_is_mine(&op, &round, block.queries.first_row))
         return;
     if (is_cut && round.first + blockIdx.z >= block.last.part_end)
         return;
     begin_queries(&block, &mine);
-    attention_load_queries<width, QUERIES>(block.shared->q, &op, &block.queries, THREADS);
-    if (threadIdx.x == 0)
-        block.shared->odd_tile = 1; /* no tile begins there */
+    attention_load_queries<width, wide_query_count(width)>(block.shared->q, &op, &block.queries,
+                                                           THREADS);
     if (is_cut) {
         const uint32_t part = round.first + blockIdx.z;
 
@@ -459,25 +545,30 @@ __global__ void __launch_bounds__(THREADS, 2)
 
 /* ---- launches ---- */
 
+static uint32_t query_count(const struct op_attention *op)
+{
+    return wide_query_count(op->k_width > op->v_width ? op->k_width : op->v_width);
+}
+
 uint32_t attention_wide_rows(const struct op_attention *op)
 {
-    const uint32_t group = op->head_count / op->kv_head_count;
+    const uint32_t group = op->head_count / op->kv_head_count, queries = query_count(op);
 
-    return QUERIES / (group < QUERIES ? group : QUERIES);
+    return queries / (group < queries ? group : queries);
 }
 
 dim3 attention_wide_grid(const struct op_attention *op)
 {
     const uint32_t rows = attention_wide_rows(op);
 
-    return dim3((op->row_count + rows - 1) / rows * attention_head_blocks(op, QUERIES));
+    return dim3((op->row_count + rows - 1) / rows * attention_head_blocks(op, query_count(op)));
 }
 
 cudaError_t attention_wide_launch(const struct op_attention *op,
                                   const struct attention_round *round, uint32_t parts,
                                   cudaStream_t stream)
 {
-    const uint32_t head_blocks = attention_head_blocks(op, QUERIES);
+    const uint32_t head_blocks = attention_head_blocks(op, query_count(op));
     dim3 grid = attention_wide_grid(op);
 
     grid.z = parts;
