@@ -212,18 +212,36 @@ __global__ void __launch_bounds__(PRODUCT_THREADS, 2) narrow_plain(const struct 
     }
 }
 
+/* Four rows of weights of a lane, by how many bytes they lie behind the first: up to 24 rows, which
+ * would have to be of 170 MB each to be more than 32 bits can say. Four addresses take twice the
+ * registers. */
+struct wide_rows {
+    const uint8_t *first;
+    uint32_t behind[4];
+};
+
 /* A warp's 32 rows of weights: tile m has rows g and g + 8 of its 16. */
-template <int dtype>
-__device__ static inline void wide_load(uint32_t raw[2][2][plain_type<dtype>::words],
-                                        const struct product *p, const struct product_group *group,
-                                        uint32_t n0, uint32_t k, bool is_whole)
+__device__ static inline struct wide_rows wide_rows_of(const struct product *p,
+                                                       const struct product_group *group,
+                                                       uint32_t n0)
 {
-    const uint32_t g = threadIdx.x % GPU_WARP / 4;
+    struct wide_rows rows = { product_weight_row(p, group, n0), {} };
 
 #pragma unroll
     for (uint32_t i = 0; i < 4; i++)
-        load_weights<dtype>(raw[i / 2][i % 2], product_weight_row(p, group, n0 + i * 8 + g), k,
-                            p->k_count, is_whole);
+        rows.behind[i] = (uint32_t)(product_weight_row(p, group, n0 + i * 8) - rows.first);
+    return rows;
+}
+
+template <int dtype>
+__device__ static inline void wide_load(uint32_t raw[2][2][plain_type<dtype>::words],
+                                        const struct wide_rows *rows, uint32_t k, uint32_t k_count,
+                                        bool is_whole)
+{
+#pragma unroll
+    for (uint32_t i = 0; i < 4; i++)
+        load_weights<dtype>(raw[i / 2][i % 2], rows->first + rows->behind[i], k, k_count,
+                            is_whole);
 }
 
 template <int dtype>
@@ -260,33 +278,33 @@ __device__ static inline void wide_tile(const struct product *p, const struct pr
     const uint32_t each = (chunk_count + PRODUCT_SLICES - 1) / PRODUCT_SLICES;
     const float *x_row = x_row_of(p, group, r0 + threadIdx.x / 4);
     const bool is_whole = rows_are_whole(p, group);
+    const struct wide_rows rows = wide_rows_of(p, group, n0 + threadIdx.x % GPU_WARP / 4);
     struct product_total<plain_type<dtype>::aside> total;
     float acc[2][4][4] = {}, values[LANE_ELEMENTS];
     uint32_t next[2][2][plain_type<dtype>::words];
 
     product_begin_total(&total, (float *)(shared + 2 * WIDE_X_VECTORS));
     load_x(values, x_row, q * LANE_ELEMENTS, p->k_count, is_whole);
-    wide_load<dtype>(next, p, group, n0, q * LANE_ELEMENTS, is_whole);
-    for (uint32_t c = 0; c < chunk_count; c++) {
-        const uint32_t k = (c + 1) * PRODUCT_CHUNK + q * LANE_ELEMENTS;
-        uint4 *x = shared + c % 2 * WIDE_X_VECTORS;
-        uint32_t raw[2][2][plain_type<dtype>::words];
+    wide_load<dtype>(next, &rows, q * LANE_ELEMENTS, p->k_count, is_whole);
+    for (uint32_t begin = 0; begin < chunk_count; begin += each) {
+        for (uint32_t c = begin; c < min(begin + each, chunk_count); c++) {
+            const uint32_t k = (c + 1) * PRODUCT_CHUNK + q * LANE_ELEMENTS;
+            uint4 *x = shared + c % 2 * WIDE_X_VECTORS;
+            uint32_t raw[2][2][plain_type<dtype>::words];
 
-        wide_put_x(x, values);
+            wide_put_x(x, values);
 #pragma unroll
-        for (int i = 0; i < 4 * plain_type<dtype>::words; i++)
-            (&raw[0][0][0])[i] = (&next[0][0][0])[i];
-        __syncthreads();
-        if (c + 1 < chunk_count) {
-            load_x(values, x_row, k, p->k_count, is_whole);
-            wide_load<dtype>(next, p, group, n0, k, is_whole);
+            for (int i = 0; i < 4 * plain_type<dtype>::words; i++)
+                (&raw[0][0][0])[i] = (&next[0][0][0])[i];
+            __syncthreads();
+            if (c + 1 < chunk_count) {
+                load_x(values, x_row, k, p->k_count, is_whole);
+                wide_load<dtype>(next, &rows, k, p->k_count, is_whole);
+            }
+            wide_multiply<dtype>(acc, raw, x, row);
         }
-        wide_multiply<dtype>(acc, raw, x, row);
-        if ((c + 1) % each == 0)
-            product_end_slice(&total, acc);
-    }
-    if (chunk_count % each != 0)
         product_end_slice(&total, acc);
+    }
     product_store_tile(p, group, &total, n0, r0 + row);
     __syncthreads(); /* before the next tile's x */
 }
