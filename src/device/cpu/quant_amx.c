@@ -146,39 +146,23 @@ INLINE void multiply(const struct cpu_strip *strip, const enum dtype dtype, void
     }
 }
 
-#define MULTIPLY(name, dtype)                                                                      \
-    static __attribute__((noinline)) void name(const struct cpu_strip *strip, void *scratch)       \
+#define MULTIPLY(type)                                                                             \
+    static __attribute__((noinline)) void multiply_##type(const struct cpu_strip *strip,           \
+                                                          void *scratch)                           \
     {                                                                                              \
-        multiply(strip, dtype, scratch);                                                           \
+        multiply(strip, DTYPE_##type, scratch);                                                    \
     }
 
-MULTIPLY(multiply_q8_0, DTYPE_Q8_0)
-MULTIPLY(multiply_q4_0, DTYPE_Q4_0)
-MULTIPLY(multiply_q4_1, DTYPE_Q4_1)
-MULTIPLY(multiply_q5_0, DTYPE_Q5_0)
-MULTIPLY(multiply_q5_1, DTYPE_Q5_1)
-MULTIPLY(multiply_iq4_nl, DTYPE_IQ4_NL)
-MULTIPLY(multiply_mxfp4, DTYPE_MXFP4)
-MULTIPLY(multiply_q4_k, DTYPE_Q4_K)
-MULTIPLY(multiply_q5_k, DTYPE_Q5_K)
-MULTIPLY(multiply_iq4_xs, DTYPE_IQ4_XS)
-MULTIPLY(multiply_int4, DTYPE_INT4)
+CPU_QUANT_ONE_SCALE(MULTIPLY)
+MULTIPLY(INT4)
 
 /* NULL: vectors do it. */
 static void (*multiply_of(enum dtype dtype))(const struct cpu_strip *, void *)
 {
     switch (dtype) {
-    case DTYPE_Q8_0: return multiply_q8_0;
-    case DTYPE_Q4_0: return multiply_q4_0;
-    case DTYPE_Q4_1: return multiply_q4_1;
-    case DTYPE_Q5_0: return multiply_q5_0;
-    case DTYPE_Q5_1: return multiply_q5_1;
-    case DTYPE_IQ4_NL: return multiply_iq4_nl;
-    case DTYPE_MXFP4: return multiply_mxfp4;
-    case DTYPE_Q4_K: return multiply_q4_k;
-    case DTYPE_Q5_K: return multiply_q5_k;
-    case DTYPE_IQ4_XS: return multiply_iq4_xs;
-    case DTYPE_INT4: return multiply_int4;
+#define CASE(type) case DTYPE_##type: return multiply_##type;
+        CPU_QUANT_ONE_SCALE(CASE) CASE(INT4)
+#undef CASE
     default: return NULL;
     }
 }

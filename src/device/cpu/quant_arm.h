@@ -254,42 +254,21 @@ INLINE void multiply(const struct cpu_strip *strip, const enum dtype dtype)
     }
 }
 
-#define MULTIPLY(name, dtype)                                                                      \
-    static __attribute__((noinline)) void name(const struct cpu_strip *strip)                      \
+#define MULTIPLY(type)                                                                             \
+    static __attribute__((noinline)) void multiply_##type(const struct cpu_strip *strip)           \
     {                                                                                              \
-        multiply(strip, dtype);                                                                    \
+        multiply(strip, DTYPE_##type);                                                             \
     }
 
-MULTIPLY(multiply_q8_0, DTYPE_Q8_0)
-MULTIPLY(multiply_q4_0, DTYPE_Q4_0)
-MULTIPLY(multiply_q4_1, DTYPE_Q4_1)
-MULTIPLY(multiply_q5_0, DTYPE_Q5_0)
-MULTIPLY(multiply_q5_1, DTYPE_Q5_1)
-MULTIPLY(multiply_iq4_nl, DTYPE_IQ4_NL)
-MULTIPLY(multiply_mxfp4, DTYPE_MXFP4)
-MULTIPLY(multiply_q2_k, DTYPE_Q2_K)
-MULTIPLY(multiply_q3_k, DTYPE_Q3_K)
-MULTIPLY(multiply_q4_k, DTYPE_Q4_K)
-MULTIPLY(multiply_q5_k, DTYPE_Q5_K)
-MULTIPLY(multiply_q6_k, DTYPE_Q6_K)
-MULTIPLY(multiply_iq4_xs, DTYPE_IQ4_XS)
+CPU_QUANT_ONE_SCALE(MULTIPLY)
+CPU_QUANT_TWO_SCALES(MULTIPLY)
 
 static inline void multiply_any(const struct cpu_strip *strip, void *scratch)
 {
     switch (strip->weight_dtype) {
-    case DTYPE_Q8_0: multiply_q8_0(strip); break;
-    case DTYPE_Q4_0: multiply_q4_0(strip); break;
-    case DTYPE_Q4_1: multiply_q4_1(strip); break;
-    case DTYPE_Q5_0: multiply_q5_0(strip); break;
-    case DTYPE_Q5_1: multiply_q5_1(strip); break;
-    case DTYPE_IQ4_NL: multiply_iq4_nl(strip); break;
-    case DTYPE_MXFP4: multiply_mxfp4(strip); break;
-    case DTYPE_Q2_K: multiply_q2_k(strip); break;
-    case DTYPE_Q3_K: multiply_q3_k(strip); break;
-    case DTYPE_Q4_K: multiply_q4_k(strip); break;
-    case DTYPE_Q5_K: multiply_q5_k(strip); break;
-    case DTYPE_Q6_K: multiply_q6_k(strip); break;
-    case DTYPE_IQ4_XS: multiply_iq4_xs(strip); break;
+#define CASE(type) case DTYPE_##type: multiply_##type(strip); break;
+        CPU_QUANT_ONE_SCALE(CASE) CPU_QUANT_TWO_SCALES(CASE)
+#undef CASE
     default: cpu__matmul_quant_scalar(strip, scratch);
     }
 }

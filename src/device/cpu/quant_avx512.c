@@ -190,44 +190,23 @@ INLINE void multiply(const struct cpu_strip *strip, const enum dtype dtype, void
     }
 }
 
-#define MULTIPLY(name, dtype)                                                                      \
-    static __attribute__((noinline)) void name(const struct cpu_strip *strip, void *scratch)       \
+#define MULTIPLY(type)                                                                             \
+    static __attribute__((noinline)) void multiply_##type(const struct cpu_strip *strip,           \
+                                                          void *scratch)                           \
     {                                                                                              \
-        multiply(strip, dtype, scratch);                                                           \
+        multiply(strip, DTYPE_##type, scratch);                                                    \
     }
 
-MULTIPLY(multiply_q8_0, DTYPE_Q8_0)
-MULTIPLY(multiply_q4_0, DTYPE_Q4_0)
-MULTIPLY(multiply_q4_1, DTYPE_Q4_1)
-MULTIPLY(multiply_q5_0, DTYPE_Q5_0)
-MULTIPLY(multiply_q5_1, DTYPE_Q5_1)
-MULTIPLY(multiply_iq4_nl, DTYPE_IQ4_NL)
-MULTIPLY(multiply_mxfp4, DTYPE_MXFP4)
-MULTIPLY(multiply_q2_k, DTYPE_Q2_K)
-MULTIPLY(multiply_q3_k, DTYPE_Q3_K)
-MULTIPLY(multiply_q4_k, DTYPE_Q4_K)
-MULTIPLY(multiply_q5_k, DTYPE_Q5_K)
-MULTIPLY(multiply_q6_k, DTYPE_Q6_K)
-MULTIPLY(multiply_iq4_xs, DTYPE_IQ4_XS)
-MULTIPLY(multiply_int4, DTYPE_INT4)
+CPU_QUANT_ONE_SCALE(MULTIPLY)
+CPU_QUANT_TWO_SCALES(MULTIPLY)
+MULTIPLY(INT4)
 
 static void multiply_groups(const struct cpu_strip *strip, void *scratch)
 {
     switch (strip->weight_dtype) {
-    case DTYPE_Q8_0: multiply_q8_0(strip, scratch); break;
-    case DTYPE_Q4_0: multiply_q4_0(strip, scratch); break;
-    case DTYPE_Q4_1: multiply_q4_1(strip, scratch); break;
-    case DTYPE_Q5_0: multiply_q5_0(strip, scratch); break;
-    case DTYPE_Q5_1: multiply_q5_1(strip, scratch); break;
-    case DTYPE_IQ4_NL: multiply_iq4_nl(strip, scratch); break;
-    case DTYPE_MXFP4: multiply_mxfp4(strip, scratch); break;
-    case DTYPE_Q2_K: multiply_q2_k(strip, scratch); break;
-    case DTYPE_Q3_K: multiply_q3_k(strip, scratch); break;
-    case DTYPE_Q4_K: multiply_q4_k(strip, scratch); break;
-    case DTYPE_Q5_K: multiply_q5_k(strip, scratch); break;
-    case DTYPE_Q6_K: multiply_q6_k(strip, scratch); break;
-    case DTYPE_IQ4_XS: multiply_iq4_xs(strip, scratch); break;
-    case DTYPE_INT4: multiply_int4(strip, scratch); break;
+#define CASE(type) case DTYPE_##type: multiply_##type(strip, scratch); break;
+        CPU_QUANT_ONE_SCALE(CASE) CPU_QUANT_TWO_SCALES(CASE) CASE(INT4)
+#undef CASE
     default: cpu__matmul_quant_scalar(strip, scratch);
     }
 }
