@@ -49,7 +49,7 @@
 #define CPU_STRIP_ROWS_MAX 128 /* of x in one strip */
 #define CPU_STRIP_SCRATCH_BYTES (2 << 20)
 #define CPU_PACK_ROWS 16
-#define CPU_K_BLOCK 2048       /* AVX-512's products with plain weights add up so many k at a time */
+#define CPU_K_BLOCK 2048 /* AVX-512's products with plain weights add up so many k at a time */
 #define CPU_ATTENTION_KEYS 64 /* positions that attention takes at a time */
 #define CPU_ATTENTION_ELEMENTS_MAX /* of a key and its value that are widened */                   \
     (CPU_STRIP_SCRATCH_BYTES / sizeof(float) / CPU_ATTENTION_KEYS)

@@ -1,10 +1,10 @@
 /* device/cpu/matmul_avx512.c - the matrix product with plain weights in AVX-512 registers.
  *
  * The lanes of a vector run along k, sixteen of them, and are added up as kernels.h says, after
- * every CPU_K_BLOCK k. A tile of R rows of x by W rows of weights is R * W sums, each fed by one FMA
- * per sixteen k. Which tile an output falls into, and what is done between its blocks, changes what
- * is loaded together with it, never the order in which it is summed, so one row gives the same bits
- * as many. A tile for which there are too few rows of x takes its last one again.
+ * every CPU_K_BLOCK k. A tile of R rows of x by W rows of weights is R * W sums, each fed by one
+ * FMA per sixteen k. Which tile an output falls into, and what is done between its blocks, changes
+ * what is loaded together with it, never the order in which it is summed, so one row gives the same
+ * bits as many. A tile for which there are too few rows of x takes its last one again.
  *
  * 8 x 3 sums, 3 weights and an x take 28 of 32 registers: eleven loads for 24 FMAs, of which the
  * processor starts two in a cycle. Up to eight rows of x wait for memory: a tile reads four rows of
