@@ -1,22 +1,25 @@
 /* device/cpu/attention_avx512.c - what attention does to a tile of keys and values, in vectors of
  * sixteen.
  *
- * A score is summed over k in sixteen lanes, which are then added up:
+ * A score is summed over k in four lanes, 576 elements at a time, whose sums are then added up:
  *
- *     lane[l] = fma over i of q[16 i + l], key[16 i + l], i ascending, from 0; missing are 0
- *     a[l] = lane[l] + lane[l + 8]   b[l] = a[l] + a[l + 4]   score = (b[0] + b[1]) + (b[2] + b[3])
+ *     lane[l] = fma over i of q[4 i + l], key[4 i + l], i ascending, from 0; missing are 0
+ *     part    = (lane[0] + lane[2]) + (lane[1] + lane[3])    score = (part 0 + part 1) + ...
  *
- * Sixteen scores are a tile: four queries by four keys, two by eight or one by sixteen. Adding up
- * lanes takes 30 shuffles and 15 additions for sixteen scores whose products take as many FMAs as
- * keys have elements: for 64 elements 45 instructions beside 64. Where many queries read a tile its
- * keys are turned around first, which takes 64 shuffles for 16 by 16 elements: then a lane is a
- * vector along the keys, and adding lanes up takes the 15 additions alone, in the same order. */
+ * A vector is four elements of four queries, so that their sums take a key's elements as they lie,
+ * broadcast by the load, and adding lanes up takes 9 instructions for 16 scores. With sixteen
+ * elements of one query it took 45, beside 64 FMAs when they have 64 elements. */
 #include <immintrin.h>
+#include <string.h>
 
 #include "device/cpu/avx2.h"
 
 #define LANES 16
-#define TILE 16 /* scores */
+#define CACHE_LINE_BYTES 64
+#define FOUR 4 /* queries in a vector, and elements of each */
+#define TILE 16 /* vectors of sums */
+#define PART_MAX 576 /* elements of queries at a time: of sixteen they fit beside keys in 48 KiB */
+#define SPAN (TILE * FOUR) /* elements of four queries that fit into registers */
 #define BLOCKS_MAX (CPU_ATTENTION_NARROW_MAX / QUANT_RUN_ELEMENTS)
 
 /* All ones in the first `count` lanes. */
@@ -71,10 +74,13 @@ void cpu__widen_avx512(float *out, enum dtype dtype, const void *from, uint32_t 
     const uint8_t *block = from;
 
     if (dtype == DTYPE_F16) {
-        for (uint32_t i = 0; i < count; i += LANES) {
-            const __mmask16 mask = first_lanes(count - i);
-            _mm512_mask_storeu_ps(out + i, mask, load_row(from, i, DTYPE_F16, NULL, true, mask));
-        }
+        const uint32_t whole = count / LANES * LANES;
+        const __mmask16 mask = first_lanes(count - whole);
+        for (uint32_t i = 0; i < whole; i += LANES)
+            _mm512_storeu_ps(out + i, load_row(from, i, DTYPE_F16, NULL, false, 0));
+        if (whole < count)
+            _mm512_mask_storeu_ps(out + whole, mask,
+                                  load_row(from, whole, DTYPE_F16, NULL, true, mask));
         return;
     }
     for (uint32_t i = 0; i < count; i += QUANT_RUN_ELEMENTS, block += QUANT_Q8_0_BYTES) {
@@ -87,292 +93,307 @@ void cpu__widen_avx512(float *out, enum dtype dtype, const void *from, uint32_t 
 
 /* ---- scores ---- */
 
-/* The lanes of a and b that `order` takes and the others, added up. */
-#define JOIN(shuffle, a, b, order, others)                                                         \
-    _mm512_add_ps(shuffle(a, b, order), shuffle(a, b, others))
-
-/* Sums of the lanes of sixteen vectors: lane 4 i + j has that of sums[4 j + i]. */
-INLINE __m512 sum_each(const __m512 sums[TILE])
-{
-    __m512 fours[4];
-
-#pragma GCC unroll 4
-    for (uint32_t i = 0; i < 4; i++) {
-        const __m512 *s = sums + 4 * i;
-        fours[i] = JOIN(_mm512_shuffle_f32x4, JOIN(_mm512_shuffle_f32x4, s[0], s[1], 0x44, 0xee),
-                        JOIN(_mm512_shuffle_f32x4, s[2], s[3], 0x44, 0xee), 0x88, 0xdd);
-    }
-    return JOIN(_mm512_shuffle_ps, JOIN(_mm512_shuffle_ps, fours[0], fours[1], 0x88, 0xdd),
-                JOIN(_mm512_shuffle_ps, fours[2], fours[3], 0x88, 0xdd), 0x88, 0xdd);
-}
-
 /* Keys as a cache has them, or rows of values. */
 struct rows {
     const void *const *at;
+    const void *const *ahead;    /* rows to ask for, each when its namesake is used; or NULL */
     const float *scales;         /* of blocks, as read_scales writes them */
     uint32_t count, width;
 };
 
-/* sums += products of elements [k, k + 16) of R queries and 16 / R keys, of those in the mask. */
-INLINE void add_products(__m512 sums[TILE], const uint32_t R, const enum dtype dtype,
-                         const float *const *q, const void *const *keys,
-                         const float *const *scales, uint32_t k, const bool masked, __mmask16 mask)
+/* Asks for elements [i, i + count) of a row, which begin a line or follow what was asked for. A
+ * block's scale is next to them. */
+INLINE void ask_for(const void *row, uint32_t i, const uint32_t count, const enum dtype dtype)
 {
-    const uint32_t W = TILE / R;
-    __m512 x[4];
+    const uint32_t bytes = dtype == DTYPE_F32 ? 4 : dtype == DTYPE_F16 ? 2 : 1;
+    const uint32_t scales = dtype == DTYPE_Q8_0 ? i / QUANT_RUN_ELEMENTS * 2 : 0;
 
 #pragma GCC unroll 4
-    for (uint32_t r = 0; r < R; r++)
-        x[r] = masked ? _mm512_maskz_loadu_ps(mask, q[r] + k) : _mm512_loadu_ps(q[r] + k);
-#pragma GCC unroll 16
+    for (uint32_t at = 0; at < count * bytes; at += CACHE_LINE_BYTES)
+        _mm_prefetch((const char *)row + i * bytes + scales + at, _MM_HINT_T1);
+}
+
+/* Elements [i, i + 4) of a row, of those in the mask. */
+INLINE __m128 load_four(const float *row, uint32_t i, const bool masked, __mmask8 mask)
+{
+    return masked ? _mm_maskz_loadu_ps(mask, row + i) : _mm_loadu_ps(row + i);
+}
+
+/* The same of four queries. */
+INLINE __m512 pack_step(const float *const q[FOUR], uint32_t i, const bool masked, __mmask8 mask)
+{
+    const __m256 low = _mm256_set_m128(load_four(q[1], i, masked, mask),
+                                       load_four(q[0], i, masked, mask));
+    const __m256 high = _mm256_set_m128(load_four(q[3], i, masked, mask),
+                                        load_four(q[2], i, masked, mask));
+
+    return _mm512_castpd_ps(_mm512_insertf64x4(_mm512_castps_pd(_mm512_castps256_ps512(low)),
+                                               _mm256_castps_pd(high), 1));
+}
+
+/* Elements of up to sixteen queries, and where they begin in the keys: packed[i * fours + f] has
+ * [4 i, 4 i + 4) of queries 4 f .. 4 f + 3. */
+struct part {
+    const __m512 *packed;
+    uint32_t q_count, fours, first, width;
+};
+
+/* The part after `from`, or the first one, which is after { packed }; false: that was the last. */
+static bool next_part(struct part *part, uint32_t *query, uint32_t q_count, uint32_t width)
+{
+    part->packed += part->fours * ((part->width + FOUR - 1) / FOUR);
+    *query += part->q_count;
+    if (*query == q_count) {
+        *query = 0;
+        part->first += part->width;
+    }
+    part->q_count = q_count - *query < 4 * FOUR ? q_count - *query : 4 * FOUR;
+    part->fours = cpu_padded_queries(part->q_count) / FOUR;
+    part->width = width - part->first < PART_MAX ? width - part->first : PART_MAX;
+    return part->first < width;
+}
+
+void cpu__pack_queries_avx512(float *packed, const float *const *queries, uint32_t query_count,
+                              uint32_t width)
+{
+    struct part part = { .packed = (const __m512 *)(const void *)packed };
+    uint32_t query = 0;
+
+    while (next_part(&part, &query, query_count, width)) {
+        const uint32_t whole = part.width / FOUR * FOUR, left = part.width - whole;
+        for (uint32_t f = 0; f < part.fours; f++) {
+            float *to = packed + f * FOUR * FOUR;
+            const float *four[FOUR];
+            for (uint32_t r = 0; r < FOUR; r++) /* those that are not there are the first */
+                four[r] = queries[query + (FOUR * f + r < part.q_count ? FOUR * f + r : 0)] +
+                          part.first;
+            for (uint32_t i = 0; i < whole; i += FOUR, to += part.fours * FOUR * FOUR)
+                _mm512_store_ps(to, pack_step(four, i, false, 0));
+            if (left > 0)
+                _mm512_store_ps(to, pack_step(four, whole, true, (__mmask8)first_lanes(left)));
+        }
+        packed += part.fours * ((part.width + FOUR - 1) / FOUR) * FOUR * FOUR;
+    }
+}
+
+/* sums += products of four elements of F times four queries and W keys. */
+INLINE void add_step(__m512 *sums, const uint32_t F, const uint32_t W, const __m512 *x,
+                     const float *const keys[8], uint32_t i, const bool masked, __mmask8 mask)
+{
+#pragma GCC unroll 8
     for (uint32_t w = 0; w < W; w++) {
-        const __m512 v = load_row(keys[w], k, dtype, scales[w], masked, mask);
+        const __m512 key = _mm512_broadcast_f32x4(load_four(keys[w], i, masked, mask));
 #pragma GCC unroll 4
-        for (uint32_t r = 0; r < R; r++) {
-            const uint32_t at = r * W + w, sum = at % 4 * 4 + at / 4; /* lane `at` of the result */
-            sums[sum] = _mm512_fmadd_ps(x[r], v, sums[sum]);
+        for (uint32_t f = 0; f < F; f++)
+            sums[f * W + w] = _mm512_fmadd_ps(x[f], key, sums[f * W + w]);
+    }
+}
+
+/* Sums of four keys' lanes: elements 4 r .. 4 r + 3 are query r's scores. */
+INLINE __m512 join_lanes(const __m512 sums[FOUR])
+{
+    const __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(sums[0], sums[1]),
+                                   _mm512_unpackhi_ps(sums[0], sums[1]));
+    const __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(sums[2], sums[3]),
+                                   _mm512_unpackhi_ps(sums[2], sums[3]));
+
+    return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+}
+
+/* Adds four scores of each query to what out has, or puts them there. */
+INLINE void put_scores(float *out, uint64_t out_stride, uint32_t q_count, __mmask8 wanted,
+                       __m512 scores, bool adds)
+{
+    const __m128 of_query[FOUR] = {
+        _mm512_castps512_ps128(scores), _mm512_extractf32x4_ps(scores, 1),
+        _mm512_extractf32x4_ps(scores, 2), _mm512_extractf32x4_ps(scores, 3)
+    };
+
+#pragma GCC unroll 4
+    for (uint32_t r = 0; r < FOUR; r++, out += out_stride) {
+        if (r >= q_count)
+            return;
+        _mm_mask_storeu_ps(out, wanted,
+                           adds ? _mm_add_ps(_mm_maskz_loadu_ps(wanted, out), of_query[r])
+                                : of_query[r]);
+    }
+}
+
+/* Puts scores of F times four queries and W keys where they belong, as far as they are there. */
+INLINE void put_tile(float *out, uint64_t out_stride, const uint32_t F, const uint32_t W,
+                     const struct part *part, const __m512 *sums, uint32_t key_count)
+{
+#pragma GCC unroll 4
+    for (uint32_t f = 0; f < F; f++) {
+#pragma GCC unroll 2
+        for (uint32_t w = 0; w < W; w += FOUR) {
+            const uint32_t count = key_count < w ? 0 : key_count - w;
+            if (FOUR * f < part->q_count)
+                put_scores(out + FOUR * f * out_stride + w, out_stride, part->q_count - FOUR * f,
+                           (__mmask8)(count < FOUR ? first_lanes(count) : 0xf),
+                           join_lanes(sums + f * W + w), part->first > 0);
         }
     }
 }
 
-/* Scores of R queries, which are 4, 2 or 1, and keys j .. j + 16 / R - 1, as far as they are
- * there. */
-INLINE void score_tile(float *out, uint64_t out_stride, const uint32_t R, const enum dtype dtype,
-                       const float *const *q, const struct rows *keys, uint32_t j)
+/* Scores of F times four queries, F being 4, 2 or 1, and W keys, as far as they are there. */
+INLINE void score_tile(float *out, uint64_t out_stride, const uint32_t F, const uint32_t W,
+                       const struct part *part, const float *const keys[8], uint32_t key_count)
 {
-    const uint32_t W = TILE / R, whole = keys->width / LANES * LANES;
-    const __mmask16 wanted = first_lanes(keys->count - j < W ? keys->count - j : W);
-    const void *key[TILE];
-    const float *scales[TILE];
-    __m512 sums[TILE], scores;
+    const uint32_t whole = part->width / FOUR * FOUR;
+    const __m512 *x = part->packed;
+    __m512 sums[TILE];
+
+#pragma GCC unroll 16
+    for (uint32_t i = 0; i < F * W; i++)
+        sums[i] = _mm512_setzero_ps();
+    for (uint32_t i = 0; i < whole; i += FOUR, x += F) {
+        if (i % LANES == 0) { /* wide keys are in the second-level cache: ask for two lines on */
+#pragma GCC unroll 8
+            for (uint32_t w = 0; w < W; w++)
+                _mm_prefetch(keys[w] + i + 2 * LANES, _MM_HINT_T0);
+        }
+        add_step(sums, F, W, x, keys, i, false, 0);
+    }
+    if (whole < part->width)
+        add_step(sums, F, W, x, keys, whole, true, (__mmask8)first_lanes(part->width - whole));
+    put_tile(out, out_stride, F, W, part, sums, key_count);
+}
+
+/* Widens a part of a key to room, unless it is F32. */
+INLINE const float *key_part(float *room, const enum dtype dtype, const struct rows *keys,
+                             uint32_t j, const struct part *part)
+{
+    if (dtype == DTYPE_F32)
+        return (const float *)keys->at[j] + part->first;
+    for (uint32_t i = 0; i < part->width; i += LANES) {
+        const uint32_t left = part->width - i;
+        _mm512_store_ps(room + i, load_row(keys->at[j], part->first + i, dtype, keys->scales + j,
+                                           dtype == DTYPE_F16 && left < LANES,
+                                           first_lanes(left)));
+    }
+    return room;
+}
+
+/* Scores of F times four queries and all keys. */
+INLINE void score_part(float *out, uint64_t out_stride, const uint32_t F, const uint32_t W,
+                       const enum dtype dtype, const struct part *part, const struct rows *keys)
+{
+    _Alignas(64) float room[8][CPU_ATTENTION_NARROW_MAX];
+
+    for (uint32_t j = 0; j < keys->count; j += W) {
+        const float *at[8];
+#pragma GCC unroll 8
+        for (uint32_t w = 0; w < W; w++) {
+            at[w] = key_part(room[w], dtype, keys, j + w < keys->count ? j + w : j, part);
+            for (uint32_t i = 0; keys->ahead != NULL && i < part->width; i += SPAN)
+                ask_for(keys->ahead[j + w], part->first + i, SPAN, dtype);
+        }
+        score_tile(out + j, out_stride, F, W, part, at, keys->count - j);
+    }
+}
+
+/* ---- scores of four queries ---- */
+
+/* Here memory is what scores wait for. A span of the queries stays in registers; in each step of
+ * eight keys it is multiplied by four elements of each, while two vectors of the next eight are
+ * widened (just before they are used it would be too late: they are read as other vectors than were
+ * written) and a part of those ahead is asked for. */
+INLINE void score_step(__m512 sums[8], __m512 x, const enum dtype dtype,
+                       const float *const keys_at[8], float (*next)[SPAN], const struct rows *keys,
+                       uint32_t j, uint32_t k, const uint32_t step)
+{
+    const uint32_t w = step / 2, half = step % 2 * (SPAN / 2);
+    const uint32_t other = j + 8 + w < keys->count ? j + 8 + w : j;
+
+    if (keys->ahead != NULL)
+        ask_for(keys->ahead[j + w], k + half, SPAN / 2, dtype);
+    add_step(sums, 1, 8, &x, keys_at, FOUR * step, false, 0);
+    if (dtype == DTYPE_F32)
+        return;
+    for (uint32_t i = half; i < half + SPAN / 2; i += LANES)
+        _mm512_store_ps(next[w] + i, load_row(keys->at[other], k + i, dtype, keys->scales + other,
+                                              false, 0));
+}
+
+/* Elements [first, first + SPAN) of a part. sums_kept: of each eight keys, for the next span. */
+INLINE void score_span(float *out, uint64_t out_stride, const enum dtype dtype,
+                       const struct part *part, const struct rows *keys, uint32_t first,
+                       __m512 (*sums_kept)[8])
+{
+    const struct part span = { part->packed + first / FOUR, part->q_count, 1, part->first + first,
+                               SPAN };
+    _Alignas(64) float rooms[2][8][SPAN];
+    __m512 x[TILE];
 
 #pragma GCC unroll 16
     for (uint32_t i = 0; i < TILE; i++)
-        sums[i] = _mm512_setzero_ps();
+        x[i] = span.packed[i];
+    for (uint32_t w = 0; w < 8; w++)
+        (void)key_part(rooms[0][w], dtype, keys, w < keys->count ? w : 0, &span);
+    for (uint32_t j = 0; j < keys->count; j += 8) {
+        float(*room)[SPAN] = rooms[j / 8 % 2], (*next)[SPAN] = rooms[1 - j / 8 % 2];
+        const float *at[8];
+        __m512 sums[8];
+#pragma GCC unroll 8
+        for (uint32_t w = 0; w < 8; w++) {
+            const uint32_t key = j + w < keys->count ? j + w : j;
+            at[w] = dtype == DTYPE_F32 ? (const float *)keys->at[key] + span.first : room[w];
+            sums[w] = first == 0 ? _mm512_setzero_ps() : sums_kept[j / 8][w];
+        }
 #pragma GCC unroll 16
-    for (uint32_t w = 0; w < W; w++) {
-        const uint32_t at = j + w < keys->count ? j + w : j;
-        key[w] = keys->at[at];
-        scales[w] = keys->scales + at;
+        for (uint32_t i = 0; i < TILE; i++)
+            score_step(sums, x[i], dtype, at, next, keys, j, span.first, i);
+        if (first + SPAN == part->width)
+            put_tile(out + j, out_stride, 1, 8, part, sums, keys->count - j);
+        else
+            memcpy(sums_kept[j / 8], sums, sizeof(sums));
     }
-    for (uint32_t k = 0; k < whole; k += LANES)
-        add_products(sums, R, dtype, q, key, scales, k, false, 0);
-    if (whole < keys->width)
-        add_products(sums, R, dtype, q, key, scales, whole, true,
-                     first_lanes(keys->width - whole));
-    scores = sum_each(sums);
-    out += j;
-    if (R == 1) {
-        _mm512_mask_storeu_ps(out, wanted, scores);
-    } else if (R == 2) {
-        _mm256_mask_storeu_ps(out, (__mmask8)wanted, _mm512_castps512_ps256(scores));
-        _mm256_mask_storeu_ps(
-            out + out_stride, (__mmask8)wanted,
-            _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(scores), 1)));
-    } else {
-        _mm_mask_storeu_ps(out, (__mmask8)wanted, _mm512_castps512_ps128(scores));
-        _mm_mask_storeu_ps(out + out_stride, (__mmask8)wanted, _mm512_extractf32x4_ps(scores, 1));
-        _mm_mask_storeu_ps(out + 2 * out_stride, (__mmask8)wanted,
-                           _mm512_extractf32x4_ps(scores, 2));
-        _mm_mask_storeu_ps(out + 3 * out_stride, (__mmask8)wanted,
-                           _mm512_extractf32x4_ps(scores, 3));
-    }
+}
+
+INLINE void score_spans(float *out, uint64_t out_stride, const enum dtype dtype,
+                        const struct part *part, const struct rows *keys)
+{
+    __m512 sums_kept[CPU_ATTENTION_KEYS / 8][8];
+
+    for (uint32_t first = 0; first < part->width; first += SPAN)
+        score_span(out, out_stride, dtype, part, keys, first, sums_kept);
 }
 
 INLINE void score_all(float *out, uint64_t out_stride, const enum dtype dtype,
-                      const float *const *q, uint32_t q_count, const struct rows *keys)
+                      const float *packed, uint32_t q_count, const struct rows *keys)
 {
-    uint32_t i = 0;
+    struct part part = { .packed = (const __m512 *)(const void *)packed };
+    uint32_t query = 0;
 
-    for (; i + 4 <= q_count; i += 4)
-        for (uint32_t j = 0; j < keys->count; j += TILE / 4)
-            score_tile(out + i * out_stride, out_stride, 4, dtype, q + i, keys, j);
-    for (; i + 2 <= q_count; i += 2)
-        for (uint32_t j = 0; j < keys->count; j += TILE / 2)
-            score_tile(out + i * out_stride, out_stride, 2, dtype, q + i, keys, j);
-    for (; i < q_count; i++)
-        for (uint32_t j = 0; j < keys->count; j += TILE)
-            score_tile(out + i * out_stride, out_stride, 1, dtype, q + i, keys, j);
+    while (next_part(&part, &query, q_count, keys->width)) {
+        float *at = out + query * out_stride;
+        if (part.fours == 4)
+            score_part(at, out_stride, 4, 4, dtype, &part, keys);
+        else if (part.fours == 2)
+            score_part(at, out_stride, 2, 8, dtype, &part, keys);
+        else if (part.width % SPAN == 0)
+            score_spans(at, out_stride, dtype, &part, keys);
+        else
+            score_part(at, out_stride, 1, 8, dtype, &part, keys);
+    }
 }
 
-void cpu__score_avx512(float *out, uint64_t out_stride, const float *const *q, uint32_t q_count,
-                       enum dtype dtype, const void *const *keys, uint32_t key_count,
-                       uint32_t width)
+void cpu__score_avx512(float *out, uint64_t out_stride, const float *packed, uint32_t query_count,
+                       enum dtype dtype, const void *const *keys, const void *const *ahead,
+                       uint32_t key_count, uint32_t width)
 {
     float scales[CPU_ATTENTION_KEYS * BLOCKS_MAX];
-    const struct rows rows = { keys, scales, key_count, width };
+    const struct rows rows = { keys, ahead, scales, key_count, width };
 
     if (dtype == DTYPE_Q8_0) {
         read_scales(scales, keys, key_count, width / QUANT_RUN_ELEMENTS);
-        score_all(out, out_stride, DTYPE_Q8_0, q, q_count, &rows);
+        score_all(out, out_stride, DTYPE_Q8_0, packed, query_count, &rows);
     } else if (dtype == DTYPE_F16) {
-        score_all(out, out_stride, DTYPE_F16, q, q_count, &rows);
+        score_all(out, out_stride, DTYPE_F16, packed, query_count, &rows);
     } else {
-        score_all(out, out_stride, DTYPE_F32, q, q_count, &rows);
+        score_all(out, out_stride, DTYPE_F32, packed, query_count, &rows);
     }
-}
-
-/* ---- scores of many queries ---- */
-
-/* A 16 by 16 block, turned around: rows[i] gets element i of each. */
-INLINE void turn_block(__m512 rows[TILE])
-{
-    __m512 pairs[TILE], fours[TILE];
-
-    /* within 128 bits: elements (4 c, 4 c + 1), then all four of a column's four rows */
-#pragma GCC unroll 8
-    for (uint32_t i = 0; i < TILE; i += 2) {
-        pairs[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
-        pairs[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
-    }
-#pragma GCC unroll 4
-    for (uint32_t i = 0; i < TILE; i += 4) {
-#pragma GCC unroll 2
-        for (uint32_t h = 0; h < 2; h++) {
-            const __m512d a = _mm512_castps_pd(pairs[i + h]);
-            const __m512d b = _mm512_castps_pd(pairs[i + 2 + h]);
-            fours[i + 2 * h] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
-            fours[i + 2 * h + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
-        }
-    }
-    /* fours[4 g + e]: rows 4 g .. 4 g + 3 of columns e, 4 + e, 8 + e, 12 + e */
-#pragma GCC unroll 4
-    for (uint32_t e = 0; e < 4; e++) {
-        const __m512 a = _mm512_shuffle_f32x4(fours[e], fours[4 + e], 0x88);
-        const __m512 b = _mm512_shuffle_f32x4(fours[e], fours[4 + e], 0xdd);
-        const __m512 c = _mm512_shuffle_f32x4(fours[8 + e], fours[12 + e], 0x88);
-        const __m512 d = _mm512_shuffle_f32x4(fours[8 + e], fours[12 + e], 0xdd);
-        rows[e] = _mm512_shuffle_f32x4(a, c, 0x88);
-        rows[8 + e] = _mm512_shuffle_f32x4(a, c, 0xdd);
-        rows[4 + e] = _mm512_shuffle_f32x4(b, d, 0x88);
-        rows[12 + e] = _mm512_shuffle_f32x4(b, d, 0xdd);
-    }
-}
-
-INLINE void turn_all(float *turned, const enum dtype dtype, const struct rows *keys)
-{
-    for (uint32_t j = 0; j < keys->count; j += TILE) {
-        for (uint32_t k = 0; k < keys->width; k += TILE) {
-            const uint32_t left = keys->width - k;
-            __m512 block[TILE];
-#pragma GCC unroll 16
-            for (uint32_t i = 0; i < TILE; i++) {
-                const uint32_t at = j + i < keys->count ? j + i : j;
-                block[i] = load_row(keys->at[at], k, dtype, keys->scales + at, left < LANES,
-                                    first_lanes(left));
-            }
-            turn_block(block);
-            for (uint32_t i = 0; i < TILE && i < left; i++)
-                _mm512_store_ps(turned + (uint64_t)(k + i) * CPU_ATTENTION_KEYS + j, block[i]);
-        }
-    }
-}
-
-void cpu__turn_keys_avx512(float *turned, enum dtype dtype, const void *const *keys,
-                           uint32_t key_count, uint32_t width)
-{
-    float scales[CPU_ATTENTION_KEYS * BLOCKS_MAX];
-    const struct rows rows = { keys, scales, key_count, width };
-
-    if (dtype == DTYPE_Q8_0) {
-        read_scales(scales, keys, key_count, width / QUANT_RUN_ELEMENTS);
-        turn_all(turned, DTYPE_Q8_0, &rows);
-    } else if (dtype == DTYPE_F16) {
-        turn_all(turned, DTYPE_F16, &rows);
-    } else {
-        turn_all(turned, DTYPE_F32, &rows);
-    }
-}
-
-/* sums += products of element k of R queries and 32 keys: two vectors for each query. */
-INLINE void add_turned(__m512 sums[8], const uint32_t R, const float *const *q,
-                       const float *turned, uint32_t k)
-{
-    const float *at = turned + (uint64_t)k * CPU_ATTENTION_KEYS;
-    const __m512 first = _mm512_load_ps(at), second = _mm512_load_ps(at + LANES);
-
-#pragma GCC unroll 4
-    for (uint32_t r = 0; r < R; r++) {
-        const __m512 x = _mm512_set1_ps(q[r][k]);
-        sums[2 * r] = _mm512_fmadd_ps(x, first, sums[2 * r]);
-        sums[2 * r + 1] = _mm512_fmadd_ps(x, second, sums[2 * r + 1]);
-    }
-}
-
-/* sums += others, of R queries. */
-INLINE void add_lanes(__m512 sums[8], const uint32_t R, const __m512 others[8])
-{
-#pragma GCC unroll 8
-    for (uint32_t i = 0; i < 2 * R; i++)
-        sums[i] = _mm512_add_ps(sums[i], others[i]);
-}
-
-/* sums = lanes `lane` and `lane` + 8 of R queries' scores of 32 keys, added up. Both at a time are
- * 16 chains of FMAs, where the multipliers are busy with 8. */
-INLINE void turned_lanes(__m512 sums[8], const uint32_t R, const float *const *q,
-                         const float *turned, uint32_t lane, uint32_t width)
-{
-    const uint32_t whole = width / LANES, left = width % LANES, other = lane + LANES / 2;
-    __m512 others[8];
-
-#pragma GCC unroll 8
-    for (uint32_t i = 0; i < 2 * R; i++)
-        sums[i] = others[i] = _mm512_setzero_ps();
-#pragma GCC unroll 4
-    for (uint32_t i = 0; i < whole; i++) {
-        add_turned(sums, R, q, turned, i * LANES + lane);
-        add_turned(others, R, q, turned, i * LANES + other);
-    }
-    if (lane < left)
-        add_turned(sums, R, q, turned, whole * LANES + lane);
-    if (other < left)
-        add_turned(others, R, q, turned, whole * LANES + other);
-    add_lanes(sums, R, others);
-}
-
-/* Scores of R queries and 32 keys: lanes are added up as score_tile does it. */
-INLINE void turned_tile(float *out, uint64_t out_stride, const uint32_t R, const float *const *q,
-                        const float *turned, uint32_t width)
-{
-    __m512 b[4][8];
-
-    for (uint32_t l = 0; l < 4; l++) {
-        __m512 more[8];
-        turned_lanes(b[l], R, q, turned, l, width);
-        turned_lanes(more, R, q, turned, l + 4, width);
-        add_lanes(b[l], R, more);
-    }
-#pragma GCC unroll 8
-    for (uint32_t i = 0; i < 2 * R; i++)
-        _mm512_storeu_ps(out + i / 2 * out_stride + i % 2 * LANES,
-                         _mm512_add_ps(_mm512_add_ps(b[0][i], b[1][i]),
-                                       _mm512_add_ps(b[2][i], b[3][i])));
-}
-
-INLINE void turned_all(float *out, uint64_t out_stride, const float *const *q, uint32_t q_count,
-                       const float *turned, uint32_t key_count, uint32_t width)
-{
-    uint32_t i = 0;
-
-    for (; i + 4 <= q_count; i += 4)
-        for (uint32_t j = 0; j < key_count; j += 2 * LANES)
-            turned_tile(out + i * out_stride + j, out_stride, 4, q + i, turned + j, width);
-    for (; i < q_count; i++)
-        for (uint32_t j = 0; j < key_count; j += 2 * LANES)
-            turned_tile(out + i * out_stride + j, out_stride, 1, q + i, turned + j, width);
-}
-
-/* Most models' widths have code of their own, in which the short loops over k are none. */
-void cpu__turned_score_avx512(float *out, uint64_t out_stride, const float *const *q,
-                              uint32_t q_count, const float *turned, uint32_t key_count,
-                              uint32_t width)
-{
-    if (width == 64)
-        turned_all(out, out_stride, q, q_count, turned, key_count, 64);
-    else if (width == 128)
-        turned_all(out, out_stride, q, q_count, turned, key_count, 128);
-    else
-        turned_all(out, out_stride, q, q_count, turned, key_count, width);
 }
 
 /* ---- softmax ---- */
@@ -461,6 +482,8 @@ INLINE void weighted_tile(float *const *out, const uint32_t R, uint32_t at, cons
     for (uint32_t j = 0; j < rows->count; j++) {
         const float *scales = rows->scales + j;
         __m512 values[4];
+        if (rows->ahead != NULL && !masked)
+            ask_for(rows->ahead[j], at, V * LANES, dtype);
 #pragma GCC unroll 4
         for (uint32_t v = 0; v < V; v++)
             values[v] = load_row(rows->at[j], at + v * LANES, dtype, scales, masked, mask);
@@ -516,10 +539,11 @@ INLINE void weighted_all(float *const *out, uint32_t out_count, const enum dtype
 
 void cpu__add_cached_rows_avx512(float *const *out, uint32_t out_count, const float *weights,
                                  uint64_t weight_stride, enum dtype dtype,
-                                 const void *const *rows, uint32_t row_count, uint32_t width)
+                                 const void *const *rows, const void *const *ahead,
+                                 uint32_t row_count, uint32_t width)
 {
     float scales[CPU_ATTENTION_KEYS * BLOCKS_MAX];
-    const struct rows all = { rows, scales, row_count, width };
+    const struct rows all = { rows, ahead, scales, row_count, width };
 
     if (dtype == DTYPE_Q8_0) {
         read_scales(scales, rows, row_count, (width - 1) / QUANT_RUN_ELEMENTS + 1);

@@ -54,7 +54,6 @@
 #define CPU_ATTENTION_ELEMENTS_MAX /* of a key and its value that are widened */                   \
     (CPU_STRIP_SCRATCH_BYTES / sizeof(float) / CPU_ATTENTION_KEYS)
 #define CPU_ATTENTION_NARROW_MAX 256 /* elements of a key that is widened while it is read */
-#define CPU_ATTENTION_TURN_MAX 256   /* of one that is turned around */
 
 /* 32 elements of x, quantised: element i is near scale * q[i]. */
 struct cpu_quant_block {
@@ -109,21 +108,17 @@ struct cpu_kernels {
     void (*gate_mul[GATE_COUNT])(float *out, const float *gate, const float *up, uint32_t width);
     /* x[i] = cap * tanh(x[i] / cap), to 2 ulp of cap. */
     void (*soft_cap)(float *x, uint32_t count, float cap);
+    /* Queries as `score` takes them: cpu_padded_queries(query_count) rows of width, rounded up to a
+     * multiple of 4; 64-byte aligned. Both are there, or neither. */
+    void (*pack_queries)(float *packed, const float *const *queries, uint32_t query_count,
+                         uint32_t width);
     /* out[q * out_stride + j] = queries[q] . keys[j], all of `width` elements; keys are of the
      * cache's dtype, at most CPU_ATTENTION_KEYS of them, of CPU_ATTENTION_NARROW_MAX elements
-     * unless they are F32. NULL: a product of `matmul` does it, with keys in F32. */
-    void (*score)(float *out, uint64_t out_stride, const float *const *queries,
-                  uint32_t query_count, enum dtype dtype, const void *const *keys,
+     * unless they are F32. ahead: as many such rows as there are keys, up to a multiple of 8, which
+     * are asked for, or NULL. NULL: a product of `matmul` does it, with keys in F32. */
+    void (*score)(float *out, uint64_t out_stride, const float *packed, uint32_t query_count,
+                  enum dtype dtype, const void *const *keys, const void *const *ahead,
                   uint32_t key_count, uint32_t width);
-    /* For many queries the keys are turned around first: turned[k * CPU_ATTENTION_KEYS + j] is
-     * element k of key j, in F32; 64-byte aligned. turned_score is then `score`, to the bit. What
-     * it writes for keys that are not there, up to the next multiple of 32, means nothing. Both are
-     * there, or neither. */
-    void (*turn_keys)(float *turned, enum dtype dtype, const void *const *keys,
-                      uint32_t key_count, uint32_t width);
-    void (*turned_score)(float *out, uint64_t out_stride, const float *const *queries,
-                         uint32_t query_count, const float *turned, uint32_t key_count,
-                         uint32_t width);
     /* Writes elements of F16, or whole blocks of Q8_0, as the F32 they are: the same in all
      * tables. */
     void (*widen)(float *out, enum dtype dtype, const void *from, uint32_t count);
@@ -137,11 +132,19 @@ struct cpu_kernels {
                               uint64_t weight_stride, const float *const *rows,
                               uint32_t row_count, uint32_t width);
     /* The same with rows of the cache's dtype, of at most CPU_ATTENTION_NARROW_MAX elements unless
-     * they are F32. NULL: they are widened first. */
+     * they are F32; `ahead` as above. NULL: they are widened first. */
     void (*add_cached_rows)(float *const *out, uint32_t out_count, const float *weights,
                             uint64_t weight_stride, enum dtype dtype, const void *const *rows,
-                            uint32_t row_count, uint32_t width);
+                            const void *const *ahead, uint32_t row_count, uint32_t width);
 };
+
+/* Queries are packed in fours: one, two, or four of these at a time. */
+static inline uint32_t cpu_padded_queries(uint32_t count)
+{
+    const uint32_t left = count % 16;
+
+    return count - left + (left == 0 ? 0 : left <= 4 ? 4 : left <= 8 ? 8 : 16);
+}
 
 #define CPU_QUANT_BLOCK_ELEMENTS 32
 

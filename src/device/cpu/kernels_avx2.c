@@ -326,8 +326,8 @@ static void avx2_add_weighted_rows(float *const *out, uint32_t out_count, const 
     .widen = avx2_widen, .scale_max = avx2_scale_max, .exp_minus = avx2_exp_minus,                 \
     .add_weighted_rows = avx2_add_weighted_rows
 #define ATTENTION_AVX512                                                                           \
-    .score = cpu__score_avx512, .turn_keys = cpu__turn_keys_avx512,                                \
-    .turned_score = cpu__turned_score_avx512, .widen = cpu__widen_avx512,                          \
+    .pack_queries = cpu__pack_queries_avx512, .score = cpu__score_avx512,                          \
+    .widen = cpu__widen_avx512,                                                                    \
     .scale_max = cpu__scale_max_avx512, .exp_minus = cpu__exp_minus_avx512,                        \
     .add_weighted_rows = avx2_add_weighted_rows, .add_cached_rows = cpu__add_cached_rows_avx512
 
