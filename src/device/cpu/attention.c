@@ -556,7 +556,7 @@ void cpu__attention(struct cpu_executor *executor, const struct op_attention *op
         .executor = executor, .op = op, .is_latent = is_latent,
         .is_apart = op->k_strides.slot > op->k_width || op->v_strides.slot > op->v_width,
         .has_room =
-            op->k_width + op->v_width + packed_width(op) <= CPU_ATTENTION_ELEMENTS_MAX,
+            (uint64_t)op->k_width + op->v_width + packed_width(op) <= CPU_ATTENTION_ELEMENTS_MAX,
         .key_bytes = dtype_row_bytes(op->cache_dtype, op->k_width),
         .value_bytes = is_latent ? 0 : dtype_row_bytes(op->cache_dtype, op->v_width),
         .k_bytes = strides_in_bytes(op->cache_dtype, op->k_strides),
