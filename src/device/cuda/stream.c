@@ -151,7 +151,7 @@ enum status cuda__copy_peer(struct stream *stream, void *dst, const void *src, u
 static enum status break_batch(struct cuda_stream *stream, int code, size_t count, size_t failed,
                                struct err *err)
 {
-    char what[96], which[48] = "";
+    char what[128], which[64] = "";
 
     if (failed < count)
         (void)snprintf(which, sizeof(which), ", because of the one numbered %zu,", failed);
