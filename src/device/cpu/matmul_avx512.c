@@ -8,13 +8,14 @@
  *
  * 8 x 3 sums, 3 weights and an x take 28 of 32 registers: eleven loads for 24 FMAs, of which the
  * processor starts two in a cycle. Up to eight rows of x wait for memory: a tile reads four rows of
- * weights, or three, from as many parts of the strip, and asks for what comes.
+ * weights, or three, from as many parts of the strip, and asks for what comes. F16 and BF16 become
+ * F32 as they are loaded, two operations for each vector on the FMAs' ports: a quarter more than
+ * the 24. More rows of x do the same eight at a time, as long as the cache holds the weights.
  *
- * More rows of x take a block of k at a time, of which all rows fit into the second-level cache
+ * Many rows of x take a block of k at a time, of which all rows fit into the second-level cache
  * beside a span of weights. They go over the span eight at a time, in chunks of k, so that the
- * eight stay in the first-level cache. F16 and BF16 become F32 as they are loaded, two operations
- * for each vector on the FMAs' ports: a quarter more than the 24. To write a span's weights as F32
- * into a panel first takes 7 cycles for a vector, so it pays from PANEL_ROWS_MIN rows on. */
+ * eight stay in the first-level cache. F16 and BF16 are written as F32 into a panel first, 7 cycles
+ * for a vector. */
 #include <assert.h>
 
 #include "device/cpu/avx2.h"
@@ -24,9 +25,10 @@
 #define WIDTH_MAX 4 /* of a tile with fewer rows; else ... */
 #define WIDTH 3
 #define SUMS_MAX (ROWS_MAX * WIDTH)
+#define SPANS_ROWS_MIN 48
+#define PART_BYTES 524288 /* of weights that fewer rows of x go over, eight at a time */
 #define SPAN 24           /* weight rows that go over all rows of x before the next ones */
 #define CHUNK_MAX 1024    /* k that a span's tile takes at a time */
-#define PANEL_ROWS_MIN 48
 #define AHEAD 1024        /* bytes of a row that are asked for before they are needed */
 
 /* Rows of a power of two would all fall into the same sets of the first-level cache. */
@@ -250,6 +252,31 @@ INLINE void direct(const struct cpu_strip *strip, const enum dtype dtype)
     }
 }
 
+/* Eight rows of x at a time by a part of the strip, which the second-level cache holds. */
+INLINE void direct_parts(const struct cpu_strip *strip, const enum dtype dtype)
+{
+    const size_t row_bytes = strip->weight_row_stride * element_bytes(dtype);
+    const size_t most = strip->row_count <= ROWS_MAX ? strip->n_count
+                        : PART_BYTES / row_bytes > WIDTH ? PART_BYTES / row_bytes : WIDTH;
+
+    for (uint32_t n = 0; n < strip->n_count; n += (uint32_t)most) {
+        for (uint32_t row = 0; row < strip->row_count; row += ROWS_MAX) {
+            const uint32_t n_left = strip->n_count - n, row_left = strip->row_count - row;
+            struct cpu_strip part = *strip;
+            part.n_count = n_left < most ? n_left : (uint32_t)most;
+            part.row_count = row_left < ROWS_MAX ? row_left : ROWS_MAX;
+            part.x_rows = strip->x_rows + row;
+            part.out = strip->out + row * strip->out_row_stride + n;
+            part.bias = strip->bias == NULL ? NULL : strip->bias + n;
+            if (strip->weight_rows != NULL)
+                part.weight_rows = strip->weight_rows + n;
+            else
+                part.weight = weight_row(strip, dtype, n);
+            direct(&part, dtype);
+        }
+    }
+}
+
 /* ---- more rows of x: spans of weights ---- */
 
 /* Weight rows [n, n + n_count), a block of their k. */
@@ -257,15 +284,15 @@ struct span {
     uint32_t n, n_count;
     struct range block;
     uint32_t chunk;      /* k that a tile takes at a time */
-    const float *panel;  /* [n_count][PANEL_STRIDE], or NULL: they are read where they lie */
+    const float *panel;  /* [n_count][PANEL_STRIDE], or NULL: they are F32 where they lie */
     const char *next;    /* what is to be read after the span, ... */
     size_t ask_bytes;    /* ... of which so much is asked for with each tile */
 };
 
 /* The same of the span's rows [w, w + W). `kept`: their sums, between two parts of the block. */
 INLINE void span_tile(const struct cpu_strip *strip, const struct span *span, const uint32_t R,
-                      const uint32_t W, const enum dtype dtype, uint32_t row, uint32_t row_count,
-                      uint32_t w, struct range part, __m512 *kept)
+                      const uint32_t W, uint32_t row, uint32_t row_count, uint32_t w,
+                      struct range part, __m512 *kept)
 {
     __m512 sums[SUMS_MAX];
     struct tile tile;
@@ -277,11 +304,11 @@ INLINE void span_tile(const struct cpu_strip *strip, const struct span *span, co
 #pragma GCC unroll 3
     for (uint32_t i = 0; i < W; i++)
         tile.weight[i] =
-            dtype == DTYPE_F32 && span->panel != NULL
+            span->panel != NULL
                 ? (const char *)(span->panel + (w + i) * PANEL_STRIDE + part.first -
                                  span->block.first)
-                : weight_row(strip, dtype, span->n + w + i) + part.first * element_bytes(dtype);
-    add_products(&tile, R, W, dtype, false, part.end - part.first, sums);
+                : weight_row(strip, DTYPE_F32, span->n + w + i) + part.first * sizeof(float);
+    add_products(&tile, R, W, DTYPE_F32, false, part.end - part.first, sums);
     if (part.end == span->block.end) {
         put_tile(strip, R, W, span->block.first == 0, row, row_count, span->n + w, 1, sums);
         return;
@@ -292,7 +319,7 @@ INLINE void span_tile(const struct cpu_strip *strip, const struct span *span, co
 }
 
 INLINE void span_rows(const struct cpu_strip *strip, struct span *span, const uint32_t R,
-                      const enum dtype dtype, uint32_t row, uint32_t row_count)
+                      uint32_t row, uint32_t row_count)
 {
     const uint32_t threes = span->n_count / WIDTH * WIDTH;
     __m512 kept[SPAN / WIDTH][SUMS_MAX];
@@ -305,22 +332,22 @@ INLINE void span_rows(const struct cpu_strip *strip, struct span *span, const ui
             for (size_t i = 0; i < span->ask_bytes; i += 64)
                 _mm_prefetch(span->next + i, _MM_HINT_T1);
             span->next += span->ask_bytes;
-            span_tile(strip, span, R, WIDTH, dtype, row, row_count, w, part, kept[w / WIDTH]);
+            span_tile(strip, span, R, WIDTH, row, row_count, w, part, kept[w / WIDTH]);
         }
     }
     for (uint32_t w = threes; w < span->n_count; w++)
-        span_tile(strip, span, R, 1, dtype, row, row_count, w, span->block, kept[0]);
+        span_tile(strip, span, R, 1, row, row_count, w, span->block, kept[0]);
 }
 
-INLINE void multiply_span(const struct cpu_strip *strip, struct span *span, const enum dtype dtype)
+static void multiply_span(const struct cpu_strip *strip, struct span *span)
 {
     for (uint32_t row = 0; row < strip->row_count; row += ROWS_MAX) {
         const uint32_t left = strip->row_count - row;
         switch (tile_rows(left)) {
-        case 8: span_rows(strip, span, 8, dtype, row, left < ROWS_MAX ? left : ROWS_MAX); break;
-        case 4: span_rows(strip, span, 4, dtype, row, left); break;
-        case 2: span_rows(strip, span, 2, dtype, row, left); break;
-        default: span_rows(strip, span, 1, dtype, row, left); break;
+        case 8: span_rows(strip, span, 8, row, left < ROWS_MAX ? left : ROWS_MAX); break;
+        case 4: span_rows(strip, span, 4, row, left); break;
+        case 2: span_rows(strip, span, 2, row, left); break;
+        default: span_rows(strip, span, 1, row, left); break;
         }
     }
 }
@@ -351,7 +378,7 @@ INLINE void multiply_block(const struct cpu_strip *strip, struct range block, fl
     const uint32_t chunks = (k_count + CHUNK_MAX - 1) / CHUNK_MAX;
     const uint32_t tiles = (strip->row_count + ROWS_MAX - 1) / ROWS_MAX * (SPAN / WIDTH) * chunks;
     const size_t row_bytes = strip->weight_row_stride * element_bytes(dtype);
-    const bool in_panel = dtype != DTYPE_F32 && strip->row_count >= PANEL_ROWS_MIN;
+    const bool in_panel = dtype != DTYPE_F32;
     struct span span = {
         .block = block,
         .chunk = ((k_count + chunks - 1) / chunks + LANES - 1) / LANES * LANES,
@@ -365,12 +392,9 @@ INLINE void multiply_block(const struct cpu_strip *strip, struct range block, fl
     for (; span.n < strip->n_count; span.n += SPAN) {
         span.n_count = strip->n_count - span.n < SPAN ? strip->n_count - span.n : SPAN;
         span.next = (const char *)strip->weight + (span.n + SPAN) * row_bytes;
-        if (in_panel) {
+        if (in_panel)
             fill_panel(panel, strip, &span, dtype);
-            multiply_span(strip, &span, DTYPE_F32);
-        } else {
-            multiply_span(strip, &span, dtype);
-        }
+        multiply_span(strip, &span);
     }
 }
 
@@ -378,8 +402,8 @@ INLINE void multiply(const struct cpu_strip *strip, void *scratch, const enum dt
 {
     struct range block;
 
-    if (strip->row_count <= ROWS_MAX) {
-        direct(strip, dtype);
+    if (strip->row_count < SPANS_ROWS_MIN) {
+        direct_parts(strip, dtype);
         return;
     }
     for (uint32_t first = 0; first < strip->k_count; first = block.end) {
