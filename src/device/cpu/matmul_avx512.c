@@ -255,9 +255,10 @@ INLINE void direct(const struct cpu_strip *strip, const enum dtype dtype)
 /* Eight rows of x at a time by a part of the strip, which the second-level cache holds. */
 INLINE void direct_parts(const struct cpu_strip *strip, const enum dtype dtype)
 {
-    const size_t row_bytes = strip->weight_row_stride * element_bytes(dtype);
+    const size_t fitting = PART_BYTES / (strip->k_count * element_bytes(dtype));
     const size_t most = strip->row_count <= ROWS_MAX ? strip->n_count
-                        : PART_BYTES / row_bytes > WIDTH ? PART_BYTES / row_bytes : WIDTH;
+                        : fitting > WIDTH            ? fitting
+                                                     : WIDTH;
 
     for (uint32_t n = 0; n < strip->n_count; n += (uint32_t)most) {
         for (uint32_t row = 0; row < strip->row_count; row += ROWS_MAX) {
@@ -329,9 +330,8 @@ INLINE void span_rows(const struct cpu_strip *strip, struct span *span, const ui
         const uint32_t left = span->block.end - part.first;
         part.end = part.first + (left < span->chunk ? left : span->chunk);
         for (uint32_t w = 0; w < threes; w += WIDTH) {
-            for (size_t i = 0; i < span->ask_bytes; i += 64)
-                _mm_prefetch(span->next + i, _MM_HINT_T1);
-            span->next += span->ask_bytes;
+            for (size_t i = 0; i < span->ask_bytes; i += 64, span->next += 64)
+                _mm_prefetch(span->next, _MM_HINT_T1);
             span_tile(strip, span, R, WIDTH, row, row_count, w, part, kept[w / WIDTH]);
         }
     }
@@ -391,7 +391,8 @@ INLINE void multiply_block(const struct cpu_strip *strip, struct range block, fl
 
     for (; span.n < strip->n_count; span.n += SPAN) {
         span.n_count = strip->n_count - span.n < SPAN ? strip->n_count - span.n : SPAN;
-        span.next = (const char *)strip->weight + (span.n + SPAN) * row_bytes;
+        if (span.ask_bytes > 0)
+            span.next = (const char *)strip->weight + (span.n + SPAN) * row_bytes;
         if (in_panel)
             fill_panel(panel, strip, &span, dtype);
         multiply_span(strip, &span);
