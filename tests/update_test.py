@@ -211,7 +211,7 @@ def test_what_does_not_fit_leaves_the_old_weights_serving():
 
 
 @contextlib.contextmanager
-def streams(server, count):
+def streams(server, count, version="default"):
     """Streams that have brought some tokens each, as iterators over their events."""
     with contextlib.ExitStack() as stack:
         opened = []
@@ -225,7 +225,7 @@ def streams(server, count):
             opened.append(json.loads(line) for line in lines if line.strip() != b"[DONE]")
         for events in opened:
             for _ in range(3):
-                assert next(events)["meta_info"]["weight_version"] == "default"
+                assert next(events)["meta_info"]["weight_version"] == version
         yield opened
 
 
@@ -332,19 +332,18 @@ def test_one_rank_that_fails_or_dies_leaves_the_old_weights_to_all():
     cut = os.path.join(folder, "cut-ranks")
     shutil.copytree(other, cut)
     os.truncate(os.path.join(cut, "model.safetensors"), 3 << 20)
-    with lighter.Server("--model", lighter.DEMO, "--dp-size", 2, "--weight-version", "7", *SIM, *V2,
+    with lighter.Server("--model", lighter.DEMO, "--dp-size", 2, "--weight-version", "7", *SLOW,
                         "--offload-mode", "shm_cpu") as server:
         status, answer = update(server, cut, weight_version="8")
         assert status == 400 and "rank" in answer["message"] and "model.safetensors" in answer["message"], answer
         status, answer = update(server, make_wider("wider"))  # a new rank would serve F32
         assert status == 400 and "--dtype" in answer["message"], answer
         check_ranks(server, "old", "7")
-        victim = ranks(server)[1]["pid"]
-        os.kill(victim, signal.SIGSTOP)  # it has not prepared, and never will
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            done = pool.submit(update, server, other, weight_version="8")
-            wait_until("the update runs", lambda: server.request("/get_server_info")[1].get("update_waits_for"))
-            os.kill(victim, signal.SIGKILL)
+        with streams(server, 2, "7"), concurrent.futures.ThreadPoolExecutor(1) as pool:
+            done = pool.submit(update, server, other, weight_version="8", in_flight="finish")
+            wait_until("the update waits for the streams", lambda: done.done() or server.request(
+                "/get_server_info")[1].get("update_waits_for") not in (None, "prepared"))
+            os.kill(ranks(server)[1]["pid"], signal.SIGKILL)
             status, answer = done.result()
         assert status == 400 and "rank 1" in answer["message"], answer
         check_ranks(server, "old", "7")
