@@ -37,7 +37,6 @@
 #define TILE_BYTES 1024
 #define FEW_ROWS_MAX (TILE / PARTS) /* of x: one tile has them all */
 #define SPREAD_ROWS_MAX 24   /* of x: with fewer, memory is what takes time */
-#define AHEAD 512            /* bytes of a row that are asked for before they are needed */
 #define MADE 4               /* blocks that are there at a time, for few rows ... */
 #define BEHIND 1             /* ... and how far multiplying is behind converting */
 #define CHUNK_MAX 128        /* blocks of k that many rows take at a time */
@@ -320,7 +319,7 @@ INLINE void fill_block(char *panel, const struct rows *rows, uint32_t b, uint32_
     for (uint32_t i = 0; i < TILE; i++, at += stride) {
         const __m512i weights = _mm512_loadu_si512(at);
         __m512i parts[2];
-        _mm_prefetch(at + AHEAD, _MM_HINT_T0);
+        _mm_prefetch(at + AHEAD_BYTES, _MM_HINT_T0);
         all = _mm512_or_si512(all, weights);
         cut_small(weights, parts);
         _mm512_store_si512(panel + 64 * i, parts[0]);
@@ -578,7 +577,7 @@ static void add_few(const struct product *product, const struct rows *rows)
 
     for (uint32_t b = 0; b < product->block_count; b++) {
         for (uint32_t i = 0; i < TILE; i++)
-            _mm_prefetch(weights + i * rows->stride + AHEAD, _MM_HINT_T0);
+            _mm_prefetch(weights + i * rows->stride + AHEAD_BYTES, _MM_HINT_T0);
         ADD_BLOCK(0, 0, 0, weights, rows->stride, x, row_bytes, 1);
         weights += 2 * BLOCK;
         x[0] += TILE * row_bytes;

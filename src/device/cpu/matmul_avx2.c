@@ -22,7 +22,6 @@
 #define ROWS_MAX 4     /* of a tile */
 #define WIDTH_MAX 4    /* of a tile with at most two rows; else 3 */
 #define SUMS_MAX 12
-#define AHEAD 1024     /* bytes of a row that are asked for before they are needed */
 
 INLINE size_t element_bytes(const enum dtype dtype)
 {
@@ -74,7 +73,7 @@ INLINE void add_products(const struct tile *tile, const uint32_t R, const uint32
         for (uint32_t i = 0; i < W; i++) {
             w[i] = load_weights(dtype, tile->weight[i], k);
             if (asks)
-                _mm_prefetch((const char *)tile->weight[i] + k * element_bytes(dtype) + AHEAD,
+                _mm_prefetch((const char *)tile->weight[i] + k * element_bytes(dtype) + AHEAD_BYTES,
                              _MM_HINT_T0);
         }
 #pragma GCC unroll 4

@@ -29,7 +29,6 @@
 #define PART_BYTES 524288 /* of weights that fewer rows of x go over, eight at a time */
 #define SPAN 24           /* weight rows that go over all rows of x before the next ones */
 #define CHUNK_MAX 1024    /* k that a span's tile takes at a time */
-#define AHEAD 1024        /* bytes of a row that are asked for before they are needed */
 
 /* Rows of a power of two would all fall into the same sets of the first-level cache. */
 #define PANEL_STRIDE (CPU_K_BLOCK + LANES)
@@ -88,7 +87,7 @@ INLINE void add_products(const struct tile *tile, const uint32_t R, const uint32
         for (uint32_t i = 0; i < W; i++) {
             w[i] = load_weights(dtype, tile->weight[i] + k * element_bytes(dtype));
             if (asks)
-                _mm_prefetch(tile->weight[i] + k * element_bytes(dtype) + AHEAD, _MM_HINT_T0);
+                _mm_prefetch(tile->weight[i] + k * element_bytes(dtype) + AHEAD_BYTES, _MM_HINT_T0);
         }
 #pragma GCC unroll 8
         for (uint32_t r = 0; r < R; r++) {

@@ -22,14 +22,12 @@
 #define PANEL_RUNS 8    /* one block of those types that have large ones */
 #define DIRECT_ROWS 3
 #define SPREAD_ROWS_MAX 24
-#define LINE_BYTES 64
-#define AHEAD 512       /* bytes of a row that are asked for before they are needed */
 
 struct traits {
     bool mins, two_scales;
 };
 
-/* What to ask for meanwhile: the same bytes of each of a group's rows, AHEAD of the panel's. */
+/* What to ask for meanwhile: the same bytes of each of a group's rows, ahead of the panel's. */
 struct ahead {
     const uint8_t *first;
     uint64_t row_bytes;
@@ -160,7 +158,7 @@ INLINE void multiply_group(const struct cpu_strip *strip, const enum dtype dtype
     for (uint32_t b = 0; b < run_count; b += count) {
         struct ahead ahead = { .row_bytes = group->row_bytes };
         count = run_count - b < PANEL_RUNS ? run_count - b : PANEL_RUNS;
-        ahead.first = group->quads[0] + (uint64_t)(b / runs) * block_bytes(dtype) + AHEAD;
+        ahead.first = group->quads[0] + (uint64_t)(b / runs) * block_bytes(dtype) + AHEAD_BYTES;
         ahead.bytes = count / runs * block_bytes(dtype);
         fill_panel(dtype, group, b / runs, (b + count) / runs, panel, false);
         for (uint32_t row = 0; row < strip->row_count; row += X_ROWS)

@@ -43,8 +43,6 @@
 #define SPREAD_ROWS_MAX 24
 #define GROUPS_MAX 8    /* that one call multiplies: what begins it took 5 % of a group of 2048 */
 #define STEPS 8         /* vectors of a run, four elements of each weight row */
-#define LINE_BYTES 64
-#define AHEAD 1024          /* bytes of a row that are asked for before they are needed */
 
 struct panel_run {
     __m256i q[STEPS];
@@ -286,13 +284,24 @@ INLINE void direct_run(const enum dtype dtype, const uint32_t R,
                                   &scales->scales[2 * run], &scales->mins[2 * run]);
 }
 
-/* Asks for what lies AHEAD of a block in each row of the group: in a part of the strip the next row
- * follows, so that this is what comes next there. */
-INLINE void ask_ahead(const enum dtype dtype, const struct group *group, uint64_t at)
+/* Asks for what lies ahead of a row's block: in a part of the strip the next row follows, so that
+ * this is what comes next there. */
+INLINE void ask_ahead(const enum dtype dtype, const uint8_t *block)
 {
-    for (uint32_t i = 0; i < WIDTH; i++) {
-        for (uint32_t line = 0; line < block_bytes(dtype); line += LINE_BYTES)
-            __builtin_prefetch(group->rows[i] + at + AHEAD + line);
+    for (uint32_t line = 0; line < block_bytes(dtype); line += LINE_BYTES)
+        __builtin_prefetch(block + AHEAD_BYTES + line);
+}
+
+/* R rows of x by a half of a large block. Each of its runs asks for one of the group's rows: for
+ * all at once a core has too few places to wait in. */
+INLINE void direct_half(const enum dtype dtype, const uint32_t R,
+                        const struct cpu_quant_block *const *x, const struct group *group,
+                        uint64_t at, uint32_t half, const struct block_scales *scales, __m256 *sums)
+{
+#pragma GCC unroll 4
+    for (uint32_t quarter = 0; quarter < QUARTERS; quarter++) {
+        ask_ahead(dtype, group->rows[half * QUARTERS + quarter] + at);
+        direct_run(dtype, R, x, group, at, half, quarter, scales, sums);
     }
 }
 
@@ -313,17 +322,14 @@ INLINE void direct_group(const struct cpu_strip *strip, const enum dtype dtype, 
     for (uint32_t b = 0; b < block_count; b++) {
         const uint64_t at = (uint64_t)b * block_bytes(dtype);
         struct block_scales scales;
-        ask_ahead(dtype, group, at);
         load_scales(dtype, group, at, &scales);
-        if (!has_large_blocks(dtype)) {
-            direct_run(dtype, R, x, group, at, 0, 0, &scales, sums);
+        if (has_large_blocks(dtype)) {
+            for (uint32_t half = 0; half < 2; half++)
+                direct_half(dtype, R, x, group, at, half, &scales, sums);
         } else {
-            for (uint32_t half = 0; half < 2; half++) {
-                direct_run(dtype, R, x, group, at, half, 0, &scales, sums);
-                direct_run(dtype, R, x, group, at, half, 1, &scales, sums);
-                direct_run(dtype, R, x, group, at, half, 2, &scales, sums);
-                direct_run(dtype, R, x, group, at, half, 3, &scales, sums);
-            }
+            for (uint32_t i = 0; i < WIDTH; i++)
+                ask_ahead(dtype, group->rows[i] + at);
+            direct_run(dtype, R, x, group, at, 0, 0, &scales, sums);
         }
 #pragma GCC unroll 3
         for (uint32_t r = 0; r < R; r++)
