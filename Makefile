@@ -6,6 +6,7 @@
 #     *_avx2.c               compiled for AVX2, FMA and F16C (x86-64 only)
 #     *_vnni.c               ... and AVX-VNNI
 #     *_avx512.c             ... and AVX-512 with VNNI
+#     *_bf16.c               ... and AVX-512 BF16
 #     *_amx.c                ... and AVX-512 BF16 and FP16, and AMX
 #     mpi_module.c           a module opened at run time, where Open MPI is -> $(B)/lighter_mpi.so
 #   src/device/cuda/*.cu     another one, where CUDA's nvcc is -> $(B)/lighter_cuda.so
@@ -52,7 +53,7 @@ TESTS    = $(filter %_test.c,$(SOURCES))
 FUZZ     = $(filter %_fuzz.c,$(SOURCES))
 LIBRARY  = $(filter-out %_test.c %_fuzz.c %_module.c src/cli/main.c src/base/fuzz_main.c,$(SOURCES))
 ifneq ($(ARCH),x86_64)
-LIBRARY := $(filter-out %_avx2.c %_vnni.c %_avx512.c %_amx.c,$(LIBRARY))
+LIBRARY := $(filter-out %_avx2.c %_vnni.c %_avx512.c %_bf16.c %_amx.c,$(LIBRARY))
 TESTS   := $(filter-out %_avx2_test.c,$(TESTS))
 endif
 ifneq ($(ARCH),aarch64)
@@ -80,12 +81,14 @@ tests: $(PROGRAMS) $(CANN_LIBRARIES) $(CANN_TESTS) $(CUDA_STANDIN)
 fuzz: $(FUZZERS)
 
 # No fuzz target reaches the kernels.
-$(B)/obj/%_avx2.o $(B)/obj/%_vnni.o $(B)/obj/%_avx512.o $(B)/obj/%_amx.o: \
+$(B)/obj/%_avx2.o $(B)/obj/%_vnni.o $(B)/obj/%_avx512.o $(B)/obj/%_bf16.o $(B)/obj/%_amx.o: \
     ALL_CFLAGS += $(if $(filter fuzz,$(VARIANT)),-fno-sanitize=all)
 $(B)/obj/%_avx2.o $(B)/lint/%_avx2.tidy: SET_CFLAGS = -mavx2 -mfma -mf16c
 $(B)/obj/%_vnni.o $(B)/lint/%_vnni.tidy: SET_CFLAGS = -mavx2 -mfma -mf16c -mavxvnni
 $(B)/obj/%_avx512.o $(B)/lint/%_avx512.tidy: \
     SET_CFLAGS = -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512vnni
+$(B)/obj/%_bf16.o $(B)/lint/%_bf16.tidy: \
+    SET_CFLAGS = -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512vnni -mavx512bf16
 $(B)/obj/%_amx.o $(B)/lint/%_amx.tidy: \
     SET_CFLAGS = -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512vnni -mavx512bf16 \
                  -mavx512fp16 -mamx-tile -mamx-int8 -mamx-bf16

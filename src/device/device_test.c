@@ -54,7 +54,8 @@ static void bad_specs_name_the_nearest(void **state)
         { "smi", "nearest is 'sim'" },
         { "", "nearest is 'cpu'" },
         { "a-very-long-name-that-nobody-would-give-to-a-device-but-may-type", "no device" },
-        { "cpu:threads=2", "takes no settings" },
+        { "cpu:threads=2", "nearest is 'bf16-products'" },
+        { "cpu:bf16-products=yes", "on" },
         { "sim:memroy=1GiB", "nearest is 'memory'" },
         { "sim:memory", "needs a value" },
         { "sim:memory=", "needs a value" },
@@ -85,6 +86,25 @@ static void bad_specs_name_the_nearest(void **state)
             fail_msg("'%s': \"%s\" does not say \"%s\"", cases[i].spec, err.message,
                      cases[i].says);
     }
+}
+
+/* Processors that have BF16's products, but no tiles, round for them if told to. */
+static void rounding_is_for_those_that_gain_by_it(void **state)
+{
+    struct device_options options = { .thread_count = 1 };
+    struct err err;
+
+    (void)state;
+    must(try_open("cpu:bf16-products=off", &options, &err), &err);
+    if (cpu_kernels_select_bf16() != NULL) {
+        must(try_open("cpu:bf16-products=on", &options, &err), &err);
+    } else {
+        assert_int_equal(try_open("cpu:bf16-products=on", &options, &err), STATUS_UNAVAILABLE);
+        assert_non_null(strstr(err.message, "AVX-512 BF16"));
+    }
+    options.force_scalar = true;
+    assert_int_equal(try_open("cpu:bf16-products=on", &options, &err), STATUS_BAD_INPUT);
+    assert_non_null(strstr(err.message, "exclude each other"));
 }
 
 static void a_budget_above_the_memory_is_refused(void **state)
@@ -415,6 +435,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(good_specs_open),
         cmocka_unit_test(bad_specs_name_the_nearest),
+        cmocka_unit_test(rounding_is_for_those_that_gain_by_it),
         cmocka_unit_test(a_budget_above_the_memory_is_refused),
         cmocka_unit_test(memory_that_is_the_hosts_is_what_is_free),
         cmocka_unit_test(a_busy_device_is_idle_again),

@@ -11,6 +11,8 @@
 
 #include <math.h>
 
+#include "device/cpu/kernels.h"
+
 static const uint32_t chunks[] = { 1, 2, 5, 7, 25, 1000 };
 
 /* Runs rows [first, first + count) of a problem and writes their outputs to out. */
@@ -68,8 +70,20 @@ static void check_against(const struct problem *p, const struct harness_config *
     free(wanted);
 }
 
+/* Where the processor rounds x to BF16 if it is told to: with that, too. */
+static void check_rounding(const struct problem *p)
+{
+    static const struct harness_config one = { "cpu:bf16-products=on", false, 1, false, false },
+                                       many = { "cpu:bf16-products=on", false, 3, false, false };
+    const struct harness_config *const both[] = { &one, &many };
+
+    if (p->weights == DTYPE_BF16 && cpu_kernels_select_bf16() != NULL)
+        check_against(p, &one, both, 2);
+}
+
 static void check_problem(const struct problem *p)
 {
+    check_rounding(p);
     for (int scalar = 0; scalar < 2 && !p->takes_long; scalar++) {
         const struct harness_config one = { "cpu", scalar != 0, 1, false, false };
         const struct harness_config *alike[HARNESS_CONFIG_COUNT];

@@ -1,4 +1,4 @@
-/* device/cpu/avx2.h - what the AVX2 files share; include it only from files named *_avx2.c. */
+/* device/cpu/avx2.h - what the files share that are compiled for AVX2 and more. */
 #ifndef LIGHTER_DEVICE_CPU_AVX2_H
 #define LIGHTER_DEVICE_CPU_AVX2_H
 
@@ -15,10 +15,10 @@
 #endif
 
 #define LINE_BYTES 64
-/* Of a row of weights, how many bytes are asked for before they are needed, where few rows of x wait
- * for memory: eight rows of twice as many are too much for a first-level cache of 32 KiB. On Zen 4
- * two threads decoded llama-1b at 27.1 tokens/s with 1024 bytes and 33.7 with 512 in Q6_K, 27.6 and
- * 32.5 in Q8_0, 11.9 and 15.6 in F16; on a Xeon of 2023 (48 KiB) it makes no difference. */
+/* Of a row of weights, how many bytes are asked for before they are needed, where few rows of x
+ * wait for memory: eight rows of twice as many are too much for a first-level cache of 32 KiB. On
+ * Zen 4 two threads decoded llama-1b at 27.1 tokens/s with 1024 bytes and 33.7 with 512 in Q6_K,
+ * 27.6 and 32.5 in Q8_0, 11.9 and 15.6 in F16; on a Xeon of 2023 (48 KiB) it makes no difference. */
 #define AHEAD_BYTES 512
 
 void cpu__matmul_avx2(const struct cpu_strip *strip, void *scratch);
@@ -31,6 +31,10 @@ void cpu__matmul_quant_amx(const struct cpu_strip *strip, void *scratch);
 void cpu__matmul_f8_avx2(const struct cpu_strip *strip, void *scratch);
 void cpu__matmul_f8_avx512(const struct cpu_strip *strip, void *scratch);
 void cpu__matmul_amx(const struct cpu_strip *strip, void *scratch);
+void cpu__matmul_bf16(const struct cpu_strip *strip, void *scratch);
+uint64_t cpu__packed_bytes_bf16(enum dtype dtype, uint32_t k_count);
+void cpu__pack_bf16(void *packed, const float *const *x_rows, uint32_t row_count, uint32_t k_count,
+                    bool alone);
 uint64_t cpu__packed_bytes_amx(enum dtype dtype, uint32_t k_count);
 void cpu__pack_amx(void *packed, const float *const *x_rows, uint32_t row_count, uint32_t k_count,
                    bool alone);

@@ -37,12 +37,17 @@ static void cpu_close(struct device *device)
 static enum status cpu_open(const char *settings, const struct device_options *options,
                             struct device **device_out, struct err *err)
 {
+    uint64_t rounds_x = 0;
+    const struct setting known[] = { { "bf16-products", SETTING_SWITCH, &rounds_x, 0, 1 } };
     struct cpu_device *cpu;
     enum status st;
 
-    st = device__settings_read("cpu", settings, NULL, 0, err);
+    st = device__settings_read("cpu", settings, known, sizeof(known) / sizeof(known[0]), err);
     if (st != STATUS_OK)
         return st;
+    if (rounds_x && options->force_scalar)
+        return err_set(err, STATUS_BAD_INPUT,
+                       "cpu: bf16-products=on and the reference kernels exclude each other");
     cpu = calloc(1, sizeof(*cpu));
     if (cpu == NULL)
         return err_set(err, STATUS_NO_MEMORY, "cpu: no memory for a device");
@@ -53,6 +58,8 @@ static enum status cpu_open(const char *settings, const struct device_options *o
         (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
     memcpy(cpu->base.info.name, "cpu", sizeof("cpu"));
     st = cpu_executor_create(options, &cpu->executor, err);
+    if (st == STATUS_OK && rounds_x)
+        st = cpu_executor_round_x(cpu->executor, err);
     if (st != STATUS_OK) {
         cpu_close(&cpu->base);
         return st;

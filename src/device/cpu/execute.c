@@ -72,6 +72,19 @@ void cpu_executor_destroy(struct cpu_executor *executor)
     free(executor);
 }
 
+enum status cpu_executor_round_x(struct cpu_executor *executor, struct err *err)
+{
+    const struct cpu_kernels *kernels = cpu_kernels_select_bf16();
+
+    if (kernels == NULL)
+        return err_set(err, STATUS_UNAVAILABLE,
+                       "cpu: bf16-products=on is for processors with AVX-512 BF16 and without AMX, "
+                       "which is as fast without rounding; this one has %s",
+                       executor->kernels->name);
+    executor->kernels = kernels;
+    return STATUS_OK;
+}
+
 char *cpu_executor_describe(const struct cpu_executor *executor, char *out, size_t out_size)
 {
     (void)snprintf(out, out_size, "%s, %u thread%s", executor->kernels->name,

@@ -39,8 +39,17 @@ static bool has_avx512_vnni(void)
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni");
 }
 
-/* Leaf 7, EDX bits 22 to 25: AMX-BF16, AVX-512 FP16, tiles, AMX-INT8; sub-leaf 1, EAX bit 5:
- * AVX-512 BF16. No processor has tiles without the others, but a hypervisor can hide each.
+/* Leaf 7, sub-leaf 1, EAX bit 5. */
+static bool has_avx512_bf16(void)
+{
+    unsigned eax, ebx, ecx, edx;
+
+    return has_avx512_vnni() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) &&
+           (eax >> 5 & 1) != 0;
+}
+
+/* Leaf 7, EDX bits 22 to 25: AMX-BF16, AVX-512 FP16, tiles, AMX-INT8. No processor has tiles
+ * without the others and AVX-512 BF16, but a hypervisor can hide each.
  *
  * Linux gives the registers to processes that ask, before or after their threads have started, and
  * asking again changes nothing (Documentation/arch/x86/xstate.rst). */
@@ -49,9 +58,8 @@ static bool has_amx(void)
     const unsigned wanted = 0xFu << 22;
     unsigned eax, ebx, ecx, edx;
 
-    if (!has_avx512_vnni() || !__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) ||
-        (edx & wanted) != wanted || !__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) ||
-        (eax >> 5 & 1) == 0)
+    if (!has_avx512_bf16() || !__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) ||
+        (edx & wanted) != wanted)
         return false;
     return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_TILE_DATA) == 0;
 }
@@ -90,4 +98,13 @@ const struct cpu_kernels *cpu_kernels_select(bool force_scalar)
     const uint32_t count = cpu_kernels_list(tables);
 
     return force_scalar ? tables[0] : tables[count - 1];
+}
+
+const struct cpu_kernels *cpu_kernels_select_bf16(void)
+{
+#if defined(__x86_64__)
+    if (has_avx2_fma_f16c() && has_avx512_bf16() && !has_amx())
+        return &cpu_kernels_bf16;
+#endif
+    return NULL;
 }

@@ -14,7 +14,8 @@
  *
  * With AVX-512 there are sixteen lanes, of which l + (l + 8) are then taken as the eight, and each
  * CPU_K_BLOCK k are such a sum: what was there is added to the first, the others to that in turn.
- * Where there is AMX, F16 and BF16 weights have another order, that of matmul_amx.c.
+ * Where there is AMX, F16 and BF16 weights have another order, that of matmul_amx.c, and where x is
+ * rounded to BF16, BF16 ones that of matmul_bf16.c.
  *
  * With quantised weights x is quantised too, to 8 bits in blocks of 32, once for all its products.
  * A row of weights is runs of 32 integers with scales (tensor/quant.h). The dot products of runs
@@ -165,6 +166,7 @@ extern const struct cpu_kernels cpu_kernels_avx2;
 extern const struct cpu_kernels cpu_kernels_vnni; /* AVX2's with AVX-VNNI for quantised weights */
 extern const struct cpu_kernels cpu_kernels_avx512; /* ... with AVX-512 VNNI */
 extern const struct cpu_kernels cpu_kernels_amx;    /* ... with AVX-512 VNNI and AMX */
+extern const struct cpu_kernels cpu_kernels_bf16;   /* AVX-512's with products of BF16 */
 #endif
 
 #if defined(__aarch64__)
@@ -180,5 +182,9 @@ uint32_t cpu_kernels_list(const struct cpu_kernels *tables[CPU_KERNELS_MAX]);
 
 /* The fastest table that this processor can run. */
 const struct cpu_kernels *cpu_kernels_select(bool force_scalar);
+
+/* The fastest that rounds x to BF16 for products with BF16 weights, or NULL: the processor has no
+ * such products, or has AMX, whose tiles round nothing and are as fast. */
+const struct cpu_kernels *cpu_kernels_select_bf16(void);
 
 #endif

@@ -191,6 +191,49 @@ static void a_row_has_the_same_bits_alone(void **state)
     free(scratch);
 }
 
+/* With x rounded to BF16: what the others make of x that needs no rounding, and of any x what the
+ * same table makes of it rounded. */
+static void x_is_rounded_to_bf16(void **state)
+{
+    static const uint32_t shapes[][3] = {
+        { 1, 1, 2 }, { 3, 16, 32 }, { 5, 31, 62 }, { 17, 83, 40 }, { 50, 80, 418 },
+        { 7, 17, 4200 }, { 49, 29, 4150 }, { 9, 5, 31 },
+    };
+    const struct cpu_kernels *table = cpu_kernels_select_bf16();
+    void *scratch, *pack;
+    static float rounded[ROWS_MAX * N_MAX], given[ROWS_MAX * N_MAX];
+    static struct problem p;
+    uint64_t random = 88172645463325252u;
+
+    (void)state;
+    if (table == NULL)
+        skip();
+    scratch = aligned_alloc(64, CPU_STRIP_SCRATCH_BYTES);
+    pack = aligned_alloc(64, (size_t)4 * 3 * 1024 * (K_MAX / 32 + 1));
+    assert_non_null(scratch);
+    assert_non_null(pack);
+    p.dtype = DTYPE_BF16;
+    for (uint32_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++) {
+        p.row_count = shapes[i][0];
+        p.n_count = shapes[i][1];
+        p.k_count = shapes[i][2];
+        p.bias = i % 4 == 0;
+        p.accumulate = i % 5 == 0;
+        fill(&p, &random);
+        multiply(table, &p, 0, p.row_count, false, given, scratch, pack);
+        for (uint32_t at = 0; at < p.row_count * p.k_count && p.k_count % 2 == 0; at++) {
+            uint16_t half;
+            dtype_convert(&half, DTYPE_BF16, &p.x[at], DTYPE_F32, 1);
+            dtype_convert(&p.x[at], DTYPE_F32, &half, DTYPE_BF16, 1);
+        }
+        multiply(table, &p, 0, p.row_count, false, rounded, scratch, pack);
+        assert_memory_equal(given, rounded, (size_t)p.row_count * N_MAX * sizeof(float));
+        check_table(table, &p, scratch, pack);
+    }
+    free(pack);
+    free(scratch);
+}
+
 /* Every F16 number, alone in a row with x = 1 where it is and 0 elsewhere. `beside` is next to it:
  * a number that may make a table take another way. */
 static void check_f16_numbers(const struct cpu_kernels *table, float beside, void *scratch)
@@ -243,6 +286,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_row_has_the_same_bits_alone),
+        cmocka_unit_test(x_is_rounded_to_bf16),
         cmocka_unit_test(no_f16_number_is_rounded),
     };
 
