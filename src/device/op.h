@@ -64,7 +64,8 @@ enum op_feature {
     OP_FEATURE_KV_NARROW = 1 << 9,      /* cache_dtype other than F32 */
     OP_FEATURE_COLUMNS = 1 << 10,       /* op_gather_columns */
     OP_FEATURE_EXPERT_ORDER = 1 << 11,  /* op_moe.w13_order, w2_order */
-    OP_FEATURE_KV_BY_HEAD = 1 << 12,    /* a cache of several heads in op_cache_by_head's order */
+    OP_FEATURE_KV_BY_HEAD = 1 << 12,    /* a cache of several heads in op_cache_by_head's order, or
+                                           whose pages have something between them */
     OP_FEATURES_ALL = (1 << 13) - 1
 };
 
@@ -139,7 +140,8 @@ struct op_rope {
  *
  *     s / page_size * page + h * head + s % page_size * slot
  *
- * and are adjacent. There are two orders; with one head they are the same. */
+ * and are adjacent. There are two orders; with one head they are the same. On devices that have
+ * OP_FEATURE_KV_BY_HEAD something else may lie between pages. */
 struct op_cache_strides {
     uint64_t page, head, slot;
 };

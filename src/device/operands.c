@@ -363,11 +363,12 @@ static uint32_t gate_features(enum op_gate gate)
                                         : 0;
 }
 
+/* Without OP_FEATURE_KV_BY_HEAD the token slots of all pages are rows of one matrix. */
 static uint32_t cache_features(enum dtype dtype, struct op_cache_strides strides,
-                               uint32_t head_count)
+                               uint32_t page_size)
 {
     return (dtype != DTYPE_F32 ? OP_FEATURE_KV_NARROW : 0u) |
-           (head_count > 1 && strides.head > strides.slot ? OP_FEATURE_KV_BY_HEAD : 0u);
+           (strides.page != page_size * strides.slot ? OP_FEATURE_KV_BY_HEAD : 0u);
 }
 
 static uint32_t attention_features(const struct op_attention *op)
@@ -376,8 +377,8 @@ static uint32_t attention_features(const struct op_attention *op)
            (op->chunked ? OP_FEATURE_CHUNKS : 0u) |
            (op->sinks != NULL ? OP_FEATURE_SINKS : 0u) |
            (op->score_cap > 0 ? OP_FEATURE_SOFT_CAP : 0u) |
-           cache_features(op->cache_dtype, op->k_strides, op->kv_head_count) |
-           cache_features(op->cache_dtype, op->v_strides, op->kv_head_count);
+           cache_features(op->cache_dtype, op->k_strides, op->page_size) |
+           cache_features(op->cache_dtype, op->v_strides, op->page_size);
 }
 
 uint32_t op_features(const struct op *op)
@@ -387,7 +388,7 @@ uint32_t op_features(const struct op *op)
     case OP_SCALE: return OP_FEATURE_SCALE;
     case OP_KV_WRITE:
         return cache_features(op->kv_write.cache_dtype, op->kv_write.strides,
-                              op->kv_write.head_count);
+                              op->kv_write.page_size);
     case OP_ATTENTION: return attention_features(&op->attention);
     case OP_SILU_MUL: return gate_features(op->silu_mul.gate);
     case OP_MOE:
