@@ -54,6 +54,9 @@ struct device_info {
     bool memory_is_host;         /* host memory is its memory: units at home on the host are used in
                                     place, and host pointers are valid operands */
     bool memory_takes_host;      /* its own memory is a part of this machine's */
+    bool memory_is_lazy;         /* comes when it is first touched, a large page at a time, which
+                                    takes milliseconds: what is written together should lie
+                                    together */
     uint64_t link_bytes_per_s;   /* as set or measured; 0: unknown or no link */
     uint64_t link_latency_ns;
     uint64_t peer_bytes_per_s;   /* between devices, as link_bytes_per_s */

@@ -117,7 +117,7 @@ static void attend(struct model_pass *pass, uint32_t layer)
     const struct model_config *config = pass->config;
     const struct model *model = pass->model;
     const struct op_cache_strides strides =
-        model__kv_strides(model, config->kv_head_count, config->head_dim);
+        model__kv_strides(model, layer, config->kv_head_count, config->head_dim);
     const struct tensor *sinks = model__pass_param(pass, (int32_t)layer, ROLE_SINKS);
     const struct op attention = { .kind = OP_ATTENTION, .attention = {
         .out = pass->buffers->attended, .q = pass->buffers->qkv,

@@ -216,8 +216,10 @@ struct model_sizes {
     uint64_t metadata_bytes;     /* of a step at most, page tables included */
     struct {
         uint64_t layer_count, page_count;
-        uint64_t layer_k_bytes, layer_v_bytes; /* of one layer */
+        uint64_t k_bytes, v_bytes; /* of one layer: of all pages, or of one where kv_by_page */
+        uint64_t bytes;
     } kv[KV_KIND_COUNT];         /* where no layer keeps all, KV_ALL's pages take no memory */
+    bool kv_by_page;             /* a page's layers lie together: kv.c */
     uint64_t window_pages_each;  /* of KV_WINDOW a sequence takes at most so many */
     uint64_t kv_bytes;
     uint64_t gathered_bytes;     /* what attention takes itself, where it gathers the cache */
@@ -362,8 +364,8 @@ void *model__kv_keys(const struct model *model, uint32_t layer);
 void *model__kv_values(const struct model *model, uint32_t layer);
 uint32_t model__kv_slot_count(const struct model *model, uint32_t layer); /* token slots of it */
 /* The order of keys, or values, within it. */
-struct op_cache_strides model__kv_strides(const struct model *model, uint32_t head_count,
-                                          uint32_t width);
+struct op_cache_strides model__kv_strides(const struct model *model, uint32_t layer,
+                                          uint32_t head_count, uint32_t width);
 
 /* window.c. Fills is_sliding from "layer_types"; false when there is no such list. */
 bool model__read_layer_types(struct config_reader *reader, struct model_config *config);

@@ -5,6 +5,7 @@
  * model, whose latents have. How far logits may be off comes from the formats: an element of F16 is
  * off by at most 2^-11 of itself and one of Q8_0 by 1 / 254 of the largest in its block; layers add
  * that up, and some amplify it. */
+#include "model/internal.h"
 #include "model/testing.h"
 
 #define AMPLIFIED 5
@@ -148,12 +149,74 @@ static void narrow_caches_are_smaller(void **state)
     }
 }
 
+/* Marks a layer's keys or values in a page of the cache's, which nothing else may have. */
+static void mark(const struct model *model, uint8_t *owned, const void *base, uint64_t offset_bytes,
+                 uint64_t size_bytes)
+{
+    const uint64_t first = (uint64_t)((const char *)base - (const char *)model->kv) + offset_bytes;
+
+    assert_in_range(first + size_bytes, 1, model->sizes.kv_bytes);
+    for (uint64_t i = 0; i < size_bytes; i++)
+        assert_int_equal(owned[first + i]++, 0);
+}
+
+/* Page p of all layers of a kind, marked; they must lie in the p-th piece of that kind's memory. */
+static void check_page(const struct model *model, enum kv_kind kind, uint64_t p, uint8_t *owned)
+{
+    const struct model_config *config = &model->config;
+    const uint64_t slots = model->sizes.page_size;
+    const struct kv_widths widths = config->arch->kv_widths(config);
+    const uint64_t k_bytes = dtype_row_bytes(config->kv_dtype, slots * widths.k);
+    const uint64_t v_bytes = dtype_row_bytes(config->kv_dtype, slots * widths.v);
+    const uint64_t piece_bytes = (k_bytes + v_bytes) * model->sizes.kv[kind].layer_count;
+    const uint64_t first = (kind == KV_ALL ? 0 : model->sizes.kv[KV_ALL].bytes) + p * piece_bytes;
+
+    for (uint32_t layer = 0; layer < config->layer_count; layer++) {
+        const uint64_t stride = model__kv_strides(model, layer, 1, widths.k).page;
+
+        if (model__kv_kind(config, layer) != kind)
+            continue;
+        mark(model, owned, model__kv_keys(model, layer),
+             p * dtype_row_bytes(config->kv_dtype, stride), k_bytes);
+        mark(model, owned, model__kv_values(model, layer),
+             p * dtype_row_bytes(config->kv_dtype, stride), v_bytes);
+    }
+    for (uint64_t i = 0; i < piece_bytes; i++)
+        assert_int_equal(owned[first + i], 1);
+}
+
+/* So a step that goes on to another page writes to memory in one piece, however many layers there
+ * are: the system has no more to clear for it. */
+static void a_page_of_all_layers_lies_together(void **state)
+{
+    static const struct setting settings[] = {
+        { .device = "cpu" }, { .device = "sim", .kv_dtype = DTYPE_F16, .page_size = 5 },
+    };
+    static const char *const folders[] = { GOLDEN_FOLDER "/qwen3", GOLDEN_FOLDER "/gemma3",
+                                           GOLDEN_FOLDER "/gpt_oss", DEMO };
+
+    (void)state;
+    for (size_t i = 0; i < 2 * sizeof(folders) / sizeof(folders[0]); i++) {
+        struct loaded loaded = harness_open(folders[i / 2], &settings[i % 2]);
+        const struct model_sizes *sizes = &loaded.model->sizes;
+        uint8_t *owned = calloc(sizes->kv_bytes, 1);
+
+        assert_non_null(owned);
+        for (int kind = 0; kind < KV_KIND_COUNT; kind++)
+            for (uint64_t p = 0; p < sizes->kv[kind].page_count; p++)
+                check_page(loaded.model, (enum kv_kind)kind, p, owned);
+        free(owned);
+        harness_close(&loaded);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(narrow_caches_are_near_the_exact_one),
         cmocka_unit_test(nothing_changes_a_bit),
         cmocka_unit_test(narrow_caches_are_smaller),
+        cmocka_unit_test(a_page_of_all_layers_lies_together),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -200,7 +200,7 @@ void model__pass_kv_write(struct model_pass *pass, const struct pass_kv_write *w
         .row_count = pass->row_count, .head_count = write->head_count, .width = write->width,
         .page_size = (uint32_t)pass->model->sizes.page_size,
         .cache_row_count = model__kv_slot_count(pass->model, write->layer),
-        .strides = model__kv_strides(pass->model, write->head_count, write->width),
+        .strides = model__kv_strides(pass->model, write->layer, write->head_count, write->width),
         .x_row_stride = write->x_row_stride,
     } };
 

@@ -129,19 +129,24 @@ static uint64_t with_pages(const struct model_config *config, uint64_t page_coun
          kinds * sizes->sequence_count * sizes->page_table_width) * sizeof(int32_t);
     sizes->kv_bytes = 0;
     for (int kind = 0; kind < KV_KIND_COUNT; kind++) {
-        const uint64_t slots = sizes->kv[kind].page_count * sizes->page_size;
+        const uint64_t pages = sizes->kv[kind].page_count;
+        const uint64_t slots = sizes->page_size * (sizes->kv_by_page ? 1 : pages);
+        /* strides are whole elements: a page, perhaps of blocks of 34 bytes, is not rounded up */
+        const uint64_t alignment = sizes->kv_by_page ? 1 : DEVICE_ALIGNMENT;
         uint64_t bytes;
 
-        sizes->kv[kind].layer_k_bytes =
-            size_align_up(dtype_row_bytes(config->kv_dtype, slots * widths.k), DEVICE_ALIGNMENT);
-        sizes->kv[kind].layer_v_bytes =
-            size_align_up(dtype_row_bytes(config->kv_dtype, slots * widths.v), DEVICE_ALIGNMENT);
+        sizes->kv[kind].k_bytes =
+            size_align_up(dtype_row_bytes(config->kv_dtype, slots * widths.k), alignment);
+        sizes->kv[kind].v_bytes =
+            size_align_up(dtype_row_bytes(config->kv_dtype, slots * widths.v), alignment);
+        bytes = (sizes->kv[kind].k_bytes + sizes->kv[kind].v_bytes) *
+                (sizes->kv_by_page ? pages : 1);
         /* slots and widths are below 2^31 and 2^23, layers can be 2^10 */
-        if (!size_mul(sizes->kv[kind].layer_k_bytes + sizes->kv[kind].layer_v_bytes,
-                      sizes->kv[kind].layer_count, &bytes) ||
+        if (!size_mul(bytes, sizes->kv[kind].layer_count, &bytes) ||
             bytes > IMPOSSIBLE_BYTES - sizes->kv_bytes)
             bytes = IMPOSSIBLE_BYTES - sizes->kv_bytes;
-        sizes->kv_bytes += bytes;
+        sizes->kv[kind].bytes = size_align_up(bytes, DEVICE_ALIGNMENT);
+        sizes->kv_bytes += sizes->kv[kind].bytes;
     }
     sizes->scratch_bytes = model__slice_scratch(config, sizes, NULL, &buffers);
     sizes->gathered_bytes = sizes->gathers_cache
@@ -218,10 +223,13 @@ static struct model_sizes sizes_of(const struct model_config *config,
                                    const struct model_options *options,
                                    const struct device *device)
 {
+    const struct device_info *info = device_info(device);
     struct model_sizes sizes = { .row_count = options->step_row_count_max,
                                  .sequence_count = options->step_sequence_count_max,
                                  .page_size = options->kv_page_size,
-                                 .gathers_cache = device_info(device)->gathers_cache };
+                                 .gathers_cache = info->gathers_cache,
+                                 .kv_by_page = info->memory_is_lazy &&
+                                               (info->op_features & OP_FEATURE_KV_BY_HEAD) != 0 };
 
     count_layers(config, &sizes);
     return sizes;

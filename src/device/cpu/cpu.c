@@ -53,6 +53,7 @@ static enum status cpu_open(const char *settings, const struct device_options *o
         return err_set(err, STATUS_NO_MEMORY, "cpu: no memory for a device");
     cpu->base.ops = &device_cpu_ops;
     cpu->base.info.memory_is_host = true;
+    cpu->base.info.memory_is_lazy = true;
     cpu->base.info.op_features = OP_FEATURES_ALL;
     cpu->base.info.memory_bytes =
         (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);

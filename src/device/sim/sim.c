@@ -96,6 +96,7 @@ static enum status sim_open(const char *settings, const struct device_options *o
     sim->layout = (enum layout)layout;
     sim->base.info.memory_bytes = memory_bytes;
     sim->base.info.memory_takes_host = true;
+    sim->base.info.memory_is_lazy = true;
     sim->base.info.op_features = OP_FEATURES_ALL; /* the processor's kernels */
     sim->base.info.link_bytes_per_s = bytes_per_s;
     sim->base.info.link_latency_ns = latency_ns;

@@ -366,7 +366,7 @@ static void attend(struct model_pass *pass, uint32_t layer)
     const uint64_t width = latent_width(config);
     const void *cache = model__kv_keys(pass->model, layer);
     const struct op_cache_strides strides =
-        model__kv_strides(pass->model, 1, (uint32_t)width); /* values are a part of their keys */
+        model__kv_strides(pass->model, layer, 1, (uint32_t)width); /* values: a part of keys */
     const struct op attention = { .kind = OP_ATTENTION, .attention = {
         .out = buffers->attended, .q = buffers->q_latent, .k_cache = cache, .v_cache = cache,
         .cache_dtype = config->kv_dtype,
