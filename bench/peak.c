@@ -121,6 +121,25 @@ __attribute__((target("avx512f,avx512vnni"))) static void vnni512_task(void *con
     ((float *)context)[index] = (float)_mm512_cvtsi512_si32(sums[0]);
 }
 
+__attribute__((target("avx512f,avx512bf16"))) static void bf16_task(void *context, size_t index,
+                                                                   uint32_t thread_index)
+{
+    const __m512bh x = (__m512bh)_mm512_set1_epi16(0x3F80), y = (__m512bh)_mm512_set1_epi16(0x3C00);
+    __m512 sums[SUMS];
+
+    (void)thread_index;
+    for (int i = 0; i < SUMS; i++)
+        sums[i] = _mm512_set1_ps((float)i);
+    for (int loop = 0; loop < LOOPS; loop++) {
+#pragma GCC unroll 12
+        for (int i = 0; i < SUMS; i++)
+            sums[i] = _mm512_dpbf16_ps(sums[i], x, y);
+    }
+    for (int i = 1; i < SUMS; i++)
+        sums[0] = _mm512_add_ps(sums[0], sums[i]);
+    ((float *)context)[index] = _mm512_cvtss_f32(sums[0]);
+}
+
 /* Tiles of 16 rows of 64 bytes: four sums, two of x, two of weights, as the kernels have them. */
 struct tile_config {
     uint8_t palette, start_row, reserved[14];
@@ -230,6 +249,8 @@ int main(int argc, char **argv)
                                                : bytes_task,
                 (is_avx512 ? 64.0 : 32.0) * SUMS * LOOPS);
     }
+    if (cpu_kernels_select_bf16() != NULL)
+        measure(pool, thread_count, "bf16", bf16_task, 32.0 * SUMS * LOOPS);
     if (is_amx) {
         measure(pool, thread_count, "amx bytes", amx_bytes_task,
                 16.0 * 16 * 64 * 4 * TILE_LOOPS);

@@ -94,7 +94,10 @@ enum status device__cast_nothing(struct stream *stream, enum dtype dtype, uint64
                                  void *dst, const void *src, struct err *err);
 
 /* One line each for --help: the spec, its settings, what it is. */
-#define DEVICE_CPU_HELP "cpu: this machine's processors; host memory is its memory"
+#define DEVICE_CPU_HELP \
+    "cpu[:bf16-products=on]: this machine's processors; host memory is its memory; the setting " \
+    "rounds activations to BF16 for BF16 weights, which about doubles a prompt's speed on " \
+    "processors with AVX-512 BF16 and without AMX"
 #define DEVICE_SIM_HELP \
     "sim[:memory=4GiB,link=16GB/s,latency=10us,peer=50GB/s]: a software accelerator with memory " \
     "and a link of its own; without link copies run at memcpy's speed, without peer copies from " \

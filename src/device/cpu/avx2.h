@@ -18,7 +18,7 @@
 /* Of a row of weights, how many bytes are asked for before they are needed, where few rows of x
  * wait for memory: eight rows of twice as many are too much for a first-level cache of 32 KiB. On
  * Zen 4 two threads decoded llama-1b at 27.1 tokens/s with 1024 bytes and 33.7 with 512 in Q6_K,
- * 27.6 and 32.5 in Q8_0, 11.9 and 15.6 in F16; on a Xeon of 2023 (48 KiB) it makes no difference. */
+ * 27.6 and 32.5 in Q8_0, 11.9 and 15.6 in F16; a Xeon of 2023 (48 KiB) does not mind. */
 #define AHEAD_BYTES 512
 
 void cpu__matmul_avx2(const struct cpu_strip *strip, void *scratch);
