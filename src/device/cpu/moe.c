@@ -22,6 +22,7 @@
 #include "device/cpu/internal.h"
 
 #define RUN_GRANULE 48 /* weight rows: whole panels, of 12 or 16 rows */
+#define RUNS_PER_THREAD_MAX 8 /* so many are even enough, whatever each thread has */
 
 struct moe_job {
     const struct cpu_executor *executor;
@@ -346,18 +347,25 @@ static uint64_t hit_rows(const struct moe_job *job)
     return count;
 }
 
-/* Cuts each expert's matrix of n_count rows into runs; the average expert has its share of rows. */
+/* Cuts each expert's matrix of n_count rows into runs; the average expert has its share of rows.
+ * All runs together are some tasks for each thread, and while they are few as many for each: a run
+ * more begins streams of memory anew (quant_tiles.h). */
 static size_t cut(struct moe_job *job, uint64_t routed_count, uint32_t n_count, uint32_t k_count)
 {
+    const uint32_t hits = job->hit_count, threads = job->executor->thread_count;
     uint64_t work_each;
+    uint32_t length, runs;
 
-    assert(job->hit_count > 0);
-    work_each = (uint64_t)k_count * ((routed_count - 1) / job->hit_count + 1);
-    job->run_length = cpu__task_size(job->executor, n_count, work_each, RUN_GRANULE);
-    if (job->hit_count >= 8 * job->executor->thread_count)
-        job->run_length = n_count; /* the experts alone are tasks enough */
+    assert(hits > 0);
+    work_each = (uint64_t)k_count * ((routed_count - 1) / hits + 1);
+    length = cpu__task_size(job->executor, hits * n_count, work_each, RUN_GRANULE);
+    runs = length < n_count ? (n_count + length - 1) / length : 1;
+    while (hits * runs % threads != 0 && hits * runs < RUNS_PER_THREAD_MAX * threads)
+        runs++;
+    length = (n_count + runs - 1) / runs;
+    job->run_length = (length + RUN_GRANULE - 1) / RUN_GRANULE * RUN_GRANULE;
     job->runs_per_expert = (n_count + job->run_length - 1) / job->run_length;
-    return (size_t)job->hit_count * job->runs_per_expert;
+    return (size_t)hits * job->runs_per_expert;
 }
 
 /* Sets rows_per_task and returns how many tasks take all rows. */
