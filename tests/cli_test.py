@@ -228,6 +228,15 @@ def test_offload_settings_without_an_effect_say_so():
         assert re.findall(r"^warning: (--\S+) .*has no effect", err, re.M) == [flags[0]], (flags, err)
 
 
+def test_rounding_that_would_do_nothing_is_refused():
+    ask = ["generate", "--model", lighter.DEMO, "--prompt", "a", "--max-new-tokens", "2"]
+    rounds = [*ask, "--device", "cpu:bf16-products=on"]
+    if lighter.run(*rounds)[0] != 0:
+        fails(*rounds, code=1, words=["AVX-512 BF16"])  # the processor has none, or needs no rounding
+        return
+    fails(*rounds, "--dtype", "float16", code=2, words=["no matrix is in BF16"])
+
+
 def test_flags_without_an_effect_say_so_once():
     flags = ["--trust-remote-code", "--disable-cuda-graph", "--prefill-attention-backend", "ascend",
              "--cuda-graph-bs", "1", "2", "--trust-remote-code", "--tp-size", "1", "--load-format=auto"]

@@ -57,6 +57,7 @@ struct device_info {
     bool memory_is_lazy;         /* comes when it is first touched, a large page at a time, which
                                     takes milliseconds: what is written together should lie
                                     together */
+    bool rounds_for_bf16;        /* it was told to round what BF16 weights are multiplied with */
     uint64_t link_bytes_per_s;   /* as set or measured; 0: unknown or no link */
     uint64_t link_latency_ns;
     uint64_t peer_bytes_per_s;   /* between devices, as link_bytes_per_s */

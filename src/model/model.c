@@ -318,18 +318,26 @@ static enum status check_ops(const struct model *model, struct err *err)
     return st == STATUS_OK ? st : err_prefix(err, st, "%s", config->architecture);
 }
 
-/* Whether the device has operators for all of the matrices. */
+/* Whether the device has operators for all of the matrices, and those that it was set up for are
+ * among them. */
 static enum status check_weights(const struct model *model, struct err *err)
 {
     const struct offload_param_desc *descs = model__params_descs(model->params);
+    const struct device_info *info = device_info(model->device);
     enum status st = STATUS_OK;
+    bool any_bf16 = false;
 
     for (size_t i = 0; i < model__params_count(model->params) && st == STATUS_OK; i++) {
         if (descs[i].rank > 1)
             st = device_weights_check(model->device, descs[i].dtype, err);
         if (st != STATUS_OK)
             st = err_prefix(err, st, "%s", descs[i].name);
+        any_bf16 = any_bf16 || (descs[i].rank > 1 && descs[i].dtype == DTYPE_BF16);
     }
+    if (st == STATUS_OK && info->rounds_for_bf16 && !any_bf16)
+        st = err_set(err, STATUS_BAD_INPUT,
+                     "--device %s: bf16-products=on changes nothing: no matrix is in BF16",
+                     info->name);
     return st;
 }
 

@@ -54,6 +54,7 @@ static enum status cpu_open(const char *settings, const struct device_options *o
     cpu->base.ops = &device_cpu_ops;
     cpu->base.info.memory_is_host = true;
     cpu->base.info.memory_is_lazy = true;
+    cpu->base.info.rounds_for_bf16 = rounds_x != 0;
     cpu->base.info.op_features = OP_FEATURES_ALL;
     cpu->base.info.memory_bytes =
         (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
