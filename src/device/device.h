@@ -135,12 +135,13 @@ void device_memory_report(const struct device *device, struct device_memory_repo
 enum device_weight {
     DEVICE_WEIGHT_OTHER,   /* a vector, a table, a small or a batched matrix: always ND */
     DEVICE_WEIGHT_MATRIX,  /* of OP_MATMUL, [n][k], perhaps cut by rows */
+    DEVICE_WEIGHT_EXACT,   /* of an exact one, whole */
     DEVICE_WEIGHT_GATE_UP, /* of OP_MOE: gate over up, of all experts or of one ... */
     DEVICE_WEIGHT_DOWN,    /* ... and what brings them back; always in gate and up's layout */
 };
 /* The layout in which the device's ops want such weights: what "finishing" a parameter brings about
- * once it has been loaded. Only a matrix of whole blocks (layout_nz_is_aligned) may have
- * FRACTAL_NZ; ops take the others in ND. */
+ * once it has been loaded. Only one that fits (layout_fits) may have it; ops take the others in ND,
+ * and where it is ROWS_16 they take all of them in ND, too. */
 enum layout device_weight_layout(const struct device *device, enum device_weight weight,
                                  enum dtype dtype);
 

@@ -9,8 +9,9 @@
  * device may then quantise x too, in blocks of 32 elements with 8 bits each, so that each is off by
  * at most half of the block's largest magnitude / 127, and nothing else is less exact than F32
  * sums; in types with a minimum these are of scale * q and min apart. An element of x that is not
- * finite makes NaN of all that is computed from its block. Weights in FRACTAL_NZ (tensor/layout.h)
- * are what device_weight_layout asks for, and no other device is given them; none are quantised.
+ * finite makes NaN of all that is computed from its block. Weights in FRACTAL_NZ
+ * and ROWS_16 (tensor/layout.h) are what device_weight_layout asks for, and no other device is
+ * given them.
  *
  * Exactness (charter, invariant 1): what an op writes for one row depends on that row's inputs
  * alone, bit for bit: not on how many rows there are, which rows they are, how threads share them,
@@ -109,7 +110,7 @@ struct op_matmul {
     uint64_t out_batch_stride, x_batch_stride; /* ignored when batch_count is 1 */
     bool accumulate;                           /* add to what out holds */
     bool exact; /* results are compared with each other (logits, a router's): a device that would
-                   round x to the weights' dtype or out shall not, nor ask for another layout */
+                   round x to the weights' dtype or out shall not */
     bool same_x; /* x, with its rows and strides, is that of the last product on this stream, and
                     nothing has written to x since: a device may go on with what it made of it */
 };
@@ -306,7 +307,8 @@ struct op_moe {
     const struct op_moe_expert *experts; /* [expert_list_count], device memory, ids ascending;
                                             NULL: stacked */
     enum dtype weight_dtype, down_dtype;
-    enum layout weight_layout; /* of all; gate and up are one matrix: up lies behind gate */
+    enum layout weight_layout; /* of gate and up, which are one matrix: up lies behind gate */
+    enum layout down_layout; /* FRACTAL_NZ for both or for none */
     void *scratch;           /* op_moe_scratch_bytes of it, 64-byte aligned */
     uint32_t row_count, top_k, expert_count, width, ffn_width;
     uint32_t expert_list_count;

@@ -58,15 +58,15 @@ static enum layout laid_out(const struct harness *h, enum device_weight kind, en
                             void *weight, uint64_t count, uint64_t n, uint64_t k)
 {
     const enum layout layout = device_weight_layout(h->device, kind, dtype);
-    void *strip;
+    void *scratch;
 
-    if (layout == LAYOUT_ND || !layout_nz_is_aligned(dtype, k, n))
+    if (layout == LAYOUT_ND || !layout_fits(layout, dtype, n, k))
         return LAYOUT_ND;
-    strip = malloc(layout_strip_bytes(dtype, k));
-    assert_non_null(strip);
-    layout_nz_finish(weight, dtype, count, n, k, strip);
-    free(strip);
-    return LAYOUT_FRACTAL_NZ;
+    scratch = malloc(layout_finish_bytes(layout, dtype, k));
+    assert_non_null(scratch);
+    layout_finish(layout, weight, dtype, count, n, k, scratch);
+    free(scratch);
+    return layout;
 }
 
 static void matmul_case_run(struct harness *h, const struct matmul_case *c, enum dtype dtype)
@@ -639,6 +639,18 @@ static void moe_in_turns(struct harness *h, const struct op_moe *stacked, const 
     free(experts);
 }
 
+/* The same of experts' matrices, where all fit. */
+static enum layout experts_laid_out(const struct harness *h, enum dtype dtype, void *w13, void *w2,
+                                    uint32_t experts, uint32_t width, uint32_t ffn)
+{
+    const enum layout layout = device_weight_layout(h->device, DEVICE_WEIGHT_GATE_UP, dtype);
+
+    if (!layout_fits(layout, dtype, ffn, width) || !layout_fits(layout, dtype, width, ffn))
+        return LAYOUT_ND;
+    (void)laid_out(h, DEVICE_WEIGHT_GATE_UP, dtype, w13, experts, 2 * (uint64_t)ffn, width);
+    return laid_out(h, DEVICE_WEIGHT_DOWN, dtype, w2, experts, width, ffn);
+}
+
 static void moe_case(struct harness *h, uint32_t rows, uint32_t experts, uint32_t top_k,
                      uint32_t width, uint32_t ffn, enum dtype dtype, enum dtype down_dtype)
 {
@@ -658,10 +670,8 @@ static void moe_case(struct harness *h, uint32_t rows, uint32_t experts, uint32_
     enum layout layout = LAYOUT_ND;
     struct op op = { .kind = OP_MOE };
 
-    if (dtype == down_dtype && layout_nz_is_aligned(dtype, width, ffn)) {
-        layout = laid_out(h, DEVICE_WEIGHT_GATE_UP, dtype, w13_bytes, experts, 2 * ffn, width);
-        (void)laid_out(h, DEVICE_WEIGHT_DOWN, dtype, w2_bytes, experts, width, ffn);
-    }
+    if (dtype == down_dtype)
+        layout = experts_laid_out(h, dtype, w13_bytes, w2_bytes, experts, width, ffn);
     for (uint32_t t = 0; t < rows; t++) {
         for (uint32_t i = 0; i < width; i++) {
             row[i] = x[t * stride + i];
@@ -696,6 +706,7 @@ static void moe_case(struct harness *h, uint32_t rows, uint32_t experts, uint32_
         .w13 = harness_put(h, w13_bytes, dtype_row_bytes(dtype, 2 * matrix)),
         .w2 = harness_put(h, w2_bytes, dtype_row_bytes(down_dtype, matrix)),
         .weight_dtype = dtype, .down_dtype = down_dtype, .weight_layout = layout,
+        .down_layout = layout,
         .scratch = harness_put(h, scratch, scratch_bytes),
         .row_count = rows, .top_k = top_k, .expert_count = experts, .width = width,
         .ffn_width = ffn, .out_row_stride = stride, .x_row_stride = stride,

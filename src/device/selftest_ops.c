@@ -19,26 +19,23 @@ static void *put_weights(struct bed *bed, enum device_weight weight, enum dtype 
     const uint64_t row_bytes = dtype_row_bytes(dtype, count);
     enum layout layout = device_weight_layout(bed->device, weight, dtype);
     float *values = malloc(count * sizeof(*values));
-    void *bytes = malloc(row_bytes), *strip = malloc(layout_strip_bytes(dtype, k) + 1);
-    void *memory = NULL;
+    void *bytes = malloc(row_bytes), *scratch, *memory = NULL;
 
-    if (layout == LAYOUT_FRACTAL_NZ &&
-        (!layout_nz_is_aligned(dtype, k, part) || k % LAYOUT_NZ_ROWS != 0 ||
-         part % layout_nz_columns(dtype) != 0))
+    if (!layout_fits(layout, dtype, part, k))
         layout = LAYOUT_ND;
-    if (values != NULL && bytes != NULL && strip != NULL) {
+    scratch = malloc(layout_finish_bytes(layout, dtype, k) + 1);
+    if (values != NULL && bytes != NULL && scratch != NULL) {
         for (uint64_t i = 0; i < count; i++)
             values[i] = (float)(int32_t)device__bed_number(bed, 2001) / 1000.0f - 1.0f;
         dtype_convert(bytes, dtype, values, DTYPE_F32, count);
-        if (layout == LAYOUT_FRACTAL_NZ)
-            layout_nz_finish(bytes, dtype, matrix_count, n, k, strip);
+        layout_finish(layout, bytes, dtype, matrix_count, n, k, scratch);
         memory = device__bed_put(bed, bytes, row_bytes);
     } else if (bed->err.status == STATUS_OK) {
         (void)err_set(&bed->err, STATUS_NO_MEMORY, "no memory for weights");
     }
     free(values);
     free(bytes);
-    free(strip);
+    free(scratch);
     *layout_out = layout;
     return memory;
 }
@@ -358,6 +355,7 @@ static uint64_t run_moe(struct bed *bed, const struct selftest_op *test, uint32_
     moe->w2 = put_weights(bed, moe->weight_layout == LAYOUT_ND ? DEVICE_WEIGHT_OTHER
                                                                : DEVICE_WEIGHT_DOWN,
                           test->dtype, experts, width, ffn, &down);
+    moe->down_layout = down;
     assert(down == moe->weight_layout);
     moe->out = put_floats(bed, (uint64_t)all * width);
     moe->scratch = device__bed_put(bed, NULL,

@@ -287,13 +287,13 @@ static enum status make_loader(struct params *params, enum dtype dtype,
 /* What ops read it as. */
 static enum device_weight weight_kind(const struct param_spec *spec)
 {
+    if (spec->layer == OFFLOAD_NO_LAYER)
+        return spec->role == ROLE_LM_HEAD ? DEVICE_WEIGHT_EXACT : DEVICE_WEIGHT_OTHER;
     switch (spec->role) {
     case ROLE_W13: return DEVICE_WEIGHT_GATE_UP;
     case ROLE_W2: return DEVICE_WEIGHT_DOWN;
     case ROLE_ROUTER: return DEVICE_WEIGHT_OTHER;
-    default:
-        return spec->rank == 2 && spec->layer != OFFLOAD_NO_LAYER ? DEVICE_WEIGHT_MATRIX
-                                                                  : DEVICE_WEIGHT_OTHER;
+    default: return spec->rank == 2 ? DEVICE_WEIGHT_MATRIX : DEVICE_WEIGHT_OTHER;
     }
 }
 
@@ -616,7 +616,8 @@ static void describe_all(struct params *params)
     }
 }
 
-/* An operator has one layout for all of an expert's matrices; devices choose theirs by dtype. */
+/* An operator has one layout for all of an expert's matrices; devices choose theirs by dtype, and
+ * alike for all that have runs. */
 static void keep_mixed_experts_plain(struct params *params)
 {
     const struct model_config *config = params->config;
@@ -625,7 +626,9 @@ static void keep_mixed_experts_plain(struct params *params)
     for (uint32_t layer = 0; layer < config->layer_count; layer++) {
         const uint32_t first = role_slot(params, (int32_t)layer, ROLE_W13)->first;
         const bool mixed = first != PARAM_NONE &&
-                           params->descs[first].dtype != params->descs[first + 1].dtype;
+                           params->descs[first].dtype != params->descs[first + 1].dtype &&
+                           !(quant_has_runs(params->descs[first].dtype) &&
+                             quant_has_runs(params->descs[first + 1].dtype));
 
         for (size_t i = 0; mixed && i < count; i++)
             params->descs[first + i].weight = DEVICE_WEIGHT_OTHER;

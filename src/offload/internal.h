@@ -4,6 +4,7 @@
  *   load.c      memory, and filling it through the loaders
  *   late.c      a table that is loaded last, while passes run
  *   finish.c    what a device does to a parameter that has been loaded: its layout
+ *   finisher.c  a thread that does it beside loading
  *   reload.c    filling one parameter again
  *   update.c    filling all of them from another checkpoint, or none
  *   rows.c      a parameter's rows where they are now, piece by piece
@@ -66,6 +67,7 @@ struct offload__param {
     uint64_t offset_bytes;    /* in its unit's record, or in the block of what stays */
     int32_t layer;
     enum offload_part part;
+    enum device_weight weight;
     bool default_selected;
     bool filled;              /* has contents: false only in a unit at home in meta */
     struct loader *loader;
@@ -481,6 +483,7 @@ struct offload__fill {
     uint8_t *bounce;                    /* NULL: not needed */
     uint64_t bounce_bytes, charged_bytes;
     void *finish;                       /* [finish_bytes]; NULL: not needed */
+    struct offload__finisher *finisher; /* NULL: not needed. `finish` is its own while it works */
     uint64_t done_bytes, total_bytes;   /* of the checkpoint */
 };
 /* Takes memory; to be undone also when it fails. */
@@ -496,19 +499,32 @@ enum status offload__loaders_check(const struct offload *offload, const struct c
                                    struct err *err);
 
 /* finish.c */
-/* The layout in which the device wants the parameter. */
-enum layout offload__layout_choose(const struct offload *offload,
-                                   const struct offload_param_desc *desc);
-/* Says once how many matrices keep ND although the device would want them otherwise. */
-void offload__layouts_log(const struct offload *offload, const struct offload_param_desc *descs);
-/* Memory for finishing the parameter. */
-uint64_t offload__finish_bytes(const struct offload *offload, const struct offload__param *param);
-/* Makes final bytes of those that the loader has written, in place. `scratch`: finish_bytes of
- * memory. */
+/* Before the plan: the layout that the device needs the parameter in, and memory for finishing. */
+void offload__layout_choose(struct offload *offload, struct offload__param *param);
+/* When homes are known: the layouts that devices are faster with; says once what is kept in which,
+ * and how many matrices keep ND although the device would want them otherwise. */
+void offload__layouts_settle(struct offload *offload);
+/* Makes final bytes of those that the loader has written, in place. `scratch`: the offload's
+ * finish_bytes of memory. */
 enum status offload__finish(const struct offload *offload, const struct offload__param *param,
                             uint8_t *bytes, void *scratch, struct err *err);
+/* The same of some rows of it, in whole granules. */
+void offload__finish_rows(const struct offload__param *param, uint8_t *bytes, uint64_t row_count,
+                          void *scratch);
 /* How many rows the parameter may be cut into the multiples of. */
 uint64_t offload__row_granule(const struct offload__param *param);
+
+/* finisher.c. Finishes rows of parameters in the order in which they are added; scratch as above,
+ * borrowed. Adding waits where too many are waiting. One thread adds and waits. NULL is fine for
+ * waiting and destroying. */
+struct offload__finisher;
+enum status offload__finisher_create(void *scratch, struct offload__finisher **finisher_out,
+                                     struct err *err);
+void offload__finisher_add(struct offload__finisher *finisher, const struct offload__param *param,
+                           uint8_t *bytes, uint64_t row_count);
+/* Until all that was added is final. */
+void offload__finisher_wait(struct offload__finisher *finisher);
+void offload__finisher_destroy(struct offload__finisher *finisher);
 
 /* Gives back everything that offload_load took; waits for the streams. */
 void offload__memory_free(struct offload *offload);

@@ -7,7 +7,8 @@
  * memory twice, and what is taken beyond the final bytes is bounded by it and by the loaders'
  * staging.
  *
- * A table of which a pass reads a few rows may be left out, and loaded last (late.c).
+ * A table of which a pass reads a few rows may be left out, and loaded last (late.c). What is to be
+ * made ROWS_16 of where it has been loaded to is finished while the next is loaded (finisher.c).
  *
  * Nothing is read before every loader has been checked against the checkpoint: a checkpoint that
  * does not fit is refused at once, not after minutes. */
@@ -200,6 +201,15 @@ static enum status bounce_take(struct offload__fill *job, struct err *err)
     return STATUS_OK;
 }
 
+static bool is_any_woven(const struct offload *offload)
+{
+    for (size_t i = 0; i < offload->param_count; i++) {
+        if (offload->params[i].tensor.layout == LAYOUT_ROWS_16)
+            return true;
+    }
+    return false;
+}
+
 /* The staging, the bounce buffer, what finishing takes, and the bytes to come. */
 enum status offload__fill_init(struct offload__fill *job, struct err *err)
 {
@@ -213,15 +223,25 @@ enum status offload__fill_init(struct offload__fill *job, struct err *err)
     if (st != STATUS_OK)
         return err_prefix(err, st, "memory to change the layout of weights in");
     job->finish = memory;
-    return STATUS_OK;
+    return is_any_woven(offload) ? offload__finisher_create(job->finish, &job->finisher, err)
+                                 : STATUS_OK;
 }
 
 void offload__fill_deinit(struct offload__fill *job)
 {
+    offload__finisher_destroy(job->finisher);
     device_host_free(job->offload->device, job->finish, job->offload->finish_bytes);
     device_host_free(job->offload->device, job->bounce, job->bounce_bytes);
     loader_staging_destroy(job->staging);
     device_host_discharge(job->offload->device, job->charged_bytes);
+}
+
+/* Makes final bytes of a parameter in the bounce buffer. */
+static enum status finish_bounced(struct offload__fill *job, const struct offload__param *param,
+                                  struct err *err)
+{
+    offload__finisher_wait(job->finisher); /* it has the scratch */
+    return offload__finish(job->offload, param, job->bounce, job->finish, err);
 }
 
 /* From the bounce buffer to the device, or to the unit's home. */
@@ -250,7 +270,7 @@ static enum status cut_load(struct offload__fill *job, struct offload__param *pa
                                  &job->done_bytes, job->total_bytes, err);
 
     if (st == STATUS_OK)
-        st = offload__finish(offload, param, job->bounce, job->finish, err);
+        st = finish_bounced(job, param, err);
     for (size_t i = 0; i < param->segment_count && st == STATUS_OK; i++) {
         const struct offload__segment *segment = &offload->segments[param->segment_first + i];
         const uint8_t *const from = job->bounce + segment->row_first * row_bytes;
@@ -312,6 +332,8 @@ static enum status segments_load(struct offload__fill *job, struct offload__para
         if (place != NULL || on_device)
             st = run_load(job, segment->file_index, segment->file_offset_bytes,
                           segment->size_bytes, place, segment->offset_bytes, err);
+        if (st == STATUS_OK && place != NULL && param->tensor.layout == LAYOUT_ROWS_16)
+            offload__finisher_add(job->finisher, param, place, segment->row_count);
     }
     param->filled = st == STATUS_OK;
     return st == STATUS_OK ? st : err_prefix(err, st, "%s", param->name);
@@ -392,7 +414,13 @@ static enum status param_load(struct offload__fill *job, struct offload__param *
                      job->progress, &job->done_bytes, job->total_bytes, err);
     if (st != STATUS_OK)
         return st;
-    st = offload__finish(offload, param, place != NULL ? place : job->bounce, job->finish, err);
+    if (place != NULL && param->tensor.layout == LAYOUT_ROWS_16)
+        offload__finisher_add(job->finisher, param, place,
+                              param->size_bytes / offload__row_bytes(param));
+    else if (place != NULL)
+        st = offload__finish(offload, param, place, job->finish, err);
+    else
+        st = finish_bounced(job, param, err);
     if (st == STATUS_OK && place == NULL)
         st = bounce_store(job, param, err);
     if (st != STATUS_OK)
@@ -412,6 +440,7 @@ enum status offload__fill_run(struct offload__fill *job, const struct ckpt *ckpt
     job->done_bytes = 0;
     for (size_t i = 0; i < offload->param_count && st == STATUS_OK; i++)
         st = param_load(job, &offload->params[i], err);
+    offload__finisher_wait(job->finisher);
     if (st == STATUS_OK && offload->loaded)
         offload__late_filled(offload);
     return st;

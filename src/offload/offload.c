@@ -35,7 +35,8 @@ static enum status params_create(struct offload *offload, const struct offload_p
         param->tensor.rank = desc->rank;
         for (uint32_t d = 0; d < TENSOR_RANK_MAX; d++)
             param->tensor.shape[d] = d < desc->rank ? desc->shape[d] : 1;
-        param->tensor.layout = offload__layout_choose(offload, desc);
+        param->weight = desc->weight;
+        offload__layout_choose(offload, param);
         if (!tensor_bytes(&param->tensor, &param->size_bytes) || param->size_bytes == 0) {
             char shape[96];
 
@@ -53,10 +54,7 @@ static enum status params_create(struct offload *offload, const struct offload_p
         param->is_expert = desc->is_expert && offload->options.experts;
         param->expert = desc->expert;
         param->unit = OFFLOAD_NO_UNIT;
-        if (offload__finish_bytes(offload, param) > offload->finish_bytes)
-            offload->finish_bytes = offload__finish_bytes(offload, param);
     }
-    offload__layouts_log(offload, descs);
     return STATUS_OK;
 }
 
@@ -126,6 +124,7 @@ enum status offload_create(struct device *device, const struct offload_param_des
         offload_destroy(offload);
         return st;
     }
+    offload__layouts_settle(offload);
     offload__host_sizes(offload);
     offload__routing_rehearse(offload);
     offload->mode = options->automatic        ? "auto"

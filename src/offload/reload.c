@@ -153,7 +153,8 @@ static enum status load_fresh(struct offload *offload, const struct offload__par
 {
     const struct offload__home_ops *home =
         param->unit == OFFLOAD_NO_UNIT ? NULL : offload__home(offload->units[param->unit].home);
-    const uint64_t finish_bytes = offload__finish_bytes(offload, param);
+    const uint64_t finish_bytes =
+        param->tensor.layout == LAYOUT_ND ? 0 : offload->finish_bytes;
     struct loader_staging *staging = NULL;
     void *scratch = NULL;
     enum status st = loader_check(param->loader, ckpt, param->name, err);

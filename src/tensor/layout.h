@@ -4,6 +4,8 @@
  *     FRACTAL_NZ    what the matrix units of Ascend NPUs read: blocks of 16 x C0 elements, where C0
  *                   elements are 32 bytes. Inside a block rows follow each other; the blocks of a
  *                   column of blocks follow each other; then comes the next column of blocks
+ *     ROWS_16       what vectors of sixteen lanes read: sixteen rows of quantised blocks together,
+ *                   so that four bytes of each row lie behind each other
  *
  * So FRACTAL_NZ of [rows][cols] is [W1][H1][16][C0] with H1 = ceil(rows / 16) and W1 = ceil(cols /
  * C0): the matrix cut into vertical strips of C0 columns, each row behind row and padded with zeros
@@ -14,7 +16,16 @@
  * FRACTAL_NZ is that of the transposed matrix [k][n]: its strips are C0 rows of the weight each, in
  * order. So as long as n is a multiple of C0, rows from a multiple of C0 on are a run of bytes, as
  * long as they were, and where they were: what is cut by rows, into tiles or expert by expert, is
- * cut alike in both layouts. */
+ * cut alike in both layouts.
+ *
+ * ROWS_16 of a weight [n][k] is [n / 16][k / elements of a block][pieces of a block][16][piece].
+ * The pieces are a block's words of four bytes, and what is left of its scales: two bytes, one, or
+ * both in turn. So what is `at` bytes into a block's pieces is 16 * at bytes into those of sixteen
+ * rows, which take the bytes that they took. Pieces follow each other as in the block, but for
+ * types that are read in another order, since kernels that read memory in order are fastest: Q2_K
+ * and Q3_K have the two factors, or the one, first, Q3_K then its scales, and Q6_K
+ *
+ *     d, scales, and of each half eight times a word of ql and one of qh, then ql's other words */
 #ifndef LIGHTER_TENSOR_LAYOUT_H
 #define LIGHTER_TENSOR_LAYOUT_H
 
@@ -23,13 +34,26 @@
 
 #include "tensor/dtype.h"
 
-enum layout { LAYOUT_ND, LAYOUT_FRACTAL_NZ };
+enum layout { LAYOUT_ND, LAYOUT_FRACTAL_NZ, LAYOUT_ROWS_16 };
 #define LAYOUT_NZ_ROWS 16      /* of a block */
 #define LAYOUT_NZ_BYTES 32     /* of a row of a block */
 #define LAYOUT_NZ_GRANULE 64   /* rows of a weight: a multiple of C0 for every dtype */
+#define LAYOUT_ROWS_16_COUNT 16
 
-/* "ND", "FRACTAL_NZ" */
+/* "ND", "FRACTAL_NZ", "ROWS_16" */
 const char *layout_name(enum layout layout);
+
+/* Whether a weight [n][k] can be changed to the layout where it is: the dtype has it, and it is of
+ * whole blocks, so that nothing is padded. */
+bool layout_fits(enum layout layout, enum dtype dtype, uint64_t n, uint64_t k);
+/* Rows of a weight from a multiple of these on are a run of bytes, and where they were in ND. */
+uint32_t layout_row_granule(enum layout layout, enum dtype dtype);
+/* Changes matrix_count weights [n][k] that fit, one behind the other, from ND to the layout where
+ * they are. A granule of rows at a time goes through `scratch`, layout_finish_bytes of it: nothing
+ * else is in memory twice. */
+void layout_finish(enum layout layout, void *bytes, enum dtype dtype, uint64_t matrix_count,
+                   uint64_t n, uint64_t k, void *scratch);
+uint64_t layout_finish_bytes(enum layout layout, enum dtype dtype, uint64_t k);
 
 /* C0 of the dtype. 0: it has no FRACTAL_NZ (blocks of several elements). */
 uint32_t layout_nz_columns(enum dtype dtype);
@@ -58,14 +82,8 @@ void layout_nz_pack(void *dst, const void *src, enum dtype dtype,
 void layout_nz_unpack(void *dst, const void *src, enum dtype dtype,
                       const struct layout_matrix *dst_matrix);
 
-/* Changes matrix_count weights [n][k], one behind the other, from ND to FRACTAL_NZ where they are.
- * k and n must be whole blocks, so that nothing is padded. Each strip is transposed into `strip`,
- * layout_strip_bytes of it, and put back: nothing else is in memory twice. */
-void layout_nz_finish(void *bytes, enum dtype dtype, uint64_t matrix_count, uint64_t n, uint64_t k,
-                      void *strip);
-uint64_t layout_strip_bytes(enum dtype dtype, uint64_t k);
-/* The same as it would be if the transposed matrix were taken for a contiguous one: a fault for
- * tests, which shows as wrong numbers and nothing else. */
+/* layout_finish as it would be if the transposed matrix were taken for a contiguous one: a fault
+ * for tests, which shows as wrong numbers and nothing else. `matrix` has room for one. */
 void layout_nz_finish_as_contiguous(void *bytes, enum dtype dtype, uint64_t matrix_count,
                                     uint64_t n, uint64_t k, void *matrix);
 

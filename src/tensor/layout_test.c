@@ -117,9 +117,9 @@ static void finishing_in_place_is_packing_the_transposed_matrix(void **state)
             weights[i] = wrong[i] = (uint16_t)(i * 7 + 1);
         for (uint64_t e = 0; e < count; e++)
             layout_nz_pack(wanted + e * size, weights + e * size, DTYPE_BF16, &transposed);
-        strip = malloc(layout_strip_bytes(DTYPE_BF16, k));
+        strip = malloc(layout_finish_bytes(LAYOUT_FRACTAL_NZ, DTYPE_BF16, k));
         assert_non_null(strip);
-        layout_nz_finish(weights, DTYPE_BF16, count, n, k, strip);
+        layout_finish(LAYOUT_FRACTAL_NZ, weights, DTYPE_BF16, count, n, k, strip);
         assert_memory_equal(weights, wanted, count * size * 2);
         free(strip);
         strip = malloc(size * 2);
@@ -147,11 +147,142 @@ static void strips_are_rows_of_the_weight(void **state)
     for (uint64_t i = 0; i < n * k; i++)
         weight[i] = (uint16_t)i;
     layout_nz_pack(wanted, weight + first * k, DTYPE_F16, &tile);
-    layout_nz_finish(weight, DTYPE_F16, 1, n, k, strip);
+    layout_finish(LAYOUT_FRACTAL_NZ, weight, DTYPE_F16, 1, n, k, strip);
     assert_memory_equal(weight + first * k, wanted, (n - first) * k * 2);
     free(strip);
     free(wanted);
     free(weight);
+}
+
+/* The parts of a block in their new order, by their first and their last byte, and those of them
+ * that are pieces of two bytes and one. */
+struct woven {
+    enum dtype dtype;
+    uint32_t odd_from, odd_count;
+    uint32_t part_count, from[40], last[40];
+};
+
+static void add_part(struct woven *woven, uint32_t from, uint32_t last)
+{
+    woven->from[woven->part_count] = from;
+    woven->last[woven->part_count++] = last;
+}
+
+static struct woven woven_of(enum dtype dtype)
+{
+    const uint32_t bytes = dtype_info(dtype)->block_bytes;
+    struct woven woven = { .dtype = dtype };
+
+    switch (dtype) {
+    case DTYPE_Q2_K:
+        add_part(&woven, 80, 83);
+        add_part(&woven, 0, 79);
+        return woven;
+    case DTYPE_Q3_K:
+        woven.odd_from = 108;
+        woven.odd_count = 2;
+        add_part(&woven, 108, 109);
+        add_part(&woven, 96, 107);
+        add_part(&woven, 0, 95);
+        return woven;
+    case DTYPE_Q6_K:
+        woven.odd_from = 208;
+        woven.odd_count = 2;
+        add_part(&woven, 208, 209);
+        add_part(&woven, 192, 207);
+        for (uint32_t ql = 0, qh = 128; ql < 128; ql += 64) {
+            for (uint32_t i = 0; i < 8; i++, qh += 4) {
+                add_part(&woven, ql + 4 * i, ql + 4 * i + 3);
+                add_part(&woven, qh, qh + 3);
+            }
+            add_part(&woven, ql + 32, ql + 63);
+        }
+        return woven;
+    case DTYPE_MXFP4: woven.odd_count = 1; break;
+    case DTYPE_INT4: woven.odd_count = 3; break;
+    case DTYPE_Q8_0: case DTYPE_Q4_0: case DTYPE_Q5_0: case DTYPE_IQ4_NL:
+        woven.odd_count = 2;
+        break;
+    default: break;
+    }
+    if (woven.odd_count > 0)
+        add_part(&woven, 0, woven.odd_count - 1);
+    add_part(&woven, woven.odd_count, bytes - 1);
+    return woven;
+}
+
+/* Where byte `at` of row r of a block's sixteen lies. */
+static uint32_t woven_place(const struct woven *woven, uint32_t at, uint32_t r)
+{
+    const bool is_odd = at >= woven->odd_from && at < woven->odd_from + woven->odd_count;
+    uint32_t place = 0, size = 4, piece;
+
+    for (uint32_t i = 0; i < woven->part_count; i++) {
+        const uint32_t from = woven->from[i], last = woven->last[i];
+        if (at < from || at > last) {
+            place += 16 * (last + 1 - from);
+            continue;
+        }
+        if (is_odd)
+            size = at - from < woven->odd_count / 2 * 2 ? 2 : 1;
+        piece = size == 1 ? at : from + (at - from) / size * size;
+        return place + 16 * (piece - from) + r * size + (at - piece);
+    }
+    fail_msg("no part has byte %u", at);
+    return 0;
+}
+
+/* Each byte of each row is where layout.h says, two matrices of two groups of rows each. */
+static void sixteen_rows_have_their_pieces_together(void **state)
+{
+    enum { COUNT = 2, N = 32, BLOCKS = 3, ROW_BYTES_MAX = 3 * 256 };
+    static uint8_t plain[COUNT * N * ROW_BYTES_MAX], bytes[sizeof(plain)];
+
+    static const enum dtype dtypes[] = {
+        DTYPE_Q8_0, DTYPE_Q4_0, DTYPE_Q4_1, DTYPE_Q5_0, DTYPE_Q5_1, DTYPE_IQ4_NL, DTYPE_MXFP4,
+        DTYPE_INT4, DTYPE_Q2_K, DTYPE_Q3_K, DTYPE_Q4_K, DTYPE_Q5_K, DTYPE_Q6_K, DTYPE_IQ4_XS,
+    };
+
+    (void)state;
+    for (size_t t = 0; t < sizeof(dtypes) / sizeof(dtypes[0]); t++) {
+        const enum dtype dtype = dtypes[t];
+        const struct woven woven = woven_of(dtype);
+        const uint32_t block_bytes = dtype_info(dtype)->block_bytes;
+        const uint64_t k = BLOCKS * (uint64_t)dtype_info(dtype)->block_elements;
+        const uint64_t row_bytes = dtype_row_bytes(dtype, k);
+        void *scratch = malloc(layout_finish_bytes(LAYOUT_ROWS_16, dtype, k));
+
+        assert_non_null(scratch);
+        for (size_t i = 0; i < sizeof(plain); i++)
+            plain[i] = bytes[i] = (uint8_t)(i * 2654435761u >> 13);
+        layout_finish(LAYOUT_ROWS_16, bytes, dtype, COUNT, N, k, scratch);
+        free(scratch);
+        for (uint64_t i = 0; i < COUNT * N * row_bytes; i++) {
+            const uint64_t row = i / row_bytes, block = i % row_bytes / block_bytes;
+            const uint32_t at = (uint32_t)(i % row_bytes % block_bytes);
+
+            assert_int_equal(bytes[(row / 16 * BLOCKS + block) * 16 * block_bytes +
+                                   woven_place(&woven, at, (uint32_t)row % 16)],
+                             plain[i]);
+        }
+    }
+}
+
+static void whole_groups_of_quantised_rows_fit(void **state)
+{
+    const uint64_t stacked[3] = { 3, 32, 64 }, odd[3] = { 3, 24, 64 };
+    uint64_t bytes;
+
+    (void)state;
+    assert_true(layout_fits(LAYOUT_ROWS_16, DTYPE_Q4_0, 32, 64));
+    assert_false(layout_fits(LAYOUT_ROWS_16, DTYPE_Q4_0, 24, 64));
+    assert_false(layout_fits(LAYOUT_ROWS_16, DTYPE_Q4_K, 32, 64));
+    assert_false(layout_fits(LAYOUT_ROWS_16, DTYPE_F16, 32, 64));
+    assert_false(layout_fits(LAYOUT_ROWS_16, DTYPE_F8_E4M3, 32, 512));
+    assert_true(layout_bytes(LAYOUT_ROWS_16, DTYPE_Q8_0, 3, stacked, &bytes));
+    assert_int_equal(bytes, 3 * 32 * 2 * 34);
+    assert_false(layout_bytes(LAYOUT_ROWS_16, DTYPE_Q8_0, 3, odd, &bytes));
+    assert_false(layout_bytes(LAYOUT_ROWS_16, DTYPE_Q8_0, 1, stacked + 1, &bytes));
 }
 
 static void the_engines_ask_for_whole_blocks(void **state)
@@ -214,6 +345,8 @@ int main(void)
         cmocka_unit_test(unpacking_undoes_packing),
         cmocka_unit_test(finishing_in_place_is_packing_the_transposed_matrix),
         cmocka_unit_test(strips_are_rows_of_the_weight),
+        cmocka_unit_test(sixteen_rows_have_their_pieces_together),
+        cmocka_unit_test(whole_groups_of_quantised_rows_fit),
         cmocka_unit_test(the_engines_ask_for_whole_blocks),
         cmocka_unit_test(storage_has_its_padding),
         cmocka_unit_test(what_has_no_fractal_nz_is_refused),

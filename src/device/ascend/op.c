@@ -82,8 +82,8 @@ enum layout ascend__weight_layout(const struct device *base, enum device_weight 
 {
     const struct ascend_device *device = (const struct ascend_device *)base;
 
-    (void)weight;
-    return !device->nd && !device->ops->is_310p && device->cann->aclnnMatmulWeightNz != NULL &&
+    return weight != DEVICE_WEIGHT_EXACT && !device->nd && !device->ops->is_310p &&
+                   device->cann->aclnnMatmulWeightNz != NULL &&
                    (dtype == DTYPE_BF16 || dtype == DTYPE_F16)
                ? LAYOUT_FRACTAL_NZ : LAYOUT_ND;
 }

@@ -215,7 +215,7 @@ static void mix_part(struct ascend_call *call, const struct mixing *mixing,
     const struct ascend_view w_up = ascend__weight(expert->up, dtype, ffn, width,
                                                    op->weight_layout);
     const struct ascend_view w_down = ascend__weight(expert->down, dtype, width, ffn,
-                                                     op->weight_layout);
+                                                     op->down_layout);
 
     ascend__select(call, &mixing->x, &rows, &x);
     ascend__product(call, &x, &w_gate, &gate);

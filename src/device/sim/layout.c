@@ -53,7 +53,7 @@ static bool execute_stacked(struct cpu_executor *executor, const struct op *op)
 
     copy.moe.w13 = w13;
     copy.moe.w2 = w2;
-    copy.moe.weight_layout = LAYOUT_ND;
+    copy.moe.weight_layout = copy.moe.down_layout = LAYOUT_ND;
     if (done)
         cpu_execute(executor, &copy);
     free(w2);
@@ -84,7 +84,7 @@ static bool execute_listed(struct cpu_executor *executor, const struct op *op)
         done = gate != NULL && experts[i].down != NULL;
     }
     copy.moe.experts = experts;
-    copy.moe.weight_layout = LAYOUT_ND;
+    copy.moe.weight_layout = copy.moe.down_layout = LAYOUT_ND;
     if (done)
         cpu_execute(executor, &copy);
     for (uint32_t i = 0; experts != NULL && i < moe->expert_list_count; i++) {

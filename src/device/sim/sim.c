@@ -205,9 +205,9 @@ static void sim_peer_close(struct device *device, const void *memory, uint64_t s
 static enum layout sim_weight_layout(const struct device *device, enum device_weight weight,
                                      enum dtype dtype)
 {
-    (void)weight;
-    return dtype == DTYPE_F16 || dtype == DTYPE_BF16 ? ((const struct sim_device *)device)->layout
-                                                     : LAYOUT_ND;
+    return weight != DEVICE_WEIGHT_EXACT && (dtype == DTYPE_F16 || dtype == DTYPE_BF16)
+               ? ((const struct sim_device *)device)->layout
+               : LAYOUT_ND;
 }
 
 static enum status sim_weights_check(const struct device *device, enum dtype dtype,

@@ -165,9 +165,11 @@ static enum status layout_hash(const struct offload *offload, struct cache_hash 
             const struct offload__segment *segment =
                 unit->is_tile ? &offload->segments[unit->segment_first] : NULL;
 
-            st = buf_printf(&text, err, " %s %s%s %" PRIu64 " %" PRIu64 " %" PRIu64 "\n",
+            st = buf_printf(&text, err, " %s %s%s%s %" PRIu64 " %" PRIu64 " %" PRIu64 "\n",
                             param->name, dtype_info(param->tensor.dtype)->name,
-                            param->tensor.layout == LAYOUT_ND ? "" : " FRACTAL_NZ",
+                            param->tensor.layout == LAYOUT_ND ? "" : " ",
+                            param->tensor.layout == LAYOUT_ND ? ""
+                                                              : layout_name(param->tensor.layout),
                             param->size_bytes,
                             segment != NULL ? segment->row_first : 0,
                             segment != NULL ? segment->row_count : param->offset_bytes);
