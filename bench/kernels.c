@@ -274,8 +274,10 @@ static void bench_matmul(struct bench *bench)
         struct op op = { .kind = OP_MATMUL };
         char name[96];
         op.matmul = (struct op_matmul){
-            .out = bench->out, .x = bench->x, .weight_dtype = dtype, .row_count = row_count,
-            .n_count = n, .k_count = k, .batch_count = 1, .out_row_stride = n, .x_row_stride = k,
+            .out = bench->out, .x = bench->x, .weight_dtype = dtype,
+            .weight_layout = device_weight_layout(bench->device, DEVICE_WEIGHT_MATRIX, dtype),
+            .row_count = row_count, .n_count = n, .k_count = k, .batch_count = 1,
+            .out_row_stride = n, .x_row_stride = k,
         };
         (void)snprintf(name, sizeof(name), "matmul %s %ux%ux%u", dtype_info(dtype)->name,
                        row_count, n, k);
@@ -378,6 +380,8 @@ static void bench_moe(struct bench *bench)
             .w13 = bench->weights,
             .w2 = bench->weights + dtype_row_bytes(dtype, UINT64_C(2) * EXPERTS * FFN * WIDTH),
             .weight_dtype = dtype, .down_dtype = dtype, .scratch = scratch,
+            .weight_layout = device_weight_layout(bench->device, DEVICE_WEIGHT_GATE_UP, dtype),
+            .down_layout = device_weight_layout(bench->device, DEVICE_WEIGHT_DOWN, dtype),
             .row_count = row_count, .top_k = TOP_K, .expert_count = EXPERTS, .width = WIDTH, .ffn_width = FFN, .out_row_stride = WIDTH,
             .x_row_stride = WIDTH,
         };

@@ -23,6 +23,7 @@
 #define COPY_ALIGN 256u
 #define SMALL_SHARE 2 /* of time_ns, for products that are small */
 #define SMALL_COUNT_MAX 1024u /* between two waits */
+#define N_COUNT_STEP LAYOUT_NZ_GRANULE /* whole granules of any layout */
 #define PRODUCT_S_MAX 0.25 /* of one product: a slow device is measured with smaller ones */
 
 struct bench {
@@ -30,6 +31,7 @@ struct bench {
     struct stream *stream;
     void *weights, *x, *out;
     uint64_t weight_bytes, x_bytes, out_bytes;
+    enum layout layout; /* that the device wants of a matrix; any bytes will do */
     uint32_t n_count; /* rows that the weights hold, or as many as do not take too long */
     uint32_t n_many;  /* of which DEVICE_MEASURE_ROWS rows are multiplied with */
 };
@@ -78,8 +80,8 @@ static struct op product(const struct bench *bench, enum dtype dtype, uint32_t r
 {
     return (struct op){ .kind = OP_MATMUL, .matmul = {
         .out = bench->out, .x = bench->x, .weight = bench->weights, .weight_dtype = dtype,
-        .row_count = rows, .n_count = n, .k_count = K_COUNT, .batch_count = 1,
-        .out_row_stride = n, .x_row_stride = K_COUNT,
+        .weight_layout = bench->layout, .row_count = rows, .n_count = n, .k_count = K_COUNT,
+        .batch_count = 1, .out_row_stride = n, .x_row_stride = K_COUNT,
     } };
 }
 
@@ -88,7 +90,9 @@ static uint32_t rows_in_time(uint32_t n, double seconds, uint32_t most)
 {
     const double rows = n * PRODUCT_S_MAX / (seconds + 1e-9);
 
-    return rows >= most ? most : rows > N_COUNT_MIN ? (uint32_t)rows : N_COUNT_MIN;
+    return rows >= most ? most
+           : rows > N_COUNT_MIN ? (uint32_t)rows / N_COUNT_STEP * N_COUNT_STEP
+                                : N_COUNT_MIN;
 }
 
 static enum status bench_limit(struct bench *bench, enum dtype dtype, struct err *err)
@@ -116,7 +120,8 @@ static enum status bench_open(struct bench *bench, enum dtype dtype, uint64_t me
     (void)dtype_bytes(dtype, K_COUNT, &row_bytes);
     if (wanted > room)
         wanted = room;
-    bench->n_count = (uint32_t)(wanted / row_bytes);
+    bench->n_count = (uint32_t)(wanted / row_bytes / N_COUNT_STEP * N_COUNT_STEP);
+    bench->layout = device_weight_layout(bench->device, DEVICE_WEIGHT_MATRIX, dtype);
     if (bench->n_count < N_COUNT_MIN)
         return err_set(err, STATUS_NO_MEMORY, "no memory to measure the device with");
     bench->weight_bytes = bench->n_count * row_bytes;

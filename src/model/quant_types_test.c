@@ -153,6 +153,9 @@ static void check_near_f32(const char *name, const struct model_file *file, cons
     free(wanted);
 }
 
+/* Those from ONLY_EXPERTS on are for mixtures; of WITH_CACHE's stacks a cache file is made. */
+enum { ONLY_EXPERTS = 9, WITH_CACHE = 13, PLACEMENTS = 15 };
+
 static void check_placements(const char *name, const struct model_file *file, const float *wanted,
                              bool experts)
 {
@@ -164,17 +167,31 @@ static void check_placements(const char *name, const struct model_file *file, co
           .params_glob = "*_proj*" },
         { .device = "sim:memory=64MiB,link=0", .automatic = true, .budget_bytes = 1450000 },
         { .cpu_offload_bytes = 300000 },
+        { .device = "cpu", .group_size = 1, .num_in_group = 1, .params_glob = "*",
+          .home = OFFLOAD_HOME_SHM },
+        { .device = "cpu", .automatic = true, .budget_bytes = 1450000 },
+        { .device = "cpu", .automatic = true, .budget_bytes = 64 << 20 },
         { .device = "sim:memory=64MiB,link=0", .experts = true, .expert_slot_count = 4 },
+        { .device = "cpu", .experts = true, .expert_slot_count = 4 },
+        { .device = "cpu", .experts = true, .disk = true, .expert_slot_count = 5 },
+        { .device = "cpu", .experts = true, .automatic = true, .budget_bytes = 2200000 },
+        { .device = "cpu", .disk = true, .group_size = 1, .num_in_group = 1,
+          .params_glob = "*w13*" },
         { .device = "sim:memory=64MiB,link=0", .experts = true, .disk = true,
           .expert_slot_count = 5 },
     };
 
-    for (size_t i = 0; i < (experts ? 8 : 6); i++) {
+    char cache[TESTING_FOLDER_BYTES];
+
+    testing_folder_make(cache, "quantised");
+    for (size_t i = 0; i < (experts ? PLACEMENTS : ONLY_EXPERTS); i++) {
         struct setting setting = dense[i];
         float *logits;
         if (experts && setting.automatic)
             setting.budget_bytes = 5100000;
-        if (experts && setting.params_glob != NULL) { /* stacks on the disk need a cache file */
+        if (i == WITH_CACHE) {
+            setting.cache_dir = cache;
+        } else if (experts && setting.params_glob != NULL) { /* other stacks need one, too */
             setting.params_glob = NULL;
             setting.disk = false;
         }
@@ -183,6 +200,7 @@ static void check_placements(const char *name, const struct model_file *file, co
             fail_msg("%s: setting %zu gives other bits", name, i);
         free(logits);
     }
+    testing_folder_remove(cache);
 }
 
 static void every_type_is_near_its_own_values(void **state)
@@ -203,6 +221,67 @@ static void every_type_is_near_its_own_values(void **state)
         free(logits);
         ckpt_testing_remove(file.folder);
     }
+}
+
+static size_t count_woven(struct model *model)
+{
+    const struct offload *offload = model_offload(model);
+    size_t count = 0;
+
+    for (size_t i = 0; i < offload_param_count(offload); i++)
+        count += offload_tensor(offload, i)->layout == LAYOUT_ROWS_16;
+    return count;
+}
+
+/* Where the processor wants sixteen rows together, it has them of what is in memory: each layer's
+ * q, k and v, o, gate and up, and down, and the head. What is read from the file is as it was. The
+ * answer is the same, and again when all has been loaded anew. */
+static void what_stays_in_a_file_keeps_plain_rows(void **state)
+{
+    enum { MATRICES = 4 * LAYERS + 1 };
+    static const struct {
+        struct setting setting;
+        size_t woven;
+    } all[] = {
+        { { .device = "sim:memory=64MiB,link=0" }, 0 },
+        { { .device = "cpu" }, MATRICES },
+        { { .device = "cpu", .group_size = 1, .num_in_group = 1 }, MATRICES },
+        { { .device = "cpu", .home = OFFLOAD_HOME_SHM, .group_size = 1, .num_in_group = 1,
+            .params_glob = "*" }, MATRICES },
+        { { .device = "cpu", .automatic = true, .budget_bytes = 64 << 20 }, MATRICES },
+        { { .device = "cpu", .disk = true, .group_size = 1, .num_in_group = 1,
+            .params_glob = "*" }, 1 },
+        { { .device = "cpu", .disk = true, .group_size = 2, .num_in_group = 1,
+            .params_glob = "*" }, MATRICES - 4 * (LAYERS / 2) },
+    };
+    const enum dtype t = DTYPE_Q4_0;
+    const struct types types = { t, t, t, t, t, t, t, t, t, t };
+    struct model_file file = file_make(&types, 0);
+    float *wanted = run(&file, &all[0].setting, 24);
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
+        const struct setting *setting = &all[i].setting;
+        struct loaded loaded = harness_open(file.path, setting);
+        const enum layout layout = device_weight_layout(loaded.device, DEVICE_WEIGHT_MATRIX, t);
+        const struct paging paging = { 0, 1 };
+        float *logits = logits_alloc(loaded.model, PROMPT);
+        int32_t ids[PROMPT];
+
+        for (int32_t j = 0; j < PROMPT; j++)
+            ids[j] = j * 7 % VOCAB;
+        assert_int_equal(count_woven(loaded.model),
+                         layout == LAYOUT_ROWS_16 ? all[i].woven : 0);
+        for (int round = 0; round < 2; round++) {
+            harness_run(loaded.model, ids, 0, PROMPT, 8, &paging, logits);
+            assert_memory_equal(logits, wanted, sizeof(float) * PROMPT * VOCAB);
+            assert_true(round == 1 || harness_update(loaded.model, file.path));
+        }
+        free(logits);
+        harness_close(&loaded);
+    }
+    free(wanted);
+    ckpt_testing_remove(file.folder);
 }
 
 /* As llama-quantize mixes them, and worse. */
@@ -240,6 +319,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_type_is_near_its_own_values),
+        cmocka_unit_test(what_stays_in_a_file_keeps_plain_rows),
         cmocka_unit_test(mixed_types_are_the_same_everywhere),
     };
 

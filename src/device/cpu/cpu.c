@@ -235,10 +235,8 @@ static enum status cpu_launch(struct stream *stream, const struct op *op, struct
 static enum layout cpu_weight_layout(const struct device *device, enum device_weight weight,
                                      enum dtype dtype)
 {
-    (void)device;
-    (void)weight;
-    (void)dtype;
-    return LAYOUT_ND;
+    (void)weight; /* all products read them alike */
+    return cpu_executor_weight_layout(((const struct cpu_device *)device)->executor, dtype);
 }
 
 static enum status cpu_weights_check(const struct device *device, enum dtype dtype,

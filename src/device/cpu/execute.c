@@ -85,6 +85,11 @@ enum status cpu_executor_round_x(struct cpu_executor *executor, struct err *err)
     return STATUS_OK;
 }
 
+enum layout cpu_executor_weight_layout(const struct cpu_executor *executor, enum dtype dtype)
+{
+    return cpu_is_quantised(dtype) ? executor->kernels->quant_layout : LAYOUT_ND;
+}
+
 char *cpu_executor_describe(const struct cpu_executor *executor, char *out, size_t out_size)
 {
     (void)snprintf(out, out_size, "%s, %u thread%s", executor->kernels->name,

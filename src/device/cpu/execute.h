@@ -20,6 +20,8 @@ void cpu_executor_destroy(struct cpu_executor *executor);
 /* From now on rows of x are rounded to BF16 for products with BF16 weights, which some processors
  * multiply twice as fast then. Before the first op. STATUS_UNAVAILABLE where this one does not. */
 enum status cpu_executor_round_x(struct cpu_executor *executor, struct err *err);
+/* The layout in which weights of the dtype are multiplied fastest; ND always works. */
+enum layout cpu_executor_weight_layout(const struct cpu_executor *executor, enum dtype dtype);
 /* "AVX2, 2 threads" into out; returns out. */
 char *cpu_executor_describe(const struct cpu_executor *executor, char *out, size_t out_size);
 

@@ -44,6 +44,7 @@
 
 #include "device/op.h"
 #include "tensor/dtype.h"
+#include "tensor/layout.h"
 #include "tensor/quant.h"
 
 #define CPU_LANES 8
@@ -74,6 +75,7 @@ struct cpu_strip {
     const float *const *weight_rows; /* ... not NULL: [n_count], F32, each anywhere */
     const float *bias;          /* [n_count] or NULL */
     enum dtype weight_dtype;
+    enum layout weight_layout;  /* ND, or that which the table asks for of quantised weights */
     uint32_t row_count;         /* at most CPU_STRIP_ROWS_MAX */
     uint32_t n_count, k_count;
     uint64_t out_row_stride, weight_row_stride; /* in elements */
@@ -100,6 +102,7 @@ struct cpu_kernels {
                  bool alone);
     /* For quantised weights that have runs, and for the others. */
     void (*matmul_quant)(const struct cpu_strip *strip, void *scratch);
+    enum layout quant_layout; /* in which it is fastest; n_count is of whole granules then */
     void (*matmul_f8)(const struct cpu_strip *strip, void *scratch);
     /* x as blocks, whole ones. Blocks below 2^-100 everywhere become 0. */
     void (*quantise)(struct cpu_quant_block *blocks, const float *x, uint32_t count);

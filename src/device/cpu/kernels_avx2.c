@@ -351,11 +351,13 @@ const struct cpu_kernels cpu_kernels_vnni =
           ATTENTION_AVX2);
 const struct cpu_kernels cpu_kernels_avx512 =
     TABLE("AVX2 with AVX-512 VNNI", cpu__matmul_avx512, cpu__matmul_quant_avx512,
-          cpu__matmul_f8_avx512, ATTENTION_AVX512, .k_block = CPU_K_BLOCK);
+          cpu__matmul_f8_avx512, ATTENTION_AVX512, .k_block = CPU_K_BLOCK,
+          .quant_layout = LAYOUT_ROWS_16);
 const struct cpu_kernels cpu_kernels_bf16 =
     TABLE("AVX2 with AVX-512 VNNI and BF16", cpu__matmul_bf16, cpu__matmul_quant_avx512,
           cpu__matmul_f8_avx512, ATTENTION_AVX512, .k_block = CPU_K_BLOCK,
-          .packed_bytes = cpu__packed_bytes_bf16, .pack = cpu__pack_bf16);
+          .packed_bytes = cpu__packed_bytes_bf16, .pack = cpu__pack_bf16,
+          .quant_layout = LAYOUT_ROWS_16);
 const struct cpu_kernels cpu_kernels_amx =
     TABLE("AVX2 with AVX-512 VNNI and AMX", cpu__matmul_amx, cpu__matmul_quant_amx,
           cpu__matmul_f8_avx512, ATTENTION_AVX512, .k_block = CPU_K_BLOCK,

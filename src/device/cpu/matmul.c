@@ -144,6 +144,7 @@ static void matmul_task(void *context, size_t index, uint32_t thread_index)
                   weight_row * dtype_row_bytes(op->weight_dtype, op->k_count),
         .bias = op->bias == NULL ? NULL : op->bias + n_first,
         .weight_dtype = op->weight_dtype,
+        .weight_layout = op->weight_layout,
         .n_count = n_end - n_first,
         .k_count = op->k_count,
         .out_row_stride = op->out_row_stride,

@@ -134,7 +134,7 @@ INLINE void multiply(const struct cpu_strip *strip, const enum dtype dtype, void
 
     pack_x(dtype, strip, x);
     for (uint32_t n = 0; n < strip->n_count; n += LANES) {
-        const struct group group = group_at(strip, dtype, n, 1);
+        const struct group group = group_at(strip, dtype, false, n, 1);
         fill_panel(dtype, &group, 0, run_count / runs_per_block(dtype), panel, true);
         for (uint32_t row = 0; row < strip->row_count; row += TILE) {
             const struct x_run *rows = x + (uint64_t)(row / TILE) * run_count;

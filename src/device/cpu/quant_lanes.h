@@ -8,10 +8,11 @@
  *               how AMX wants the second factor of a product of tiles
  *     scales    of each row, and minimums
  *
- * 16 bytes of each row are loaded together, four rows to a vector, and transposed as numbers of 32
+ * In ROWS_16 (tensor/layout.h) the rows' bytes lie as the lanes want them: they are woven. In plain
+ * rows 16 bytes of each are loaded together, four rows to a vector, and transposed as numbers of 32
  * bits while they are still packed: what a type does to its bytes then is the same in every lane.
- * Q4_0 takes 12 insertions, 8 shuffles and 12 shifts and masks for 512 weights; two such
- * instructions start in a cycle.
+ * Q4_0 takes 12 insertions, 8 shuffles and 12 shifts and masks for 512 weights, woven the last 12
+ * alone; two such instructions start in a cycle.
  *
  * x is packed for the panels, X_ROWS rows together, run by run. */
 #ifndef LIGHTER_DEVICE_CPU_QUANT_LANES_H
@@ -29,9 +30,10 @@
 
 /* Weight rows n, n + step, ... */
 struct group {
-    const uint8_t *quads[4]; /* rows 0, 4, 8 and 12 */
+    const uint8_t *quads[4]; /* rows 0, 4, 8 and 12; woven: all of them are at the first */
     uint64_t row_bytes;      /* from one to the next */
     uint32_t n, step;
+    bool woven;              /* in ROWS_16; a constant where functions are inlined */
 };
 
 struct panel_run {
@@ -110,11 +112,23 @@ INLINE __m128i load_16(const uint8_t *at)
     return _mm_loadu_si128((const __m128i *)(const void *)at);
 }
 
+/* A word of each row of a woven group, `at` bytes into their blocks. */
+INLINE __m512i load_woven(const struct group *group, uint64_t at)
+{
+    return _mm512_loadu_si512((const void *)(group->quads[0] + LANES * at));
+}
+
 /* 16 bytes of each row, `at` bytes into it, as four numbers of 32 bits: a vector for each. */
 INLINE void load_words(const struct group *group, uint64_t at, __m512i words[4])
 {
     __m512i rows[4], a, b, c, d;
 
+    if (group->woven) {
+#pragma GCC unroll 4
+        for (uint32_t i = 0; i < 4; i++)
+            words[i] = load_woven(group, at + 4 * i);
+        return;
+    }
 #pragma GCC unroll 4
     for (uint32_t i = 0; i < 4; i++) {
         const uint64_t place = at + i * group->row_bytes;
@@ -134,11 +148,13 @@ INLINE void load_words(const struct group *group, uint64_t at, __m512i words[4])
 }
 
 /* The four bytes of each row that begin `at` bytes into it; the group's rows are less than 2 GiB
- * apart. */
+ * apart. Woven: of a piece of four. */
 INLINE __m512i load_word(const struct group *group, uint64_t at)
 {
     const __m512i row = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
 
+    if (group->woven)
+        return load_woven(group, at);
     return _mm512_i32gather_epi32(
         _mm512_mullo_epi32(row, _mm512_set1_epi32((int32_t)group->row_bytes)),
         (const void *)(group->quads[0] + at), 1);
@@ -159,6 +175,23 @@ INLINE __m512i fields_of_words(__m512i words, const uint32_t shift, uint32_t mas
 INLINE __m512 f16_of_words(__m512i words)
 {
     return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(words));
+}
+
+/* The F16 number of each row that is a piece of two bytes. */
+INLINE __m512 load_f16(const struct group *group, uint64_t at)
+{
+    if (group->woven)
+        return _mm512_cvtph_ps(_mm256_loadu_si256(
+            (const __m256i *)(const void *)(group->quads[0] + LANES * at)));
+    return f16_of_words(load_word(group, at));
+}
+
+/* The byte of each row that is a piece of its own. */
+INLINE __m512i load_byte(const struct group *group, uint64_t at)
+{
+    if (group->woven)
+        return _mm512_cvtepu8_epi32(load_16(group->quads[0] + LANES * at));
+    return fields_of_words(load_word(group, at), 0, 255);
 }
 
 /* ---- numbers ---- */
@@ -224,7 +257,7 @@ INLINE void load_small(const enum dtype dtype, const struct group *group, uint64
     if (dtype == DTYPE_Q5_0 || dtype == DTYPE_Q5_1)
         add_fifth_bits(group, at + bytes - 20, q);
     if (dtype == DTYPE_INT4) { /* 15 - z more makes them unsigned */
-        const __m512i zeros = fields_of_words(load_word(group, at), 16, 15);
+        const __m512i zeros = fields_of_words(load_byte(group, at + 2), 0, 15);
         const __m512i more = _mm512_mullo_epi32(_mm512_sub_epi32(_mm512_set1_epi32(15), zeros),
                                                 _mm512_set1_epi32(0x01010101));
 #pragma GCC unroll 8
@@ -233,8 +266,12 @@ INLINE void load_small(const enum dtype dtype, const struct group *group, uint64
     }
 }
 
-/* What half a block of 256 has: bytes with two or four numbers' lower bits, and upper ones. */
-struct half_bytes {
+/* What half a block of 256 has: words with two or four numbers' lower bits, and upper ones. Woven
+ * ones are loaded when they are used, since so many registers there are not. */
+struct half_words {
+    const struct group *group;
+    uint64_t low_at, high_at;
+    __m128i shift;              /* of the upper ones, in types with a bit for each run of a block */
     __m512i low[4 * QUARTERS], high[2 * QUARTERS];
 };
 
@@ -247,49 +284,101 @@ INLINE void load_sixteens(const struct group *group, uint64_t at, const uint32_t
 }
 
 INLINE void load_half(const enum dtype dtype, const struct group *group, uint64_t at, uint32_t half,
-                      struct half_bytes *bytes)
+                      struct half_words *words)
 {
+    const bool woven = group->woven;
+    uint32_t low_at = 16 + half * 64, low_count = 4, high_at = 0, high_count = 2;
+
+    words->group = group;
+    words->shift = _mm_cvtsi32_si128(dtype == DTYPE_Q6_K ? 0 : (int32_t)half * 4);
     switch (dtype) {
-    case DTYPE_Q2_K: load_sixteens(group, at + 16 + half * 32, 2, bytes->low); return;
+    case DTYPE_Q2_K: low_at = (woven ? 20 : 16) + half * 32; low_count = 2; high_count = 0; break;
     case DTYPE_Q3_K:
-        load_sixteens(group, at + 32 + half * 32, 2, bytes->low);
-        load_sixteens(group, at, 2, bytes->high);
+        low_at = (woven ? 46 : 32) + half * 32;
+        low_count = 2;
+        high_at = woven ? 14 : 0;
         break;
     case DTYPE_Q6_K:
-        load_sixteens(group, at + half * 64, 4, bytes->low);
-        load_sixteens(group, at + 128 + half * 32, 2, bytes->high);
-        return;
-    case DTYPE_Q5_K:
-        load_sixteens(group, at + 48 + half * 64, 4, bytes->low);
-        load_sixteens(group, at + 16, 2, bytes->high);
+        low_at = woven ? 18 + half * 96 : half * 64;
+        high_at = woven ? low_at + 4 : 128 + half * 32;
         break;
-    default: load_sixteens(group, at + 16 + half * 64, 4, bytes->low); return;
+    case DTYPE_Q5_K: low_at = 48 + half * 64; high_at = 16; break;
+    default: high_count = 0;
     }
-#pragma GCC unroll 8
-    for (uint32_t i = 0; i < STEPS; i++) /* a bit for each of the block's eight runs */
-        bytes->high[i] = _mm512_srl_epi16(bytes->high[i], _mm_cvtsi32_si128((int32_t)half * 4));
+    words->low_at = at + low_at;
+    words->high_at = at + high_at;
+    if (woven)
+        return;
+    load_sixteens(group, words->low_at, low_count, words->low);
+    load_sixteens(group, words->high_at, high_count, words->high);
+}
+
+/* Woven, eight of Q6_K's words have a word of upper bits behind them. */
+INLINE __m512i low_word(const enum dtype dtype, const struct half_words *words, const uint32_t i)
+{
+    const uint32_t between = dtype != DTYPE_Q6_K ? 0 : i < STEPS ? 4 * i : 4 * STEPS;
+
+    return words->group->woven ? load_woven(words->group, words->low_at + 4 * i + between)
+                               : words->low[i];
+}
+
+INLINE __m512i high_word(const enum dtype dtype, const struct half_words *words, const uint32_t i)
+{
+    const uint32_t step = dtype == DTYPE_Q6_K ? 8 : 4;
+
+    return words->group->woven ? load_woven(words->group, words->high_at + step * i)
+                               : words->high[i];
+}
+
+/* The same less the bits of the other half's runs. */
+INLINE __m512i high_bits(const enum dtype dtype, const struct half_words *words, const uint32_t i)
+{
+    return _mm512_srl_epi16(high_word(dtype, words, i), words->shift);
 }
 
 /* Four numbers of a run, the quarter-th of the half. */
-INLINE __m512i number_step(const enum dtype dtype, const struct half_bytes *bytes,
+INLINE __m512i number_step(const enum dtype dtype, const struct half_words *words,
                            const uint32_t quarter, const uint32_t step)
 {
-    const __m512i *pair = &bytes->low[quarter / 2 * STEPS];
+    const uint32_t pair = quarter / 2 * STEPS;
+    __m512i bit;
 
     switch (dtype) {
-    case DTYPE_Q2_K: return fields(bytes->low[step], 2 * quarter, 3);
+    case DTYPE_Q2_K: return fields(low_word(dtype, words, step), 2 * quarter, 3);
     case DTYPE_Q3_K:
-        return _mm512_or_si512(fields(bytes->low[step], 2 * quarter, 3),
-                               _mm512_slli_epi16(fields(bytes->high[step], quarter, 1), 2));
+        bit = fields(high_bits(dtype, words, step), quarter, 1);
+        return _mm512_or_si512(fields(low_word(dtype, words, step), 2 * quarter, 3),
+                               _mm512_slli_epi16(bit, 2));
     case DTYPE_Q6_K:
         return _mm512_or_si512(
-            fields(bytes->low[quarter % 2 * STEPS + step], quarter / 2 * 4, 15),
-            _mm512_slli_epi16(fields(bytes->high[step], 2 * quarter, 3), 4));
+            fields(low_word(dtype, words, quarter % 2 * STEPS + step), quarter / 2 * 4, 15),
+            _mm512_slli_epi16(fields(high_word(dtype, words, step), 2 * quarter, 3), 4));
     case DTYPE_Q5_K:
-        return _mm512_or_si512(fields(pair[step], quarter % 2 * 4, 15),
-                               _mm512_slli_epi16(fields(bytes->high[step], quarter, 1), 4));
-    default: return fields(pair[step], quarter % 2 * 4, 15);
+        bit = fields(high_bits(dtype, words, step), quarter, 1);
+        return _mm512_or_si512(fields(low_word(dtype, words, pair + step), quarter % 2 * 4, 15),
+                               _mm512_slli_epi16(bit, 4));
+    default: return fields(low_word(dtype, words, pair + step), quarter % 2 * 4, 15);
     }
+}
+
+/* The numbers of a block's run, the quarter-th of its half. Those of half a large block are loaded
+ * with its first. */
+INLINE void load_run(const enum dtype dtype, const struct group *group, uint64_t at, uint32_t half,
+                     const uint32_t quarter, struct half_words *words, __m512i q[STEPS])
+{
+    if (runs_per_block(dtype) == 1) {
+        load_small(dtype, group, at, q);
+        return;
+    }
+    if (dtype == DTYPE_IQ4_XS) {
+        load_halves(dtype, group, at + 8 + 16 * (half * QUARTERS + quarter), q);
+        return;
+    }
+    if (quarter == 0)
+        load_half(dtype, group, at, half, words);
+#pragma GCC unroll 8
+    for (uint32_t step = 0; step < STEPS; step++)
+        q[step] = number_step(dtype, words, quarter, step);
 }
 
 /* ---- scales ---- */
@@ -308,15 +397,15 @@ INLINE __m512 exponent_scales(__m512i e)
 INLINE void load_small_scales(const enum dtype dtype, const struct group *group, uint64_t at,
                               struct panel_run *panel)
 {
-    const __m512i word = load_word(group, at);
-
     if (dtype == DTYPE_MXFP4) {
-        _mm512_storeu_ps(panel->scales[0], exponent_scales(fields_of_words(word, 0, 255)));
-        return;
-    }
-    _mm512_storeu_ps(panel->scales[0], f16_of_words(word));
-    if (has_mins(dtype))
+        _mm512_storeu_ps(panel->scales[0], exponent_scales(load_byte(group, at)));
+    } else if (has_mins(dtype)) {
+        const __m512i word = load_word(group, at);
+        _mm512_storeu_ps(panel->scales[0], f16_of_words(word));
         _mm512_storeu_ps(panel->mins[0], f16_of_words(_mm512_srli_epi32(word, 16)));
+    } else {
+        _mm512_storeu_ps(panel->scales[0], load_f16(group, at));
+    }
 }
 
 /* factor times byte i of the words, less `offset`. */
@@ -367,13 +456,20 @@ INLINE void load_k3_scales(const struct group *group, uint64_t at, struct panel_
     __m512i w[4], bytes[4];
     __m512 d;
 
-    load_words(group, at + 94, w); /* two bytes early, so as not to read behind the block */
+    if (group->woven) {
+        d = load_f16(group, at);
+#pragma GCC unroll 3
+        for (uint32_t i = 0; i < 3; i++)
+            bytes[i] = load_woven(group, at + 2 + 4 * i);
+    } else {
+        load_words(group, at + 94, w); /* two bytes early, so as not to read behind the block */
 #pragma GCC unroll 4
-    for (uint32_t i = 0; i < 4; i++)
-        bytes[i] = _mm512_or_si512(_mm512_srli_epi32(w[i], 16),
-                                   i < 3 ? _mm512_slli_epi32(w[i + 1], 16)
-                                         : _mm512_setzero_si512());
-    d = f16_of_words(bytes[3]);
+        for (uint32_t i = 0; i < 4; i++)
+            bytes[i] = _mm512_or_si512(_mm512_srli_epi32(w[i], 16),
+                                       i < 3 ? _mm512_slli_epi32(w[i + 1], 16)
+                                             : _mm512_setzero_si512());
+        d = f16_of_words(bytes[3]);
+    }
 #pragma GCC unroll 4
     for (uint32_t i = 0; i < 4; i++) {
         const __m512i six = six_bits(bytes[i % 2], i / 2 * 4, bytes[2], 2 * i);
@@ -389,12 +485,20 @@ INLINE void load_byte_scales(const enum dtype dtype, const struct group *group, 
 {
     const bool q2 = dtype == DTYPE_Q2_K;
     const __m512i flip = _mm512_set1_epi8(-128); /* signed, as unsigned less 128 */
-    const __m512i last = load_word(group, at + block_bytes(dtype) - 4);
-    const __m512 d = f16_of_words(q2 ? last : _mm512_srli_epi32(last, 16));
-    const __m512 less = negative(f16_of_words(_mm512_srli_epi32(last, 16)));
+    const uint32_t scales_at = group->woven ? (q2 ? 4 : 2) : q2 ? 0 : 192;
+    __m512 d, less = _mm512_setzero_ps();
     __m512i w[4];
 
-    load_words(group, at + (q2 ? 0 : 192), w);
+    if (q2) {
+        const __m512i factors = load_word(group, at + (group->woven ? 0 : 80));
+        d = f16_of_words(factors);
+        less = negative(f16_of_words(_mm512_srli_epi32(factors, 16)));
+    } else if (group->woven) {
+        d = load_f16(group, at);
+    } else { /* two bytes early, so as not to read behind the block */
+        d = f16_of_words(_mm512_srli_epi32(load_word(group, at + 206), 16));
+    }
+    load_words(group, at + scales_at, w);
 #pragma GCC unroll 4
     for (uint32_t i = 0; i < 4; i++) {
         const __m512i bytes = q2 ? fields_of_words(w[i], 0, 0x0F0F0F0F)
@@ -439,61 +543,45 @@ INLINE void load_scales(const enum dtype dtype, const struct group *group, uint6
 
 /* ---- panels ---- */
 
-INLINE struct group group_at(const struct cpu_strip *strip, const enum dtype dtype, uint32_t n,
-                             uint32_t step)
+INLINE struct group group_at(const struct cpu_strip *strip, const enum dtype dtype,
+                             const bool woven, uint32_t n, uint32_t step)
 {
     const uint64_t row_bytes = strip->weight_row_stride /
                                (QUANT_RUN_ELEMENTS * runs_per_block(dtype)) * block_bytes(dtype);
-    struct group group = { .row_bytes = step * row_bytes, .n = n, .step = step };
+    struct group group = { .row_bytes = step * row_bytes, .n = n, .step = step, .woven = woven };
 
     for (uint32_t i = 0; i < 4; i++)
         group.quads[i] = (const uint8_t *)strip->weight + (n + 4 * i * step) * row_bytes;
     return group;
 }
 
-/* Stores the numbers of a run; is_signed: without their offset. */
-INLINE void store_step(const enum dtype dtype, struct panel_run *panel, const uint32_t step,
-                       __m512i q, const bool is_signed)
+/* Without the offset that makes numbers unsigned. */
+INLINE __m512i as_signed(const enum dtype dtype, __m512i q)
 {
     const int32_t offset = offset_of(dtype);
 
-    if (is_signed && offset == 128)
-        q = _mm512_xor_si512(q, _mm512_set1_epi8(-128));
-    else if (is_signed && offset != 0)
-        q = _mm512_sub_epi8(q, _mm512_set1_epi8((char)offset));
-    panel->q[step] = q;
+    if (offset == 128)
+        return _mm512_xor_si512(q, _mm512_set1_epi8(-128));
+    return offset == 0 ? q : _mm512_sub_epi8(q, _mm512_set1_epi8((char)offset));
 }
 
 /* A block of the group, `at` bytes into its rows. */
 INLINE void fill_block(const enum dtype dtype, const struct group *group, uint64_t at,
                        struct panel_run *panel, const bool is_signed)
 {
-    __m512i q[STEPS];
-    struct half_bytes bytes;
+    const uint32_t runs = runs_per_block(dtype);
+    struct half_words words;
 
     load_scales(dtype, group, at, panel);
-    if (runs_per_block(dtype) == 1) {
-        load_small(dtype, group, at, q);
-#pragma GCC unroll 8
-        for (uint32_t step = 0; step < STEPS; step++)
-            store_step(dtype, panel, step, q[step], is_signed);
-        return;
-    }
-    if (dtype == DTYPE_IQ4_XS) {
-        for (uint32_t run = 0; run < 2 * QUARTERS; run++) {
-            load_halves(dtype, group, at + 8 + 16 * run, q);
+    for (uint32_t half = 0; half * QUARTERS < runs; half++) {
+#pragma GCC unroll 4
+        for (uint32_t quarter = 0; quarter < QUARTERS && quarter < runs; quarter++, panel++) {
+            __m512i q[STEPS];
+            load_run(dtype, group, at, half, quarter, &words, q);
 #pragma GCC unroll 8
             for (uint32_t step = 0; step < STEPS; step++)
-                store_step(dtype, panel + run, step, q[step], is_signed);
+                panel->q[step] = is_signed ? as_signed(dtype, q[step]) : q[step];
         }
-        return;
-    }
-    for (uint32_t half = 0; half < 2; half++) {
-        load_half(dtype, group, at, half, &bytes);
-#pragma GCC unroll 32
-        for (uint32_t i = 0; i < QUARTERS * STEPS; i++)
-            store_step(dtype, panel + half * QUARTERS + i / STEPS, i % STEPS,
-                       number_step(dtype, &bytes, i / STEPS, i % STEPS), is_signed);
     }
 }
 

@@ -120,14 +120,16 @@ static void fill(struct problem *p, uint64_t *state)
         p->biases[n] = (float)(random_bits(state) >> 40) * 0x1p-24f;
 }
 
-static void check_table(const struct cpu_kernels *table, const struct problem *p, void *scratch)
+static void check_table(const struct cpu_kernels *table, const struct problem *p,
+                        const uint8_t *weight, enum layout layout, void *scratch)
 {
     enum { STRIDE = N_MAX + 1 };
     const uint64_t row_bytes = dtype_row_bytes(p->dtype, p->run_count * BLOCK);
     const struct cpu_quant_block *x[ROWS_MAX];
     float out[ROWS_MAX * STRIDE];
     const struct cpu_strip strip = {
-        .out = out, .x_blocks = x, .weight = p->weight, .bias = p->bias ? p->biases : NULL,
+        .out = out, .x_blocks = x, .weight = weight, .weight_layout = layout,
+        .bias = p->bias ? p->biases : NULL,
         .weight_dtype = p->dtype, .row_count = p->row_count, .n_count = p->n_count,
         .k_count = p->run_count * BLOCK, .out_row_stride = STRIDE,
         .weight_row_stride = p->run_count * BLOCK, .accumulate = p->accumulate,
@@ -151,10 +153,25 @@ static void check_table(const struct cpu_kernels *table, const struct problem *p
         memcpy(&got_bits, &out[i], sizeof(got_bits));
         memcpy(&wanted_bits, &wanted, sizeof(wanted_bits));
         if (got_bits != wanted_bits)
-            fail_msg("%s, %s, %u x %u x %u: row %u, output %u is %a, not %a", table->name,
-                     dtype_info(p->dtype)->name, p->row_count, p->n_count, p->run_count, r, n,
-                     out[i], wanted);
+            fail_msg("%s, %s in %s, %u x %u x %u: row %u, output %u is %a, not %a", table->name,
+                     dtype_info(p->dtype)->name, layout_name(layout), p->row_count, p->n_count,
+                     p->run_count, r, n, out[i], wanted);
     }
+}
+
+/* In plain rows, and in the layout that the table wants where they fit. */
+static void check_layouts(const struct cpu_kernels *table, const struct problem *p, void *scratch)
+{
+    const uint32_t k = p->run_count * BLOCK;
+    const enum layout layout = table->quant_layout;
+    static uint8_t weight[sizeof(p->weight)];
+
+    check_table(table, p, p->weight, LAYOUT_ND, scratch);
+    if (layout == LAYOUT_ND || !layout_fits(layout, p->dtype, p->n_count, k))
+        return;
+    memcpy(weight, p->weight, sizeof(weight));
+    layout_finish(layout, weight, p->dtype, 1, p->n_count, k, scratch);
+    check_table(table, p, weight, layout, scratch);
 }
 
 static void every_table_gives_the_same_bits(void **state)
@@ -166,8 +183,8 @@ static void every_table_gives_the_same_bits(void **state)
 
     (void)state;
     assert_non_null(scratch);
-    for (uint32_t i = 0; i < DTYPES * ROWS_MAX * 5; i++) {
-        static const uint32_t n_counts[] = { 1, 8, 11, 24, N_MAX };
+    for (uint32_t i = 0; i < DTYPES * ROWS_MAX * 6; i++) {
+        static const uint32_t n_counts[] = { 1, 8, 11, 24, 48, N_MAX };
         static struct problem p;
         const enum dtype dtype = dtypes[i % DTYPES];
         const uint32_t runs = quant_runs_per_block(dtype);
@@ -177,7 +194,7 @@ static void every_table_gives_the_same_bits(void **state)
                               .bias = i % 3 == 0, .accumulate = i % 5 < 2 };
         fill(&p, &random);
         for (uint32_t t = 0; t < table_count; t++)
-            check_table(tables[t], &p, scratch);
+            check_layouts(tables[t], &p, scratch);
     }
     free(scratch);
 }
