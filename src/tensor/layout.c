@@ -269,10 +269,12 @@ static void finish_16_rows(uint8_t *at, enum dtype dtype, uint64_t k, uint8_t *s
 
 bool layout_fits(enum layout layout, enum dtype dtype, uint64_t n, uint64_t k)
 {
+    const uint32_t columns = layout_nz_columns(dtype);
+
     switch (layout) {
     case LAYOUT_FRACTAL_NZ:
-        return layout_nz_is_aligned(dtype, k, n) && k % LAYOUT_NZ_ROWS == 0 &&
-               n % layout_nz_columns(dtype) == 0;
+        return columns > 0 && layout_nz_is_aligned(dtype, k, n) && k % LAYOUT_NZ_ROWS == 0 &&
+               n % columns == 0;
     case LAYOUT_ROWS_16:
         return quant_has_runs(dtype) && n % LAYOUT_ROWS_16_COUNT == 0 &&
                k % dtype_info(dtype)->block_elements == 0;
@@ -305,7 +307,7 @@ void layout_finish(enum layout layout, void *bytes, enum dtype dtype, uint64_t m
     const uint64_t granule_bytes = granule * dtype_row_bytes(dtype, k);
     uint8_t *at = bytes;
 
-    assert(layout_fits(layout, dtype, n, k));
+    assert(granule > 0 && layout_fits(layout, dtype, n, k));
     if (layout == LAYOUT_ND)
         return;
     for (uint64_t i = 0; i < matrix_count * (n / granule); i++, at += granule_bytes) {
