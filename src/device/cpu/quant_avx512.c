@@ -12,7 +12,8 @@
  * for unpacking (30 cycles) and 2.2 for each of eight rows (7). The 288 bytes of weights take 18 ns
  * from memory when two threads share it: as long as four rows take.
  *
- * Up to DIRECT_ROWS rows wait for memory alone, and go straight from it (quant_tiles.h). */
+ * Up to DIRECT_ROWS rows wait for memory alone, and go straight from it: plain rows in
+ * quant_tiles.h, woven ones here, where there is a row more of x. */
 #include "device/cpu/quant.h"
 
 #define X_ROWS 8        /* rows of x in a tile */
@@ -22,6 +23,7 @@
 #define PANEL_RUNS 8    /* one block of those types that have large ones */
 #define DIRECT_ROWS 3
 #define SPREAD_ROWS_MAX 24
+#define WOVEN_DIRECT_ROWS 4 /* more take five times as long to compile, and gain a tenth at most */
 #define ASK_ROWS 3      /* so many take longer than memory to bring what they are multiplied with */
 #define WOVEN_AHEAD_BYTES 8192
 
@@ -200,9 +202,9 @@ INLINE void direct_rows(const struct cpu_strip *strip, const enum dtype dtype, c
     struct panel_run scales[2 * QUARTERS]; /* their numbers are not touched */
     const uint32_t share = LANES * block_bytes(dtype) / runs;
     struct half_words words;
-    __m512 sums[X_ROWS];
+    __m512 sums[WOVEN_DIRECT_ROWS];
 
-#pragma GCC unroll 8
+#pragma GCC unroll 4
     for (uint32_t r = 0; r < R; r++)
         sums[r] = _mm512_setzero_ps();
     for (uint32_t b = 0; b < block_count; b++) {
@@ -220,30 +222,24 @@ INLINE void direct_rows(const struct cpu_strip *strip, const enum dtype dtype, c
             }
         }
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 4
     for (uint32_t r = 0; r < R; r++)
         put(strip, row + r, group, sums[r]);
 }
 
-/* Tiles of X_ROWS rows of x, but the last two of equal height. */
+/* Tiles of WOVEN_DIRECT_ROWS rows of x, and what is left. */
 INLINE void direct_group(const struct cpu_strip *strip, const enum dtype dtype,
                          const struct group *group)
 {
-    uint32_t take;
+    uint32_t row = 0;
 
-    for (uint32_t row = 0; row < strip->row_count; row += take) {
-        const uint32_t left = strip->row_count - row;
-        take = left <= X_ROWS ? left : left < 2 * X_ROWS ? (left + 1) / 2 : X_ROWS;
-        switch (take) {
-        case 1: direct_rows(strip, dtype, 1, row, group); break;
-        case 2: direct_rows(strip, dtype, 2, row, group); break;
-        case 3: direct_rows(strip, dtype, 3, row, group); break;
-        case 4: direct_rows(strip, dtype, 4, row, group); break;
-        case 5: direct_rows(strip, dtype, 5, row, group); break;
-        case 6: direct_rows(strip, dtype, 6, row, group); break;
-        case 7: direct_rows(strip, dtype, 7, row, group); break;
-        default: direct_rows(strip, dtype, X_ROWS, row, group); break;
-        }
+    for (; row + WOVEN_DIRECT_ROWS <= strip->row_count; row += WOVEN_DIRECT_ROWS)
+        direct_rows(strip, dtype, WOVEN_DIRECT_ROWS, row, group);
+    switch (strip->row_count - row) {
+    case 1: direct_rows(strip, dtype, 1, row, group); break;
+    case 2: direct_rows(strip, dtype, 2, row, group); break;
+    case 3: direct_rows(strip, dtype, 3, row, group); break;
+    default: break;
     }
 }
 
@@ -351,7 +347,7 @@ void cpu__matmul_quant_avx512(const struct cpu_strip *strip, void *scratch)
     const uint32_t most = rows_that_fit(strip, 0);
 
     if (strip->weight_layout == LAYOUT_ROWS_16 &&
-        (strip->row_count <= X_ROWS || most == 0))
+        (strip->row_count <= WOVEN_DIRECT_ROWS || most == 0))
         multiply_any(strip, NULL);
     else
         multiply_parts(strip, most, strip->row_count > DIRECT_ROWS ? multiply_any : NULL, scratch);
