@@ -7,6 +7,7 @@
 #include <math.h>
 
 #include "device/cpu/neon.h"
+#include "device/cpu/quant.h"
 
 #define LANES 4
 
@@ -311,6 +312,7 @@ static void neon_widen(float *out, enum dtype dtype, const void *from, uint32_t 
         .name = (kernels_name),                                                                    \
         .matmul = cpu__matmul_neon,                                                                \
         .matmul_quant = (quant_kernel),                                                            \
+        .matmul_f8 = cpu__matmul_f8_scalar,                                                        \
         .quantise = cpu__quantise_neon,                                                            \
         .rms_norm = neon_rms_norm,                                                                 \
         .gate_mul = { neon_silu_mul, neon_gelu_mul, neon_clamped_mul },                            \
