@@ -138,29 +138,30 @@ $(B)/lighter_cuda.so: $(CUDA_OBJECTS)
 	@$(NVCC) -shared -cudart static -o $@ $^
 
 # The same kernels with the processor in a GPU's place, for tests: tests/cuda/README.md. Sanitizers do
-# not follow its fibers, so one build of it serves all variants.
+# not follow its fibers, so one build of it, in CUDA_BUILD, serves all variants of a processor's.
+CUDA_BUILD          ?= build
 CUDA_STANDIN         = $(B)/tests/cuda/lighter_cuda.so
-CUDA_STANDIN_OBJECTS = $(CUDA_SOURCES:src/device/cuda/%.cu=build/tests/cuda/obj/%.o) \
-                       $(patsubst tests/cuda/%.cpp,build/tests/cuda/obj/standin_%.o,$(wildcard tests/cuda/*.cpp))
+CUDA_STANDIN_OBJECTS = $(CUDA_SOURCES:src/device/cuda/%.cu=$(CUDA_BUILD)/tests/cuda/obj/%.o) \
+                       $(patsubst tests/cuda/%.cpp,$(CUDA_BUILD)/tests/cuda/obj/standin_%.o,$(wildcard tests/cuda/*.cpp))
 CXX_FLAGS            = -std=c++17 -O2 -g -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno \
                        -pthread -Wall -Wextra -Werror -Wno-unknown-pragmas -Itests/cuda -Isrc -MMD -MP
 
-build/tests/cuda/obj/%.o: src/device/cuda/%.cu Makefile
+$(CUDA_BUILD)/tests/cuda/obj/%.o: src/device/cuda/%.cu Makefile
 	@mkdir -p $(@D)
 	@echo "CXX $@"
 	@$(CXX) $(CXX_FLAGS) -x c++ -c -o $@ $<
 
-build/tests/cuda/obj/standin_%.o: tests/cuda/%.cpp Makefile
+$(CUDA_BUILD)/tests/cuda/obj/standin_%.o: tests/cuda/%.cpp Makefile
 	@mkdir -p $(@D)
 	@echo "CXX $@"
 	@$(CXX) $(CXX_FLAGS) -c -o $@ $<
 
-build/tests/cuda/lighter_cuda.so: $(CUDA_STANDIN_OBJECTS)
+$(CUDA_BUILD)/tests/cuda/lighter_cuda.so: $(CUDA_STANDIN_OBJECTS)
 	@echo "LD $@"
 	@$(CXX) -shared -pthread -o $@ $^
 
-ifneq ($(B),build)
-$(CUDA_STANDIN): build/tests/cuda/lighter_cuda.so
+ifneq ($(B),$(CUDA_BUILD))
+$(CUDA_STANDIN): $(CUDA_BUILD)/tests/cuda/lighter_cuda.so
 	@mkdir -p $(@D)
 	@ln -sf $(abspath $<) $@
 endif
