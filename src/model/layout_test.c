@@ -82,16 +82,6 @@ static void end(struct fixture *fixture)
     free(fixture->wanted);
 }
 
-static size_t count_nz(struct model *model)
-{
-    const struct offload *offload = model_offload(model);
-    size_t count = 0;
-
-    for (size_t i = 0; i < offload_param_count(offload); i++)
-        count += offload_tensor(offload, i)->layout == LAYOUT_FRACTAL_NZ;
-    return count;
-}
-
 static void check(struct fixture *fixture, const char *what, const struct setting *setting,
                   size_t nz_count)
 {
@@ -101,7 +91,7 @@ static void check(struct fixture *fixture, const char *what, const struct settin
 
     if (harness_try_with(fixture->folder, setting, &options, NULL, &loaded, &err) != STATUS_OK)
         fail_msg("%s, %s: %s", fixture->folder, what, err.message);
-    assert_int_equal(count_nz(loaded.model), nz_count);
+    assert_int_equal(harness_count_layout(loaded.model, LAYOUT_FRACTAL_NZ), nz_count);
     for (int pass = 0; pass < 2; pass++)
         if (!is_right(loaded.model, fixture))
             fail_msg("%s, %s, pass %d: other bits", fixture->folder, what, pass);
@@ -192,7 +182,7 @@ static void matrices_of_parts_of_blocks_stay_as_they_are(void **state)
         options = options_of(&setting, &fixture);
         if (harness_try_with(fixture.folder, &setting, &options, &log, &loaded, &err) != STATUS_OK)
             fail_msg("%s: %s", names[i], err.message);
-        assert_in_range(count_nz(loaded.model), 1,
+        assert_in_range(harness_count_layout(loaded.model, LAYOUT_FRACTAL_NZ), 1,
                         offload_param_count(model_offload(loaded.model)) / 2);
         assert_true(is_right(loaded.model, &fixture));
         assert_true(harness_update(loaded.model, path));
@@ -227,7 +217,7 @@ static bool meta_works(const struct fixture *fixture, enum fault fault)
     put_fault(&options, fault);
     works = harness_try_with(fixture->folder, &setting, &options, NULL, &loaded, &err) == STATUS_OK;
     if (works) {
-        assert_int_equal(count_nz(loaded.model), DEMO_NZ);
+        assert_int_equal(harness_count_layout(loaded.model, LAYOUT_FRACTAL_NZ), DEMO_NZ);
         assert_true(offload_is_garbage(model_offload(loaded.model)));
         free(run(loaded.model, fixture));
         works = harness_update(loaded.model, fixture->folder) &&

@@ -223,16 +223,6 @@ static void every_type_is_near_its_own_values(void **state)
     }
 }
 
-static size_t count_woven(struct model *model)
-{
-    const struct offload *offload = model_offload(model);
-    size_t count = 0;
-
-    for (size_t i = 0; i < offload_param_count(offload); i++)
-        count += offload_tensor(offload, i)->layout == LAYOUT_ROWS_16;
-    return count;
-}
-
 /* Where the processor wants sixteen rows together, it has them of what is in memory: each layer's
  * q, k and v, o, gate and up, and down, and the head. What is read from the file is as it was. The
  * answer is the same, and again when all has been loaded anew. */
@@ -270,7 +260,7 @@ static void what_stays_in_a_file_keeps_plain_rows(void **state)
 
         for (int32_t j = 0; j < PROMPT; j++)
             ids[j] = j * 7 % VOCAB;
-        assert_int_equal(count_woven(loaded.model),
+        assert_int_equal(harness_count_layout(loaded.model, LAYOUT_ROWS_16),
                          layout == LAYOUT_ROWS_16 ? all[i].woven : 0);
         for (int round = 0; round < 2; round++) {
             harness_run(loaded.model, ids, 0, PROMPT, 8, &paging, logits);

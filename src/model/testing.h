@@ -323,6 +323,17 @@ static inline double logits_distance(const float *got, const float *wanted, size
     return sqrt(off / length);
 }
 
+/* How many parameters are in the layout. */
+static inline size_t harness_count_layout(struct model *model, enum layout layout)
+{
+    const struct offload *offload = model_offload(model);
+    size_t count = 0;
+
+    for (size_t i = 0; i < offload_param_count(offload); i++)
+        count += offload_tensor(offload, i)->layout == layout;
+    return count;
+}
+
 /* All weights anew, from a folder. */
 static inline bool harness_update(struct model *model, const char *folder)
 {
