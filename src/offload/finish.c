@@ -93,7 +93,7 @@ static bool can_be_woven(const struct offload *offload, const struct offload__pa
 static void layouts_log(const struct offload *offload, enum layout layout)
 {
     const struct offload__param *first = NULL;
-    size_t made_count = 0, left_count = 0;
+    size_t made_count = 0, left_count = 0, file_count = 0;
     char shape[96];
 
     for (size_t i = 0; i < offload->param_count; i++) {
@@ -103,13 +103,17 @@ static void layouts_log(const struct offload *offload, enum layout layout)
             continue;
         made_count += param->tensor.layout == layout;
         left_count += !fits(param, layout);
+        file_count += fits(param, layout) && param->tensor.layout != layout;
         if (first == NULL && !fits(param, layout))
             first = param;
     }
-    if (made_count + left_count > 0)
+    if (made_count + left_count + file_count > 0)
         log_line(offload->log, LOG_INFO, "%zu matrices are kept in %s%s", made_count,
                  layout_name(layout),
                  layout == LAYOUT_ROWS_16 ? ": sixteen rows together, as vectors read them" : "");
+    if (file_count > 0)
+        log_line(offload->log, LOG_INFO, "%zu matrices stay in ND, as the file has them",
+                 file_count);
     if (first != NULL)
         log_line(offload->log, LOG_INFO,
                  "%zu matrices stay in ND, as %s needs whole blocks of 16 %s: %s %s%s", left_count,
