@@ -8,9 +8,9 @@
  *     few rows of x    the eight rows' blocks are read where they lie. A vector holds half a run
  *                      of rows i and i + 4; products leave four partial sums of each, and three
  *                      horizontal additions make eight rows' dot products of four such vectors.
- *     many             eight rows are cut into a panel in scratch: a vector holds four elements of
- *                      each of the eight rows. Then the rows of x take turns, ROWS_MAX at a time:
- *                      four elements of x, broadcast, go with a vector of the panel.
+ *     many             runs of two groups are cut into a panel: a vector holds four elements of
+ *                      each of a group's rows. Then the rows of x take turns, ROWS_MAX at a time:
+ *                      four elements of x, broadcast, go with a vector of either group.
  *
  * A panel knows no types any more, only whether runs have minimums, two scales, and what must be
  * taken off their numbers; so tiles are made for these traits.
@@ -20,7 +20,12 @@
  * products are made in 16 bits. Eight pairs of numbers up to 16 fit there (8 * 2 * 15 * 127 =
  * 30480), and are widened once a run; two pairs of those up to 63 (2 * 2 * 63 * 127 = 32004). Of 8
  * bits it is one: the weight's sign moves to x, and each pair of at most 2 * 128 * 127 = 32512 is
- * widened at once. */
+ * widened at once.
+ *
+ * Instructions that a row of x takes for a run of eight weight rows, in tiles of AVX2: Q4_0 31,
+ * Q4_K 35, Q6_K 43, Q8_0 49. Six rows by one group, whose sums stayed in registers, took 39 (Q4_0)
+ * and 64 (Q8_0): each broadcast was for one product, and the compiler put sums off until all
+ * products were made. */
 #ifndef LIGHTER_DEVICE_CPU_QUANT_TILES_H
 #define LIGHTER_DEVICE_CPU_QUANT_TILES_H
 
@@ -32,13 +37,11 @@
 
 #if defined(__AVX512VNNI__)
 #define DOT_BYTES _mm256_dpbusd_epi32
-#define ROWS_MAX 8      /* rows of x in a tile */
 #elif defined(__AVXVNNI__)
 #define DOT_BYTES _mm256_dpbusd_avx_epi32
-#define ROWS_MAX 6
-#else
-#define ROWS_MAX 6
 #endif
+#define ROWS_MAX 4      /* rows of x in a tile, by two groups: more dot products fit no registers */
+#define PANEL_RUNS 8    /* one block of those types that have large ones */
 #define DIRECT_ROWS_MAX 3 /* more are worth a panel */
 #define SPREAD_ROWS_MAX 24
 #define GROUPS_MAX 8    /* that one call multiplies: what begins it took 5 % of a group of 2048 */
@@ -133,29 +136,6 @@ INLINE void fill_run(const enum dtype dtype, const struct group *group, uint64_t
         _mm256_store_ps(panel[run].mins[1], scales->mins[2 * run + 1]);
 }
 
-INLINE void fill_panel(const struct cpu_strip *strip, const enum dtype dtype,
-                       const struct group *group, struct panel_run *panel)
-{
-    const uint32_t runs = runs_per_block(dtype);
-    const uint32_t block_count = strip->k_count / QUANT_RUN_ELEMENTS / runs;
-
-    for (uint32_t b = 0; b < block_count; b++, panel += runs) {
-        const uint64_t at = (uint64_t)b * block_bytes(dtype);
-        struct block_scales scales;
-        load_scales(dtype, group, at, &scales);
-        if (!has_large_blocks(dtype)) {
-            fill_run(dtype, group, at, 0, 0, &scales, panel);
-            continue;
-        }
-        for (uint32_t half = 0; half < 2; half++) {
-            fill_run(dtype, group, at, half, 0, &scales, panel);
-            fill_run(dtype, group, at, half, 1, &scales, panel);
-            fill_run(dtype, group, at, half, 2, &scales, panel);
-            fill_run(dtype, group, at, half, 3, &scales, panel);
-        }
-    }
-}
-
 /* How many bits a type's numbers have, where that matters; see above. */
 enum number_size { NUMBERS_SMALL, NUMBERS_MEDIUM, NUMBERS_WIDE };
 
@@ -212,12 +192,15 @@ INLINE int32_t both_sums(const struct cpu_quant_block *x)
     return sums;
 }
 
+/* What is to be added to the dot products of a row of x, in all lanes. */
+INLINE __m256i correction(const struct cpu_quant_block *x, int32_t factors)
+{
+    return _mm256_madd_epi16(_mm256_set1_epi32(both_sums(x)), _mm256_set1_epi32(factors));
+}
+
 INLINE __m256i corrected(__m256i dots, const struct cpu_quant_block *x, int32_t factors)
 {
-    if (factors == 0)
-        return dots;
-    return _mm256_add_epi32(dots, _mm256_madd_epi16(_mm256_set1_epi32(both_sums(x)),
-                                                    _mm256_set1_epi32(factors)));
+    return factors == 0 ? dots : _mm256_add_epi32(dots, correction(x, factors));
 }
 
 /* Eight rows' dot products, from four vectors that have four partial sums of each of two rows. */
@@ -349,132 +332,131 @@ INLINE __m256i four_of_x(const struct cpu_quant_block *x, uint32_t step)
     return _mm256_set1_epi32(four);
 }
 
-INLINE __m256i tile_products(const struct traits traits, const struct panel_run *panel,
-                                     const struct cpu_quant_block *x, const uint32_t from,
-                                     const uint32_t to, int32_t factors)
+/* Adds the products of two steps of a run, q, with x's. Those of small numbers have 16 bits until
+ * they are widened. */
+INLINE __m256i add_steps(const struct traits traits, __m256i dots, const __m256i q[2],
+                         __m256i x_first, __m256i x_second)
 {
-    __m256i dots = _mm256_setzero_si256();
-
 #if HAS_VNNI
     (void)traits;
-    dots = corrected(dots, x, factors);
-#pragma GCC unroll 8
-    for (uint32_t step = from; step < to; step++)
-        dots = DOT_BYTES(dots, panel->q[step], four_of_x(x, step));
-    return dots;
+    return DOT_BYTES(DOT_BYTES(dots, q[0], x_first), q[1], x_second);
 #else
     const __m256i ones = _mm256_set1_epi16(1);
-#pragma GCC unroll 8
-    for (uint32_t step = from; step < to; step += 2) {
-        const __m256i a = panel->q[step], b = panel->q[step + 1];
-        const __m256i x_a = four_of_x(x, step), x_b = four_of_x(x, step + 1);
-        __m256i pairs = _mm256_maddubs_epi16(a, x_a);
-        if (traits.size == NUMBERS_SMALL) { /* dots are of 16 bits until the end */
-            dots = _mm256_add_epi16(dots, _mm256_add_epi16(pairs, _mm256_maddubs_epi16(b, x_b)));
-            continue;
-        }
-        if (traits.size == NUMBERS_MEDIUM) {
-            pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(b, x_b));
-            dots = _mm256_add_epi32(dots, _mm256_madd_epi16(pairs, ones));
-            continue;
-        }
-        pairs = _mm256_maddubs_epi16(_mm256_sign_epi8(a, a), _mm256_sign_epi8(x_a, a));
+    __m256i pairs;
+
+    if (traits.size == NUMBERS_WIDE) {
+        pairs = _mm256_maddubs_epi16(_mm256_sign_epi8(q[0], q[0]), _mm256_sign_epi8(x_first, q[0]));
         dots = _mm256_add_epi32(dots, _mm256_madd_epi16(pairs, ones));
-        pairs = _mm256_maddubs_epi16(_mm256_sign_epi8(b, b), _mm256_sign_epi8(x_b, b));
+        pairs = _mm256_maddubs_epi16(_mm256_sign_epi8(q[1], q[1]),
+                                     _mm256_sign_epi8(x_second, q[1]));
         dots = _mm256_add_epi32(dots, _mm256_madd_epi16(pairs, ones));
+    } else {
+        pairs = _mm256_add_epi16(_mm256_maddubs_epi16(q[0], x_first),
+                                 _mm256_maddubs_epi16(q[1], x_second));
+        dots = traits.size == NUMBERS_SMALL
+                   ? _mm256_add_epi16(dots, pairs)
+                   : _mm256_add_epi32(dots, _mm256_madd_epi16(pairs, ones));
     }
-    if (traits.size == NUMBERS_SMALL)
-        dots = _mm256_madd_epi16(dots, ones);
-    return corrected(dots, x, factors);
+    /* Or else the compiler puts the sums of all steps off, which no registers have room for. */
+    __asm__("" : "+x"(dots));
+    return dots;
 #endif
 }
 
-INLINE __m256 add_mins(__m256 sums, float x_sum, __m256 mins)
+INLINE __m256i widened(const struct traits traits, __m256i dots)
 {
-    return _mm256_fmadd_ps(_mm256_set1_ps(x_sum), mins, sums);
+    return !HAS_VNNI && traits.size == NUMBERS_SMALL
+               ? _mm256_madd_epi16(dots, _mm256_set1_epi16(1))
+               : dots;
 }
 
+/* Some runs of two groups, from the first-th on. */
 struct panel {
-    const struct group *group;
-    int16_t offset;              /* of its numbers */
-    const struct panel_run *runs;
+    struct panel_run runs[2][PANEL_RUNS];
+    uint32_t first, count;
+    int16_t offset;             /* of their numbers */
 };
 
-INLINE __m256 tile_run(const struct traits traits, __m256 sums, const struct panel_run *run,
-                       const struct cpu_quant_block *x, int16_t offset)
+/* R rows of x by the steps of one scale of the i-th run of a panel, the part-th. The sums stay in
+ * memory, since dot products fill the registers. */
+INLINE void add_part(const struct traits traits, const uint32_t R,
+                     const struct cpu_quant_block *const *x, const struct panel *panel, uint32_t i,
+                     const uint32_t part, __m256 (*sums)[2])
 {
-    const __m256 scales = _mm256_load_ps(run->scales[0]);
+    const struct panel_run *const runs[2] = { &panel->runs[0][i], &panel->runs[1][i] };
+    const uint32_t b = panel->first + i, from = part * STEPS / 2;
+    const uint32_t to = traits.two_scales ? from + STEPS / 2 : STEPS;
+    const int32_t factors = correction_factors(panel->offset, !traits.two_scales || part == 0,
+                                               !traits.two_scales || part == 1);
+    __m256i dots[ROWS_MAX][2];
 
-    if (!traits.two_scales) {
-        sums = add_run(sums, tile_products(traits, run, x, 0, STEPS,
-                                           correction_factors(offset, true, true)),
-                       x->scale, scales);
-        return traits.mins ? add_mins(sums, x->scaled_sum, _mm256_load_ps(run->mins[0])) : sums;
-    }
-    sums = add_run(sums, tile_products(traits, run, x, 0, STEPS / 2,
-                                       correction_factors(offset, true, false)),
-                   x->scale, scales);
-    if (traits.mins)
-        sums = add_mins(sums, x->scale * (float)x->sums[0], _mm256_load_ps(run->mins[0]));
-    sums = add_run(sums, tile_products(traits, run, x, STEPS / 2, STEPS,
-                                       correction_factors(offset, false, true)),
-                   x->scale, _mm256_load_ps(run->scales[1]));
-    if (traits.mins)
-        sums = add_mins(sums, x->scale * (float)x->sums[1], _mm256_load_ps(run->mins[1]));
-    return sums;
-}
-
-INLINE void panel_tile(const struct cpu_strip *strip, const struct traits traits, const uint32_t R,
-                       uint32_t row, const struct panel *panel)
-{
-    const uint32_t run_count = strip->k_count / QUANT_RUN_ELEMENTS;
-    const struct cpu_quant_block *x[ROWS_MAX];
-    __m256 sums[ROWS_MAX];
-
-#pragma GCC unroll 8
-    for (uint32_t r = 0; r < R; r++) {
-        x[r] = strip->x_blocks[row + r];
-        sums[r] = _mm256_setzero_ps();
-    }
-    for (uint32_t b = 0; b < run_count; b++) {
-#pragma GCC unroll 8
-        for (uint32_t r = 0; r < R; r++)
-            sums[r] = tile_run(traits, sums[r], &panel->runs[b], &x[r][b], panel->offset);
-    }
-#pragma GCC unroll 8
+#pragma GCC unroll 4
     for (uint32_t r = 0; r < R; r++)
-        put(strip, row + r, panel->group, sums[r]);
+        dots[r][0] = dots[r][1] = _mm256_setzero_si256();
+#pragma GCC unroll 4
+    for (uint32_t step = from; step < to; step += 2) {
+#pragma GCC unroll 4
+        for (uint32_t r = 0; r < R; r++) {
+            const __m256i x_first = four_of_x(&x[r][b], step);
+            const __m256i x_second = four_of_x(&x[r][b], step + 1);
+            dots[r][0] = add_steps(traits, dots[r][0], &runs[0]->q[step], x_first, x_second);
+            dots[r][1] = add_steps(traits, dots[r][1], &runs[1]->q[step], x_first, x_second);
+        }
+    }
+#pragma GCC unroll 4
+    for (uint32_t r = 0; r < R; r++) {
+        const struct cpu_quant_block *block = &x[r][b];
+        const __m256i more = correction(block, factors);
+        const float x_sum = traits.two_scales ? block->scale * (float)block->sums[part]
+                                              : block->scaled_sum;
+#pragma GCC unroll 2
+        for (uint32_t g = 0; g < 2; g++) {
+            sums[r][g] = add_run(sums[r][g], _mm256_add_epi32(widened(traits, dots[r][g]), more),
+                                 block->scale, _mm256_load_ps(runs[g]->scales[part]));
+            if (traits.mins)
+                sums[r][g] = _mm256_fmadd_ps(_mm256_set1_ps(x_sum),
+                                             _mm256_load_ps(runs[g]->mins[part]), sums[r][g]);
+        }
+    }
 }
 
-/* Tiles of ROWS_MAX, but the last two of equal height. */
-INLINE void panel_rows(const struct cpu_strip *strip, const struct traits traits,
-                       const struct panel *panel)
+INLINE void panel_tile(const struct traits traits, const uint32_t R,
+                       const struct cpu_quant_block *const *x, const struct panel *panel,
+                       __m256 (*sums)[2])
 {
+    for (uint32_t i = 0; i < panel->count; i++) {
+        add_part(traits, R, x, panel, i, 0, sums);
+        if (traits.two_scales)
+            add_part(traits, R, x, panel, i, 1, sums);
+    }
+}
+
+/* Tiles of ROWS_MAX, but the last two of equal height. Where runs have two scales the fourth row
+ * finds no registers. */
+INLINE void panel_rows(const struct cpu_strip *strip, const struct traits traits,
+                       const struct panel *panel, __m256 (*sums)[2])
+{
+    const uint32_t most = traits.two_scales ? ROWS_MAX - 1 : ROWS_MAX;
     uint32_t take;
 
     for (uint32_t row = 0; row < strip->row_count; row += take) {
+        const struct cpu_quant_block *const *x = strip->x_blocks + row;
         const uint32_t left = strip->row_count - row;
-        take = left <= ROWS_MAX ? left : left < 2 * ROWS_MAX ? (left + 1) / 2 : ROWS_MAX;
+        take = left <= most ? left : left < 2 * most ? (left + 1) / 2 : most;
         switch (take) {
-        case 1: panel_tile(strip, traits, 1, row, panel); break;
-        case 2: panel_tile(strip, traits, 2, row, panel); break;
-        case 3: panel_tile(strip, traits, 3, row, panel); break;
-        case 4: panel_tile(strip, traits, 4, row, panel); break;
-        case 5: panel_tile(strip, traits, 5, row, panel); break;
-#if ROWS_MAX > 6
-        case 6: panel_tile(strip, traits, 6, row, panel); break;
-        case 7: panel_tile(strip, traits, 7, row, panel); break;
-#endif
-        default: panel_tile(strip, traits, ROWS_MAX, row, panel); break;
+        case 1: panel_tile(traits, 1, x, panel, sums + row); break;
+        case 2: panel_tile(traits, 2, x, panel, sums + row); break;
+        case 3: panel_tile(traits, 3, x, panel, sums + row); break;
+        default: panel_tile(traits, traits.two_scales ? 3 : ROWS_MAX, x, panel, sums + row);
         }
     }
 }
 
 #define PANEL_ROWS(name, ...)                                                                      \
     static __attribute__((noinline)) void name(const struct cpu_strip *strip,                      \
-                                               const struct panel *panel)                          \
+                                               const struct panel *panel, __m256 (*sums)[2])       \
     {                                                                                              \
-        panel_rows(strip, (struct traits){ __VA_ARGS__ }, panel);                                  \
+        panel_rows(strip, (struct traits){ __VA_ARGS__ }, panel, sums);                            \
     }
 
 PANEL_ROWS(rows_plain, NUMBERS_SMALL, false, false)
@@ -489,64 +471,105 @@ PANEL_ROWS(rows_wide, NUMBERS_WIDE, false, false)
 #endif
 
 INLINE void multiply_panel(const struct cpu_strip *strip, const enum dtype dtype,
-                           const struct panel *panel)
+                           const struct panel *panel, __m256 (*sums)[2])
 {
     const bool mins = has_mins(dtype), two_scales = has_two_scales(dtype);
 
 #if !HAS_VNNI
     if (is_wide(dtype)) {
-        rows_wide(strip, panel);
+        rows_wide(strip, panel, sums);
         return;
     }
     if (is_medium(dtype)) {
         if (mins)
-            rows_medium_mins(strip, panel);
+            rows_medium_mins(strip, panel, sums);
         else if (two_scales)
-            rows_medium_two(strip, panel);
+            rows_medium_two(strip, panel, sums);
         else
-            rows_medium(strip, panel);
+            rows_medium(strip, panel, sums);
         return;
     }
 #endif
     if (mins && two_scales)
-        rows_two_mins(strip, panel);
+        rows_two_mins(strip, panel, sums);
     else if (mins)
-        rows_mins(strip, panel);
+        rows_mins(strip, panel, sums);
     else if (two_scales)
-        rows_two(strip, panel);
+        rows_two(strip, panel, sums);
     else
-        rows_plain(strip, panel);
+        rows_plain(strip, panel, sums);
 }
 
-INLINE void multiply_group(const struct cpu_strip *strip, const enum dtype dtype,
-                           const struct group *group, void *scratch)
+/* The panel's runs of one of its groups. */
+INLINE void fill_panel(const enum dtype dtype, const struct group *group,
+                       const struct panel *panel, struct panel_run *runs)
 {
-    const bool fits = (uint64_t)strip->k_count / QUANT_RUN_ELEMENTS <=
-                      CPU_STRIP_SCRATCH_BYTES / sizeof(struct panel_run);
-    uint32_t row = 0;
+    const uint32_t per_block = runs_per_block(dtype);
 
-    if (strip->row_count > DIRECT_ROWS_MAX && fits) {
-        const struct panel panel = { group, offset_of(dtype), scratch };
-        fill_panel(strip, dtype, group, scratch);
-        multiply_panel(strip, dtype, &panel);
+    for (uint32_t i = 0; i < panel->count; i += per_block) {
+        const uint64_t at = (uint64_t)(panel->first + i) / per_block * block_bytes(dtype);
+        struct block_scales scales;
+        load_scales(dtype, group, at, &scales);
+        if (!has_large_blocks(dtype)) {
+            fill_run(dtype, group, at, 0, 0, &scales, runs + i);
+            continue;
+        }
+        for (uint32_t half = 0; half < 2; half++) {
+#pragma GCC unroll 4
+            for (uint32_t quarter = 0; quarter < QUARTERS; quarter++)
+                fill_run(dtype, group, at, half, quarter, &scales, runs);
+        }
+    }
+}
+
+/* Two groups by all rows of x, panel by panel; both may be the same. */
+INLINE void multiply_pair(const struct cpu_strip *strip, const enum dtype dtype,
+                          const struct group *first, const struct group *second)
+{
+    const uint32_t run_count = strip->k_count / QUANT_RUN_ELEMENTS;
+    struct panel panel = { .offset = offset_of(dtype) };
+    __m256 sums[CPU_STRIP_ROWS_MAX][2];
+
+    for (uint32_t row = 0; row < strip->row_count; row++)
+        sums[row][0] = sums[row][1] = _mm256_setzero_ps();
+    for (; panel.first < run_count; panel.first += panel.count) {
+        const uint32_t left = run_count - panel.first;
+        panel.count = left < PANEL_RUNS ? left : PANEL_RUNS;
+        for (uint32_t g = 0; g < 2; g++)
+            fill_panel(dtype, g == 0 ? first : second, &panel, panel.runs[g]);
+        multiply_panel(strip, dtype, &panel, sums);
+    }
+    for (uint32_t row = 0; row < strip->row_count; row++) {
+        put(strip, row, first, sums[row][0]);
+        if (second != first)
+            put(strip, row, second, sums[row][1]);
+    }
+}
+
+INLINE void multiply_groups(const struct cpu_strip *strip, const enum dtype dtype,
+                            const struct group *groups, uint32_t count)
+{
+    if (strip->row_count > DIRECT_ROWS_MAX) {
+        for (uint32_t i = 0; i < count; i += 2)
+            multiply_pair(strip, dtype, &groups[i], &groups[i + (i + 1 < count)]);
         return;
     }
-    for (; row + 3 <= strip->row_count; row += 3)
-        direct_group(strip, dtype, 3, row, group);
-    if (row + 2 == strip->row_count)
-        direct_group(strip, dtype, 2, row, group);
-    if (row + 1 == strip->row_count)
-        direct_group(strip, dtype, 1, row, group);
+    for (uint32_t i = 0; i < count; i++) {
+        switch (strip->row_count) {
+        case 1: direct_group(strip, dtype, 1, 0, &groups[i]); break;
+        case 2: direct_group(strip, dtype, 2, 0, &groups[i]); break;
+        default: direct_group(strip, dtype, 3, 0, &groups[i]); break;
+        }
+    }
 }
 
 /* Out of line: what the compiler knows of where the rows lie makes worse loops. */
 #define MULTIPLY(type)                                                                             \
     static __attribute__((noinline)) void multiply_##type(const struct cpu_strip *strip,           \
                                                           const struct group *groups,              \
-                                                          uint32_t count, void *scratch)           \
+                                                          uint32_t count)                          \
     {                                                                                              \
-        for (uint32_t i = 0; i < count; i++)                                                       \
-            multiply_group(strip, DTYPE_##type, &groups[i], scratch);                              \
+        multiply_groups(strip, DTYPE_##type, groups, count);                                       \
     }
 
 CPU_QUANT_ONE_SCALE(MULTIPLY)
@@ -554,7 +577,7 @@ CPU_QUANT_TWO_SCALES(MULTIPLY)
 MULTIPLY(INT4)
 
 static void (*multiply_of(enum dtype dtype))(const struct cpu_strip *, const struct group *,
-                                              uint32_t, void *)
+                                             uint32_t)
 {
     switch (dtype) {
 #define CASE(type) case DTYPE_##type: return multiply_##type;
@@ -582,9 +605,9 @@ static inline uint32_t part_rows(const struct cpu_strip *strip, uint64_t row_byt
     return rows > 1 && rows * row_bytes % WAY_BYTES == 0 ? rows - 1 : rows;
 }
 
-static inline void multiply_any(const struct cpu_strip *strip, void *scratch)
+static inline void multiply_any(const struct cpu_strip *strip)
 {
-    void (*multiply)(const struct cpu_strip *, const struct group *, uint32_t, void *) =
+    void (*multiply)(const struct cpu_strip *, const struct group *, uint32_t) =
         multiply_of(strip->weight_dtype);
     const uint64_t row_bytes = dtype_row_bytes(strip->weight_dtype, strip->weight_row_stride);
     const uint32_t part = part_rows(strip, row_bytes);
@@ -599,7 +622,7 @@ static inline void multiply_any(const struct cpu_strip *strip, void *scratch)
             groups[i] = g < part ? group_at(strip, row_bytes, g, part)
                                  : group_at(strip, row_bytes, part * WIDTH + (g - part) * WIDTH, 1);
         }
-        multiply(strip, groups, count, scratch);
+        multiply(strip, groups, count);
     }
 }
 
