@@ -221,7 +221,10 @@ INLINE __m256i load_k_part(const enum dtype dtype, const uint8_t *low, const uin
                                bit_of_bytes(low + at, high + at, run, 2));
     case DTYPE_Q6_K:
         from = 128 + half * 32 + at;
-        upper = _mm256_slli_epi16(fields(low + from, high + from, quarter * 2, 3), 4);
+        upper = load_halves(low + from, high + from);
+        upper = quarter < 2 ? _mm256_slli_epi16(upper, (int)(4 - 2 * quarter))
+                            : _mm256_srli_epi16(upper, (int)(2 * quarter - 4));
+        upper = _mm256_and_si256(upper, _mm256_set1_epi8(0x30));
         from = half * 64 + quarter % 2 * 32 + at;
         return _mm256_or_si256(upper, fields(low + from, high + from, quarter / 2 * 4, 15));
     case DTYPE_Q5_K:
@@ -340,6 +343,16 @@ INLINE void scale_bytes(__m256 *out, const uint32_t step, __m256i words, int off
             _mm256_cvtepi32_ps(_mm256_sub_epi32(and_shifted(words, 8 * j, 255), less)), factor);
 }
 
+/* The same with signed bytes. */
+INLINE void scale_signed_bytes(__m256 *out, __m256i words, __m256 factor)
+{
+#pragma GCC unroll 4
+    for (uint32_t j = 0; j < 4; j++) {
+        const __m256i bytes = _mm256_srai_epi32(_mm256_slli_epi32(words, (int)(24 - 8 * j)), 24);
+        out[j] = _mm256_mul_ps(_mm256_cvtepi32_ps(bytes), factor);
+    }
+}
+
 /* Four bytes: two bits of each 4-bit field of `low` below two bits of `high`. */
 INLINE __m256i six_bits(__m256i low, const uint32_t low_shift, __m256i high,
                         const uint32_t high_shift)
@@ -392,7 +405,6 @@ INLINE void load_byte_scales(const enum dtype dtype, const struct group *group, 
     const bool q2 = dtype == DTYPE_Q2_K;
     const __m256 d = load_f16(group, at + (q2 ? 80 : 208));
     const __m256 less = q2 ? negative(load_f16(group, at + 82)) : d;
-    const __m256i flip = _mm256_set1_epi8(-128); /* signed, as unsigned less 128 */
     __m256i w[4];
 
     load_words(group, at + (q2 ? 0 : 192), w);
@@ -402,7 +414,7 @@ INLINE void load_byte_scales(const enum dtype dtype, const struct group *group, 
             scale_bytes(&scales->scales[4 * i], 1, and_shifted(w[i], 0, 0x0F0F0F0F), 0, d);
             scale_bytes(&scales->mins[4 * i], 1, and_shifted(w[i], 4, 0x0F0F0F0F), 0, less);
         } else {
-            scale_bytes(&scales->scales[4 * i], 1, _mm256_xor_si256(w[i], flip), 128, d);
+            scale_signed_bytes(&scales->scales[4 * i], w[i], d);
         }
     }
 }
