@@ -511,13 +511,17 @@ INLINE void fill_panel(const enum dtype dtype, const struct group *group,
         struct block_scales scales;
         load_scales(dtype, group, at, &scales);
         if (!has_large_blocks(dtype)) {
+            for (uint32_t row = 0; row < WIDTH; row++)
+                ask_ahead(dtype, group->rows[row] + at);
             fill_run(dtype, group, at, 0, 0, &scales, runs + i);
             continue;
         }
         for (uint32_t half = 0; half < 2; half++) {
 #pragma GCC unroll 4
-            for (uint32_t quarter = 0; quarter < QUARTERS; quarter++)
+            for (uint32_t quarter = 0; quarter < QUARTERS; quarter++) {
+                ask_ahead(dtype, group->rows[half * QUARTERS + quarter] + at);
                 fill_run(dtype, group, at, half, quarter, &scales, runs);
+            }
         }
     }
 }
