@@ -87,7 +87,7 @@ enum status cpu_executor_round_x(struct cpu_executor *executor, struct err *err)
 
 enum layout cpu_executor_weight_layout(const struct cpu_executor *executor, enum dtype dtype)
 {
-    return cpu_is_quantised(dtype) ? executor->kernels->quant_layout : LAYOUT_ND;
+    return cpu_kernels_layout(executor->kernels, dtype);
 }
 
 char *cpu_executor_describe(const struct cpu_executor *executor, char *out, size_t out_size)

@@ -100,6 +100,28 @@ const struct cpu_kernels *cpu_kernels_select(bool force_scalar)
     return force_scalar ? tables[0] : tables[count - 1];
 }
 
+/* Quantised rows that are woven are one stream of memory. Zen 4 fetches one at memory's rate; what
+ * Intel's processors fetch is a fifth less than of the sixteen that plain rows are
+ * (docs/benchmarks.md, "Woven weights, on Intel"). */
+static bool fetches_one_stream_best(void)
+{
+#if defined(__x86_64__)
+    return !__builtin_cpu_is("intel");
+#else
+    return false;
+#endif
+}
+
+enum layout cpu_kernels_layout(const struct cpu_kernels *kernels, enum dtype weight_dtype)
+{
+    const bool woven = weight_dtype == DTYPE_F16 || weight_dtype == DTYPE_BF16
+                           ? kernels->woven_half
+                           : cpu_is_quantised(weight_dtype) && kernels->woven_quant &&
+                                 fetches_one_stream_best();
+
+    return woven ? LAYOUT_ROWS_16 : LAYOUT_ND;
+}
+
 const struct cpu_kernels *cpu_kernels_select_bf16(void)
 {
 #if defined(__x86_64__)

@@ -75,7 +75,7 @@ struct cpu_strip {
     const float *const *weight_rows; /* ... not NULL: [n_count], F32, each anywhere */
     const float *bias;          /* [n_count] or NULL */
     enum dtype weight_dtype;
-    enum layout weight_layout;  /* ND, or that which the table asks for of quantised weights */
+    enum layout weight_layout;  /* ND, or ROWS_16 where the table takes it */
     uint32_t row_count;         /* at most CPU_STRIP_ROWS_MAX */
     uint32_t n_count, k_count;
     uint64_t out_row_stride, weight_row_stride; /* in elements */
@@ -102,7 +102,9 @@ struct cpu_kernels {
                  bool alone);
     /* For quantised weights that have runs, and for the others. */
     void (*matmul_quant)(const struct cpu_strip *strip, void *scratch);
-    enum layout quant_layout; /* in which it is fastest; n_count is of whole granules then */
+    /* Which weights products take in ROWS_16, too: quantised ones that have runs, F16 and BF16.
+     * n_count is of whole granules then. */
+    bool woven_quant, woven_half;
     void (*matmul_f8)(const struct cpu_strip *strip, void *scratch);
     /* x as blocks, whole ones. Blocks below 2^-100 everywhere become 0. */
     void (*quantise)(struct cpu_quant_block *blocks, const float *x, uint32_t count);
@@ -185,6 +187,9 @@ uint32_t cpu_kernels_list(const struct cpu_kernels *tables[CPU_KERNELS_MAX]);
 
 /* The fastest table that this processor can run. */
 const struct cpu_kernels *cpu_kernels_select(bool force_scalar);
+
+/* In which the table is fastest on this processor: ND, or ROWS_16 where it takes that. */
+enum layout cpu_kernels_layout(const struct cpu_kernels *kernels, enum dtype weight_dtype);
 
 /* The fastest that rounds x to BF16 for products with BF16 weights, or NULL: the processor has no
  * such products, or has AMX, whose tiles round nothing and are as fast. */

@@ -352,13 +352,14 @@ const struct cpu_kernels cpu_kernels_vnni =
 const struct cpu_kernels cpu_kernels_avx512 =
     TABLE("AVX2 with AVX-512 VNNI", cpu__matmul_avx512, cpu__matmul_quant_avx512,
           cpu__matmul_f8_avx512, ATTENTION_AVX512, .k_block = CPU_K_BLOCK,
-          .quant_layout = LAYOUT_ROWS_16);
+          .woven_quant = true);
 const struct cpu_kernels cpu_kernels_bf16 =
     TABLE("AVX2 with AVX-512 VNNI and BF16", cpu__matmul_bf16, cpu__matmul_quant_avx512,
           cpu__matmul_f8_avx512, ATTENTION_AVX512, .k_block = CPU_K_BLOCK,
           .packed_bytes = cpu__packed_bytes_bf16, .pack = cpu__pack_bf16,
-          .quant_layout = LAYOUT_ROWS_16);
+          .woven_quant = true);
 const struct cpu_kernels cpu_kernels_amx =
     TABLE("AVX2 with AVX-512 VNNI and AMX", cpu__matmul_amx, cpu__matmul_quant_amx,
           cpu__matmul_f8_avx512, ATTENTION_AVX512, .k_block = CPU_K_BLOCK,
-          .packed_bytes = cpu__packed_bytes_amx, .pack = cpu__pack_amx);
+          .packed_bytes = cpu__packed_bytes_amx, .pack = cpu__pack_amx,
+          .woven_quant = true, .woven_half = true);

@@ -126,7 +126,8 @@ TILE_FUNCTION(tile_plain, false)
 TILE_FUNCTION(tile_mins, true)
 
 /* Whole groups by the strip's rows, which fit into scratch. */
-INLINE void multiply(const struct cpu_strip *strip, const enum dtype dtype, void *scratch)
+INLINE void multiply(const struct cpu_strip *strip, const enum dtype dtype, const bool woven,
+                     void *scratch)
 {
     const uint32_t run_count = strip->k_count / QUANT_RUN_ELEMENTS;
     struct panel_run *panel = scratch;
@@ -134,7 +135,7 @@ INLINE void multiply(const struct cpu_strip *strip, const enum dtype dtype, void
 
     pack_x(dtype, strip, x);
     for (uint32_t n = 0; n < strip->n_count; n += LANES) {
-        const struct group group = group_at(strip, dtype, false, n, 1);
+        const struct group group = group_at(strip, dtype, woven, n, 1);
         fill_panel(dtype, &group, 0, run_count / runs_per_block(dtype), panel, true);
         for (uint32_t row = 0; row < strip->row_count; row += TILE) {
             const struct x_run *rows = x + (uint64_t)(row / TILE) * run_count;
@@ -150,7 +151,7 @@ INLINE void multiply(const struct cpu_strip *strip, const enum dtype dtype, void
     static __attribute__((noinline)) void multiply_##type(const struct cpu_strip *strip,           \
                                                           void *scratch)                           \
     {                                                                                              \
-        multiply(strip, DTYPE_##type, scratch);                                                    \
+        multiply(strip, DTYPE_##type, strip->weight_layout == LAYOUT_ROWS_16, scratch);           \
     }
 
 CPU_QUANT_ONE_SCALE(MULTIPLY)

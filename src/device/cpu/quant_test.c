@@ -159,11 +159,11 @@ static void check_table(const struct cpu_kernels *table, const struct problem *p
     }
 }
 
-/* In plain rows, and in the layout that the table wants where they fit. */
+/* In plain rows, and woven where the table takes them so and they fit. */
 static void check_layouts(const struct cpu_kernels *table, const struct problem *p, void *scratch)
 {
     const uint32_t k = p->run_count * BLOCK;
-    const enum layout layout = table->quant_layout;
+    const enum layout layout = table->woven_quant ? LAYOUT_ROWS_16 : LAYOUT_ND;
     static uint8_t weight[sizeof(p->weight)];
 
     check_table(table, p, p->weight, LAYOUT_ND, scratch);
