@@ -244,27 +244,51 @@ static void gather_words(uint8_t *out, const uint8_t *rows, uint64_t stride, uin
                    WORD_BYTES);
 }
 
+static void weave_blocks(uint8_t *out, const uint8_t *rows, uint64_t stride, enum dtype dtype,
+                         uint64_t row_bytes)
+{
+    const uint32_t block_bytes = dtype_info(dtype)->block_bytes;
+    struct span spans[SPANS_MAX];
+
+    spans_of(dtype, spans);
+    for (uint64_t b = 0; b < row_bytes; b += block_bytes) {
+        for (const struct span *span = spans; span->size > 0; span++) {
+            if (span->size >= WORD_BYTES)
+                gather_words(out, rows + b + span->from, stride, span->size);
+            else
+                gather_odd(out, rows + b + span->from, stride, span->size);
+            out += LAYOUT_ROWS_16_COUNT * span->size;
+        }
+    }
+}
+
+static void weave_lines(uint8_t *out, const uint8_t *rows, uint64_t stride, uint64_t row_bytes)
+{
+    for (uint64_t at = 0; at < row_bytes; at += LINE_BYTES)
+        for (uint32_t r = 0; r < LAYOUT_ROWS_16_COUNT; r++, out += LINE_BYTES)
+            memcpy(out, rows + r * stride + at, LINE_BYTES);
+}
+
 /* Sixteen rows where they are. In scratch a line lies between them, so that no two begin in one set
  * of the first cache. */
 static void finish_16_rows(uint8_t *at, enum dtype dtype, uint64_t k, uint8_t *scratch)
 {
-    const uint32_t block_bytes = dtype_info(dtype)->block_bytes;
     const uint64_t row_bytes = dtype_row_bytes(dtype, k), stride = row_bytes + LINE_BYTES;
-    struct span spans[SPANS_MAX];
-    uint8_t *out = at;
 
-    spans_of(dtype, spans);
     for (uint32_t r = 0; r < LAYOUT_ROWS_16_COUNT; r++)
         memcpy(scratch + r * stride, at + r * row_bytes, row_bytes);
-    for (uint64_t b = 0; b < row_bytes; b += block_bytes) {
-        for (const struct span *span = spans; span->size > 0; span++) {
-            if (span->size >= WORD_BYTES)
-                gather_words(out, scratch + b + span->from, stride, span->size);
-            else
-                gather_odd(out, scratch + b + span->from, stride, span->size);
-            out += LAYOUT_ROWS_16_COUNT * span->size;
-        }
-    }
+    if (quant_has_runs(dtype))
+        weave_blocks(at, scratch, stride, dtype, row_bytes);
+    else
+        weave_lines(at, scratch, stride, row_bytes);
+}
+
+/* Whether rows of k elements are what ROWS_16 has pieces of. */
+static bool is_of_pieces(enum dtype dtype, uint64_t k)
+{
+    if (dtype == DTYPE_F16 || dtype == DTYPE_BF16)
+        return k % (LINE_BYTES / element_bytes(dtype)) == 0;
+    return quant_has_runs(dtype) && k % dtype_info(dtype)->block_elements == 0;
 }
 
 bool layout_fits(enum layout layout, enum dtype dtype, uint64_t n, uint64_t k)
@@ -276,8 +300,7 @@ bool layout_fits(enum layout layout, enum dtype dtype, uint64_t n, uint64_t k)
         return columns > 0 && layout_nz_is_aligned(dtype, k, n) && k % LAYOUT_NZ_ROWS == 0 &&
                n % columns == 0;
     case LAYOUT_ROWS_16:
-        return quant_has_runs(dtype) && n % LAYOUT_ROWS_16_COUNT == 0 &&
-               k % dtype_info(dtype)->block_elements == 0;
+        return n % LAYOUT_ROWS_16_COUNT == 0 && is_of_pieces(dtype, k);
     default: return true;
     }
 }

@@ -5,7 +5,8 @@
  *                   elements are 32 bytes. Inside a block rows follow each other; the blocks of a
  *                   column of blocks follow each other; then comes the next column of blocks
  *     ROWS_16       what vectors of sixteen lanes read: sixteen rows of quantised blocks together,
- *                   so that four bytes of each row lie behind each other
+ *                   so that four bytes of each row lie behind each other; or what tiles of sixteen
+ *                   rows are: 64 bytes of each of sixteen rows of F16 or BF16
  *
  * So FRACTAL_NZ of [rows][cols] is [W1][H1][16][C0] with H1 = ceil(rows / 16) and W1 = ceil(cols /
  * C0): the matrix cut into vertical strips of C0 columns, each row behind row and padded with zeros
@@ -18,12 +19,13 @@
  * long as they were, and where they were: what is cut by rows, into tiles or expert by expert, is
  * cut alike in both layouts.
  *
- * ROWS_16 of a weight [n][k] is [n / 16][k / elements of a block][pieces of a block][16][piece].
- * The pieces are a block's words of four bytes, and what is left of its scales: two bytes, one, or
- * both in turn. So what is `at` bytes into a block's pieces is 16 * at bytes into those of sixteen
- * rows, which take the bytes that they took. Pieces follow each other as in the block, but for
- * types that are read in another order, since kernels that read memory in order are fastest: Q2_K
- * and Q3_K have the two factors, or the one, first, Q3_K then its scales, and Q6_K
+ * ROWS_16 of a weight [n][k] in F16 or BF16 is [n / 16][k / 32][16][32]. Of a quantised one it is
+ * [n / 16][k / elements of a block][pieces of a block][16][piece]. The pieces are a block's words
+ * of four bytes, and what is left of its scales: two bytes, one, or both in turn. So what is `at`
+ * bytes into a block's pieces is 16 * at bytes into those of sixteen rows, which take the bytes
+ * that they took. Pieces follow each other as in the block, but for types that are read in another
+ * order, since kernels that read memory in order are fastest: Q2_K and Q3_K have the two factors,
+ * or the one, first, Q3_K then its scales, and Q6_K
  *
  *     d, scales, and of each half eight times a word of ql and one of qh, then ql's other words */
 #ifndef LIGHTER_TENSOR_LAYOUT_H

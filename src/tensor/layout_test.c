@@ -268,7 +268,28 @@ static void sixteen_rows_have_their_pieces_together(void **state)
     }
 }
 
-static void whole_groups_of_quantised_rows_fit(void **state)
+/* 32 elements of each row, two matrices of two groups of rows each. */
+static void sixteen_rows_have_their_lines_together(void **state)
+{
+    enum { COUNT = 2, N = 32, K = 96, LINE = 32 };
+    static uint16_t plain[COUNT * N * K], woven[COUNT * N * K];
+    void *scratch = malloc(layout_finish_bytes(LAYOUT_ROWS_16, DTYPE_BF16, K));
+
+    (void)state;
+    assert_non_null(scratch);
+    for (uint32_t i = 0; i < COUNT * N * K; i++)
+        plain[i] = woven[i] = (uint16_t)i;
+    layout_finish(LAYOUT_ROWS_16, woven, DTYPE_BF16, COUNT, N, K, scratch);
+    free(scratch);
+    for (uint32_t i = 0; i < COUNT * N * K; i++) {
+        const uint32_t row = i / K, k = i % K;
+        assert_int_equal(woven[((row / 16 * (K / LINE) + k / LINE) * 16 + row % 16) * LINE +
+                               k % LINE],
+                         plain[i]);
+    }
+}
+
+static void whole_groups_of_rows_fit(void **state)
 {
     const uint64_t stacked[3] = { 3, 32, 64 }, odd[3] = { 3, 24, 64 };
     uint64_t bytes;
@@ -277,7 +298,10 @@ static void whole_groups_of_quantised_rows_fit(void **state)
     assert_true(layout_fits(LAYOUT_ROWS_16, DTYPE_Q4_0, 32, 64));
     assert_false(layout_fits(LAYOUT_ROWS_16, DTYPE_Q4_0, 24, 64));
     assert_false(layout_fits(LAYOUT_ROWS_16, DTYPE_Q4_K, 32, 64));
-    assert_false(layout_fits(LAYOUT_ROWS_16, DTYPE_F16, 32, 64));
+    assert_true(layout_fits(LAYOUT_ROWS_16, DTYPE_F16, 32, 64));
+    assert_false(layout_fits(LAYOUT_ROWS_16, DTYPE_BF16, 32, 48));
+    assert_false(layout_fits(LAYOUT_ROWS_16, DTYPE_BF16, 24, 64));
+    assert_false(layout_fits(LAYOUT_ROWS_16, DTYPE_F32, 32, 64));
     assert_false(layout_fits(LAYOUT_ROWS_16, DTYPE_F8_E4M3, 32, 512));
     assert_true(layout_bytes(LAYOUT_ROWS_16, DTYPE_Q8_0, 3, stacked, &bytes));
     assert_int_equal(bytes, 3 * 32 * 2 * 34);
@@ -346,7 +370,8 @@ int main(void)
         cmocka_unit_test(finishing_in_place_is_packing_the_transposed_matrix),
         cmocka_unit_test(strips_are_rows_of_the_weight),
         cmocka_unit_test(sixteen_rows_have_their_pieces_together),
-        cmocka_unit_test(whole_groups_of_quantised_rows_fit),
+        cmocka_unit_test(sixteen_rows_have_their_lines_together),
+        cmocka_unit_test(whole_groups_of_rows_fit),
         cmocka_unit_test(the_engines_ask_for_whole_blocks),
         cmocka_unit_test(storage_has_its_padding),
         cmocka_unit_test(what_has_no_fractal_nz_is_refused),

@@ -15,7 +15,8 @@
  * don't depend on how many there are. Numbers below 2^-126 count as 0, and x that is not finite
  * makes NaN. Sums like these are closer to the true ones than the lanes of kernels.h.
  *
- *     first factor     16 weight rows by 32 k: BF16 as it lies; F16 converted to two in scratch
+ *     first factor     16 weight rows by 32 k: BF16 as it lies; F16 converted to two in scratch.
+ *                      In ROWS_16 (tensor/layout.h) such tiles lie one behind the other: woven
  *     second factor    x packed: 16 pairs of k by 16 columns; 16 rows of x are three such tiles
  *
  * Arithmetic: 16 x 16 x 32 products take 16 cycles, so BF16 makes 512 / 3 = 171 products of an F32
@@ -37,10 +38,14 @@
 #define TILE_BYTES 1024
 #define FEW_ROWS_MAX (TILE / PARTS) /* of x: one tile has them all */
 #define SPREAD_ROWS_MAX 24   /* of x: with fewer, memory is what takes time */
-#define MADE 4               /* blocks that are there at a time, for few rows ... */
+#define MADE 4               /* blocks that are there at a time, for few rows, of a group ... */
 #define BEHIND 1             /* ... and how far multiplying is behind converting */
+#define GROUPS 2             /* that are multiplied in turn ... */
+#define GROUPS_ROWS_MAX (2 * TILE / PARTS) /* ... by so many rows of x */
+#define WOVEN_AHEAD_BYTES 2048 /* where groups take turns; ... */
+#define WOVEN_FAR_BYTES 4096 /* ... else for the second-level cache */
 #define CHUNK_MAX 128        /* blocks of k that many rows take at a time */
-#define K_MAX 61440          /* so that few rows of x fit; longer rows are left to AVX-512 */
+#define K_MAX 61440          /* so that few rows of x fit */
 
 /* Scratch: tiles of weights, two groups with two parts each; x, unless it comes packed; sums. */
 #define PART_BYTES ((size_t)CHUNK_MAX * TILE_BYTES)
@@ -49,7 +54,7 @@
 #define SUMS_BYTES (CPU_STRIP_SCRATCH_BYTES - PANEL_BYTES - X_BYTES)
 #define SUMS_FLOATS (TILE * PARTS * TILE) /* of 16 weight rows by 16 rows of x */
 static_assert(SUMS_BYTES >= 2 * CPU_STRIP_ROWS_MAX / TILE * SUMS_FLOATS * 4, "of two groups");
-static_assert(CPU_STRIP_SCRATCH_BYTES >= (2 * MADE + K_MAX / BLOCK) * TILE_BYTES,
+static_assert(CPU_STRIP_SCRATCH_BYTES >= (GROUPS * 2 * MADE + K_MAX / BLOCK) * TILE_BYTES,
               "few rows of x have all of scratch but for some blocks of weights");
 static_assert(X_BYTES / (CPU_STRIP_ROWS_MAX / TILE * PARTS * TILE_BYTES) >= 32, "a chunk's k");
 
@@ -62,9 +67,16 @@ struct factor {
 /* Sixteen weight rows, n, n + step, ..., or fewer. */
 struct rows {
     const char *first;
-    size_t stride;               /* bytes */
+    size_t stride, block_stride; /* bytes from a row to the next, from its block to the next */
+    size_t ahead;                /* bytes: what is asked for while tiles are made, ... */
+    bool far;                    /* ... for the second-level cache */
     uint32_t n, step, count;
 };
+
+INLINE bool is_woven(const struct rows *rows)
+{
+    return rows->block_stride == TILE_BYTES;
+}
 
 struct product {
     const struct cpu_strip *strip;
@@ -74,7 +86,7 @@ struct product {
     size_t x_stride;             /* ... bytes from a column tile's first to the next one's, ... */
     size_t x_row_bytes;          /* ... and of their rows */
     uint32_t first, end;         /* blocks of the chunk */
-    char *panel;                 /* [group][part][chunk] tiles; for few rows [MADE][part] */
+    char *panel;                 /* [group][part][chunk] tiles; for few rows [group][MADE][part] */
     float *sums;                 /* [group][row group][16][3 * 16] */
 };
 
@@ -256,23 +268,25 @@ INLINE void cut_small(__m512i weights, __m512i parts[2])
         _mm512_and_si512(parts[0], _mm512_set1_epi16((short)0xFF80)));
 }
 
-/* Of k elements from `at` on, 32; zeros behind the end. */
-INLINE __m512i load_halves(const char *row, uint32_t at, uint32_t k_count)
+/* A block of the i-th row, k of all rows; zeros behind their end. */
+INLINE __m512i load_halves(const struct rows *rows, uint32_t i, uint32_t b, uint32_t k_count)
 {
-    const uint32_t left = k_count - at;
+    const char *at = rows->first + i * rows->stride + b * rows->block_stride;
+    const uint32_t left = k_count - b * BLOCK;
 
     if (__builtin_expect(left >= BLOCK, 1))
-        return _mm512_loadu_si512(row + 2 * (size_t)at);
-    return _mm512_maskz_loadu_epi16((1u << left) - 1, row + 2 * (size_t)at);
+        return _mm512_loadu_si512(at);
+    return _mm512_maskz_loadu_epi16((1u << left) - 1, at);
 }
 
 /* Blocks [first, end) of an F16 row that has large numbers, as fill_panel has them. Which way a
  * block's numbers are cut depends on them alone. */
-static __attribute__((noinline)) void cut_large_row(char *out, size_t lower, const char *row,
+static __attribute__((noinline)) void cut_large_row(char *out, size_t lower,
+                                                    const struct rows *rows, uint32_t i,
                                                     uint32_t first, uint32_t end, uint32_t k_count)
 {
     for (uint32_t b = first; b < end; b++, out += TILE_BYTES) {
-        const __m512i weights = load_halves(row, b * BLOCK, k_count);
+        const __m512i weights = load_halves(rows, i, b, k_count);
         __m512i parts[2];
         if (has_large(weights))
             cut_any(weights, parts);
@@ -283,18 +297,52 @@ static __attribute__((noinline)) void cut_large_row(char *out, size_t lower, con
     }
 }
 
-/* Blocks [first, end) of the rows into a panel, which begins with block `first`: BF16 as it is, F16
- * as two parts, the lower ones `lower` bytes behind. Rows that are not there are zeros. */
+/* A block of sixteen rows, of which it has all k: BF16 as it is, F16 as two parts, the lower ones
+ * `lower` bytes behind. */
+INLINE void fill_block(char *panel, size_t lower, const struct rows *rows, const bool is_f16,
+                       uint32_t b, uint32_t k_count)
+{
+    const char *at = rows->first + b * rows->block_stride;
+    const size_t stride = rows->stride, ahead = rows->ahead;
+    __m512i all = _mm512_setzero_si512();
+
+#pragma GCC unroll 4
+    for (uint32_t i = 0; i < TILE; i++, at += stride) {
+        const __m512i weights = _mm512_loadu_si512(at);
+        __m512i parts[2] = { weights };
+        if (rows->far)
+            _mm_prefetch(at + ahead, _MM_HINT_T1);
+        else
+            _mm_prefetch(at + ahead, _MM_HINT_T0);
+        if (is_f16) {
+            all = _mm512_or_si512(all, weights);
+            cut_small(weights, parts);
+            _mm512_store_si512(panel + lower + 64 * i, parts[1]);
+        }
+        _mm512_store_si512(panel + 64 * i, parts[0]);
+    }
+    if (is_f16 && __builtin_expect(has_large(all), 0)) {
+        for (uint32_t i = 0; i < TILE; i++)
+            cut_large_row(panel + 64 * i, lower, rows, i, b, b + 1, k_count);
+    }
+}
+
+/* Blocks [first, end) of the rows, which may be fewer, or end within a block: zeros then. */
 INLINE void fill_panel(char *panel, size_t lower, const struct rows *rows, const bool is_f16,
                        uint32_t first, uint32_t end, uint32_t k_count)
 {
+    if (is_woven(rows)) {
+        for (uint32_t b = first; b < end; b++)
+            fill_block(panel + (size_t)(b - first) * TILE_BYTES, lower, rows, is_f16, b, k_count);
+        return;
+    }
     for (uint32_t i = 0; i < TILE; i++) {
-        const char *row = rows->first + (i < rows->count ? i : 0) * rows->stride;
+        const uint32_t row = i < rows->count ? i : 0;
         const __m512i mask = _mm512_set1_epi8(i < rows->count ? -1 : 0);
         char *out = panel + 64 * i;
         __m512i all = _mm512_setzero_si512();
         for (uint32_t b = first; b < end; b++, out += TILE_BYTES) {
-            const __m512i weights = _mm512_and_si512(load_halves(row, b * BLOCK, k_count), mask);
+            const __m512i weights = _mm512_and_si512(load_halves(rows, row, b, k_count), mask);
             __m512i parts[2] = { weights };
             if (is_f16) {
                 all = _mm512_or_si512(all, weights);
@@ -304,30 +352,7 @@ INLINE void fill_panel(char *panel, size_t lower, const struct rows *rows, const
             _mm512_store_si512(out, parts[0]);
         }
         if (is_f16 && __builtin_expect(has_large(all), 0))
-            cut_large_row(panel + 64 * i, lower, row, first, end, k_count);
-    }
-}
-
-/* The same of a block of sixteen F16 rows, where memory is waited for. */
-INLINE void fill_block(char *panel, const struct rows *rows, uint32_t b, uint32_t k_count)
-{
-    const char *at = rows->first + (size_t)b * 2 * BLOCK;
-    const size_t stride = rows->stride;
-    __m512i all = _mm512_setzero_si512();
-
-#pragma GCC unroll 4
-    for (uint32_t i = 0; i < TILE; i++, at += stride) {
-        const __m512i weights = _mm512_loadu_si512(at);
-        __m512i parts[2];
-        _mm_prefetch(at + AHEAD_BYTES, _MM_HINT_T0);
-        all = _mm512_or_si512(all, weights);
-        cut_small(weights, parts);
-        _mm512_store_si512(panel + 64 * i, parts[0]);
-        _mm512_store_si512(panel + TILE_BYTES + 64 * i, parts[1]);
-    }
-    if (__builtin_expect(has_large(all), 0)) {
-        for (uint32_t i = 0; i < TILE; i++)
-            cut_large_row(panel + 64 * i, TILE_BYTES, rows->first + i * stride, b, b + 1, k_count);
+            cut_large_row(panel + 64 * i, lower, rows, row, first, end, k_count);
     }
 }
 
@@ -358,15 +383,15 @@ INLINE void fill_block(char *panel, const struct rows *rows, uint32_t b, uint32_
         _tile_dpbf16ps(c, TILE_WEIGHTS, TILE_X);                                                   \
         _tile_dpbf16ps(c, TILE_LOWER, TILE_X);                                                     \
     } while (0)
-#define ADD_F16_BLOCK(weights, x, x_row_bytes, tiles)                                              \
+#define ADD_F16_BLOCK(c0, c1, c2, weights, x, x_row_bytes, tiles)                                  \
     do {                                                                                           \
         _tile_loadd(TILE_WEIGHTS, weights, 64);                                                    \
         _tile_loadd(TILE_LOWER, (weights) + TILE_BYTES, 64);                                       \
-        ADD_PARTS(0, (x)[0], x_row_bytes);                                                         \
+        ADD_PARTS(c0, (x)[0], x_row_bytes);                                                        \
         if ((tiles) > 1)                                                                           \
-            ADD_PARTS(1, (x)[1], 64);                                                              \
+            ADD_PARTS(c1, (x)[1], 64);                                                             \
         if ((tiles) > 2)                                                                           \
-            ADD_PARTS(2, (x)[2], 64);                                                              \
+            ADD_PARTS(c2, (x)[2], 64);                                                             \
     } while (0)
 
 /* Adds blocks to registers 0..2 (the first group) and 3..5 (the second); x's tiles have whole rows;
@@ -473,16 +498,17 @@ static void zero_registers(void)
         _tile_stored(c2, (sums) + 2 * TILE, SUMS_STRIDE);                                          \
     } while (0)
 
-/* One or two groups' weights by 16 rows of x, from `row` on: a chunk more in their sums. */
+/* One or two groups' weights by 16 rows of x, from `row` on: a chunk more in their sums. in_order:
+ * the tiles lie one behind the other. */
 INLINE void multiply_tiles(const struct product *product, const struct factor factors[2],
                            uint32_t row, float *const sums[2], const bool is_f16,
-                           const bool in_panel, const uint32_t groups)
+                           const bool in_order, const uint32_t groups)
 {
     const char *x = product->x + row / TILE * PARTS * product->x_stride;
     const uint32_t columns = (product->strip->row_count - row) * PARTS;
     const uint32_t blocks = product->end - product->first;
-    const size_t block_stride = in_panel ? TILE_BYTES : 2 * BLOCK;
-    const size_t row_stride = in_panel ? 64 : factors[0].row_stride;
+    const size_t block_stride = in_order ? TILE_BYTES : 2 * BLOCK;
+    const size_t row_stride = in_order ? 64 : factors[0].row_stride;
     const size_t x_stride = product->x_stride;
 
     if (product->first == 0) {
@@ -502,12 +528,13 @@ INLINE void multiply_tiles(const struct product *product, const struct factor fa
         STORE_SUMS(3, 4, 5, sums[1]);
 }
 
-/* Whether the rows' tiles are had from where they lie: if they are read once. Rows of a power of
- * two would all fall into the same sets of the first-level cache. */
+/* Whether the rows' tiles are had from where they lie: plain rows' if they are read once. Such rows
+ * of a power of two would all fall into the same sets of the first-level cache. */
 static bool lies_in_tiles(const struct product *product, const struct rows *rows)
 {
-    return !product->is_f16 && rows->count == TILE && product->strip->k_count % BLOCK == 0 &&
-           product->strip->row_count <= TILE;
+    return !product->is_f16 && (is_woven(rows) ||
+                                (rows->count == TILE && product->strip->k_count % BLOCK == 0 &&
+                                 product->strip->row_count <= TILE));
 }
 
 /* Whether both groups' are: then they have one stride. */
@@ -524,11 +551,12 @@ INLINE void multiply_groups(const struct product *product, const struct rows *ro
     const struct cpu_strip *strip = product->strip;
     const uint64_t group_floats = (uint64_t)(strip->row_count + TILE - 1) / TILE * SUMS_FLOATS;
     const bool in_panel = is_f16 || !lie_in_tiles(product, rows, groups);
+    const bool in_order = in_panel || is_woven(rows);
     struct factor factors[2];
 
     for (uint32_t g = 0; g < groups; g++) {
         char *panel = product->panel + 2 * g * PART_BYTES;
-        factors[g] = (struct factor){ rows[g].first + (size_t)product->first * 2 * BLOCK,
+        factors[g] = (struct factor){ rows[g].first + product->first * rows[g].block_stride,
                                       rows[g].stride };
         if (!in_panel)
             continue;
@@ -541,7 +569,7 @@ INLINE void multiply_groups(const struct product *product, const struct rows *ro
     for (uint32_t row = 0; row < strip->row_count; row += TILE) {
         float *const first = sums + row / TILE * SUMS_FLOATS;
         float *const both[2] = { first, groups > 1 ? first + group_floats : first };
-        if (in_panel)
+        if (in_order)
             multiply_tiles(product, factors, row, both, is_f16, true, groups);
         else
             multiply_tiles(product, factors, row, both, false, false, groups);
@@ -568,7 +596,7 @@ static __attribute__((noinline)) void multiply_bf16(const struct product *produc
         multiply_groups(product, rows, sums, false, 1);
 }
 
-/* A group of BF16 where it lies by few rows of x. */
+/* A group of plain BF16 where it lies by few rows of x. */
 static void add_few(const struct product *product, const struct rows *rows)
 {
     const size_t row_bytes = product->x_row_bytes;
@@ -584,70 +612,104 @@ static void add_few(const struct product *product, const struct rows *rows)
     }
 }
 
-/* A group whose tiles must be made, by up to sixteen rows of x. Blocks are made while ones before
- * are multiplied: a tile's load waits until what was stored has reached the cache, and a product,
- * of 52 cycles, for the one before, which the processor fills only with what is near. */
-INLINE void make_and_multiply(const struct product *product, const struct rows *rows,
-                              const bool is_f16, const uint32_t tiles)
+/* A made block of the g-th group, in registers from 2 g on. */
+INLINE void add_made(const char *block, const char *const x[PARTS], size_t row_bytes,
+                     const bool is_f16, const uint32_t tiles, const uint32_t g)
 {
-    const uint32_t block_count = product->block_count;
-    const uint32_t whole_count =
-        is_f16 && rows->count == TILE ? product->strip->k_count / BLOCK : 0;
+    if (is_f16 && g == 0)
+        ADD_F16_BLOCK(0, 1, 2, block, x, row_bytes, tiles);
+    else if (is_f16)
+        ADD_F16_BLOCK(2, 3, 4, block, x, row_bytes, tiles);
+    else if (g == 0)
+        ADD_BLOCK(0, 1, 2, block, 64, x, row_bytes, tiles);
+    else
+        ADD_BLOCK(2, 3, 4, block, 64, x, row_bytes, tiles);
+}
+
+/* Groups whose tiles are made, by up to sixteen rows of x. Blocks are made while ones before are
+ * multiplied: a tile's load waits until what was stored has reached the cache, and a product, of 52
+ * cycles, for the one before, which the processor fills only with what is near. Woven BF16 is made,
+ * too, a copy: vectors wait for more of memory at a time than a tile's load does. */
+INLINE void make_and_multiply(const struct product *product, const struct rows *rows,
+                              const bool is_f16, const uint32_t tiles, const uint32_t groups)
+{
+    const uint32_t k_count = product->strip->k_count;
+    const uint32_t whole_count = rows->count == TILE ? k_count / BLOCK : 0;
     const size_t row_bytes = tiles > 1 ? 64 : product->x_row_bytes;
     const char *x[PARTS] = { product->x, product->x + product->x_stride,
                              product->x + 2 * product->x_stride };
 
-    for (uint32_t b = 0; b < block_count + BEHIND; b++) {
-        char *made = product->panel + (size_t)(b % MADE) * 2 * TILE_BYTES;
-        const char *ready = product->panel + (size_t)((b - BEHIND) % MADE) * 2 * TILE_BYTES;
-        if (b < whole_count)
-            fill_block(made, rows, b, product->strip->k_count);
-        else if (b < block_count)
-            fill_panel(made, TILE_BYTES, rows, is_f16, b, b + 1, product->strip->k_count);
-        if (b < BEHIND)
-            continue;
-        if (is_f16)
-            ADD_F16_BLOCK(ready, x, row_bytes, tiles);
-        else
-            ADD_BLOCK(0, 1, 2, ready, 64, x, row_bytes, tiles);
-        for (uint32_t t = 0; t < tiles; t++)
+    for (uint32_t b = 0; b < product->block_count + BEHIND; b++) {
+#pragma GCC unroll 2
+        for (uint32_t g = 0; g < groups; g++) {
+            char *panel = product->panel + (size_t)g * MADE * 2 * TILE_BYTES;
+            char *made = panel + (size_t)(b % MADE) * 2 * TILE_BYTES;
+            if (b < whole_count)
+                fill_block(made, TILE_BYTES, &rows[g], is_f16, b, k_count);
+            else if (b < product->block_count)
+                fill_panel(made, TILE_BYTES, &rows[g], is_f16, b, b + 1, k_count);
+            if (b >= BEHIND)
+                add_made(panel + (size_t)((b - BEHIND) % MADE) * 2 * TILE_BYTES, x, row_bytes,
+                         is_f16, tiles, g);
+        }
+        for (uint32_t t = 0; b >= BEHIND && t < tiles; t++)
             x[t] += TILE * row_bytes;
     }
 }
 
-/* A group by few rows of x, or for F16 up to sixteen, over all k. */
-static void multiply_few(const struct product *product, const struct rows *rows)
+INLINE void make_any(const struct product *product, const struct rows *rows, const bool is_f16,
+                     uint32_t tiles, uint32_t groups)
 {
-    const uint32_t tiles = (product->strip->row_count * PARTS + TILE - 1) / TILE;
+    if (tiles == 3)
+        make_and_multiply(product, rows, is_f16, 3, 1);
+    else if (tiles == 2 && groups == 2)
+        make_and_multiply(product, rows, is_f16, 2, 2);
+    else if (tiles == 2)
+        make_and_multiply(product, rows, is_f16, 2, 1);
+    else if (groups == 2)
+        make_and_multiply(product, rows, is_f16, 1, 2);
+    else
+        make_and_multiply(product, rows, is_f16, 1, 1);
+}
+
+/* Groups by few rows of x, over all k; one group if x has three tiles. */
+static void multiply_few(const struct product *product, const struct rows *rows, uint32_t tiles,
+                         uint32_t groups)
+{
     _Alignas(64) float sums[TILE * PARTS * TILE] = { 0 };
 
     zero_registers();
-    if (lies_in_tiles(product, rows))
-        add_few(product, rows);
-    else if (!product->is_f16)
-        make_and_multiply(product, rows, false, 1);
-    else if (tiles == 1)
-        make_and_multiply(product, rows, true, 1);
-    else if (tiles == 2)
-        make_and_multiply(product, rows, true, 2);
+    if (product->is_f16)
+        make_any(product, rows, true, tiles, groups);
+    else if (is_woven(rows) || !lies_in_tiles(product, rows))
+        make_any(product, rows, false, tiles, groups);
     else
-        make_and_multiply(product, rows, true, 3);
+        add_few(product, rows);
     STORE_SUMS(0, 1, 2, sums);
-    put(product->strip, rows, 0, sums);
+    put(product->strip, &rows[0], 0, sums);
+    if (groups == 1)
+        return;
+    STORE_SUMS(2, 3, 4, sums);
+    put(product->strip, &rows[1], 0, sums);
 }
 
-/* The g-th group, of which the first `part` are spread. As in quant_tiles.h: for few rows of x the
- * strip is cut into sixteen parts, and a group has a row of each, because hardware fetches long
- * streams best. */
+/* The g-th group, of which the first `part` are spread. As in quant_tiles.h: for few rows of x,
+ * plain rows are cut into sixteen parts, and a group has a row of each, because hardware fetches
+ * long streams best. */
 static struct rows rows_at(const struct cpu_strip *strip, uint32_t part, uint32_t g)
 {
     const size_t row_bytes = 2 * strip->weight_row_stride;
+    const bool woven = strip->weight_layout == LAYOUT_ROWS_16;
+    const bool far = woven && strip->row_count > GROUPS_ROWS_MAX;
     const uint32_t n = g < part ? g : part * TILE + (g - part) * TILE;
     const uint32_t left = strip->n_count - n;
 
     return (struct rows){
         .first = (const char *)strip->weight + n * row_bytes,
-        .stride = g < part ? part * row_bytes : row_bytes,
+        .stride = woven ? 2 * BLOCK : g < part ? part * row_bytes : row_bytes,
+        .block_stride = woven ? TILE_BYTES : 2 * BLOCK,
+        .ahead = far ? WOVEN_FAR_BYTES : woven ? WOVEN_AHEAD_BYTES : AHEAD_BYTES,
+        .far = far,
         .n = n,
         .step = g < part ? part : 1,
         .count = g < part || left >= TILE ? TILE : left,
@@ -712,32 +774,54 @@ static void have_few(struct product *product, char *scratch)
     product->x = scratch;
 }
 
+/* Products that take all k of few rows of x. Woven, two groups far from each other are multiplied
+ * in turn: so many streams hardware fetches best. */
+static void multiply_all_few(struct product *product, char *scratch, uint32_t part)
+{
+    const struct cpu_strip *strip = product->strip;
+    const uint32_t tiles = (strip->row_count * PARTS + TILE - 1) / TILE;
+    const uint32_t group_count = (strip->n_count + TILE - 1) / TILE;
+    const uint32_t half =
+        strip->weight_layout == LAYOUT_ROWS_16 && strip->row_count <= GROUPS_ROWS_MAX
+            ? group_count / GROUPS
+            : 0;
+
+    have_few(product, scratch + (size_t)GROUPS * MADE * 2 * TILE_BYTES);
+    for (uint32_t g = 0; g < half; g++) {
+        const struct rows rows[GROUPS] = { rows_at(strip, part, g),
+                                           rows_at(strip, part, half + g) };
+        multiply_few(product, rows, tiles, GROUPS);
+    }
+    for (uint32_t g = GROUPS * half; g < group_count; g++) {
+        const struct rows rows = rows_at(strip, part, g);
+        multiply_few(product, &rows, tiles, 1);
+    }
+}
+
 void cpu__matmul_amx(const struct cpu_strip *strip, void *scratch)
 {
-    const uint32_t part = strip->row_count < SPREAD_ROWS_MAX ? strip->n_count / TILE : 0;
+    const bool woven = strip->weight_layout == LAYOUT_ROWS_16;
+    const bool is_f16 = strip->weight_dtype == DTYPE_F16;
+    const uint32_t part = !woven && strip->row_count < SPREAD_ROWS_MAX ? strip->n_count / TILE : 0;
     const uint32_t group_count = (strip->n_count + TILE - 1) / TILE;
     const uint32_t row_groups = (strip->row_count + TILE - 1) / TILE;
     const uint32_t most = SUMS_BYTES / sizeof(float) / SUMS_FLOATS / row_groups / 2 * 2;
+    const bool made = (is_f16 || woven) && strip->row_count <= TILE && strip->x_packed != NULL;
     struct product product = {
         .strip = strip,
-        .is_f16 = strip->weight_dtype == DTYPE_F16,
+        .is_f16 = is_f16,
         .block_count = (strip->k_count + BLOCK - 1) / BLOCK,
         .panel = scratch,
         .sums = (float *)(void *)((char *)scratch + PANEL_BYTES + X_BYTES),
     };
 
-    if (strip->weight_dtype == DTYPE_F32 || strip->k_count > K_MAX) {
+    if (strip->weight_dtype == DTYPE_F32) {
         cpu__matmul_avx512(strip, scratch);
         return;
     }
     configure(strip->row_count);
-    if (strip->row_count <= FEW_ROWS_MAX ||
-        (product.is_f16 && strip->row_count <= TILE && strip->x_packed != NULL)) {
-        have_few(&product, (char *)scratch + (size_t)2 * MADE * TILE_BYTES);
-        for (uint32_t g = 0; g < group_count; g++) {
-            const struct rows rows = rows_at(strip, part, g);
-            multiply_few(&product, &rows);
-        }
+    if (strip->k_count <= K_MAX && (strip->row_count <= FEW_ROWS_MAX || made)) {
+        multiply_all_few(&product, scratch, part);
     } else {
         for (uint32_t g = 0; g < group_count; g += most)
             multiply_chunks(&product, (char *)scratch + PANEL_BYTES, part, g,

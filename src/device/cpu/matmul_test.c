@@ -15,14 +15,19 @@
 
 #include "device/cpu/kernels.h"
 
-enum { ROWS_MAX = 50, N_MAX = 83, K_MAX = 4200 };
+enum {
+    ROWS_MAX = 50, N_MAX = 83, K_MAX = 4200,
+    K_LONG = 61472, /* longer than what AMX takes whole rows of x of */
+    PACK_BYTES = 4 * 3 * 1024 * (K_LONG / 32 + 1),
+};
 
 struct problem {
     enum dtype dtype;
     uint32_t row_count, n_count, k_count;
     bool bias, accumulate;
+    enum layout layout;
     float x[ROWS_MAX * K_MAX], biases[N_MAX];
-    uint8_t weight[N_MAX * K_MAX * sizeof(float)];
+    uint8_t weight[4 << 20], woven[4 << 20]; /* the same in ND and ROWS_16 */
 };
 
 static uint64_t random_bits(uint64_t *state)
@@ -61,8 +66,9 @@ static void multiply(const struct cpu_kernels *table, const struct problem *p, u
 {
     const float *rows[ROWS_MAX];
     struct cpu_strip strip = {
-        .out = out, .x_rows = rows, .weight = p->weight, .bias = p->bias ? p->biases : NULL,
-        .weight_dtype = p->dtype, .row_count = count, .n_count = p->n_count,
+        .out = out, .x_rows = rows, .weight = p->layout == LAYOUT_ND ? p->weight : p->woven,
+        .bias = p->bias ? p->biases : NULL, .weight_dtype = p->dtype,
+        .weight_layout = p->layout, .row_count = count, .n_count = p->n_count,
         .k_count = p->k_count, .out_row_stride = N_MAX, .weight_row_stride = p->k_count,
         .accumulate = p->accumulate,
     };
@@ -155,18 +161,36 @@ static void check_apart(const struct cpu_kernels *table, const struct problem *p
                             p->n_count * sizeof(float));
 }
 
+/* The same bits with woven weights, where the table takes them and they fit. */
+static void check_woven(const struct cpu_kernels *table, struct problem *p, void *scratch,
+                        void *pack)
+{
+    static float plain[ROWS_MAX * N_MAX], woven[ROWS_MAX * N_MAX];
+
+    if (!table->woven_half || !layout_fits(LAYOUT_ROWS_16, p->dtype, p->n_count, p->k_count))
+        return;
+    multiply(table, p, 0, p->row_count, false, plain, scratch, pack);
+    memcpy(p->woven, p->weight, sizeof(p->woven));
+    layout_finish(LAYOUT_ROWS_16, p->woven, p->dtype, 1, p->n_count, p->k_count, scratch);
+    p->layout = LAYOUT_ROWS_16;
+    multiply(table, p, 0, p->row_count, false, woven, scratch, pack);
+    assert_memory_equal(plain, woven, (size_t)p->row_count * N_MAX * sizeof(float));
+    check_table(table, p, scratch, pack);
+    p->layout = LAYOUT_ND;
+}
+
 static void a_row_has_the_same_bits_alone(void **state)
 {
     static const uint32_t shapes[][3] = {
         { 1, 1, 1 },    { 3, 16, 32 },  { 5, 31, 64 },   { 6, 33, 31 },   { 16, 48, 96 },
         { 17, 83, 40 }, { 25, 64, 160 }, { 50, 80, 416 }, { 7, 17, 4200 }, { 33, 20, 4128 },
-        { 49, 29, 4150 },
+        { 49, 29, 4150 }, { 8, 64, 2048 }, { 3, 16, K_LONG },
     };
     static const enum dtype dtypes[] = { DTYPE_F32, DTYPE_F16, DTYPE_BF16 };
     const struct cpu_kernels *tables[CPU_KERNELS_MAX];
     const uint32_t table_count = cpu_kernels_list(tables);
     void *scratch = aligned_alloc(64, CPU_STRIP_SCRATCH_BYTES);
-    void *pack = aligned_alloc(64, (size_t)4 * 3 * 1024 * (K_MAX / 32 + 1));
+    void *pack = aligned_alloc(64, PACK_BYTES);
     static struct problem p;
     uint64_t random = 88172645463325252u;
 
@@ -183,6 +207,7 @@ static void a_row_has_the_same_bits_alone(void **state)
         fill(&p, &random);
         for (uint32_t t = 0; t < table_count; t++) {
             check_table(tables[t], &p, scratch, pack);
+            check_woven(tables[t], &p, scratch, pack);
             if (p.dtype == DTYPE_F32)
                 check_apart(tables[t], &p, scratch);
         }
@@ -209,7 +234,7 @@ static void x_is_rounded_to_bf16(void **state)
     if (table == NULL)
         skip();
     scratch = aligned_alloc(64, CPU_STRIP_SCRATCH_BYTES);
-    pack = aligned_alloc(64, (size_t)4 * 3 * 1024 * (K_MAX / 32 + 1));
+    pack = aligned_alloc(64, PACK_BYTES);
     assert_non_null(scratch);
     assert_non_null(pack);
     p.dtype = DTYPE_BF16;
