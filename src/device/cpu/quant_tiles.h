@@ -8,6 +8,7 @@
  *     few rows of x    the eight rows' blocks are read where they lie. A vector holds half a run
  *                      of rows i and i + 4; products leave four partial sums of each, and three
  *                      horizontal additions make eight rows' dot products of four such vectors.
+ *                      Of types with two scales a vector holds a whole run of a row.
  *     many             runs of two groups are cut into a panel: a vector holds four elements of
  *                      each of a group's rows. Then the rows of x take turns, ROWS_MAX at a time:
  *                      four elements of x, broadcast, go with a vector of either group.
@@ -25,7 +26,10 @@
  * Instructions that a row of x takes for a run of eight weight rows, in tiles of AVX2: Q4_0 31,
  * Q4_K 35, Q6_K 43, Q8_0 49. Six rows by one group, whose sums stayed in registers, took 39 (Q4_0)
  * and 64 (Q8_0): each broadcast was for one product, and the compiler put sums off until all
- * products were made. */
+ * products were made.
+ *
+ * One row of x by eight rows' half block takes 345 instructions with Q6_K, 455 when a vector held
+ * halves of two rows, which had to be put together from two loads each. */
 #ifndef LIGHTER_DEVICE_CPU_QUANT_TILES_H
 #define LIGHTER_DEVICE_CPU_QUANT_TILES_H
 
@@ -165,16 +169,6 @@ INLINE __m256i dot_pair(const enum dtype dtype, __m256i first, __m256i second, _
 #endif
 }
 
-/* Of one vector of numbers; there is no wide type with two scales. */
-INLINE __m256i dot_half(__m256i numbers, __m256i x)
-{
-#if HAS_VNNI
-    return DOT_BYTES(_mm256_setzero_si256(), numbers, x);
-#else
-    return _mm256_madd_epi16(_mm256_maddubs_epi16(numbers, x), _mm256_set1_epi16(1));
-#endif
-}
-
 /* What is to be added for the numbers' offset: minus the offset times the sums of the halves of x
  * that are multiplied, both or one. */
 INLINE int32_t correction_factors(int16_t offset, bool first, bool second)
@@ -223,31 +217,14 @@ INLINE __m256 direct_products(const enum dtype dtype, __m256 sums, const struct 
     const __m256i x_first = _mm256_broadcastsi128_si256(load_16((const uint8_t *)x->q));
     const __m256i x_second = _mm256_broadcastsi128_si256(load_16((const uint8_t *)x->q + 16));
     const int16_t offset = offset_of(dtype);
-    __m256i p[4], q[4];
+    __m256i p[4];
 
-    if (!has_two_scales(dtype)) {
 #pragma GCC unroll 4
-        for (uint32_t i = 0; i < 4; i++)
-            p[i] = dot_pair(dtype, first[i], second[i], x_first, x_second);
-        sums = add_run(sums, corrected(join(p), x, correction_factors(offset, true, true)),
-                       x->scale, scales[0]);
-        return has_mins(dtype) ? _mm256_fmadd_ps(_mm256_set1_ps(x->scaled_sum), mins[0], sums)
-                               : sums;
-    }
-#pragma GCC unroll 4
-    for (uint32_t i = 0; i < 4; i++) {
-        p[i] = dot_half(first[i], x_first);
-        q[i] = dot_half(second[i], x_second);
-    }
-    sums = add_run(sums, corrected(join(p), x, correction_factors(offset, true, false)), x->scale,
+    for (uint32_t i = 0; i < 4; i++)
+        p[i] = dot_pair(dtype, first[i], second[i], x_first, x_second);
+    sums = add_run(sums, corrected(join(p), x, correction_factors(offset, true, true)), x->scale,
                    scales[0]);
-    if (has_mins(dtype))
-        sums = _mm256_fmadd_ps(_mm256_set1_ps(x->scale * (float)x->sums[0]), mins[0], sums);
-    sums = add_run(sums, corrected(join(q), x, correction_factors(offset, false, true)), x->scale,
-                   scales[1]);
-    if (has_mins(dtype))
-        sums = _mm256_fmadd_ps(_mm256_set1_ps(x->scale * (float)x->sums[1]), mins[1], sums);
-    return sums;
+    return has_mins(dtype) ? _mm256_fmadd_ps(_mm256_set1_ps(x->scaled_sum), mins[0], sums) : sums;
 }
 
 /* R rows of x by a run, the quarter-th of the half of the block at `at`. */
@@ -276,6 +253,73 @@ INLINE void ask_ahead(const enum dtype dtype, const uint8_t *block)
         __builtin_prefetch(block + AHEAD_BYTES + line);
 }
 
+/* Two rows' products with a run of x: in each 128 bits two partial sums of either, of 16 elements.
+ * Numbers of more than 6 bits would not fit. */
+INLINE __m256i two_rows(__m256i a, __m256i b, __m256i x)
+{
+#if HAS_VNNI
+    const __m256i zero = _mm256_setzero_si256();
+
+    return _mm256_hadd_epi32(DOT_BYTES(zero, a, x), DOT_BYTES(zero, b, x));
+#else
+    return _mm256_madd_epi16(
+        _mm256_hadd_epi16(_mm256_maddubs_epi16(a, x), _mm256_maddubs_epi16(b, x)),
+        _mm256_set1_epi16(1));
+#endif
+}
+
+/* A row of x by a run whose dot products are here: of four rows, first halves and second ones. */
+INLINE __m256 add_halves(const enum dtype dtype, __m256 sums, const struct cpu_quant_block *x,
+                         const __m256i quads[2], const __m256 *scales, const __m256 *mins)
+{
+    const __m256i dots[2] = { _mm256_permute2x128_si256(quads[0], quads[1], 0x20),
+                              _mm256_permute2x128_si256(quads[0], quads[1], 0x31) };
+
+#pragma GCC unroll 2
+    for (uint32_t i = 0; i < 2; i++) {
+        const int32_t factors = correction_factors(offset_of(dtype), i == 0, i == 1);
+        sums = add_run(sums, corrected(dots[i], x, factors), x->scale, scales[i]);
+        if (has_mins(dtype))
+            sums = _mm256_fmadd_ps(_mm256_set1_ps(x->scale * (float)x->sums[i]), mins[i], sums);
+    }
+    return sums;
+}
+
+/* R rows of x by two runs, the quarter-th of the half and the next, of a type with two scales. Each
+ * row is unpacked for itself, so that halves stay apart. */
+INLINE void direct_two_runs(const enum dtype dtype, const uint32_t R,
+                            const struct cpu_quant_block *const *x, const struct group *group,
+                            uint64_t at, uint32_t half, const uint32_t quarter,
+                            const struct block_scales *scales, __m256 *sums)
+{
+    const uint32_t run = half * QUARTERS + quarter;
+    __m256i quads[DIRECT_ROWS_MAX][2][2], pairs[DIRECT_ROWS_MAX][2][2];
+
+#pragma GCC unroll 4
+    for (uint32_t pair = 0; pair < WIDTH / 2; pair++) {
+        const uint8_t *const a = group->rows[2 * pair] + at;
+        const uint8_t *const b = group->rows[2 * pair + 1] + at;
+#pragma GCC unroll 2
+        for (uint32_t i = 0; i < 2; i++) {
+            const __m256i of_a = load_k_run(dtype, a, half, quarter + i);
+            const __m256i of_b = load_k_run(dtype, b, half, quarter + i);
+#pragma GCC unroll 3
+            for (uint32_t r = 0; r < R; r++) {
+                pairs[r][i][pair % 2] =
+                    two_rows(of_a, of_b, load_32((const uint8_t *)x[r][run + i].q));
+                if (pair % 2 == 1)
+                    quads[r][i][pair / 2] = _mm256_hadd_epi32(pairs[r][i][0], pairs[r][i][1]);
+            }
+        }
+    }
+#pragma GCC unroll 3
+    for (uint32_t r = 0; r < R; r++)
+#pragma GCC unroll 2
+        for (uint32_t i = 0; i < 2; i++)
+            sums[r] = add_halves(dtype, sums[r], x[r] + run + i, quads[r][i],
+                                 &scales->scales[2 * (run + i)], &scales->mins[2 * (run + i)]);
+}
+
 /* R rows of x by a half of a large block. Each of its runs asks for one of the group's rows: for
  * all at once a core has too few places to wait in. */
 INLINE void direct_half(const enum dtype dtype, const uint32_t R,
@@ -285,7 +329,10 @@ INLINE void direct_half(const enum dtype dtype, const uint32_t R,
 #pragma GCC unroll 4
     for (uint32_t quarter = 0; quarter < QUARTERS; quarter++) {
         ask_ahead(dtype, group->rows[half * QUARTERS + quarter] + at);
-        direct_run(dtype, R, x, group, at, half, quarter, scales, sums);
+        if (!has_two_scales(dtype))
+            direct_run(dtype, R, x, group, at, half, quarter, scales, sums);
+        else if (quarter % 2 == 0)
+            direct_two_runs(dtype, R, x, group, at, half, quarter, scales, sums);
     }
 }
 

@@ -4,8 +4,9 @@
  * quant_tiles.h. Two things are made of a run:
  *
  *     numbers   pairs of vectors for rows i (lower 128 bits) and i + 4 (upper): elements 0..15, and
- *               16..31. They are unsigned, quant_offset() too large, as VNNI wants them; without
- *               VNNI those of 8 bits stay signed
+ *               16..31; of types with K also a vector with a row's 32. They are unsigned,
+ *               quant_offset() too large, as VNNI wants them; without VNNI those of 8 bits stay
+ *               signed
  *     scales    vectors with a lane for each row, and so minimums
  *
  * Of types with blocks of 256 the scales of eight runs are made together: the 16 bytes that hold
@@ -103,23 +104,6 @@ INLINE __m256i load_halves(const uint8_t *low, const uint8_t *high)
     return _mm256_inserti128_si256(_mm256_castsi128_si256(load_16(low)), load_16(high), 1);
 }
 
-/* Bytes of two rows: `mask` of what is `shift` bits up. */
-INLINE __m256i fields(const uint8_t *low, const uint8_t *high, const uint32_t shift, uint8_t mask)
-{
-    return _mm256_and_si256(_mm256_srli_epi16(load_halves(low, high), (int)shift),
-                            _mm256_set1_epi8((char)mask));
-}
-
-/* The run-th bit of each byte, as 1 << up. */
-INLINE __m256i bit_of_bytes(const uint8_t *low, const uint8_t *high, uint32_t run,
-                            const uint32_t up)
-{
-    const __m256i bits =
-        _mm256_srl_epi16(load_halves(low, high), _mm_cvtsi32_si128((int)run));
-
-    return _mm256_slli_epi16(_mm256_and_si256(bits, _mm256_set1_epi8(1)), (int)up);
-}
-
 /* Of 32 bits of each row the 16 from `from` on (0 or 16), as bytes: 16 where the bit is set. */
 INLINE __m256i spread_bits(const uint8_t *low, const uint8_t *high, const uint32_t from)
 {
@@ -202,39 +186,70 @@ INLINE void load_small_pair(const enum dtype dtype, const uint8_t *low, const ui
     }
 }
 
-/* Sixteen elements from 16 * part on, of a run of a type with K. */
+/* Where the bytes with a run's lower bits begin in blocks with K, and those with upper ones. */
+INLINE uint32_t k_low_at(const enum dtype dtype, uint32_t half, const uint32_t quarter)
+{
+    switch (dtype) {
+    case DTYPE_Q2_K: return 16 + half * 32;
+    case DTYPE_Q3_K: return 32 + half * 32;
+    case DTYPE_Q6_K: return half * 64 + quarter % 2 * 32;
+    case DTYPE_Q5_K: return 48 + half * 64 + quarter / 2 * 32;
+    default: return 16 + half * 64 + quarter / 2 * 32;
+    }
+}
+
+INLINE uint32_t k_high_at(const enum dtype dtype, uint32_t half)
+{
+    return dtype == DTYPE_Q6_K ? 128 + half * 32 : dtype == DTYPE_Q5_K ? 16 : 0;
+}
+
+/* `mask` of what has moved `up` bits in each byte, or down. */
+INLINE __m256i moved(__m256i bytes, const int up, uint8_t mask)
+{
+    return _mm256_and_si256(up > 0 ? _mm256_slli_epi16(bytes, up) : _mm256_srli_epi16(bytes, -up),
+                            _mm256_set1_epi8((char)mask));
+}
+
+/* Numbers of a run, from those bytes. */
+INLINE __m256i k_numbers(const enum dtype dtype, uint32_t half, const uint32_t quarter,
+                         __m256i low, __m256i high)
+{
+    const int q = (int)quarter;
+
+    if (dtype == DTYPE_Q3_K || dtype == DTYPE_Q5_K) /* bits of the other half's runs go */
+        high = _mm256_srl_epi16(high, _mm_cvtsi32_si128((int)half * QUARTERS));
+    switch (dtype) {
+    case DTYPE_Q2_K: return moved(low, -2 * q, 3);
+    case DTYPE_Q3_K: return _mm256_or_si256(moved(low, -2 * q, 3), moved(high, 2 - q, 4));
+    case DTYPE_Q6_K:
+        return _mm256_or_si256(moved(high, 4 - 2 * q, 0x30), moved(low, q / 2 * -4, 15));
+    case DTYPE_Q5_K: return _mm256_or_si256(moved(low, q % 2 * -4, 15), moved(high, 4 - q, 16));
+    default: return moved(low, q % 2 * -4, 15);
+    }
+}
+
+/* Sixteen elements of two rows from 16 * part on. */
 INLINE __m256i load_k_part(const enum dtype dtype, const uint8_t *low, const uint8_t *high,
                            uint32_t half, const uint32_t quarter, const uint32_t part)
 {
-    const uint32_t at = 16 * part;
-    const uint32_t run = half * QUARTERS + quarter;
-    uint32_t from;
-    __m256i upper;
+    const uint32_t low_at = k_low_at(dtype, half, quarter) + 16 * part;
+    const uint32_t high_at = k_high_at(dtype, half) + 16 * part;
 
-    switch (dtype) {
-    case DTYPE_Q2_K:
-        from = 16 + half * 32 + at;
-        return fields(low + from, high + from, quarter * 2, 3);
-    case DTYPE_Q3_K:
-        from = 32 + half * 32 + at;
-        return _mm256_or_si256(fields(low + from, high + from, quarter * 2, 3),
-                               bit_of_bytes(low + at, high + at, run, 2));
-    case DTYPE_Q6_K:
-        from = 128 + half * 32 + at;
-        upper = load_halves(low + from, high + from);
-        upper = quarter < 2 ? _mm256_slli_epi16(upper, (int)(4 - 2 * quarter))
-                            : _mm256_srli_epi16(upper, (int)(2 * quarter - 4));
-        upper = _mm256_and_si256(upper, _mm256_set1_epi8(0x30));
-        from = half * 64 + quarter % 2 * 32 + at;
-        return _mm256_or_si256(upper, fields(low + from, high + from, quarter / 2 * 4, 15));
-    case DTYPE_Q5_K:
-        from = 48 + half * 64 + quarter / 2 * 32 + at;
-        return _mm256_or_si256(fields(low + from, high + from, quarter % 2 * 4, 15),
-                               bit_of_bytes(low + 16 + at, high + 16 + at, run, 4));
-    default:
-        from = 16 + half * 64 + quarter / 2 * 32 + at;
-        return fields(low + from, high + from, quarter % 2 * 4, 15);
-    }
+    return k_numbers(dtype, half, quarter, load_halves(low + low_at, high + low_at),
+                     load_halves(low + high_at, high + high_at));
+}
+
+INLINE __m256i load_32(const uint8_t *at)
+{
+    return _mm256_loadu_si256((const __m256i *)(const void *)at);
+}
+
+/* A run of one row. */
+INLINE __m256i load_k_run(const enum dtype dtype, const uint8_t *block, uint32_t half,
+                          const uint32_t quarter)
+{
+    return k_numbers(dtype, half, quarter, load_32(block + k_low_at(dtype, half, quarter)),
+                     load_32(block + k_high_at(dtype, half)));
 }
 
 /* Elements 0..15 and 16..31 of a run of rows i (low) and i + 4 (high), whose blocks are `at` bytes
