@@ -226,7 +226,7 @@ static void every_type_is_near_its_own_values(void **state)
 /* Where the processor wants sixteen rows together, it has them of what is in memory: each layer's
  * q, k and v, o, gate and up, and down, and the head. What is read from the file is as it was. The
  * answer is the same, and again when all has been loaded anew. */
-static void what_stays_in_a_file_keeps_plain_rows(void **state)
+static void check_plain_rows_of_a_file(enum dtype t)
 {
     enum { MATRICES = 4 * LAYERS + 1 };
     static const struct {
@@ -244,12 +244,10 @@ static void what_stays_in_a_file_keeps_plain_rows(void **state)
         { { .device = "cpu", .disk = true, .group_size = 2, .num_in_group = 1,
             .params_glob = "*" }, MATRICES - 4 * (LAYERS / 2) },
     };
-    const enum dtype t = DTYPE_Q4_0;
     const struct types types = { t, t, t, t, t, t, t, t, t, t };
     struct model_file file = file_make(&types, 0);
     float *wanted = run(&file, &all[0].setting, 24);
 
-    (void)state;
     for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
         const struct setting *setting = &all[i].setting;
         struct loaded loaded = harness_open(file.path, setting);
@@ -272,6 +270,14 @@ static void what_stays_in_a_file_keeps_plain_rows(void **state)
     }
     free(wanted);
     ckpt_testing_remove(file.folder);
+}
+
+/* Some processors want quantised rows together, those with AMX plain ones. */
+static void what_stays_in_a_file_keeps_plain_rows(void **state)
+{
+    (void)state;
+    check_plain_rows_of_a_file(DTYPE_Q4_0);
+    check_plain_rows_of_a_file(DTYPE_BF16);
 }
 
 /* As llama-quantize mixes them, and worse. */

@@ -1,7 +1,7 @@
 /* offload/finish.c - what a device does to a parameter once it has been loaded.
  *
  * Loaders write plain rows. A device may want a matrix in another layout (device_weight_layout,
- * tensor/layout.h): an Ascend NPU in FRACTAL_NZ of the transposed matrix, a processor's vectors in
+ * tensor/layout.h): an Ascend NPU in FRACTAL_NZ of the transposed matrix, a processor's kernels in
  * ROWS_16. Finishing makes the one of the other where the bytes are, some rows at a time:
  *
  *     rows of one granule --reordered in scratch--> back to their place
@@ -110,7 +110,7 @@ static void layouts_log(const struct offload *offload, enum layout layout)
     if (made_count + left_count + file_count > 0)
         log_line(offload->log, LOG_INFO, "%zu matrices are kept in %s%s", made_count,
                  layout_name(layout),
-                 layout == LAYOUT_ROWS_16 ? ": sixteen rows together, as vectors read them" : "");
+                 layout == LAYOUT_ROWS_16 ? ": sixteen rows together, as kernels read them" : "");
     if (file_count > 0)
         log_line(offload->log, LOG_INFO, "%zu matrices stay in ND, as the file has them",
                  file_count);
