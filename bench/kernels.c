@@ -5,9 +5,9 @@
  * that only reads memory. A product of few rows is bound by reading its weights, one of many by multiplying.
  * The weights of the samples lie next to each other in 512 MiB, so that no cache holds them.
  *
- *     make bench && build/bench/kernels [THREADS [PART]] > bench/results/kernels.csv
+ *     make bench && build/bench/kernels [THREADS [PART [KERNELS]]] > bench/results/kernels.csv
  *
- * PART: only the cases whose names have this in them.
+ * PART: only the cases whose names have this in them. KERNELS: as --cpu-kernels.
  *
  * A line per case: best and median of the samples; the bound in the same unit; the best's share. */
 #include <inttypes.h>
@@ -42,6 +42,7 @@ struct bench {
     float *x, *out;
     uint64_t read_at;
     const char *part;               /* of the names of the cases to run */
+    const struct cpu_kernels *kernels; /* that the device computes with */
     double fma_per_ns, byte_per_ns; /* bounds: operations, two for an FMA or a product of bytes */
     double read_per_ns;             /* bound: bytes */
     uint64_t sink;
@@ -179,12 +180,11 @@ static void read_task(void *context, size_t index, uint32_t thread_index)
 /* Raises the bounds to what is measured now. */
 static void measure_bounds(struct bench *bench)
 {
-    const struct cpu_kernels *kernels = cpu_kernels_select(false);
     uint64_t start_ns;
     double rate;
 
-    (void)kernels;
 #if defined(__x86_64__)
+    const struct cpu_kernels *kernels = bench->kernels;
     const bool is_avx512 = kernels == &cpu_kernels_avx512 || kernels == &cpu_kernels_amx;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
         start_ns = clock_now_ns();
@@ -397,15 +397,17 @@ int main(int argc, char **argv)
 {
     struct bench bench = { .thread_count = argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 10) : 1,
                            .part = argc > 2 ? argv[2] : "" };
-    const struct device_options options = { .thread_count = bench.thread_count };
+    const struct device_options options = { .thread_count = bench.thread_count,
+                                            .cpu_kernels = argc > 3 ? argv[3] : NULL };
     const uint64_t x_bytes = (uint64_t)ROWS_MAX * WIDTH_MAX * 2 * 4;
     void *memory;
     struct err err;
 
     if (bench.thread_count < 1 || bench.thread_count > THREAD_POOL_THREADS_MAX) {
-        (void)fprintf(stderr, "usage: kernels [THREADS [PART]]\n");
+        (void)fprintf(stderr, "usage: kernels [THREADS [PART [KERNELS]]]\n");
         return 2;
     }
+    must(cpu_kernels_select(options.cpu_kernels, &bench.kernels, &err), &err);
     must(device_open("cpu", &options, &bench.device, &err), &err);
     must(stream_create(bench.device, STREAM_COMPUTE, &bench.stream, &err), &err);
     must(thread_pool_create(bench.thread_count, &bench.pool, &err), &err);

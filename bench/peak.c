@@ -3,10 +3,10 @@
  * Twelve sums on registers, or four tiles, and nothing read from memory: the bound of whatever
  * multiplies many rows, whichever way it is written. All threads at once; the best of ROUNDS.
  *
- *     make bench && build/bench/peak [THREADS]
+ *     make bench && build/bench/peak [THREADS [KERNELS]]
  *
- * A line for each instruction that this processor has: its name and products (a multiplication
- * and an addition) per second. */
+ * A line for each instruction that this processor has, or of these that --cpu-kernels KERNELS
+ * uses: its name and products (a multiplication and an addition) per second. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -223,19 +223,20 @@ static void measure(struct thread_pool *pool, uint32_t thread_count, const char 
 int main(int argc, char **argv)
 {
     const uint32_t thread_count = argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 10) : 1;
-    const struct cpu_kernels *kernels = cpu_kernels_select(false); /* asks for the tiles, too */
+    const char *id = argc > 2 ? argv[2] : NULL;
+    const struct cpu_kernels *kernels;
     struct thread_pool *pool = NULL;
     struct err err;
 
     if (thread_count < 1 || thread_count > THREAD_POOL_THREADS_MAX) {
-        (void)fprintf(stderr, "usage: peak [THREADS]\n");
+        (void)fprintf(stderr, "usage: peak [THREADS [KERNELS]]\n");
         return 2;
     }
-    if (thread_pool_create(thread_count, &pool, &err) != STATUS_OK) {
+    if (cpu_kernels_select(id, &kernels, &err) != STATUS_OK || /* asks for the tiles, too */
+        thread_pool_create(thread_count, &pool, &err) != STATUS_OK) {
         (void)fprintf(stderr, "%s\n", err.message);
         return 1;
     }
-    (void)kernels;
 #if defined(__x86_64__)
     const bool is_amx = kernels == &cpu_kernels_amx;
     const bool is_avx512 = is_amx || kernels == &cpu_kernels_avx512;
@@ -249,7 +250,7 @@ int main(int argc, char **argv)
                                                : bytes_task,
                 (is_avx512 ? 64.0 : 32.0) * SUMS * LOOPS);
     }
-    if (cpu_kernels_select_bf16() != NULL)
+    if (id == NULL && cpu_kernels_select_bf16() != NULL)
         measure(pool, thread_count, "bf16", bf16_task, 32.0 * SUMS * LOOPS);
     if (is_amx) {
         measure(pool, thread_count, "amx bytes", amx_bytes_task,

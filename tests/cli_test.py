@@ -458,7 +458,7 @@ def test_serve_tells_its_address_and_ends_on_a_signal():
 
 
 def test_a_second_signal_stops_at_once():
-    with lighter.Server("--model", lighter.DEMO, "--threads", "1", "--force-scalar") as server:
+    with lighter.Server("--model", lighter.DEMO, "--threads", "1", "--cpu-kernels", "scalar") as server:
         body = json.dumps({"text": ["The"] * 16, "sampling_params": {"ignore_eos": True, "max_new_tokens": 500,
                                                                      "temperature": 0}})
         asker = subprocess.Popen([sys.executable, "-c", "import sys, urllib.request\n"

@@ -64,7 +64,7 @@ def compare(lighter, folder, prompt, expected, wide, greedy):
     logits = logits_of(lighter, folder, ids)
     best = abs(logits - expected).max() / deviation
     ours = abs(logits - wide).max() / deviation
-    scalar = abs(logits_of(lighter, folder, ids, "--force-scalar") - expected).max() / deviation
+    scalar = abs(logits_of(lighter, folder, ids, "--cpu-kernels", "scalar") - expected).max() / deviation
     out = run(lighter, "generate", "--model", folder, "--input-ids", ids, "--max-new-tokens",
               str(GREEDY_TOKENS), "--temperature", "0", "--ignore-eos", "--json")
     same_ids = json.loads(out)["output_ids"] == greedy

@@ -56,7 +56,7 @@ struct cli_options {
     uint64_t free_memory_bytes;   /* a rank's part of what its machine had free; set by rank.c. 0:
                                      what is free now */
     double mem_fraction_static;
-    bool force_scalar;
+    const char *cpu_kernels;
     const char *dtype, *kv_cache_dtype;
     int64_t context_length;
 

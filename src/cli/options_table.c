@@ -207,9 +207,10 @@ const struct cli_option cli_option_table[] = {
               "homes what is free, less a margin",
       .group = GROUP_DEVICE,
       .commands = ON_RUN, AT(host_memory_budget_bytes) },
-    { .name = "force-scalar", .kind = CLI_OPTION_FLAG,
-      .help = "computes with the plain reference kernels, for tests", .group = GROUP_DEVICE,
-      .commands = ON_RUN, AT(force_scalar) },
+    { .name = "cpu-kernels", .kind = CLI_OPTION_TEXT, .value_name = "NAME",
+      .help = "computes on the CPU with those of another processor that this one can run, for "
+              "measuring: scalar (the reference), avx2, avx-vnni, avx512, amx, neon, dotprod, i8mm",
+      .group = GROUP_DEVICE, .commands = ON_RUN | ON_SELFTEST, AT(cpu_kernels) },
 
     /* What moves. */
     { .name = "cpu-offload-gb", .kind = CLI_OPTION_REAL, .value_name = "N", .min = 0, .max = 1e6,

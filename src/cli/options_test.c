@@ -267,10 +267,10 @@ static void the_library_sets_options_by_name(void **state)
     (void)state;
     cli_options_init(&options);
     assert_int_equal(cli_options_set(&options, CLI_COMMAND_SERVE, "threads", "2", &err), STATUS_OK);
-    assert_int_equal(cli_options_set(&options, CLI_COMMAND_SERVE, "force-scalar", "true", &err),
+    assert_int_equal(cli_options_set(&options, CLI_COMMAND_SERVE, "json", "true", &err),
                      STATUS_OK);
-    assert_true(options.force_scalar);
-    assert_int_equal(cli_options_set(&options, CLI_COMMAND_SERVE, "force-scalar", "1", &err),
+    assert_true(options.json);
+    assert_int_equal(cli_options_set(&options, CLI_COMMAND_SERVE, "json", "1", &err),
                      STATUS_BAD_INPUT);
     assert_int_equal(cli_options_set(&options, CLI_COMMAND_SERVE, "thread", "2", &err),
                      STATUS_BAD_INPUT);

@@ -121,7 +121,7 @@ static enum status open_device(struct cli_session *session, const struct cli_opt
         .memory_budget_bytes = options->memory_budget_bytes,
         .host_budget_bytes = options->host_memory_budget_bytes,
         .free_memory_bytes = free_memory_bytes(options),
-        .force_scalar = options->force_scalar,
+        .cpu_kernels = options->cpu_kernels,
     };
     enum status st;
 

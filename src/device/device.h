@@ -40,7 +40,8 @@ struct device_options {
     uint64_t free_memory_bytes;   /* what may be taken of the host's memory: then a device whose
                                      memory that is has no more. 0: all */
     uint64_t host_budget_bytes;   /* bound on host memory taken here; 0: none */
-    bool force_scalar;            /* the CPU's reference kernels, for tests */
+    const char *cpu_kernels;      /* "scalar", the reference, "avx2", ...: the CPU's that compute;
+                                     NULL: the fastest. Borrowed by device_open */
     const char *library_path;     /* folders in which a device's libraries are looked for first,
                                      ':' between; NULL: none. Borrowed by device_open */
     bool keep_nd;                 /* a device that would want another layout takes weights in ND */

@@ -102,9 +102,30 @@ static void rounding_is_for_those_that_gain_by_it(void **state)
         assert_int_equal(try_open("cpu:bf16-products=on", &options, &err), STATUS_UNAVAILABLE);
         assert_non_null(strstr(err.message, "AVX-512 BF16"));
     }
-    options.force_scalar = true;
+    options.cpu_kernels = "scalar";
     assert_int_equal(try_open("cpu:bf16-products=on", &options, &err), STATUS_BAD_INPUT);
     assert_non_null(strstr(err.message, "exclude each other"));
+}
+
+static void each_table_of_kernels_can_be_asked_for(void **state)
+{
+    struct device_options options = { .thread_count = 1 };
+    const struct cpu_kernels *tables[CPU_KERNELS_MAX];
+    const uint32_t count = cpu_kernels_list(tables);
+    struct err err;
+
+    (void)state;
+    for (uint32_t i = 0; i < count; i++) {
+        struct device *device;
+        options.cpu_kernels = tables[i]->id;
+        must(device_open("cpu", &options, &device, &err), &err);
+        assert_memory_equal(device_info(device)->description, tables[i]->name,
+                            strlen(tables[i]->name));
+        device_close(device);
+    }
+    options.cpu_kernels = "avx";
+    assert_int_equal(try_open("sim", &options, &err), STATUS_BAD_INPUT);
+    assert_non_null(strstr(err.message, tables[count - 1]->id));
 }
 
 static void a_budget_above_the_memory_is_refused(void **state)
@@ -399,9 +420,12 @@ static void exp_is_good_to_two_ulp(void **state)
 {
     static const double edges[] = { 0, -87.4, -103.9, -200, 88.72, 88.73, 1000 };
 
+    const struct cpu_kernels *tables[CPU_KERNELS_MAX];
+    const uint32_t table_count = cpu_kernels_list(tables);
+
     (void)state;
-    for (int scalar = 0; scalar < 2; scalar++) {
-        const struct cpu_kernels *kernels = cpu_kernels_select(scalar != 0);
+    for (uint32_t t = 0; t < table_count; t++) {
+        const struct cpu_kernels *kernels = tables[t];
         for (int step = -110 * 64; step < 90 * 64; step++) {
             float x[8], out[8];
             for (int i = 0; i < 8; i++)
@@ -436,6 +460,7 @@ int main(void)
         cmocka_unit_test(good_specs_open),
         cmocka_unit_test(bad_specs_name_the_nearest),
         cmocka_unit_test(rounding_is_for_those_that_gain_by_it),
+        cmocka_unit_test(each_table_of_kernels_can_be_asked_for),
         cmocka_unit_test(a_budget_above_the_memory_is_refused),
         cmocka_unit_test(memory_that_is_the_hosts_is_what_is_free),
         cmocka_unit_test(a_busy_device_is_idle_again),

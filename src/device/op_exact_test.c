@@ -73,8 +73,8 @@ static void check_against(const struct problem *p, const struct harness_config *
 /* Where the processor rounds x to BF16 if it is told to: with that, too. */
 static void check_rounding(const struct problem *p)
 {
-    static const struct harness_config one = { "cpu:bf16-products=on", false, 1, false, false },
-                                       many = { "cpu:bf16-products=on", false, 3, false, false };
+    static const struct harness_config one = { "cpu:bf16-products=on", NULL, 1, false, false },
+                                       many = { "cpu:bf16-products=on", NULL, 3, false, false };
     const struct harness_config *const config = &many;
 
     if (p->weights == DTYPE_BF16 && cpu_kernels_select_bf16() != NULL)
@@ -85,13 +85,13 @@ static void check_problem(const struct problem *p)
 {
     check_rounding(p);
     for (int scalar = 0; scalar < 2 && !p->takes_long; scalar++) {
-        const struct harness_config one = { "cpu", scalar != 0, 1, false, false };
+        const struct harness_config one = { "cpu", scalar ? "scalar" : NULL, 1, false, false };
         const struct harness_config *alike[HARNESS_CONFIG_COUNT];
         size_t count = 0;
 
         for (size_t i = 0; i < HARNESS_CONFIG_COUNT; i++) {
             const struct harness_config *config = &harness_configs[i];
-            if (config->force_scalar == (scalar != 0) && !config->is_npu && !config->is_gpu)
+            if ((config->cpu_kernels != NULL) == (scalar != 0) && !config->is_npu && !config->is_gpu)
                 alike[count++] = config;
         }
         check_against(p, &one, alike, count);

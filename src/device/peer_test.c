@@ -125,7 +125,7 @@ static void a_peer_reads_what_the_other_has_allocated(void **state)
 {
     (void)state;
     for (size_t i = 0; i < SPEC_COUNT; i++) {
-        const struct harness_config config = { specs[i], false, 1, false, false };
+        const struct harness_config config = { specs[i], NULL, 1, false, false };
         struct device_memory_report report;
         const void *memory, *again;
         struct peer peer;
@@ -160,7 +160,7 @@ static void shared_memory_is_the_devices_own(void **state)
 {
     (void)state;
     for (size_t i = 0; i < SPEC_COUNT; i++) {
-        const struct harness_config config = { specs[i], false, 1, false, false };
+        const struct harness_config config = { specs[i], NULL, 1, false, false };
         struct device_memory_report report;
         struct device_handle handle;
         struct harness h;
@@ -255,7 +255,7 @@ static void failures_leave_no_trace(void **state)
 
 static void copies_from_elsewhere_are_refused(void **state)
 {
-    const struct harness_config config = { "sim:memory=1MiB", false, 1, false, false };
+    const struct harness_config config = { "sim:memory=1MiB", NULL, 1, false, false };
     static const uint8_t elsewhere[64];
     struct harness h;
     struct err err;

@@ -22,7 +22,7 @@
 
 struct harness_config {
     const char *spec;
-    bool force_scalar;
+    const char *cpu_kernels; /* NULL: the fastest */
     uint32_t thread_count;
     bool is_npu; /* has operators of its own: they round x to the weights' dtype, may sum in another
                     order for other rows, and know no quantised weights */
@@ -31,14 +31,14 @@ struct harness_config {
 
 /* Where the processor has no AVX2 the table of kernels is scalar everywhere. */
 static const struct harness_config harness_configs[] = {
-    { "cpu", true, 1, false, false },
-    { "cpu", false, 1, false, false },
-    { "cpu", false, 3, false, false },
-    { "sim:memory=512MiB", true, 2, false, false },
-    { "sim:memory=512MiB", false, 2, false, false },
-    { "ascend:0", false, 1, true, false },
-    { "ascend:1,layout=nd", false, 1, true, false },
-    { "cuda:0", false, 1, false, true },
+    { "cpu", "scalar", 1, false, false },
+    { "cpu", NULL, 1, false, false },
+    { "cpu", NULL, 3, false, false },
+    { "sim:memory=512MiB", "scalar", 2, false, false },
+    { "sim:memory=512MiB", NULL, 2, false, false },
+    { "ascend:0", NULL, 1, true, false },
+    { "ascend:1,layout=nd", NULL, 1, true, false },
+    { "cuda:0", NULL, 1, false, true },
 };
 #define HARNESS_CONFIG_COUNT (sizeof(harness_configs) / sizeof(harness_configs[0]))
 
@@ -70,7 +70,7 @@ static inline enum status harness_device_open(const char *spec, struct device_op
 static inline void harness_open(struct harness *h, const struct harness_config *config)
 {
     const struct device_options options = { .thread_count = config->thread_count,
-                                            .force_scalar = config->force_scalar };
+                                            .cpu_kernels = config->cpu_kernels };
     struct err err;
 
     memset(h, 0, sizeof(*h));

@@ -267,7 +267,7 @@ static void what_does_not_fit_is_named(void **state)
 }
 
 static const struct setting crowd_devices[] = {
-    { .device = "cpu", .force_scalar = true, .row_count_max = 96, .kv_token_count = 512 },
+    { .device = "cpu", .cpu_kernels = "scalar", .row_count_max = 96, .kv_token_count = 512 },
     { .device = "cpu", .thread_count = 2, .row_count_max = 96, .kv_token_count = 512 },
     { .device = "sim", .thread_count = 2, .row_count_max = 96, .kv_token_count = 512,
       .group_size = 2, .num_in_group = 1 },

@@ -40,7 +40,7 @@ static const char *const names[] = { "qwen3", "deepseek_v3", "gemma3", "qwen2_wi
 #define NAME_COUNT (sizeof(names) / sizeof(names[0]))
 
 static const struct setting devices[] = {
-    { .device = "cpu", .force_scalar = true },
+    { .device = "cpu", .cpu_kernels = "scalar" },
     { .device = "cpu", .thread_count = 2 },
     { .device = "sim", .thread_count = 2 },
 };
@@ -67,7 +67,7 @@ static void narrow_caches_are_near_the_exact_one(void **state)
 }
 
 /* Threads, chunks, pages and homes. */
-static void check_ways(const char *folder, enum dtype dtype, bool force_scalar,
+static void check_ways(const char *folder, enum dtype dtype, const char *kernels,
                        const int32_t *prompt, uint32_t count)
 {
     static const struct {
@@ -80,8 +80,7 @@ static void check_ways(const char *folder, enum dtype dtype, bool force_scalar,
         { { .device = "sim", .thread_count = 2, .group_size = 1, .num_in_group = 1 }, 5 },
         { { .device = "sim", .cpu_offload_bytes = 20000, .page_size = 16 }, 20 },
     };
-    const struct setting plain = { .device = "cpu", .kv_dtype = dtype,
-                                   .force_scalar = force_scalar };
+    const struct setting plain = { .device = "cpu", .kv_dtype = dtype, .cpu_kernels = kernels };
     uint32_t vocab;
     float *wanted = harness_logits(folder, &plain, prompt, count, 32, &vocab);
 
@@ -90,7 +89,7 @@ static void check_ways(const char *folder, enum dtype dtype, bool force_scalar,
         float *got;
 
         setting.kv_dtype = dtype;
-        setting.force_scalar = force_scalar;
+        setting.cpu_kernels = kernels;
         got = harness_logits(folder, &setting, prompt, count, ways[i].chunk, NULL);
         if (memcmp(got, wanted, (size_t)count * vocab * sizeof(float)) != 0)
             fail_msg("%s, cache in %s: way %zu gives other bits", folder, dtype_info(dtype)->name,
@@ -102,21 +101,22 @@ static void check_ways(const char *folder, enum dtype dtype, bool force_scalar,
 
 static void nothing_changes_a_bit(void **state)
 {
+    static const char *const tables[] = { NULL, "scalar" };
     int32_t prompt[DEMO_PROMPT];
 
     (void)state;
     demo_prompt(prompt, 1);
-    for (int scalar = 0; scalar < 2; scalar++) {
+    for (size_t t = 0; t < sizeof(tables) / sizeof(tables[0]); t++) {
         for (size_t i = 0; i < NAME_COUNT; i++) {
             struct golden golden = golden_read(names[i]);
             char path[256];
 
-            check_ways(golden_path(names[i], path, sizeof(path)), DTYPE_F16, scalar != 0,
+            check_ways(golden_path(names[i], path, sizeof(path)), DTYPE_F16, tables[t],
                        golden.prompt, golden.prompt_count);
             free(golden.logits);
         }
-        check_ways(DEMO, DTYPE_F16, scalar != 0, prompt, DEMO_PROMPT);
-        check_ways(DEMO, DTYPE_Q8_0, scalar != 0, prompt, DEMO_PROMPT);
+        check_ways(DEMO, DTYPE_F16, tables[t], prompt, DEMO_PROMPT);
+        check_ways(DEMO, DTYPE_Q8_0, tables[t], prompt, DEMO_PROMPT);
     }
 }
 

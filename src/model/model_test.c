@@ -12,7 +12,7 @@
 #define CLOSE 1e-4
 
 static const struct setting devices[] = {
-    { .device = "cpu", .force_scalar = true },
+    { .device = "cpu", .cpu_kernels = "scalar" },
     { .device = "cpu", .thread_count = 2 },
     { .device = "sim", .thread_count = 2, .group_size = 2, .num_in_group = 1 },
 };
@@ -100,7 +100,7 @@ static float *plain_logits(const char *name, const struct setting *device,
                            const struct golden *golden)
 {
     const struct setting setting = { .device = device->device,
-                                     .force_scalar = device->force_scalar };
+                                     .cpu_kernels = device->cpu_kernels };
     const struct paging paging = { 0, 1 };
     struct loaded loaded = harness_open_golden(name, &setting);
     float *logits = logits_alloc(loaded.model, golden->prompt_count);
@@ -163,7 +163,7 @@ static void check_way(const char *name, const struct golden *golden, const struc
     size_t bytes;
 
     setting.device = device->device;
-    setting.force_scalar = device->force_scalar;
+    setting.cpu_kernels = device->cpu_kernels;
     loaded = harness_open_golden(name, &setting);
     bytes = (size_t)golden->prompt_count * model_info(loaded.model)->vocab_size * sizeof(float);
     logits = logits_alloc(loaded.model, golden->prompt_count);
@@ -300,7 +300,7 @@ static void meta_runs_and_says_so(void **state)
     for (size_t d = 0; d < DEVICE_COUNT; d++) {
         for (size_t i = 0; i < FEW_COUNT; i++) {
             const struct setting setting = {
-                .device = devices[d].device, .force_scalar = devices[d].force_scalar,
+                .device = devices[d].device, .cpu_kernels = devices[d].cpu_kernels,
                 .group_size = 1, .num_in_group = 1, .meta = true,
             };
             const struct paging paging = { 0, 1 };

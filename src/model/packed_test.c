@@ -95,7 +95,7 @@ static void logits_are_those_of_what_the_weights_mean(void **state)
     (void)state;
     for (size_t i = 0; i < CASE_COUNT; i++) {
         const struct setting decoded = { .device = "cpu", .dtype = "float32" };
-        const struct setting scalar = { .device = "cpu", .force_scalar = true };
+        const struct setting scalar = { .device = "cpu", .cpu_kernels = "scalar" };
         const struct setting best = { .device = "cpu", .thread_count = 2 };
         char path[256];
         struct golden golden = read_case(i, path);

@@ -43,7 +43,7 @@ static const char *const golden_names[] = {
  * resident. */
 struct setting {
     const char *device;
-    bool force_scalar;
+    const char *cpu_kernels;
     uint32_t thread_count;
     uint64_t budget_bytes;
     uint64_t cpu_offload_bytes;
@@ -130,7 +130,7 @@ static inline enum status harness_try_with(const char *folder, const struct sett
 {
     const struct device_options device_options = {
         .thread_count = setting->thread_count == 0 ? 1 : setting->thread_count,
-        .memory_budget_bytes = setting->budget_bytes, .force_scalar = setting->force_scalar,
+        .memory_budget_bytes = setting->budget_bytes, .cpu_kernels = setting->cpu_kernels,
         .library_path = testing_library_path(),
     };
     enum status st;

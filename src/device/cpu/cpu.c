@@ -45,9 +45,9 @@ static enum status cpu_open(const char *settings, const struct device_options *o
     st = device__settings_read("cpu", settings, known, sizeof(known) / sizeof(known[0]), err);
     if (st != STATUS_OK)
         return st;
-    if (rounds_x && options->force_scalar)
+    if (rounds_x && options->cpu_kernels != NULL)
         return err_set(err, STATUS_BAD_INPUT,
-                       "cpu: bf16-products=on and the reference kernels exclude each other");
+                       "cpu: bf16-products=on and --cpu-kernels exclude each other");
     cpu = calloc(1, sizeof(*cpu));
     if (cpu == NULL)
         return err_set(err, STATUS_NO_MEMORY, "cpu: no memory for a device");

@@ -40,7 +40,9 @@ enum status cpu_executor_create(const struct device_options *options,
                      executor->thread_count, THREAD_POOL_THREADS_MAX);
         goto fail;
     }
-    executor->kernels = cpu_kernels_select(options->force_scalar);
+    st = cpu_kernels_select(options->cpu_kernels, &executor->kernels, err);
+    if (st != STATUS_OK)
+        goto fail;
     executor->scratch =
         aligned_alloc(64, (size_t)executor->thread_count * CPU_STRIP_SCRATCH_BYTES);
     if (executor->scratch == NULL) {

@@ -12,7 +12,7 @@
 
 struct cpu_executor;
 
-/* Uses options->thread_count, force_scalar and memory_budget_bytes, which says how much room rows
+/* Uses options->thread_count, cpu_kernels and memory_budget_bytes, which says how much room rows
  * of x have: beside the budgets, outside the heap. The caller owns *executor_out. */
 enum status cpu_executor_create(const struct device_options *options,
                                 struct cpu_executor **executor_out, struct err *err);

@@ -1,6 +1,9 @@
 /* device/cpu/kernels.c - chooses a table of kernels for this processor. */
 #include "device/cpu/kernels.h"
 
+#include <stdio.h>
+#include <string.h>
+
 #if defined(__aarch64__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -92,12 +95,26 @@ uint32_t cpu_kernels_list(const struct cpu_kernels *tables[CPU_KERNELS_MAX])
     return count;
 }
 
-const struct cpu_kernels *cpu_kernels_select(bool force_scalar)
+enum status cpu_kernels_select(const char *id, const struct cpu_kernels **kernels_out,
+                               struct err *err)
 {
     const struct cpu_kernels *tables[CPU_KERNELS_MAX];
     const uint32_t count = cpu_kernels_list(tables);
+    char known[CPU_KERNELS_MAX * 16] = "";
+    size_t length = 0;
 
-    return force_scalar ? tables[0] : tables[count - 1];
+    *kernels_out = tables[count - 1];
+    for (uint32_t i = 0; id != NULL && i < count; i++) {
+        *kernels_out = tables[i];
+        if (strcmp(tables[i]->id, id) == 0)
+            return STATUS_OK;
+        length += (size_t)snprintf(known + length, sizeof(known) - length, "%s%s",
+                                   i == 0 ? "" : ", ", tables[i]->id);
+    }
+    if (id == NULL)
+        return STATUS_OK;
+    return err_set(err, STATUS_BAD_INPUT, "--cpu-kernels: this processor runs %s, not '%s'", known,
+                   id);
 }
 
 /* Quantised rows that are woven are one stream of memory. Zen 4 fetches one at memory's rate; what

@@ -42,6 +42,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/status.h"
 #include "device/op.h"
 #include "tensor/dtype.h"
 #include "tensor/layout.h"
@@ -89,6 +90,7 @@ struct cpu_strip {
 #define CPU_CLAMPED_ALPHA 1.702f
 
 struct cpu_kernels {
+    const char *id;   /* "scalar", "avx2": in --cpu-kernels */
     const char *name; /* "scalar", "AVX2": for people */
     /* For F32, F16 and BF16 weights. scratch: CPU_STRIP_SCRATCH_BYTES, 64-byte aligned, the
      * thread's own; not touched for F32. */
@@ -185,8 +187,10 @@ extern const struct cpu_kernels cpu_kernels_i8mm;    /* ... with SDOT and SMMLA 
 /* The tables that this processor can run, the scalar one first and the fastest last. */
 uint32_t cpu_kernels_list(const struct cpu_kernels *tables[CPU_KERNELS_MAX]);
 
-/* The fastest table that this processor can run. */
-const struct cpu_kernels *cpu_kernels_select(bool force_scalar);
+/* The table of that id, or the fastest for NULL, of those that this processor can run; an unknown
+ * one is STATUS_BAD_INPUT. */
+enum status cpu_kernels_select(const char *id, const struct cpu_kernels **kernels_out,
+                               struct err *err);
 
 /* In which the table is fastest on this processor: ND, or ROWS_16 where it takes that. */
 enum layout cpu_kernels_layout(const struct cpu_kernels *kernels, enum dtype weight_dtype);

@@ -331,8 +331,9 @@ static void avx2_add_weighted_rows(float *const *out, uint32_t out_count, const 
     .scale_max = cpu__scale_max_avx512, .exp_minus = cpu__exp_minus_avx512,                        \
     .add_weighted_rows = avx2_add_weighted_rows, .add_cached_rows = cpu__add_cached_rows_avx512
 
-#define TABLE(kernels_name, kernel, quant_kernel, f8_kernel, ...)                                  \
+#define TABLE(kernels_id, kernels_name, kernel, quant_kernel, f8_kernel, ...)                      \
     {                                                                                              \
+        .id = (kernels_id),                                                                        \
         .name = (kernels_name),                                                                    \
         .matmul = (kernel),                                                                        \
         .matmul_quant = (quant_kernel),                                                            \
@@ -345,21 +346,21 @@ static void avx2_add_weighted_rows(float *const *out, uint32_t out_count, const 
     }
 
 const struct cpu_kernels cpu_kernels_avx2 =
-    TABLE("AVX2", cpu__matmul_avx2, cpu__matmul_quant_avx2, cpu__matmul_f8_avx2, ATTENTION_AVX2);
+    TABLE("avx2", "AVX2", cpu__matmul_avx2, cpu__matmul_quant_avx2, cpu__matmul_f8_avx2, ATTENTION_AVX2);
 const struct cpu_kernels cpu_kernels_vnni =
-    TABLE("AVX2 with VNNI", cpu__matmul_avx2, cpu__matmul_quant_vnni, cpu__matmul_f8_avx2,
+    TABLE("avx-vnni", "AVX2 with VNNI", cpu__matmul_avx2, cpu__matmul_quant_vnni, cpu__matmul_f8_avx2,
           ATTENTION_AVX2);
 const struct cpu_kernels cpu_kernels_avx512 =
-    TABLE("AVX2 with AVX-512 VNNI", cpu__matmul_avx512, cpu__matmul_quant_avx512,
+    TABLE("avx512", "AVX2 with AVX-512 VNNI", cpu__matmul_avx512, cpu__matmul_quant_avx512,
           cpu__matmul_f8_avx512, ATTENTION_AVX512, .k_block = CPU_K_BLOCK,
           .woven_quant = true);
 const struct cpu_kernels cpu_kernels_bf16 =
-    TABLE("AVX2 with AVX-512 VNNI and BF16", cpu__matmul_bf16, cpu__matmul_quant_avx512,
+    TABLE("avx512-bf16", "AVX2 with AVX-512 VNNI and BF16", cpu__matmul_bf16, cpu__matmul_quant_avx512,
           cpu__matmul_f8_avx512, ATTENTION_AVX512, .k_block = CPU_K_BLOCK,
           .packed_bytes = cpu__packed_bytes_bf16, .pack = cpu__pack_bf16,
           .woven_quant = true);
 const struct cpu_kernels cpu_kernels_amx =
-    TABLE("AVX2 with AVX-512 VNNI and AMX", cpu__matmul_amx, cpu__matmul_quant_amx,
+    TABLE("amx", "AVX2 with AVX-512 VNNI and AMX", cpu__matmul_amx, cpu__matmul_quant_amx,
           cpu__matmul_f8_avx512, ATTENTION_AVX512, .k_block = CPU_K_BLOCK,
           .packed_bytes = cpu__packed_bytes_amx, .pack = cpu__pack_amx,
           .woven_quant = true, .woven_half = true);

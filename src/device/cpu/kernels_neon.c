@@ -307,8 +307,9 @@ static void neon_widen(float *out, enum dtype dtype, const void *from, uint32_t 
         widen_q8_0(out, from, count);
 }
 
-#define TABLE(kernels_name, quant_kernel)                                                          \
+#define TABLE(kernels_id, kernels_name, quant_kernel)                                              \
     {                                                                                              \
+        .id = (kernels_id),                                                                        \
         .name = (kernels_name),                                                                    \
         .matmul = cpu__matmul_neon,                                                                \
         .matmul_quant = (quant_kernel),                                                            \
@@ -323,8 +324,8 @@ static void neon_widen(float *out, enum dtype dtype, const void *from, uint32_t 
         .add_weighted_rows = neon_add_weighted_rows,                                               \
     }
 
-const struct cpu_kernels cpu_kernels_neon = TABLE("NEON", cpu__matmul_quant_neon);
+const struct cpu_kernels cpu_kernels_neon = TABLE("neon", "NEON", cpu__matmul_quant_neon);
 const struct cpu_kernels cpu_kernels_dotprod =
-    TABLE("NEON with dot products", cpu__matmul_quant_dotprod);
+    TABLE("dotprod", "NEON with dot products", cpu__matmul_quant_dotprod);
 const struct cpu_kernels cpu_kernels_i8mm =
-    TABLE("NEON with matrix products", cpu__matmul_quant_i8mm);
+    TABLE("i8mm", "NEON with matrix products", cpu__matmul_quant_i8mm);

@@ -147,6 +147,7 @@ static void scalar_add_weighted_rows(float *const *out, uint32_t out_count, cons
 }
 
 const struct cpu_kernels cpu_kernels_scalar = {
+    .id = "scalar",
     .name = "scalar",
     .matmul = scalar_matmul,
     .matmul_quant = cpu__matmul_quant_scalar,
