@@ -38,6 +38,7 @@
 #define PART_BYTES 524288 /* of weights that fewer rows of x go over, eight at a time */
 #define SPAN 24           /* weight rows that go over all rows of x before the next ones */
 #define CHUNK_MAX 1024    /* k that a span's tile takes at a time */
+#define CACHE_LINE_BYTES 64
 
 /* Rows of a power of two would all fall into the same sets of the first-level cache. */
 #define PANEL_STRIDE (CPU_K_BLOCK + LANES)
@@ -288,14 +289,32 @@ INLINE void direct_parts(const struct cpu_strip *strip, const enum dtype dtype)
 
 /* ---- more rows of x: spans of weights ---- */
 
+/* A block's k of weight rows, of which `lines` are asked for with each tile. */
+struct ask {
+    const char *row;
+    size_t row_bytes, block_bytes, at;
+    uint32_t lines;
+};
+
+INLINE void ask_for_lines(struct ask *ask)
+{
+    for (uint32_t i = 0; i < ask->lines; i++) {
+        _mm_prefetch(ask->row + ask->at, _MM_HINT_T1);
+        ask->at += CACHE_LINE_BYTES;
+        if (ask->at >= ask->block_bytes) {
+            ask->at = 0;
+            ask->row += ask->row_bytes;
+        }
+    }
+}
+
 /* Weight rows [n, n + n_count), a block of their k. */
 struct span {
     uint32_t n, n_count;
     struct range block;
     uint32_t chunk;      /* k that a tile takes at a time */
     const float *panel;  /* [n_count][PANEL_STRIDE], or NULL: they are F32 where they lie */
-    const char *next;    /* what is to be read after the span, ... */
-    size_t ask_bytes;    /* ... of which so much is asked for with each tile */
+    struct ask ask;      /* for what is to be read after the span */
 };
 
 /* The same of the span's rows [w, w + W). `kept`: their sums, between two parts of the block. */
@@ -338,8 +357,7 @@ INLINE void span_rows(const struct cpu_strip *strip, struct span *span, const ui
         const uint32_t left = span->block.end - part.first;
         part.end = part.first + (left < span->chunk ? left : span->chunk);
         for (uint32_t w = 0; w < threes; w += WIDTH) {
-            for (size_t i = 0; i < span->ask_bytes; i += 64, span->next += 64)
-                _mm_prefetch(span->next, _MM_HINT_T1);
+            ask_for_lines(&span->ask);
             span_tile(strip, span, R, WIDTH, row, row_count, w, part, kept[w / WIDTH]);
         }
     }
@@ -379,28 +397,41 @@ INLINE void fill_panel(float *panel, const struct cpu_strip *strip, const struct
     }
 }
 
+/* What is read after the span: the rows below, or the next block's first ones. */
+INLINE struct ask ask_after(const struct cpu_strip *strip, const struct span *span,
+                            const enum dtype dtype)
+{
+    const size_t row_bytes = strip->weight_row_stride * element_bytes(dtype);
+    const uint32_t k_count = span->block.end - span->block.first;
+    const uint32_t chunks = (k_count + span->chunk - 1) / span->chunk;
+    const uint32_t tiles = (strip->row_count + ROWS_MAX - 1) / ROWS_MAX * (SPAN / WIDTH) * chunks;
+    const bool is_last = span->n + SPAN >= strip->n_count;
+    struct ask ask = { .row_bytes = row_bytes, .block_bytes = k_count * element_bytes(dtype) };
+
+    if (strip->weight_rows != NULL || (is_last && span->block.end == strip->k_count))
+        return ask;
+    ask.row = (const char *)strip->weight +
+              (is_last ? span->block.end * element_bytes(dtype)
+                       : (span->n + SPAN) * row_bytes + span->block.first * element_bytes(dtype));
+    ask.lines = (uint32_t)((SPAN * ask.block_bytes / CACHE_LINE_BYTES + tiles - 1) / tiles);
+    return ask;
+}
+
 INLINE void multiply_block(const struct cpu_strip *strip, struct range block, float *panel,
                            const enum dtype dtype)
 {
     const uint32_t k_count = block.end - block.first;
     const uint32_t chunks = (k_count + CHUNK_MAX - 1) / CHUNK_MAX;
-    const uint32_t tiles = (strip->row_count + ROWS_MAX - 1) / ROWS_MAX * (SPAN / WIDTH) * chunks;
-    const size_t row_bytes = strip->weight_row_stride * element_bytes(dtype);
     const bool in_panel = dtype != DTYPE_F32;
     struct span span = {
         .block = block,
         .chunk = ((k_count + chunks - 1) / chunks + LANES - 1) / LANES * LANES,
         .panel = in_panel ? panel : NULL,
-        /* Rows that are in one block follow each other. */
-        .ask_bytes = strip->weight_rows != NULL || k_count < strip->k_count
-                         ? 0
-                         : (SPAN * row_bytes / tiles + 63) / 64 * 64,
     };
 
     for (; span.n < strip->n_count; span.n += SPAN) {
         span.n_count = strip->n_count - span.n < SPAN ? strip->n_count - span.n : SPAN;
-        if (span.ask_bytes > 0)
-            span.next = (const char *)strip->weight + (span.n + SPAN) * row_bytes;
+        span.ask = ask_after(strip, &span, dtype);
         if (in_panel)
             fill_panel(panel, strip, &span, dtype);
         multiply_span(strip, &span);
