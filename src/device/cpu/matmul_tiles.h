@@ -20,8 +20,8 @@
  *
  * Many rows of x take a block of k at a time, of which all rows fit into the second-level cache
  * beside a span of weights. They go over the span eight at a time, in chunks of k, so that the
- * eight stay in the first-level cache. F16 and BF16 are written as F32 into a panel first, 7 cycles
- * for a vector. */
+ * eight stay in the first-level cache. The first eight write F16 and BF16 as F32 into a panel, from
+ * which the others take them. */
 #ifndef LIGHTER_DEVICE_CPU_MATMUL_TILES_H
 #define LIGHTER_DEVICE_CPU_MATMUL_TILES_H
 
@@ -34,7 +34,7 @@
 #define WIDTH_MAX 4 /* of a tile with fewer rows; else ... */
 #define WIDTH 3
 #define SUMS_MAX (ROWS_MAX * WIDTH)
-#define SPANS_ROWS_MIN 48
+#define SPANS_ROWS_MIN 32
 #define PART_BYTES 524288 /* of weights that fewer rows of x go over, eight at a time */
 #define SPAN 24           /* weight rows that go over all rows of x before the next ones */
 #define CHUNK_MAX 1024    /* k that a span's tile takes at a time */
@@ -82,10 +82,11 @@ INLINE __m512 load_some(const enum dtype dtype, const char *at, __mmask16 mask)
     return widen(dtype, _mm256_maskz_loadu_epi16(mask, at));
 }
 
-/* sums[r][w] += x[r] . weight[w] over k_count elements. asks: weights come from memory. R, W, dtype
- * and asks are constants where this is inlined, so that the sums stay in registers. */
+/* sums[r][w] += x[r] . weight[w] over k_count elements. asks: weights come from memory. panel: the
+ * weights are written there, too, unless it is NULL. R, W, dtype, asks and whether there is a panel
+ * are constants where this is inlined, so that the sums stay in registers. */
 INLINE void add_products(const struct tile *tile, const uint32_t R, const uint32_t W,
-                         const enum dtype dtype, const bool asks, uint32_t k_count,
+                         const enum dtype dtype, const bool asks, float *panel, uint32_t k_count,
                          __m512 sums[SUMS_MAX])
 {
     const size_t whole = k_count / LANES * LANES;
@@ -98,6 +99,8 @@ INLINE void add_products(const struct tile *tile, const uint32_t R, const uint32
             w[i] = load_weights(dtype, tile->weight[i] + k * element_bytes(dtype));
             if (asks)
                 _mm_prefetch(tile->weight[i] + k * element_bytes(dtype) + AHEAD_BYTES, _MM_HINT_T0);
+            if (panel != NULL)
+                _mm512_storeu_ps(panel + i * PANEL_STRIDE + k, w[i]);
         }
 #pragma GCC unroll 8
         for (uint32_t r = 0; r < R; r++) {
@@ -112,6 +115,8 @@ INLINE void add_products(const struct tile *tile, const uint32_t R, const uint32
 #pragma GCC unroll 4
         for (uint32_t i = 0; i < W; i++) {
             const __m512 w = load_some(dtype, tile->weight[i] + whole * element_bytes(dtype), mask);
+            if (panel != NULL)
+                _mm512_mask_storeu_ps(panel + i * PANEL_STRIDE + whole, mask, w);
 #pragma GCC unroll 8
             for (uint32_t r = 0; r < R; r++)
                 sums[r * W + i] = multiply_add(
@@ -233,7 +238,7 @@ INLINE void direct_tile(const struct cpu_strip *strip, const uint32_t R, const u
         for (uint32_t i = 0; i < W; i++)
             tile.weight[i] =
                 weight_row(strip, dtype, n + i * step) + first * element_bytes(dtype);
-        add_products(&tile, R, W, dtype, true, block.end - first, sums);
+        add_products(&tile, R, W, dtype, true, NULL, block.end - first, sums);
         put_tile(strip, R, W, first == 0, 0, strip->row_count, n, step, sums);
     }
 }
@@ -313,15 +318,21 @@ struct span {
     uint32_t n, n_count;
     struct range block;
     uint32_t chunk;      /* k that a tile takes at a time */
-    const float *panel;  /* [n_count][PANEL_STRIDE], or NULL: they are F32 where they lie */
+    float *panel;        /* [n_count][PANEL_STRIDE], or NULL: they are F32 where they lie */
     struct ask ask;      /* for what is to be read after the span */
 };
 
-/* The same of the span's rows [w, w + W). `kept`: their sums, between two parts of the block. */
+/* Rows [row, row + row_count) of x by the span's [w, w + W). dtype: of the weights where they lie,
+ * from where they are written into the panel; F32: of those that are ready. `kept`: their sums,
+ * between two parts of the block. */
 INLINE void span_tile(const struct cpu_strip *strip, const struct span *span, const uint32_t R,
-                      const uint32_t W, uint32_t row, uint32_t row_count, uint32_t w,
-                      struct range part, __m512 *kept)
+                      const uint32_t W, const enum dtype dtype, uint32_t row, uint32_t row_count,
+                      uint32_t w, struct range part, __m512 *kept)
 {
+    const bool ready = dtype == DTYPE_F32;
+    float *panel = span->panel == NULL
+                       ? NULL
+                       : span->panel + w * PANEL_STRIDE + part.first - span->block.first;
     __m512 sums[SUMS_MAX];
     struct tile tile;
 
@@ -331,12 +342,11 @@ INLINE void span_tile(const struct cpu_strip *strip, const struct span *span, co
     take_rows(&tile, strip, R, row, row_count, part.first);
 #pragma GCC unroll 3
     for (uint32_t i = 0; i < W; i++)
-        tile.weight[i] =
-            span->panel != NULL
-                ? (const char *)(span->panel + (w + i) * PANEL_STRIDE + part.first -
-                                 span->block.first)
-                : weight_row(strip, DTYPE_F32, span->n + w + i) + part.first * sizeof(float);
-    add_products(&tile, R, W, DTYPE_F32, false, part.end - part.first, sums);
+        tile.weight[i] = ready && panel != NULL
+                             ? (const char *)(panel + i * PANEL_STRIDE)
+                             : weight_row(strip, dtype, span->n + w + i) +
+                                   part.first * element_bytes(dtype);
+    add_products(&tile, R, W, dtype, false, ready ? NULL : panel, part.end - part.first, sums);
     if (part.end == span->block.end) {
         put_tile(strip, R, W, span->block.first == 0, row, row_count, span->n + w, 1, sums);
         return;
@@ -347,7 +357,7 @@ INLINE void span_tile(const struct cpu_strip *strip, const struct span *span, co
 }
 
 INLINE void span_rows(const struct cpu_strip *strip, struct span *span, const uint32_t R,
-                      uint32_t row, uint32_t row_count)
+                      const enum dtype dtype, uint32_t row, uint32_t row_count)
 {
     const uint32_t threes = span->n_count / WIDTH * WIDTH;
     __m512 kept[SPAN / WIDTH][SUMS_MAX];
@@ -358,42 +368,27 @@ INLINE void span_rows(const struct cpu_strip *strip, struct span *span, const ui
         part.end = part.first + (left < span->chunk ? left : span->chunk);
         for (uint32_t w = 0; w < threes; w += WIDTH) {
             ask_for_lines(&span->ask);
-            span_tile(strip, span, R, WIDTH, row, row_count, w, part, kept[w / WIDTH]);
+            span_tile(strip, span, R, WIDTH, dtype, row, row_count, w, part,
+                      kept[w / WIDTH]);
         }
     }
     for (uint32_t w = threes; w < span->n_count; w++)
-        span_tile(strip, span, R, 1, row, row_count, w, span->block, kept[0]);
+        span_tile(strip, span, R, 1, dtype, row, row_count, w, span->block, kept[0]);
 }
 
-static void multiply_span(const struct cpu_strip *strip, struct span *span)
+/* The span's weights are ready: by rows of x from `row` on. */
+static void multiply_span(const struct cpu_strip *strip, struct span *span, uint32_t row)
 {
-    for (uint32_t row = 0; row < strip->row_count; row += ROWS_MAX) {
+    for (; row < strip->row_count; row += ROWS_MAX) {
         const uint32_t left = strip->row_count - row;
         switch (tile_rows(left)) {
-        case 8: span_rows(strip, span, 8, row, left < ROWS_MAX ? left : ROWS_MAX); break;
-        case 4: span_rows(strip, span, 4, row, left); break;
-        case 2: span_rows(strip, span, 2, row, left); break;
-        default: span_rows(strip, span, 1, row, left); break;
+        case 8:
+            span_rows(strip, span, 8, DTYPE_F32, row, left < ROWS_MAX ? left : ROWS_MAX);
+            break;
+        case 4: span_rows(strip, span, 4, DTYPE_F32, row, left); break;
+        case 2: span_rows(strip, span, 2, DTYPE_F32, row, left); break;
+        default: span_rows(strip, span, 1, DTYPE_F32, row, left); break;
         }
-    }
-}
-
-/* The span as F32. */
-INLINE void fill_panel(float *panel, const struct cpu_strip *strip, const struct span *span,
-                       const enum dtype dtype)
-{
-    const uint32_t k_count = span->block.end - span->block.first;
-    const size_t whole = k_count / LANES * LANES;
-    const __mmask16 mask = (__mmask16)((1u << (k_count - whole)) - 1);
-
-    for (uint32_t i = 0; i < span->n_count; i++, panel += PANEL_STRIDE) {
-        const char *from =
-            weight_row(strip, dtype, span->n + i) + span->block.first * element_bytes(dtype);
-        for (size_t k = 0; k < whole; k += LANES)
-            _mm512_store_ps(panel + k, load_weights(dtype, from + k * element_bytes(dtype)));
-        if (mask != 0)
-            _mm512_store_ps(panel + whole,
-                            load_some(dtype, from + whole * element_bytes(dtype), mask));
     }
 }
 
@@ -433,8 +428,8 @@ INLINE void multiply_block(const struct cpu_strip *strip, struct range block, fl
         span.n_count = strip->n_count - span.n < SPAN ? strip->n_count - span.n : SPAN;
         span.ask = ask_after(strip, &span, dtype);
         if (in_panel)
-            fill_panel(panel, strip, &span, dtype);
-        multiply_span(strip, &span);
+            span_rows(strip, &span, ROWS_MAX, dtype, 0, ROWS_MAX);
+        multiply_span(strip, &span, in_panel ? ROWS_MAX : 0);
     }
 }
 
