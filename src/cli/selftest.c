@@ -46,11 +46,12 @@ static enum status test(struct cli_context *context, json_t **report_out, struct
     const struct device_options wanted = { .thread_count = (uint32_t)options->threads,
                                            .cpu_kernels = options->cpu_kernels };
     const struct log lines = { print_line, NULL };
+    const struct device_options plain = { .cpu_kernels = "scalar" };
     struct device *device = NULL, *reference = NULL;
     enum status st = cli_device_open(options, &wanted, &device, err);
 
     if (st == STATUS_OK)
-        st = device_open("cpu", &(struct device_options){ .cpu_kernels = "scalar" }, &reference, err);
+        st = device_open("cpu", &plain, &reference, err);
     if (st == STATUS_OK) {
         *report_out = device_selftest(device, reference, options->json ? NULL : &lines);
         if (*report_out == NULL)

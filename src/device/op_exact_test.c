@@ -91,7 +91,8 @@ static void check_problem(const struct problem *p)
 
         for (size_t i = 0; i < HARNESS_CONFIG_COUNT; i++) {
             const struct harness_config *config = &harness_configs[i];
-            if ((config->cpu_kernels != NULL) == (scalar != 0) && !config->is_npu && !config->is_gpu)
+            if (!config->is_npu && !config->is_gpu &&
+                (config->cpu_kernels != NULL) == (scalar != 0))
                 alike[count++] = config;
         }
         check_against(p, &one, alike, count);

@@ -346,17 +346,18 @@ static void avx2_add_weighted_rows(float *const *out, uint32_t out_count, const 
     }
 
 const struct cpu_kernels cpu_kernels_avx2 =
-    TABLE("avx2", "AVX2", cpu__matmul_avx2, cpu__matmul_quant_avx2, cpu__matmul_f8_avx2, ATTENTION_AVX2);
-const struct cpu_kernels cpu_kernels_vnni =
-    TABLE("avx-vnni", "AVX2 with VNNI", cpu__matmul_avx2, cpu__matmul_quant_vnni, cpu__matmul_f8_avx2,
+    TABLE("avx2", "AVX2", cpu__matmul_avx2, cpu__matmul_quant_avx2, cpu__matmul_f8_avx2,
           ATTENTION_AVX2);
+const struct cpu_kernels cpu_kernels_vnni =
+    TABLE("avx-vnni", "AVX2 with VNNI", cpu__matmul_avx2, cpu__matmul_quant_vnni,
+          cpu__matmul_f8_avx2, ATTENTION_AVX2);
 const struct cpu_kernels cpu_kernels_avx512 =
     TABLE("avx512", "AVX2 with AVX-512 VNNI", cpu__matmul_avx512, cpu__matmul_quant_avx512,
           cpu__matmul_f8_avx512, ATTENTION_AVX512, .k_block = CPU_K_BLOCK,
           .woven_quant = true);
 const struct cpu_kernels cpu_kernels_bf16 =
-    TABLE("avx512-bf16", "AVX2 with AVX-512 VNNI and BF16", cpu__matmul_bf16, cpu__matmul_quant_avx512,
-          cpu__matmul_f8_avx512, ATTENTION_AVX512, .k_block = CPU_K_BLOCK,
+    TABLE("avx512-bf16", "AVX2 with AVX-512 VNNI and BF16", cpu__matmul_bf16,
+          cpu__matmul_quant_avx512, cpu__matmul_f8_avx512, ATTENTION_AVX512, .k_block = CPU_K_BLOCK,
           .packed_bytes = cpu__packed_bytes_bf16, .pack = cpu__pack_bf16,
           .woven_quant = true);
 const struct cpu_kernels cpu_kernels_amx =
