@@ -15,7 +15,6 @@
 #include "device/cpu/avx2.h"
 
 #define LANES 16
-#define CACHE_LINE_BYTES 64
 #define FOUR 4 /* queries in a vector, and elements of each */
 #define TILE 16 /* vectors of sums */
 #define PART_MAX 576 /* elements of queries at a time: of sixteen they fit beside keys in 48 KiB */
@@ -109,7 +108,7 @@ INLINE void ask_for(const void *row, uint32_t i, const uint32_t count, const enu
     const uint32_t scales = dtype == DTYPE_Q8_0 ? i / QUANT_RUN_ELEMENTS * 2 : 0;
 
 #pragma GCC unroll 4
-    for (uint32_t at = 0; at < count * bytes; at += CACHE_LINE_BYTES)
+    for (uint32_t at = 0; at < count * bytes; at += LINE_BYTES)
         _mm_prefetch((const char *)row + i * bytes + scales + at, _MM_HINT_T1);
 }
 

@@ -38,7 +38,6 @@
 #define PART_BYTES 524288 /* of weights that fewer rows of x go over, eight at a time */
 #define SPAN 24           /* weight rows that go over all rows of x before the next ones */
 #define CHUNK_MAX 1024    /* k that a span's tile takes at a time */
-#define CACHE_LINE_BYTES 64
 
 /* Rows of a power of two would all fall into the same sets of the first-level cache. */
 #define PANEL_STRIDE (CPU_K_BLOCK + LANES)
@@ -305,7 +304,7 @@ INLINE void ask_for_lines(struct ask *ask)
 {
     for (uint32_t i = 0; i < ask->lines; i++) {
         _mm_prefetch(ask->row + ask->at, _MM_HINT_T1);
-        ask->at += CACHE_LINE_BYTES;
+        ask->at += LINE_BYTES;
         if (ask->at >= ask->block_bytes) {
             ask->at = 0;
             ask->row += ask->row_bytes;
@@ -408,7 +407,7 @@ INLINE struct ask ask_after(const struct cpu_strip *strip, const struct span *sp
     ask.row = (const char *)strip->weight +
               (is_last ? span->block.end * element_bytes(dtype)
                        : (span->n + SPAN) * row_bytes + span->block.first * element_bytes(dtype));
-    ask.lines = (uint32_t)((SPAN * ask.block_bytes / CACHE_LINE_BYTES + tiles - 1) / tiles);
+    ask.lines = (uint32_t)((SPAN * ask.block_bytes / LINE_BYTES + tiles - 1) / tiles);
     return ask;
 }
 
