@@ -165,6 +165,7 @@ def test_health_says_when_the_device_has_failed_for_good():
         assert own.request("/health")[0] == 200
         while own.request("/generate", {"text": PROMPTS[0], "sampling_params": GREEDY})[0] == 200:
             pass
+        lighter.wait_until("it is noticed", lambda: own.request("/health")[0] != 200)  # told behind the answers
         status, answer = own.request("/health")
         assert status == 503 and "on purpose" in answer["error"]["message"], (status, answer)
         assert "on purpose" in engine(own)["stopped"]
