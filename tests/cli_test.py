@@ -237,6 +237,13 @@ def test_rounding_that_would_do_nothing_is_refused():
     fails(*rounds, "--dtype", "float16", code=2, words=["no matrix is in BF16"])
 
 
+def test_kernels_that_are_not_there_are_refused():
+    ask = ["generate", "--model", lighter.DEMO, "--prompt", "a", "--max-new-tokens", "2", "--cpu-kernels"]
+    fails(*ask, "sse", code=2, words=["scalar", "sse"])
+    fails(*ask, "scalar", "--device", "cuda", code=2, words=["cpu and sim", "cuda"])
+    fails("selftest", "--cpu-kernels", "scalar", "--device", "ascend", code=2, words=["cpu and sim", "ascend"])
+
+
 def test_flags_without_an_effect_say_so_once():
     flags = ["--trust-remote-code", "--disable-cuda-graph", "--prefill-attention-backend", "ascend",
              "--cuda-graph-bs", "1", "2", "--trust-remote-code", "--tp-size", "1", "--load-format=auto"]

@@ -24,6 +24,11 @@ static bool is_npu(const char *spec)
     return is_kind(spec, "ascend") || is_kind(spec, "npu");
 }
 
+static bool has_kernels_of_its_own(const char *spec)
+{
+    return is_npu(spec) || is_kind(spec, "cuda");
+}
+
 const char *cli_device_spec(const struct cli_options *options)
 {
     if (options->device != NULL)
@@ -72,6 +77,10 @@ static enum status mean(struct meant *meant, const struct cli_options *options,
     const char *keep_nd = getenv("LIGHTER_ASCEND_ND");
     int written;
 
+    if (options->cpu_kernels != NULL && has_kernels_of_its_own(spec))
+        return err_set(err, STATUS_BAD_INPUT,
+                       "--cpu-kernels is for the devices that compute on the CPU, cpu and sim, not "
+                       "--device %.32s", spec);
     meant->options = *device_options;
     meant->options.keep_nd = keep_nd != NULL && keep_nd[0] != '\0' && strcmp(keep_nd, "0") != 0;
     meant->folders[0] = '\0';
@@ -80,7 +89,7 @@ static enum status mean(struct meant *meant, const struct cli_options *options,
     add_folder(meant->folders, getenv("LIGHTER_CUDA_FOLDER"), "");
     if (meant->folders[0] != '\0')
         meant->options.library_path = meant->folders;
-    if ((is_npu(spec) || is_kind(spec, "cuda")) && strchr(spec, ':') == NULL)
+    if (has_kernels_of_its_own(spec) && strchr(spec, ':') == NULL)
         written = snprintf(meant->spec, sizeof(meant->spec), "%s:%u", spec, options->node_rank);
     else
         written = snprintf(meant->spec, sizeof(meant->spec), "%s", spec);

@@ -208,8 +208,9 @@ const struct cli_option cli_option_table[] = {
       .group = GROUP_DEVICE,
       .commands = ON_RUN, AT(host_memory_budget_bytes) },
     { .name = "cpu-kernels", .kind = CLI_OPTION_TEXT, .value_name = "NAME",
-      .help = "computes on the CPU with those of another processor that this one can run, for "
-              "measuring: scalar (the reference), avx2, avx-vnni, avx512, amx, neon, dotprod, i8mm",
+      .help = "what cpu and sim compute with, for measuring, of what this processor runs: scalar "
+              "(the reference), avx2, avx-vnni, avx512, amx, neon, dotprod, i8mm; default: the "
+              "fastest",
       .group = GROUP_DEVICE, .commands = ON_RUN | ON_SELFTEST, AT(cpu_kernels) },
 
     /* What moves. */
