@@ -563,7 +563,7 @@ void cpu__attention(struct cpu_executor *executor, const struct op_attention *op
         .v_bytes = strides_in_bytes(op->cache_dtype, op->v_strides),
     };
 
-    job.packs = executor->kernels->score != NULL && job.has_room;
+    job.packs = op->k_width <= executor->kernels->score_width_max && job.has_room;
     share_out(&job);
     thread_pool_run(executor->pool, (size_t)task_count(&job), attention_task, &job);
 }

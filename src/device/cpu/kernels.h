@@ -123,10 +123,11 @@ struct cpu_kernels {
     /* out[q * out_stride + j] = queries[q] . keys[j], all of `width` elements; keys are of the
      * cache's dtype, at most CPU_ATTENTION_KEYS of them, of CPU_ATTENTION_NARROW_MAX elements
      * unless they are F32. ahead: as many such rows as there are keys, up to a multiple of 8, which
-     * are asked for, or NULL. NULL: a product of `matmul` does it, with keys in F32. */
+     * are asked for, or NULL. */
     void (*score)(float *out, uint64_t out_stride, const float *packed, uint32_t query_count,
                   enum dtype dtype, const void *const *keys, const void *const *ahead,
                   uint32_t key_count, uint32_t width);
+    uint32_t score_width_max; /* wider keys are left to products of `matmul`, in F32 */
     /* Writes elements of F16, or whole blocks of Q8_0, as the F32 they are: the same in all
      * tables. */
     void (*widen)(float *out, enum dtype dtype, const void *from, uint32_t count);

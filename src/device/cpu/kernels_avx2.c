@@ -1,5 +1,5 @@
 /* device/cpu/kernels_avx2.c - kernels.h for x86-64 with AVX2, FMA and F16C, but for the matrix
- * products, which are in matmul_avx2.c and quant_*.c.
+ * products, which are in matmul_avx2.c and quant_*.c, and attention's, in attention_avx2.c.
  *
  * A tail of fewer than eight elements goes through the same instructions as a full vector, with the
  * missing lanes zero, so that an element's result does not depend on how far from the end it
@@ -162,41 +162,6 @@ static void avx2_soft_cap(float *x, uint32_t count, float cap)
     }
 }
 
-static void widen_f16(float *out, const uint16_t *from, uint32_t count)
-{
-    const uint32_t whole = count / CPU_LANES * CPU_LANES;
-
-    for (uint32_t i = 0; i < whole; i += CPU_LANES)
-        _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const void *)(from + i))));
-    if (whole < count) {
-        uint16_t halves[CPU_LANES] = { 0 };
-        memcpy(halves, from + whole, (count - whole) * sizeof(*halves));
-        _mm256_maskstore_ps(out + whole, lane_mask(count - whole),
-                            _mm256_cvtph_ps(_mm_loadu_si128((const void *)halves)));
-    }
-}
-
-static void widen_q8_0(float *out, const uint8_t *block, uint32_t count)
-{
-    for (uint32_t i = 0; i < count; i += QUANT_RUN_ELEMENTS, block += QUANT_Q8_0_BYTES) {
-        const __m256 scale = _mm256_broadcastss_ps(
-            _mm_cvtph_ps(_mm_cvtsi32_si128(block[0] | block[1] << 8)));
-        for (uint32_t e = 0; e < QUANT_RUN_ELEMENTS; e += CPU_LANES) {
-            const __m256i q =
-                _mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)(block + 2 + e)));
-            _mm256_storeu_ps(out + i + e, _mm256_mul_ps(scale, _mm256_cvtepi32_ps(q)));
-        }
-    }
-}
-
-static void avx2_widen(float *out, enum dtype dtype, const void *from, uint32_t count)
-{
-    if (dtype == DTYPE_F16)
-        widen_f16(out, from, count);
-    else
-        widen_q8_0(out, from, count);
-}
-
 /* Where a lane is NaN, max_ps returns its second operand: the largest so far. */
 static float avx2_scale_max(float *x, uint32_t count, float scale, float max)
 {
@@ -241,95 +206,16 @@ static float avx2_exp_minus(float *out, const float *x, uint32_t count, float sh
     return sum_lanes(sum);
 }
 
-/* OUT_COUNT outputs by VECTORS vectors: each output element is one chain of FMAs over j, whatever
- * the tile that holds it. `mask` is for the last vector. */
-#define TILE_OUTPUTS 4
-#define TILE_VECTORS 3
-
-static inline __attribute__((always_inline)) void
-weighted_tile(float *const *out, const uint32_t out_count, uint32_t at, const uint32_t vectors,
-              const bool masked, __m256i mask, const float *weights, uint64_t weight_stride,
-              const float *const *rows, uint32_t row_count)
-{
-    __m256 sums[TILE_OUTPUTS][TILE_VECTORS];
-
-#pragma GCC unroll 4
-    for (uint32_t q = 0; q < out_count; q++) {
-#pragma GCC unroll 3
-        for (uint32_t v = 0; v < vectors; v++)
-            sums[q][v] = masked ? _mm256_maskload_ps(out[q] + at + v * CPU_LANES, mask)
-                                : _mm256_loadu_ps(out[q] + at + v * CPU_LANES);
-    }
-    for (uint32_t j = 0; j < row_count; j++) {
-        const float *row = rows[j] + at;
-        __m256 values[TILE_VECTORS];
-#pragma GCC unroll 3
-        for (uint32_t v = 0; v < vectors; v++)
-            values[v] = masked ? _mm256_maskload_ps(row + v * CPU_LANES, mask)
-                               : _mm256_loadu_ps(row + v * CPU_LANES);
-#pragma GCC unroll 4
-        for (uint32_t q = 0; q < out_count; q++) {
-            const __m256 weight = _mm256_broadcast_ss(weights + q * weight_stride + j);
-#pragma GCC unroll 3
-            for (uint32_t v = 0; v < vectors; v++)
-                sums[q][v] = _mm256_fmadd_ps(weight, values[v], sums[q][v]);
-        }
-    }
-#pragma GCC unroll 4
-    for (uint32_t q = 0; q < out_count; q++) {
-#pragma GCC unroll 3
-        for (uint32_t v = 0; v < vectors; v++) {
-            if (masked)
-                _mm256_maskstore_ps(out[q] + at + v * CPU_LANES, mask, sums[q][v]);
-            else
-                _mm256_storeu_ps(out[q] + at + v * CPU_LANES, sums[q][v]);
-        }
-    }
-}
-
-static inline __attribute__((always_inline)) void
-weighted_outputs(float *const *out, const uint32_t out_count, const float *weights,
-                 uint64_t weight_stride, const float *const *rows, uint32_t row_count,
-                 uint32_t width)
-{
-    const __m256i mask = lane_mask(width % CPU_LANES);
-    uint32_t left = width / CPU_LANES; /* whole vectors; four go by two, not by three and one */
-    uint32_t at = 0;
-
-    for (; left >= 3 && left != 4; left -= 3, at += 3 * CPU_LANES)
-        weighted_tile(out, out_count, at, 3, false, mask, weights, weight_stride, rows, row_count);
-    for (; left >= 2; left -= 2, at += 2 * CPU_LANES)
-        weighted_tile(out, out_count, at, 2, false, mask, weights, weight_stride, rows, row_count);
-    if (left == 1) {
-        weighted_tile(out, out_count, at, 1, false, mask, weights, weight_stride, rows, row_count);
-        at += CPU_LANES;
-    }
-    if (at < width)
-        weighted_tile(out, out_count, at, 1, true, mask, weights, weight_stride, rows, row_count);
-}
-
-static void avx2_add_weighted_rows(float *const *out, uint32_t out_count, const float *weights,
-                                   uint64_t weight_stride, const float *const *rows,
-                                   uint32_t row_count, uint32_t width)
-{
-    uint32_t q = 0;
-
-    for (; q + TILE_OUTPUTS <= out_count; q += TILE_OUTPUTS)
-        weighted_outputs(out + q, TILE_OUTPUTS, weights + q * weight_stride, weight_stride, rows,
-                         row_count, width);
-    for (; q < out_count; q++)
-        weighted_outputs(out + q, 1, weights + q * weight_stride, weight_stride, rows, row_count,
-                         width);
-}
-
 #define ATTENTION_AVX2                                                                             \
-    .widen = avx2_widen, .scale_max = avx2_scale_max, .exp_minus = avx2_exp_minus,                 \
-    .add_weighted_rows = avx2_add_weighted_rows
+    .pack_queries = cpu__pack_queries_avx2, .score = cpu__score_avx2,                              \
+    .score_width_max = CPU_ATTENTION_NARROW_MAX, .widen = cpu__widen_avx2,                         \
+    .scale_max = avx2_scale_max, .exp_minus = avx2_exp_minus,                                      \
+    .add_cached_rows = cpu__add_cached_rows_avx2
 #define ATTENTION_AVX512                                                                           \
     .pack_queries = cpu__pack_queries_avx512, .score = cpu__score_avx512,                          \
-    .widen = cpu__widen_avx512,                                                                    \
+    .score_width_max = UINT32_MAX, .widen = cpu__widen_avx512,                                     \
     .scale_max = cpu__scale_max_avx512, .exp_minus = cpu__exp_minus_avx512,                        \
-    .add_weighted_rows = avx2_add_weighted_rows, .add_cached_rows = cpu__add_cached_rows_avx512
+    .add_cached_rows = cpu__add_cached_rows_avx512
 
 #define TABLE(kernels_id, kernels_name, kernel, quant_kernel, f8_kernel, ...)                      \
     {                                                                                              \
