@@ -138,13 +138,16 @@ $(B)/lighter_cuda.so: $(CUDA_OBJECTS)
 	@$(NVCC) -shared -cudart static -o $@ $^
 
 # The same kernels with the processor in a GPU's place, for tests: tests/cuda/README.md. Sanitizers do
-# not follow its fibers, so one build of it, in CUDA_BUILD, serves all variants of a processor's.
+# not follow its fibers, so one build of it, in CUDA_BUILD, serves all variants of a processor's. What
+# is built here is run here, so it is made for this processor: without FMA half of op_test is libm.
 CUDA_BUILD          ?= build
 CUDA_STANDIN         = $(B)/tests/cuda/lighter_cuda.so
 CUDA_STANDIN_OBJECTS = $(CUDA_SOURCES:src/device/cuda/%.cu=$(CUDA_BUILD)/tests/cuda/obj/%.o) \
                        $(patsubst tests/cuda/%.cpp,$(CUDA_BUILD)/tests/cuda/obj/standin_%.o,$(wildcard tests/cuda/*.cpp))
+CXX_ARCH            ?= -march=native
 CXX_FLAGS            = -std=c++17 -O2 -g -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno \
-                       -pthread -Wall -Wextra -Werror -Wno-unknown-pragmas -Itests/cuda -Isrc -MMD -MP
+                       -ftls-model=initial-exec $(CXX_ARCH) -pthread -Wall -Wextra -Werror \
+                       -Wno-unknown-pragmas -Itests/cuda -Isrc -MMD -MP
 
 $(CUDA_BUILD)/tests/cuda/obj/%.o: src/device/cuda/%.cu Makefile
 	@mkdir -p $(@D)

@@ -117,7 +117,7 @@ void resume(void **from, unsigned index)
 unsigned next_of(unsigned index)
 {
     do
-        index = (index + 1) % pool->count;
+        index = index + 1 < pool->count ? index + 1 : 0;
     while (pool->fibers[index].has_ended);
     return index;
 }
@@ -148,7 +148,7 @@ void fiber_create(struct fiber *fiber)
 #endif
 }
 
-void wait_at(struct barrier *barrier, unsigned wanted, const std::function<void()> &work)
+template <typename Work> void wait_at(struct barrier *barrier, unsigned wanted, Work work)
 {
     const uint64_t generation = barrier->generation;
 
@@ -170,7 +170,7 @@ struct warp *my_warp()
     return &pool->warps[pool->now / LANES];
 }
 
-void wait_for_warp(const std::function<void()> &work)
+template <typename Work> void wait_for_warp(Work work)
 {
     wait_at(&my_warp()->barrier, LANES, work);
 }
@@ -309,11 +309,15 @@ void standin_copy_wait(int left)
 
 /* ---- products of matrices ---- */
 
-/* Element (row, k) of a, or (k, column) of b, where `each` of them lie in a lane's word and a half
- * of k has `half` elements: PTX ISA, figures of mma.m16n8k16 and m16n8k32. */
+/* A row of a product. Said in vectors, since a compiler finds none in sums that have an order. */
+typedef float eight_floats __attribute__((vector_size(32)));
+typedef int32_t eight_integers __attribute__((vector_size(32)));
+
+/* Where a lane has elements of a, b and the sums: PTX ISA, figures of mma.m16n8k16 and m16n8k32. */
 static void multiply_bf16(const struct warp *warp)
 {
-    float a[16][16], b[16][8];
+    float a[16][16];
+    eight_floats b[16], sums[16];
 
     for (unsigned lane = 0; lane < LANES; lane++) {
         const unsigned g = lane / 4, q = lane % 4;
@@ -327,19 +331,19 @@ static void multiply_bf16(const struct warp *warp)
                 b[2 * q + j + i * 8][g] = __uint_as_float(warp->b[lane][i] >> 16 * j << 16);
     }
     for (unsigned row = 0; row < 16; row++) {
-        float sums[8] = { 0 };
-
+        sums[row] = eight_floats{};
         for (unsigned k = 0; k < 16; k++)
-            for (unsigned column = 0; column < 8; column++)
-                sums[column] += a[row][k] * b[k][column];
-        for (unsigned column = 0; column < 8; column++)
-            warp->c[row % 8 * 4 + column / 2][row / 8 * 2 + column % 2] += sums[column];
+            sums[row] += a[row][k] * b[k];
     }
+    for (unsigned lane = 0; lane < LANES; lane++)
+        for (unsigned i = 0; i < 4; i++)
+            warp->c[lane][i] += sums[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
 }
 
 static void multiply_s8(const struct warp *warp, unsigned k_count)
 {
-    int8_t a[16][32], b[32][8];
+    int8_t a[16][32];
+    eight_integers b[32], sums[16];
 
     for (unsigned lane = 0; lane < LANES; lane++) {
         const unsigned g = lane / 4, q = lane % 4;
@@ -352,14 +356,13 @@ static void multiply_s8(const struct warp *warp, unsigned k_count)
                 b[4 * q + j + i * 16][g] = (int8_t)(warp->b[lane][i] >> 8 * j);
     }
     for (unsigned row = 0; row < 16; row++) {
-        int32_t sums[8] = { 0 };
-
+        sums[row] = eight_integers{};
         for (unsigned k = 0; k < k_count; k++)
-            for (unsigned column = 0; column < 8; column++)
-                sums[column] += a[row][k] * b[k][column];
-        for (unsigned column = 0; column < 8; column++)
-            warp->sums[row % 8 * 4 + column / 2][row / 8 * 2 + column % 2] = sums[column];
+            sums[row] += (int32_t)a[row][k] * b[k];
     }
+    for (unsigned lane = 0; lane < LANES; lane++)
+        for (unsigned i = 0; i < 4; i++)
+            warp->sums[lane][i] = sums[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
 }
 
 void standin_mma_bf16(float c[4], const uint32_t a[4], const uint32_t b[2])
