@@ -21,10 +21,10 @@
  * products are made in 16 bits. Eight pairs of numbers up to 16 fit there (8 * 2 * 15 * 127 =
  * 30480), and are widened once a run; two pairs of those up to 63 (2 * 2 * 63 * 127 = 32004). Of 8
  * bits it is one: the weight's sign moves to x, and each pair of at most 2 * 128 * 127 = 32512 is
- * widened at once.
+ * widened at once; a panel has such weights without their signs, too.
  *
  * Instructions that a row of x takes for a run of eight weight rows, in tiles of AVX2: Q4_0 31,
- * Q4_K 35, Q6_K 43, Q8_0 49. Six rows by one group, whose sums stayed in registers, took 39 (Q4_0)
+ * Q4_K 35, Q6_K 43, Q8_0 44. Six rows by one group, whose sums stayed in registers, took 39 (Q4_0)
  * and 64 (Q8_0): each broadcast was for one product, and the compiler put sums off until all
  * products were made.
  *
@@ -54,6 +54,7 @@
 
 struct panel_run {
     __m256i q[STEPS];
+    __m256i sizes[STEPS];   /* without signs: only of numbers of 8 bits, where there is no VNNI */
     float scales[2][WIDTH]; /* [1], and mins: only in types that have them */
     float mins[2][WIDTH];
 };
@@ -131,6 +132,11 @@ INLINE void fill_run(const enum dtype dtype, const struct group *group, uint64_t
 #pragma GCC unroll 8
     for (uint32_t step = 0; step < STEPS; step++)
         panel[run].q[step] = steps[step];
+    if (!HAS_VNNI && is_wide(dtype)) {
+#pragma GCC unroll 8
+        for (uint32_t step = 0; step < STEPS; step++)
+            panel[run].sizes[step] = _mm256_abs_epi8(steps[step]);
+    }
     _mm256_store_ps(panel[run].scales[0], scales->scales[2 * run]);
     if (has_two_scales(dtype))
         _mm256_store_ps(panel[run].scales[1], scales->scales[2 * run + 1]);
@@ -379,11 +385,12 @@ INLINE __m256i four_of_x(const struct cpu_quant_block *x, uint32_t step)
     return _mm256_set1_epi32(four);
 }
 
-/* Adds the products of two steps of a run, q, with x's. Those of small numbers have 16 bits until
- * they are widened. */
-INLINE __m256i add_steps(const struct traits traits, __m256i dots, const __m256i q[2],
-                         __m256i x_first, __m256i x_second)
+/* Adds the products of two steps of a run with x's. Those of small numbers have 16 bits until they
+ * are widened. */
+INLINE __m256i add_steps(const struct traits traits, __m256i dots, const struct panel_run *run,
+                         uint32_t step, __m256i x_first, __m256i x_second)
 {
+    const __m256i *const q = run->q + step;
 #if HAS_VNNI
     (void)traits;
     return DOT_BYTES(DOT_BYTES(dots, q[0], x_first), q[1], x_second);
@@ -392,10 +399,10 @@ INLINE __m256i add_steps(const struct traits traits, __m256i dots, const __m256i
     __m256i pairs;
 
     if (traits.size == NUMBERS_WIDE) {
-        pairs = _mm256_maddubs_epi16(_mm256_sign_epi8(q[0], q[0]), _mm256_sign_epi8(x_first, q[0]));
+        const __m256i *const sizes = run->sizes + step;
+        pairs = _mm256_maddubs_epi16(sizes[0], _mm256_sign_epi8(x_first, q[0]));
         dots = _mm256_add_epi32(dots, _mm256_madd_epi16(pairs, ones));
-        pairs = _mm256_maddubs_epi16(_mm256_sign_epi8(q[1], q[1]),
-                                     _mm256_sign_epi8(x_second, q[1]));
+        pairs = _mm256_maddubs_epi16(sizes[1], _mm256_sign_epi8(x_second, q[1]));
         dots = _mm256_add_epi32(dots, _mm256_madd_epi16(pairs, ones));
     } else {
         pairs = _mm256_add_epi16(_mm256_maddubs_epi16(q[0], x_first),
@@ -435,6 +442,7 @@ INLINE void add_part(const struct traits traits, const uint32_t R,
     const uint32_t to = traits.two_scales ? from + STEPS / 2 : STEPS;
     const int32_t factors = correction_factors(panel->offset, !traits.two_scales || part == 0,
                                                !traits.two_scales || part == 1);
+    const bool has_offset = HAS_VNNI || traits.size != NUMBERS_WIDE;
     __m256i dots[ROWS_MAX][2];
 
 #pragma GCC unroll 4
@@ -446,19 +454,20 @@ INLINE void add_part(const struct traits traits, const uint32_t R,
         for (uint32_t r = 0; r < R; r++) {
             const __m256i x_first = four_of_x(&x[r][b], step);
             const __m256i x_second = four_of_x(&x[r][b], step + 1);
-            dots[r][0] = add_steps(traits, dots[r][0], &runs[0]->q[step], x_first, x_second);
-            dots[r][1] = add_steps(traits, dots[r][1], &runs[1]->q[step], x_first, x_second);
+            dots[r][0] = add_steps(traits, dots[r][0], runs[0], step, x_first, x_second);
+            dots[r][1] = add_steps(traits, dots[r][1], runs[1], step, x_first, x_second);
         }
     }
 #pragma GCC unroll 4
     for (uint32_t r = 0; r < R; r++) {
         const struct cpu_quant_block *block = &x[r][b];
-        const __m256i more = correction(block, factors);
+        const __m256i more = has_offset ? correction(block, factors) : _mm256_setzero_si256();
         const float x_sum = traits.two_scales ? block->scale * (float)block->sums[part]
                                               : block->scaled_sum;
 #pragma GCC unroll 2
         for (uint32_t g = 0; g < 2; g++) {
-            sums[r][g] = add_run(sums[r][g], _mm256_add_epi32(widened(traits, dots[r][g]), more),
+            const __m256i whole = widened(traits, dots[r][g]);
+            sums[r][g] = add_run(sums[r][g], has_offset ? _mm256_add_epi32(whole, more) : whole,
                                  block->scale, _mm256_load_ps(runs[g]->scales[part]));
             if (traits.mins)
                 sums[r][g] = _mm256_fmadd_ps(_mm256_set1_ps(x_sum),
