@@ -59,9 +59,8 @@
 #endif
 
 #define QUERIES (LANES / FOUR) /* in a vector */
-#define VECTORS_MAX (PART_QUERIES / QUERIES)
 #define WIDTH_MAX 8
-#define SUMS_MAX 16
+#define SUMS_MAX 16 /* of a tile: vectors of queries by keys */
 #define LINE (LINE_BYTES / (uint32_t)sizeof(float)) /* elements of F32 */
 #define OUTPUTS 4 /* of a tile of values */
 #define PART_MAX 576 /* elements of queries at a time: of sixteen they fit beside keys in 48 KiB */
@@ -113,8 +112,8 @@ INLINE VECTOR widen_integers(const uint8_t *at)
 #endif
 }
 
-/* Elements [i, i + count) of a row, and zeros; count is at most LANES, and always that in Q8_0.
- * scales: the row's, of its first block. */
+/* Elements [i, i + count) of a row, count at most LANES, and zeros behind them; but what a block of
+ * Q8_0 has behind them. scales: the row's, of its first block. */
 INLINE VECTOR load_row(const void *row, uint32_t i, const enum dtype dtype, const float *scales,
                        uint32_t count)
 {
@@ -495,7 +494,7 @@ INLINE void score_all(float *out, uint64_t out_stride, const enum dtype dtype,
         float *at = out + query * out_stride;
         if (q_count <= FOUR && part.width % SPAN == 0)
             score_spans(at, out_stride, dtype, &part, &all);
-        else if (part.vectors == 4 && VECTORS_MAX == 4)
+        else if (PART_QUERIES / QUERIES == 4 && part.vectors == 4)
             score_part(at, out_stride, 4, dtype, &part, &all);
         else if (part.vectors == 2)
             score_part(at, out_stride, 2, dtype, &part, &all);
@@ -585,8 +584,8 @@ INLINE void weighted_all(float *const *out, uint32_t out_count, const enum dtype
 {
     uint32_t r = 0;
 
-    for (; r + 4 <= out_count; r += 4)
-        weighted_outputs(out + r, 4, dtype, weights + r * weight_stride, weight_stride, rows);
+    for (; r + OUTPUTS <= out_count; r += OUTPUTS)
+        weighted_outputs(out + r, OUTPUTS, dtype, weights + r * weight_stride, weight_stride, rows);
     for (; r + 2 <= out_count; r += 2)
         weighted_outputs(out + r, 2, dtype, weights + r * weight_stride, weight_stride, rows);
     for (; r < out_count; r++)

@@ -117,7 +117,7 @@ struct cpu_kernels {
     /* x[i] = cap * tanh(x[i] / cap), to 2 ulp of cap. */
     void (*soft_cap)(float *x, uint32_t count, float cap);
     /* Queries as `score` takes them: cpu_padded_queries(query_count) rows of width, rounded up to a
-     * multiple of 4; 64-byte aligned. Both are there, or neither. */
+     * multiple of 4; 64-byte aligned. Without them score_width_max is 0. */
     void (*pack_queries)(float *packed, const float *const *queries, uint32_t query_count,
                          uint32_t width);
     /* out[q * out_stride + j] = queries[q] . keys[j], all of `width` elements; keys are of the
@@ -136,7 +136,7 @@ struct cpu_kernels {
     /* out[i] = exp(x[i] - shift), to 2 ulp; out may be x. Returns the sum of what it wrote. */
     float (*exp_minus)(float *out, const float *x, uint32_t count, float shift);
     /* For i < width: out[q][i] += sum over j, ascending, of weights[q * weight_stride + j] *
-     * rows[j][i]. */
+     * rows[j][i]. Used, and there, where add_cached_rows is NULL. */
     void (*add_weighted_rows)(float *const *out, uint32_t out_count, const float *weights,
                               uint64_t weight_stride, const float *const *rows,
                               uint32_t row_count, uint32_t width);
