@@ -171,7 +171,8 @@ static void find_rows(const struct block *block, const void *cache,
     rows->dtype = block->job->op->cache_dtype;
     for (uint32_t j = 0; j < count; page++, offset = 0) {
         const char *row = head + (uint64_t)*page * strides->page + offset * strides->slot;
-        for (; offset < page_size && j < count; offset++, j++, row += strides->slot)
+        const uint32_t end = j + lesser(page_size - offset, count - j);
+        for (; j < end; j++, row += strides->slot)
             rows->cached[j] = row;
     }
     for (uint32_t j = count; j < CPU_ATTENTION_TILE; j++)
