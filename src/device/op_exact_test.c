@@ -21,7 +21,7 @@ struct problem {
     void (*run)(struct harness *h, const void *data, uint32_t first, uint32_t count, float *out);
     const void *data;
     enum dtype weights; /* that a device must have operators for, or is left out */
-    bool takes_long;    /* on GPUs alone, and in every third of the chunks */
+    bool takes_long;    /* in every third of the chunks, and not on each device */
 };
 
 static void check_chunks(struct harness *h, const struct problem *p, const float *wanted)
@@ -81,9 +81,23 @@ static void check_rounding(const struct problem *p)
         check_against(p, &one, &config, 1);
 }
 
+/* The processor's fastest kernels alone, with many threads, which may cut the work otherwise. */
+static void check_threads(const struct problem *p)
+{
+    static const struct harness_config one = { "cpu", NULL, 1, false, false },
+                                       two = { "cpu", NULL, 2, false, false },
+                                       three = { "cpu", NULL, 3, false, false },
+                                       twelve = { "cpu", NULL, 12, false, false };
+    static const struct harness_config *const many[] = { &two, &three, &twelve };
+
+    check_against(p, &one, many, 3);
+}
+
 static void check_problem(const struct problem *p)
 {
     check_rounding(p);
+    if (p->takes_long)
+        check_threads(p);
     for (int scalar = 0; scalar < 2 && !p->takes_long; scalar++) {
         const struct harness_config one = { "cpu", scalar ? "scalar" : NULL, 1, false, false };
         const struct harness_config *alike[HARNESS_CONFIG_COUNT];
@@ -314,7 +328,7 @@ static void attention_run(struct harness *h, const void *data, uint32_t first, u
 /* `prompt` rows of a prompt from position `first` on, a short one's, and two that decode. */
 static void attention_rows_from(uint32_t first, uint32_t prompt, uint32_t heads, uint32_t kv_heads,
                                 uint32_t k_width, uint32_t v_width, uint32_t window, bool chunked,
-                                enum dtype dtype)
+                                enum dtype dtype, void (*check)(const struct problem *))
 {
     enum { ROWS_MAX = 128 };
     const uint32_t context = first + prompt + 7, row_count = prompt + 5;
@@ -341,7 +355,7 @@ static void attention_rows_from(uint32_t first, uint32_t prompt, uint32_t heads,
     /* Seen by the prompt's last row alone, and by those from row 10 on: others stay as they are. */
     k[(first + prompt - 1) * kv_heads * k_width] = 1e30f; /* overflows its scores */
     v[(first + 10) * kv_heads * v_width] = INFINITY;
-    check_problem(&problem);
+    check(&problem);
     free(q);
     free(k);
     free(v);
@@ -351,7 +365,8 @@ static void attention_case_from(uint32_t first, uint32_t heads, uint32_t kv_head
                                 uint32_t k_width, uint32_t v_width, uint32_t window, bool chunked,
                                 enum dtype dtype)
 {
-    attention_rows_from(first, 33, heads, kv_heads, k_width, v_width, window, chunked, dtype);
+    attention_rows_from(first, 33, heads, kv_heads, k_width, v_width, window, chunked, dtype,
+                        check_problem);
 }
 
 /* A prompt that crosses two tiles of keys. */
@@ -379,14 +394,27 @@ static void attention_in_parts_is_exact(void **state)
 static void attention_in_tiles_is_exact(void **state)
 {
     (void)state;
-    attention_rows_from(101, 96, 8, 2, 128, 128, 0, false, DTYPE_F32);
-    attention_rows_from(101, 96, 2, 2, 64, 64, 0, false, DTYPE_F16);
-    attention_rows_from(250, 96, 10, 2, 100, 72, 130, false, DTYPE_F16);
-    attention_rows_from(250, 96, 8, 1, 128, 64, 40, true, DTYPE_Q8_0);
-    attention_rows_from(101, 96, 4, 2, 256, 256, 0, false, DTYPE_F32);
-    attention_rows_from(250, 96, 10, 1, 130, 256, 130, false, DTYPE_F16);
-    attention_rows_from(250, 96, 2, 1, 256, 192, 40, true, DTYPE_Q8_0);
+    attention_rows_from(101, 96, 8, 2, 128, 128, 0, false, DTYPE_F32, check_problem);
+    attention_rows_from(101, 96, 2, 2, 64, 64, 0, false, DTYPE_F16, check_problem);
+    attention_rows_from(250, 96, 10, 2, 100, 72, 130, false, DTYPE_F16, check_problem);
+    attention_rows_from(250, 96, 8, 1, 128, 64, 40, true, DTYPE_Q8_0, check_problem);
+    attention_rows_from(101, 96, 4, 2, 256, 256, 0, false, DTYPE_F32, check_problem);
+    attention_rows_from(250, 96, 10, 1, 130, 256, 130, false, DTYPE_F16, check_problem);
+    attention_rows_from(250, 96, 2, 1, 256, 192, 40, true, DTYPE_Q8_0, check_problem);
     attention_case_from(239, 231, 7, 16, 16, 0, false, DTYPE_F32); /* parts, but one block's */
+}
+
+/* On a processor parts of 512 keys get tasks of their own where there are threads without one, as
+ * many at once as there is room for. */
+static void attention_shared_out_is_exact(void **state)
+{
+    (void)state;
+    attention_rows_from(1300, 3, 8, 2, 20, 24, 0, false, DTYPE_F32, check_threads);
+    attention_rows_from(1010, 40, 4, 1, 64, 64, 0, false, DTYPE_F16, check_threads);
+    attention_rows_from(1500, 3, 6, 2, 20, 29, 700, false, DTYPE_F32, check_threads);
+    attention_rows_from(1500, 3, 16, 1, 32, 32, 600, true, DTYPE_Q8_0, check_threads);
+    attention_rows_from(2100, 1, 64, 1, 16, 512, 0, false, DTYPE_F32, check_threads);
+    attention_rows_from(2100, 7, 4, 1, 16, 2040, 0, false, DTYPE_F32, check_threads); /* rounds */
 }
 
 static void attention_is_exact(void **state)
@@ -591,6 +619,7 @@ int main(void)
         cmocka_unit_test(attention_is_exact),
         cmocka_unit_test(attention_in_parts_is_exact),
         cmocka_unit_test(attention_in_tiles_is_exact),
+        cmocka_unit_test(attention_shared_out_is_exact),
         cmocka_unit_test(moe_is_exact),
         cmocka_unit_test(norms_and_routes_are_exact),
     };

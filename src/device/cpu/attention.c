@@ -1,4 +1,4 @@
-/* device/cpu/attention.c - OP_ATTENTION: softmax over a paged cache, a tile of keys at a time.
+/* device/cpu/attention.c - OP_ATTENTION: softmax over a paged cache, cut into tasks.
  *
  * Keys are visited in tiles of CPU_ATTENTION_TILE positions, counted from position 0, so that a
  * row's tiles are the same however its prompt was cut (Milakov and Gimelshein 2018, arXiv
@@ -7,540 +7,501 @@
  *     m' = max(m, the tile's scores)      p_j = exp(score_j - m')      f = exp(m - m')
  *     l' = l * f + sum p_j                o' = o * f + sum p_j v_j, j ascending
  *
- * A sink is where m and l begin: at its logit and at 1. A window makes a row's first tile begin
- * later, or within; tiles that lie before every row's window are left out.
+ * PART_KEYS positions, counted from 0 as well, are a part, which begins anew with m = -inf; parts
+ * a and b of a query become one, in order of position, by
  *
- * Keys and values that the cache has in F16 or Q8_0 are widened to F32: in registers where few
- * queries read them, else a tile at a time, once for all queries of a task, in memory that stays in
- * the second-level cache. Sums are those of F32, and the same each way.
+ *     m = max(m_a, m_b)      f = exp(m_a - m)      g = exp(m_b - m)
+ *     l = l_a * f + l_b * g                        o = o_a * f + o_b * g
+ *
+ * so that a row's bits don't depend on whether one task has all of its parts, or each has a task of
+ * its own (Dao et al. 2023, "Flash-Decoding"). A sink is where m and l of a row's first part begin:
+ * at its logit and at 1. A window makes a row's first tile begin later, or within; tiles that lie
+ * before every row's window are left out.
  *
  * A task is one kv head and a few rows, so that a key is used for several queries while it is in
- * the cache. Where a task's rows are few it is all the kv heads that a thread gets, a tile of each
- * in turn: a page has them next to each other, and the processor sees that it is read in order.
- * Then memory is what they wait for, and while a tile is computed the next one is asked for: each
- * row when the same row of this one is used, since much at a time would keep what computes from
- * getting its own from the second-level cache.
- *
- * Keys and values are found through pointers, one per position, so where they lie changes nothing.
- * A row's sum over j stops at its own position, and begins where its window does: what other keys
- * hold, NaN perhaps, must not touch it. */
+ * the cache. Where a task's queries are few it is several kv heads, a tile of each in turn: a page
+ * has them next to each other, and the processor sees that it is read in order. Where that leaves
+ * threads without a task, parts get tasks of their own, and at last a kv head's queries are shared
+ * out, which reads its keys several times. */
+#include "device/cpu/attention.h"
+
 #include <assert.h>
 #include <math.h>
 #include <string.h>
 
-#include "device/cpu/internal.h"
+#define PART_KEYS 512
+/* What is weighed when tasks are cut, in queries that read a key: reading it, and for how many keys
+ * it counts to put a part's results together. */
+#define READ_QUERIES 4
+#define JOIN_KEYS 32
+#define HEADS_MIN 4 /* of a kv head in a task, unless it has fewer */
+#define TASKS_ENOUGH 4 /* for each thread */
+#define SLOTS_AT_ONCE 32 /* of a query that are put together */
+#define SLOTS_BYTES (256 * KIB) /* of a thread's in one round: they stay in its cache */
 
-#define CPU_ATTENTION_TILE CPU_ATTENTION_KEYS
-#define CPU_ATTENTION_QUERIES 64 /* (row, head) pairs that one task does together */
-#define NARROW_QUERIES_MAX 4  /* that widen a key by themselves */
-#define COPY_QUERIES_MIN 8
-#define ASK_QUERIES_MAX 16 /* more have enough to do with a tile not to wait for the next */
-#define CACHE_LINE_BYTES 64
-/* Of a slice's keys and values: with its scores and with its values half as much is asked for,
- * sixteen lines, which is what a core can wait for at a time. */
-#define SLICE_BYTES (2 * 16 * CACHE_LINE_BYTES)
-#define SLICE_KEYS_MIN 4
-#define SLICE_KEYS_MAX 16
-
-struct attention_job {
-    const struct cpu_executor *executor;
-    const struct op_attention *op;
-    uint32_t kv_heads_per_task;
+/* How the work is cut. */
+struct cut {
+    uint32_t rows_per_task, row_blocks; /* whose tasks follow each other: keys stay in the cache */
     uint32_t heads_per_task;     /* of the heads that share a kv head */
     uint32_t head_parts;         /* tasks that a kv head's heads fall into */
-    uint32_t rows_per_task;
-    uint32_t row_blocks;         /* tasks of a part follow each other: its keys stay in the cache */
-    uint64_t key_bytes, value_bytes;         /* of a kv head's in a token slot */
-    struct op_cache_strides k_bytes, v_bytes; /* the op's, in bytes */
-    bool is_latent;              /* values are a part of their keys, and widened with them */
-    bool is_apart;               /* other heads' lie between one head's */
-    bool has_room;               /* for a tile in scratch, and packed queries */
-    bool packs;                  /* queries, and scores them packed */
+    uint32_t kv_heads_per_task, kv_groups;
+    uint32_t part_slots;         /* parts that have tasks of their own at a time; 0: none have */
 };
 
-/* A tile's keys or values. */
-struct tile_rows {
-    union {
-        const void *cached[CPU_ATTENTION_TILE]; /* of any dtype */
-        const float *floats[CPU_ATTENTION_TILE];
-    };
-    enum dtype dtype;
+/* One run of the tasks. */
+struct share {
+    struct attention_job job;
+    struct cut cut;
+    uint32_t longest_run;        /* of rows that follow each other in a sequence */
+    uint32_t part_first, part_end; /* that any row sees */
+    uint32_t key_count;          /* from the first of these on */
+    uint32_t slot_part;          /* the part in the first slot */
+    uint32_t joined_at_once;     /* queries in a task that puts parts together */
+    /* Of the slots: [slot][row][head], results of a part, each v_width elements, and their sums;
+     * and of all that is put together already, whose outputs are the op's. */
+    float *slot_out;
+    struct attention_sums *slot_sums, *sums;
 };
 
-/* The keys and values of a kv head that are used together. */
-struct tile {
-    uint32_t kv_head;            /* counted from the block's first */
-    uint32_t begin, end;         /* positions; none: there is no such tile */
-    struct tile_rows keys, values;
+static uint64_t ceil_div(uint64_t a, uint64_t b)
+{
+    return (a + b - 1) / b;
+}
+
+/* ---- putting parts together ---- */
+
+static uint32_t first_part(const struct op_attention *op, uint32_t row)
+{
+    return attention_first_seen(op, op->positions[row]) / PART_KEYS;
+}
+
+static uint32_t end_part(const struct op_attention *op, uint32_t row)
+{
+    return (uint32_t)op->positions[row] / PART_KEYS + 1;
+}
+
+/* Whether a row sees the part, and an earlier one. */
+static bool is_joined(const struct op_attention *op, uint32_t row, uint32_t part)
+{
+    return first_part(op, row) < part && part < end_part(op, row);
+}
+
+static float *output(const struct op_attention *op, uint32_t row, uint32_t head)
+{
+    return op->out + row * op->out_row_stride + (uint64_t)head * op->v_width;
+}
+
+/* What is kept of each of two parts that become one: at first the logarithms. */
+struct kept {
+    float before, added;
 };
 
-/* The queries of one sequence and a few kv heads that a task does at once: query = (kv head *
- * row_count + row) * head_count + head. */
-struct block {
-    const struct attention_job *job;
-    float *scratch;              /* a tile in F32: its keys, then its values; then queries */
-    float *packed;               /* there: each kv head's queries */
-    const int32_t *pages;        /* of the sequence */
-    uint32_t kv_first, kv_count; /* kv heads */
-    uint32_t row_count, head_count;
-    uint32_t query_count;        /* of a kv head */
-    bool asks;                   /* for the next tile */
-    bool copies;                 /* keys and values are copied to scratch, as F32 */
-    const int32_t *positions;    /* [row_count] */
-    const float *q[CPU_ATTENTION_QUERIES];
-    float *out[CPU_ATTENTION_QUERIES];
-    float max[CPU_ATTENTION_QUERIES];
-    float sum[CPU_ATTENTION_QUERIES];
-    struct tile tiles[2];
-    struct tile *tile, *next;    /* of these, the one at hand, and the one after it */
-    float scores[CPU_ATTENTION_QUERIES][CPU_ATTENTION_TILE]; /* of the tile at hand */
-};
-
-static uint32_t lesser(uint32_t a, uint32_t b)
+static void raise_maximum(struct attention_sums *sums, float added_max, struct kept *kept)
 {
-    return a < b ? a : b;
+    const float max = added_max > sums->max ? added_max : sums->max;
+
+    *kept = (struct kept){ sums->max - max, added_max - max };
+    sums->max = max;
 }
 
-static uint64_t packed_width(const struct op_attention *op)
+static void find_kept(const struct cpu_kernels *kernels, struct kept *kept, uint32_t count)
 {
-    return (op->k_width + UINT64_C(3)) / 4 * 4;
+    (void)kernels->exp_minus(&kept->before, &kept->before, 2 * count, 0);
 }
 
-/* Of a kv head's packed queries. */
-static uint64_t packed_floats(const struct block *block)
+/* The maximum has been raised already. */
+static void join(struct attention_sums *sums, float *restrict out, float added_sum,
+                 const float *restrict added_out, const struct kept *kept, uint32_t width)
 {
-    return cpu_padded_queries(block->query_count) * packed_width(block->job->op);
+    const float before = kept->before, added = kept->added;
+
+    sums->sum = sums->sum * before + added_sum * added;
+    for (uint32_t i = 0; i < width; i++)
+        out[i] = out[i] * before + added_out[i] * added;
 }
 
-static uint32_t position_max(const struct block *block)
+static void divide(float *out, float sum, uint32_t width)
 {
-    int32_t max = block->positions[0];
-
-    for (uint32_t r = 1; r < block->row_count; r++)
-        max = block->positions[r] > max ? block->positions[r] : max;
-    return (uint32_t)max;
+    for (uint32_t i = 0; i < width; i++)
+        out[i] /= sum;
 }
 
-/* Where the row's window begins. */
-static uint32_t first_seen(const struct block *block, uint32_t row)
-{
-    const uint32_t window = block->job->op->window;
-    const uint32_t end = (uint32_t)block->positions[row] + 1;
+/* ---- tasks ---- */
 
-    if (block->job->op->chunked)
-        return (end - 1) / window * window;
-    return window == 0 || window >= end ? 0 : end - window;
-}
-
-static uint32_t first_seen_min(const struct block *block)
-{
-    uint32_t min = first_seen(block, 0);
-
-    for (uint32_t r = 1; r < block->row_count; r++)
-        min = first_seen(block, r) < min ? first_seen(block, r) : min;
-    return min;
-}
-
-/* The keys of a tile that a row sees: [first, end), counted from the tile's first. */
-struct span {
-    uint32_t first, end;
-};
-
-static uint32_t within_tile(int64_t count)
-{
-    return count < 0 ? 0 : count > CPU_ATTENTION_TILE ? CPU_ATTENTION_TILE : (uint32_t)count;
-}
-
-static struct span keys_seen(const struct block *block, uint32_t row, uint32_t tile)
-{
-    return (struct span){ within_tile((int64_t)first_seen(block, row) - tile),
-                          within_tile((int64_t)block->positions[row] + 1 - tile) };
-}
-
-/* Follows the pages to a kv head's rows of positions [begin, end). Those that a whole tile has
- * beyond are the first. */
-static void find_rows(const struct block *block, const void *cache,
-                      const struct op_cache_strides *strides, const struct tile *tile,
-                      struct tile_rows *rows)
-{
-    const uint32_t page_size = block->job->op->page_size, count = tile->end - tile->begin;
-    const char *head = (const char *)cache + (block->kv_first + tile->kv_head) * strides->head;
-    const int32_t *page = block->pages + tile->begin / page_size;
-    uint32_t offset = tile->begin % page_size;
-
-    rows->dtype = block->job->op->cache_dtype;
-    for (uint32_t j = 0; j < count; page++, offset = 0) {
-        const char *row = head + (uint64_t)*page * strides->page + offset * strides->slot;
-        const uint32_t end = j + lesser(page_size - offset, count - j);
-        for (; j < end; j++, row += strides->slot)
-            rows->cached[j] = row;
-    }
-    for (uint32_t j = count; j < CPU_ATTENTION_TILE; j++)
-        rows->cached[j] = rows->cached[0];
-}
-
-/* Asks for rows [first, end) of the next tile's. */
-static void ask_for(const struct tile_rows *rows, uint32_t first, uint32_t end, uint64_t row_bytes)
-{
-    for (uint32_t j = first; j < end; j++)
-        for (uint64_t i = 0; i < row_bytes; i += CACHE_LINE_BYTES)
-            __builtin_prefetch((const char *)rows->cached[j] + i, 0, 2);
-}
-
-/* Makes F32 of rows, in room. Those that the cache has in F32 are copied where other heads' lie in
- * between: they are often a power of two apart, and fall into the same sets of the first-level
- * cache. next: rows to ask for, each of row_bytes, or NULL. */
-static void copy_rows(const struct block *block, struct tile_rows *rows, uint32_t width,
-                      float *room, const struct tile_rows *next, uint64_t row_bytes)
-{
-    const uint32_t count = block->tile->end - block->tile->begin;
-
-    for (uint32_t j = 0; j < count; j++, room += width) {
-        if (next != NULL)
-            ask_for(next, j, j + 1, row_bytes);
-        if (rows->dtype == DTYPE_F32)
-            memcpy(room, rows->floats[j], width * sizeof(float));
-        else
-            block->job->executor->kernels->widen(room, rows->dtype, rows->cached[j], width);
-        rows->floats[j] = room;
-    }
-    rows->dtype = DTYPE_F32;
-}
-
-static void find_tile(const struct block *block, struct tile *tile)
-{
-    const struct attention_job *job = block->job;
-
-    find_rows(block, job->op->k_cache, &job->k_bytes, tile, &tile->keys);
-    if (!job->is_latent)
-        find_rows(block, job->op->v_cache, &job->v_bytes, tile, &tile->values);
-}
-
-/* Copies the tile at hand, if this block does. */
-static void copy_tile(struct block *block)
-{
-    const struct attention_job *job = block->job;
-    const struct op_attention *op = job->op;
-    const struct tile *next = block->asks ? block->next : NULL;
-    float *value_room = block->scratch + (uint64_t)CPU_ATTENTION_TILE * op->k_width;
-
-    if (block->copies)
-        copy_rows(block, &block->tile->keys, op->k_width, block->scratch,
-                  next == NULL ? NULL : &next->keys, job->key_bytes);
-    if (job->is_latent)
-        block->tile->values = block->tile->keys;
-    else if (block->copies)
-        copy_rows(block, &block->tile->values, op->v_width, value_room,
-                  next == NULL ? NULL : &next->values, job->value_bytes);
-}
-
-/* Rows of the next tile that a kernel asks for while it computes, beginning at the key-th, or
- * NULL. */
-static const void *const *rows_ahead(const struct block *block, const struct tile_rows *rows,
-                                     uint32_t key)
-{
-    return block->asks && !block->copies ? rows->cached + key : NULL;
-}
-
-/* scores[query][j] = q . key(tile + j), also for keys that a row must not see: they are left out
- * later. query: the kv head's first. */
-static void score_keys(struct block *block, uint32_t query, struct span keys)
-{
-    const struct attention_job *job = block->job;
-    const struct cpu_kernels *kernels = job->executor->kernels;
-    const struct tile *tile = block->tile;
-    const struct cpu_strip strip = {
-        .out = block->scores[query] + keys.first,
-        .x_rows = block->q + query,
-        .weight_rows = tile->keys.floats + keys.first,
-        .weight_dtype = DTYPE_F32,
-        .row_count = block->query_count,
-        .n_count = keys.end - keys.first,
-        .k_count = job->op->k_width,
-        .out_row_stride = CPU_ATTENTION_TILE,
-    };
-
-    if (job->packs)
-        kernels->score(strip.out, strip.out_row_stride,
-                       block->packed + tile->kv_head * packed_floats(block), strip.row_count,
-                       tile->keys.dtype, tile->keys.cached + keys.first,
-                       rows_ahead(block, &block->next->keys, keys.first), strip.n_count,
-                       strip.k_count);
-    else
-        kernels->matmul(&strip, block->scratch);
-}
-
-/* Scales one query's scores, caps them where the op says so, and returns the largest so far. */
-static float scale_scores(struct block *block, uint32_t query, float *scores, uint32_t count)
+/* Sets a block's queries: of rows from `row` on, and of each kv head's heads from the head-th. */
+static void find_queries(struct attention_block *block, uint32_t row, uint32_t head)
 {
     const struct op_attention *op = block->job->op;
-    const struct cpu_kernels *kernels = block->job->executor->kernels;
+    const uint32_t group = op->head_count / op->kv_head_count;
 
-    if (op->score_cap == 0)
-        return kernels->scale_max(scores, count, op->scale, block->max[query]);
-    (void)kernels->scale_max(scores, count, op->scale, 0);
-    kernels->soft_cap(scores, count, op->score_cap);
-    return kernels->scale_max(scores, count, 1, block->max[query]);
-}
-
-/* Turns one query's scores of some keys into weights and makes room for them in its sums. */
-static void soften(struct block *block, uint32_t query, struct span keys)
-{
-    const struct op_attention *op = block->job->op;
-    const struct cpu_kernels *kernels = block->job->executor->kernels;
-    const uint32_t count = keys.end - keys.first;
-    float *scores = block->scores[query] + keys.first;
-    float *out = block->out[query];
-    const float max = scale_scores(block, query, scores, count);
-
-    assert(out != NULL);
-    if (max != block->max[query]) { /* else f is 1 */
-        float keep;
-        (void)kernels->exp_minus(&keep, &block->max[query], 1, max);
-        block->sum[query] *= keep;
-        for (uint32_t i = 0; i < op->v_width; i++)
-            out[i] *= keep;
-    }
-    block->sum[query] += kernels->exp_minus(scores, scores, count, max);
-    block->max[query] = max;
-}
-
-/* out[query] += the weights of these keys times their values. */
-static void add_values(struct block *block, uint32_t query, uint32_t query_count, struct span keys)
-{
-    const struct cpu_kernels *kernels = block->job->executor->kernels;
-    const struct tile_rows *values = &block->tile->values;
-    const float *weights = block->scores[query] + keys.first;
-    const uint32_t count = keys.end - keys.first, width = block->job->op->v_width;
-
-    if (kernels->add_cached_rows != NULL)
-        kernels->add_cached_rows(&block->out[query], query_count, weights, CPU_ATTENTION_TILE,
-                                 values->dtype, values->cached + keys.first,
-                                 block->job->is_latent
-                                     ? NULL
-                                     : rows_ahead(block, &block->next->values, keys.first),
-                                 count, width);
-    else
-        kernels->add_weighted_rows(&block->out[query], query_count, weights, CPU_ATTENTION_TILE,
-                                   values->floats + keys.first, count, width);
-}
-
-static uint32_t slice_keys(const struct attention_job *job)
-{
-    const uint64_t bytes = job->key_bytes + job->value_bytes;
-    const uint64_t keys = (SLICE_BYTES / bytes + SLICE_KEYS_MIN - 1) / SLICE_KEYS_MIN;
-
-    return keys <= 1 ? SLICE_KEYS_MIN : lesser((uint32_t)keys * SLICE_KEYS_MIN, SLICE_KEYS_MAX);
-}
-
-/* Scores or values of a tile. Kernels that don't ask for the next one get slices, and it is asked
- * for between them. */
-static void each_slice(struct block *block, uint32_t query, bool is_score)
-{
-    const struct attention_job *job = block->job;
-    const struct cpu_kernels *kernels = job->executor->kernels;
-    const uint32_t key_count = block->tile->end - block->tile->begin;
-    const bool asks = block->asks && !block->copies &&
-                      (is_score ? !job->packs : kernels->add_cached_rows == NULL);
-    const uint32_t size = asks ? slice_keys(job) : CPU_ATTENTION_TILE;
-
-    for (uint32_t j = 0; j < key_count; j += size) {
-        const struct span keys = { j, j + lesser(key_count - j, size) };
-        if (asks && is_score)
-            ask_for(&block->next->keys, keys.first, keys.end, job->key_bytes);
-        else if (asks && !job->is_latent)
-            ask_for(&block->next->values, keys.first, keys.end, job->value_bytes);
-        if (is_score)
-            score_keys(block, query, keys);
-        else
-            add_values(block, query, block->query_count, keys);
-    }
-}
-
-/* What the queries make of a tile. */
-static void attend_tile(struct block *block)
-{
-    const uint32_t tile = block->tile->begin, key_count = block->tile->end - tile;
-    const uint32_t first_query = block->tile->kv_head * block->query_count;
-    bool all_see_all = true;
-
-    copy_tile(block);
-    each_slice(block, first_query, true);
-    for (uint32_t row = 0; row < block->row_count; row++) {
-        const struct span keys = keys_seen(block, row, tile);
-        all_see_all = all_see_all && keys.first == 0 && keys.end == key_count;
-        for (uint32_t h = 0; keys.first < keys.end && h < block->head_count; h++)
-            soften(block, first_query + row * block->head_count + h, keys);
-    }
-    if (all_see_all) {
-        each_slice(block, first_query, false);
-        return;
-    }
-    for (uint32_t row = 0; row < block->row_count; row++) {
-        const struct span keys = keys_seen(block, row, tile);
-        if (keys.first < keys.end)
-            add_values(block, first_query + row * block->head_count, block->head_count, keys);
-    }
-}
-
-/* How the block reads keys and values. */
-static void choose_reading(struct block *block)
-{
-    const struct op_attention *op = block->job->op;
-    const struct cpu_kernels *kernels = block->job->executor->kernels;
-    const bool is_narrow = op->cache_dtype != DTYPE_F32;
-    const bool widens_itself = block->job->packs && kernels->add_cached_rows != NULL &&
-                               block->query_count <= NARROW_QUERIES_MAX &&
-                               op->k_width <= CPU_ATTENTION_NARROW_MAX &&
-                               op->v_width <= CPU_ATTENTION_NARROW_MAX;
-
-    block->copies = is_narrow ? !widens_itself
-                              : block->query_count >= COPY_QUERIES_MIN && block->job->is_apart &&
-                                    block->job->has_room;
-    block->asks = block->query_count <= ASK_QUERIES_MAX;
-}
-
-/* head: the first of kv_first's that are computed; row: the first of row_count, of one sequence. */
-static void begin_block(struct block *block, uint32_t head, uint32_t row)
-{
-    const struct op_attention *op = block->job->op;
-
-    block->pages = op->pages + (uint64_t)op->sequences[row] * op->page_count_max;
-    block->positions = op->positions + row;
     block->query_count = block->row_count * block->head_count;
-    choose_reading(block);
-    for (uint32_t i = 0; i < block->kv_count * block->query_count; i++) {
-        const uint32_t at = i % block->query_count, kv_head = i / block->query_count;
-        const uint64_t r = row + at / block->head_count;
-        const uint64_t h = head + kv_head * (op->head_count / op->kv_head_count) +
-                           at % block->head_count;
-        block->q[i] = op->q + r * op->q_row_stride + h * op->k_width;
-        block->out[i] = op->out + r * op->out_row_stride + h * op->v_width;
-        block->max[i] = op->sinks != NULL ? op->sinks[h] : -INFINITY;
-        block->sum[i] = op->sinks != NULL ? 1 : 0;
+    block->all_count = block->kv_count * block->query_count;
+    for (uint32_t i = 0; i < block->all_count; i++) {
+        const uint32_t at = i % block->query_count;
+        const uint32_t kv_head = block->kv_first + i / block->query_count;
+        const struct attention_query query = { row + at / block->head_count,
+                                               kv_head * group + head + at % block->head_count };
+        block->queries[i] = query;
+        block->q[i] =
+            op->q + query.row * op->q_row_stride + (uint64_t)query.head * op->k_width;
+    }
+}
+
+/* What a block makes of the keys of a part that its rows see. asks_on: the next part follows. */
+static void attend_part(struct attention_block *block, uint32_t part, bool asks_on)
+{
+    const struct op_attention *op = block->job->op;
+    const uint32_t part_end = (part + 1) * PART_KEYS;
+    uint32_t begin = part_end, end = part * PART_KEYS;
+
+    for (uint32_t i = 0; i < block->all_count; i++) {
+        const struct attention_query *query = &block->queries[i];
+        const bool has_sink = op->sinks != NULL && first_part(op, query->row) == part;
+        block->sums[i].max = has_sink ? op->sinks[query->head] : -INFINITY;
+        block->sums[i].sum = has_sink ? 1 : 0;
         memset(block->out[i], 0, op->v_width * sizeof(float));
     }
-    for (uint32_t i = 0; block->job->packs && i < block->kv_count; i++)
-        block->job->executor->kernels->pack_queries(block->packed + i * packed_floats(block),
-                                                    block->q + i * block->query_count,
-                                                    block->query_count, op->k_width);
+    for (uint32_t r = 0; r < block->row_count; r++) {
+        const uint32_t first = attention_first_seen(op, block->positions[r]);
+        const uint32_t seen_end = (uint32_t)block->positions[r] + 1;
+        begin = first < begin ? first : begin;
+        end = seen_end > end ? seen_end : end;
+    }
+    begin = begin / CPU_ATTENTION_TILE * CPU_ATTENTION_TILE;
+    begin = begin < part * PART_KEYS ? part * PART_KEYS : begin;
+    if (begin < end)
+        cpu__attention_add(block, begin, attention_lesser(end, part_end),
+                           asks_on ? end : attention_lesser(end, part_end));
 }
 
-/* The tile after `from`: of the next kv head, or the first one's of the next positions. */
-static void find_next(const struct block *block, const struct tile *from, uint32_t end,
-                      struct tile *next)
-{
-    next->kv_head = (from->kv_head + 1) % block->kv_count;
-    next->begin = next->kv_head == 0 ? from->end : from->begin;
-    next->end = next->begin + lesser(end - next->begin, CPU_ATTENTION_TILE);
-    if (next->begin < next->end)
-        find_tile(block, next);
-}
-
-static void attend(struct block *block)
+/* A part into its slot. */
+static void fill_slot(struct attention_block *block, const struct share *share, uint32_t slot)
 {
     const struct op_attention *op = block->job->op;
-    const uint32_t end = position_max(block) + 1;
-    const uint32_t begin = first_seen_min(block) / CPU_ATTENTION_TILE * CPU_ATTENTION_TILE;
-    const bool asks = block->asks;
+    const uint32_t count = block->all_count;
+    uint64_t at[CPU_ATTENTION_QUERIES];
 
-    block->tiles[0].kv_head = 0;
-    block->tiles[0].begin = begin;
-    block->tiles[0].end = begin + lesser(end - begin, CPU_ATTENTION_TILE);
-    find_tile(block, &block->tiles[0]);
-    for (uint32_t i = 0; block->tiles[i].begin < block->tiles[i].end; i = 1 - i) {
-        block->tile = &block->tiles[i];
-        block->next = &block->tiles[1 - i];
-        find_next(block, block->tile, end, block->next);
-        block->asks = asks && block->next->begin < block->next->end;
-        attend_tile(block);
+    for (uint32_t i = 0; i < count; i++) {
+        at[i] = ((uint64_t)slot * op->row_count + block->queries[i].row) * op->head_count +
+                block->queries[i].head;
+        block->out[i] = share->slot_out + at[i] * op->v_width;
     }
-    for (uint32_t i = 0; i < block->kv_count * block->query_count; i++) {
-        for (uint32_t v = 0; v < op->v_width; v++)
-            block->out[i][v] /= block->sum[i];
+    attend_part(block, share->slot_part + slot, false);
+    for (uint32_t i = 0; i < count; i++)
+        share->slot_sums[at[i]] = block->sums[i];
+}
+
+/* Puts a block's part together with those before, which `sums` and `out` have. */
+static void join_part(const struct attention_block *block, uint32_t part,
+                      struct attention_sums *sums, float *const *out)
+{
+    const struct op_attention *op = block->job->op;
+    struct kept kept[CPU_ATTENTION_QUERIES];
+
+    for (uint32_t i = 0; i < block->all_count; i++) {
+        kept[i] = (struct kept){ 0, 0 };
+        if (is_joined(op, block->queries[i].row, part))
+            raise_maximum(&sums[i], block->sums[i].max, &kept[i]);
     }
+    find_kept(block->job->executor->kernels, kept, block->all_count);
+    for (uint32_t i = 0; i < block->all_count; i++)
+        if (is_joined(op, block->queries[i].row, part))
+            join(&sums[i], out[i], block->sums[i].sum, block->out[i], &kept[i], op->v_width);
+}
+
+/* All parts, one after another: each query's first goes to its place, the others to `room`. */
+static void attend_parts(struct attention_block *block, float *room)
+{
+    const struct op_attention *op = block->job->op;
+    const struct attention_query *const queries = block->queries;
+    const uint32_t count = block->all_count;
+    uint32_t first = UINT32_MAX, end = 0;
+    float *out[CPU_ATTENTION_QUERIES];
+    struct attention_sums sums[CPU_ATTENTION_QUERIES];
+
+    for (uint32_t i = 0; i < count; i++) {
+        out[i] = output(op, queries[i].row, queries[i].head);
+        sums[i] = (struct attention_sums){ -INFINITY, 0 };
+        first = attention_lesser(first, first_part(op, queries[i].row));
+        end = end_part(op, queries[i].row) > end ? end_part(op, queries[i].row) : end;
+    }
+    for (uint32_t part = first; part < end; part++) {
+        for (uint32_t i = 0; i < count; i++)
+            block->out[i] = first_part(op, queries[i].row) == part
+                                ? out[i] : room + (uint64_t)i * op->v_width;
+        attend_part(block, part, true);
+        if (part > first)
+            join_part(block, part, sums, out);
+        for (uint32_t i = 0; i < count; i++)
+            if (first_part(op, queries[i].row) == part)
+                sums[i] = block->sums[i];
+    }
+    for (uint32_t i = 0; i < count; i++)
+        divide(out[i], sums[i].sum, op->v_width);
+}
+
+/* The rows from `row` on that are of one sequence, up to `end`. */
+static uint32_t run_from(const struct op_attention *op, uint32_t row, uint32_t end)
+{
+    uint32_t count = 1;
+
+    while (row + count < end && op->sequences[row + count] == op->sequences[row])
+        count++;
+    return count;
 }
 
 static void attention_task(void *context, size_t index, uint32_t thread_index)
 {
-    const struct attention_job *job = context;
+    const struct share *share = context;
+    const struct attention_job *job = &share->job;
     const struct op_attention *op = job->op;
+    const struct cut *cut = &share->cut;
     const uint32_t group = op->head_count / op->kv_head_count;
-    const uint32_t part = (uint32_t)(index / job->row_blocks);
-    const uint32_t first_in_group = part % job->head_parts * job->heads_per_task;
-    uint32_t row = (uint32_t)(index % job->row_blocks) * job->rows_per_task;
-    const uint32_t end = lesser(row + job->rows_per_task, op->row_count);
-    struct block block = {
-        .job = job,
-        .scratch = cpu__scratch(job->executor, thread_index),
-        .kv_first = part / job->head_parts * job->kv_heads_per_task,
-        .head_count = lesser(job->heads_per_task, group - first_in_group),
-    };
+    const uint32_t row_block = (uint32_t)(index % cut->row_blocks);
+    const uint32_t heads = (uint32_t)(index / cut->row_blocks % (cut->head_parts * cut->kv_groups));
+    const uint32_t slot = (uint32_t)(index / cut->row_blocks / (cut->head_parts * cut->kv_groups));
+    const uint32_t first_in_group = heads % cut->head_parts * cut->heads_per_task;
+    const uint32_t end =
+        attention_lesser((row_block + 1) * cut->rows_per_task, op->row_count);
+    float *scratch = cpu__scratch(job->executor, thread_index);
+    float *const room = scratch + CPU_ATTENTION_TILE * ((uint64_t)op->k_width + op->v_width);
+    struct attention_block block;
 
-    block.packed =
-        block.scratch + CPU_ATTENTION_TILE * ((uint64_t)op->k_width + op->v_width);
-    block.kv_count = lesser(job->kv_heads_per_task, op->kv_head_count - block.kv_first);
-    for (; row < end; row += block.row_count) {
-        block.row_count = 1;
-        while (row + block.row_count < end &&
-               op->sequences[row + block.row_count] == op->sequences[row])
-            block.row_count++;
-        begin_block(&block, block.kv_first * group + first_in_group, row);
-        attend(&block);
+    block.job = job;
+    block.scratch = scratch;
+    block.packed = room + (uint64_t)CPU_ATTENTION_QUERIES * op->v_width;
+    block.kv_first = heads / cut->head_parts * cut->kv_heads_per_task;
+    block.kv_count = attention_lesser(cut->kv_heads_per_task, op->kv_head_count - block.kv_first);
+    block.head_count = attention_lesser(cut->heads_per_task, group - first_in_group);
+    for (uint32_t row = row_block * cut->rows_per_task; row < end; row += block.row_count) {
+        block.row_count = run_from(op, row, end);
+        block.pages = op->pages + (uint64_t)op->sequences[row] * op->page_count_max;
+        block.positions = op->positions + row;
+        find_queries(&block, row, first_in_group);
+        cpu__attention_prepare(&block);
+        if (cut->part_slots == 0)
+            attend_parts(&block, room);
+        else
+            fill_slot(&block, share, slot);
     }
 }
 
-static uint64_t task_count(const struct attention_job *job)
+/* Puts together what a query has in slots [slot, end), at most SLOTS_AT_ONCE, and divides after the
+ * last part. */
+static void join_slots(const struct share *share, uint32_t row, uint32_t head, uint32_t slot,
+                       uint32_t end)
 {
-    const uint64_t parts = (uint64_t)job->row_blocks * job->head_parts;
+    const struct op_attention *op = share->job.op;
+    const uint64_t query = (uint64_t)row * op->head_count + head;
+    const uint64_t queries = (uint64_t)op->row_count * op->head_count;
+    const struct attention_sums *slot_sums = share->slot_sums + query;
+    const float *slot_out = share->slot_out + query * op->v_width;
+    struct attention_sums *const sums = &share->sums[query];
+    float *const out = output(op, row, head);
+    struct kept kept[SLOTS_AT_ONCE];
 
-    assert(job->kv_heads_per_task > 0);
-    return parts * ((job->op->kv_head_count - 1) / job->kv_heads_per_task + 1);
+    for (uint32_t i = 0; slot + i < end; i++) {
+        const uint32_t part = share->slot_part + slot + i;
+        kept[i] = (struct kept){ 0, 0 };
+        if (part == first_part(op, row))
+            sums->max = slot_sums[(slot + i) * queries].max;
+        else if (is_joined(op, row, part))
+            raise_maximum(sums, slot_sums[(slot + i) * queries].max, &kept[i]);
+    }
+    find_kept(share->job.executor->kernels, kept, end - slot);
+    for (uint32_t i = 0; slot + i < end; i++) {
+        const uint32_t part = share->slot_part + slot + i;
+        const uint64_t at = (slot + i) * queries;
+        if (part == first_part(op, row)) {
+            sums->sum = slot_sums[at].sum;
+            memcpy(out, slot_out + at * op->v_width, op->v_width * sizeof(float));
+        } else if (is_joined(op, row, part)) {
+            join(sums, out, slot_sums[at].sum, slot_out + at * op->v_width, &kept[i], op->v_width);
+        }
+        if (part + 1 == end_part(op, row))
+            divide(out, sums->sum, op->v_width);
+    }
 }
 
-/* The most rows that follow each other in one sequence. */
+static void join_task(void *context, size_t index, uint32_t thread_index)
+{
+    const struct share *share = context;
+    const uint32_t heads = share->job.op->head_count;
+    const uint32_t first = (uint32_t)index * share->joined_at_once;
+    const uint32_t end =
+        attention_lesser(first + share->joined_at_once, share->job.op->row_count * heads);
+
+    (void)thread_index;
+    for (uint32_t i = first; i < end; i++)
+        for (uint32_t slot = 0; slot < share->cut.part_slots; slot += SLOTS_AT_ONCE)
+            join_slots(share, i / heads, i % heads, slot,
+                       attention_lesser(slot + SLOTS_AT_ONCE, share->cut.part_slots));
+}
+
+/* ---- cutting ---- */
+
 static uint32_t longest_run(const struct op_attention *op)
 {
     uint32_t longest = 1;
 
-    for (uint32_t row = 1, run = 1; row < op->row_count; row++) {
-        run = op->sequences[row] == op->sequences[row - 1] ? run + 1 : 1;
-        longest = run > longest ? run : longest;
+    for (uint32_t row = 0, count; row < op->row_count; row += count) {
+        count = run_from(op, row, op->row_count);
+        longest = count > longest ? count : longest;
     }
     return longest;
 }
 
-/* How many kv heads' queries a task has room for, up to a thread's share of the kv heads. */
-static uint32_t kv_heads_together(const struct attention_job *job)
+/* Of a part, where parts have tasks of their own. */
+static uint64_t tasks_each(const struct cut *cut)
 {
-    const struct op_attention *op = job->op;
-    const uint32_t rows = lesser(longest_run(op), job->rows_per_task);
-    const uint32_t share = (op->kv_head_count - 1) / job->executor->thread_count + 1;
-    const uint32_t queries = cpu_padded_queries(rows * job->heads_per_task);
-
-    assert(queries > 0);
-    assert(queries <= CPU_ATTENTION_QUERIES);
-    return lesser(share, CPU_ATTENTION_QUERIES / queries);
+    return (uint64_t)cut->row_blocks * cut->head_parts * cut->kv_groups;
 }
 
-/* The rows of a prompt share what they read, a kv head's, so that it stays in the cache. */
-static void share_out(struct attention_job *job)
+static uint64_t task_count(const struct cut *cut)
 {
-    const struct op_attention *op = job->op;
-    const uint32_t group = op->head_count / op->kv_head_count;
-    const uint32_t threads = job->executor->thread_count;
+    return tasks_each(cut) * (cut->part_slots == 0 ? 1 : cut->part_slots);
+}
 
-    job->kv_heads_per_task = 1;
-    job->heads_per_task = lesser(group, CPU_ATTENTION_QUERIES);
-    job->rows_per_task = CPU_ATTENTION_QUERIES / job->heads_per_task;
-    job->row_blocks = (op->row_count - 1) / job->rows_per_task + 1;
-    for (;;) { /* few rows and few kv heads: share out the heads, so that no thread is idle */
-        job->head_parts = (group - 1) / job->heads_per_task + 1;
-        if (task_count(job) >= threads || job->heads_per_task <= 4)
+/* Keys that the thread with most tasks reads, one task's after another's. */
+static uint64_t weigh_keys(const struct share *share, const struct cut *cut)
+{
+    const uint64_t threads = share->job.executor->thread_count, each = tasks_each(cut);
+    const uint32_t parts = share->part_end - share->part_first;
+    const uint64_t whole = each * (share->key_count / PART_KEYS);
+    const uint32_t left = share->key_count % PART_KEYS, part = PART_KEYS + JOIN_KEYS;
+
+    if (cut->part_slots == 0)
+        return ceil_div(each, threads) * share->key_count;
+    if (cut->part_slots < parts)
+        return ceil_div(parts, cut->part_slots) * ceil_div(task_count(cut), threads) * part;
+    if (whole % threads > 0) /* the last part's tasks fill gaps */
+        return ceil_div(whole, threads) * part;
+    return whole / threads * part + (left > 0 ? ceil_div(each, threads) * (left + JOIN_KEYS) : 0);
+}
+
+/* What a cut takes, in keys that one query reads. */
+static uint64_t weigh(const struct share *share, const struct cut *cut)
+{
+    const struct op_attention *op = share->job.op;
+
+    return weigh_keys(share, cut) * cut->kv_heads_per_task *
+           (cut->heads_per_task + READ_QUERIES) *
+           attention_lesser(cut->rows_per_task, op->row_count);
+}
+
+static bool has_enough_tasks(const struct share *share, const struct cut *cut)
+{
+    const uint64_t threads = share->job.executor->thread_count;
+
+    return threads == 1 || task_count(cut) >= threads * TASKS_ENOUGH;
+}
+
+/* Chooses how many kv heads a task has: as many as there is room for, if threads don't wait then.
+ * Returns what the cut takes. */
+static uint64_t group_kv_heads(const struct share *share, struct cut *cut)
+{
+    const struct op_attention *op = share->job.op;
+    const uint32_t rows = attention_lesser(share->longest_run, cut->rows_per_task);
+    const uint32_t most = CPU_ATTENTION_QUERIES / cpu_padded_queries(rows * cut->heads_per_task);
+    uint64_t least = UINT64_MAX;
+    struct cut best = *cut;
+
+    for (uint32_t i = (uint32_t)ceil_div(op->kv_head_count, most); i <= op->kv_head_count; i++) {
+        uint64_t weight;
+        cut->kv_heads_per_task = (uint32_t)ceil_div(op->kv_head_count, i);
+        cut->kv_groups = (uint32_t)ceil_div(op->kv_head_count, cut->kv_heads_per_task);
+        weight = weigh(share, cut);
+        if (weight < least) {
+            least = weight;
+            best = *cut;
+        }
+        if (has_enough_tasks(share, cut))
             break;
-        job->heads_per_task = (job->heads_per_task + 1) / 2;
     }
-    job->kv_heads_per_task = kv_heads_together(job);
+    *cut = best;
+    return least;
+}
+
+/* Takes a cut that is a tenth better than the best so far, which takes *least. */
+static void consider(struct share *share, struct cut cut, uint64_t *least)
+{
+    const struct op_attention *op = share->job.op;
+    uint64_t weight;
+
+    cut.row_blocks = (uint32_t)ceil_div(op->row_count, cut.rows_per_task);
+    cut.head_parts = (uint32_t)ceil_div(op->head_count / op->kv_head_count, cut.heads_per_task);
+    weight = group_kv_heads(share, &cut);
+    if (weight < *least - *least / 10) {
+        *least = weight;
+        share->cut = cut;
+    }
+}
+
+/* Lays slots out in the room for rows of x. Returns how many: as many as there are parts, if they
+ * fit; 0: fewer than two do. */
+static uint32_t lay_out_slots(struct share *share)
+{
+    const struct cpu_executor *executor = share->job.executor;
+    const struct op_attention *op = share->job.op;
+    const uint64_t queries = (uint64_t)op->row_count * op->head_count;
+    const uint64_t sums_bytes = queries * sizeof(*share->sums);
+    const uint64_t slot_bytes = sums_bytes + queries * op->v_width * sizeof(float);
+    const uint32_t parts = share->part_end - share->part_first;
+    uint64_t room_bytes = executor->thread_count * SLOTS_BYTES, slots;
+
+    assert(slot_bytes > 0);
+    room_bytes = room_bytes < executor->blocks_bytes ? room_bytes : executor->blocks_bytes;
+    if (room_bytes < sums_bytes + 2 * slot_bytes)
+        return 0;
+    slots = (room_bytes - sums_bytes) / slot_bytes;
+    if (slots < parts && slots > executor->thread_count)
+        slots -= slots % executor->thread_count; /* no thread waits for a round to end */
+    slots = slots < parts ? slots : parts;
+    share->sums = executor->blocks;
+    share->slot_sums = share->sums + queries;
+    share->slot_out = (float *)(void *)(share->slot_sums + slots * queries);
+    return slots < 2 ? 0 : (uint32_t)slots;
+}
+
+static void cut_tasks(struct share *share)
+{
+    const struct op_attention *op = share->job.op;
+    const uint32_t heads =
+        attention_lesser(op->head_count / op->kv_head_count, CPU_ATTENTION_QUERIES);
+    struct cut cut = { .heads_per_task = heads, .rows_per_task = CPU_ATTENTION_QUERIES / heads };
+    uint64_t least = UINT64_MAX;
+    uint32_t slots;
+
+    consider(share, cut, &least);
+    if (has_enough_tasks(share, &share->cut))
+        return;
+    cut.rows_per_task = attention_lesser(cut.rows_per_task, share->longest_run);
+    slots = lay_out_slots(share);
+    for (; cut.heads_per_task > 0; cut.heads_per_task = (cut.heads_per_task + 1) / 2) {
+        cut.part_slots = 0;
+        consider(share, cut, &least);
+        cut.part_slots = slots;
+        if (slots > 0)
+            consider(share, cut, &least);
+        if (cut.heads_per_task <= HEADS_MIN)
+            break;
+    }
+}
+
+/* The rows that a share has, and what they see. */
+static void survey(struct share *share)
+{
+    const struct op_attention *op = share->job.op;
+    uint32_t end = 0;
+
+    share->longest_run = longest_run(op);
+    share->part_first = UINT32_MAX;
+    for (uint32_t row = 0; row < op->row_count; row++) {
+        share->part_first = attention_lesser(share->part_first, first_part(op, row));
+        end = (uint32_t)op->positions[row] >= end ? (uint32_t)op->positions[row] + 1 : end;
+    }
+    share->part_end = (uint32_t)ceil_div(end, PART_KEYS);
+    share->key_count = end - share->part_first * PART_KEYS;
 }
 
 static struct op_cache_strides strides_in_bytes(enum dtype dtype, struct op_cache_strides strides)
@@ -550,14 +511,15 @@ static struct op_cache_strides strides_in_bytes(enum dtype dtype, struct op_cach
                                       dtype_row_bytes(dtype, strides.slot) };
 }
 
-void cpu__attention(struct cpu_executor *executor, const struct op_attention *op)
+static struct attention_job describe(const struct cpu_executor *executor,
+                                     const struct op_attention *op)
 {
     const bool is_latent = op->v_cache == op->k_cache && op->kv_head_count == 1;
     struct attention_job job = {
         .executor = executor, .op = op, .is_latent = is_latent,
         .is_apart = op->k_strides.slot > op->k_width || op->v_strides.slot > op->v_width,
-        .has_room =
-            (uint64_t)op->k_width + op->v_width + packed_width(op) <= CPU_ATTENTION_ELEMENTS_MAX,
+        .has_room = op->k_width + UINT64_C(2) * op->v_width + attention_packed_width(op) <=
+                    CPU_ATTENTION_ELEMENTS_MAX,
         .key_bytes = dtype_row_bytes(op->cache_dtype, op->k_width),
         .value_bytes = is_latent ? 0 : dtype_row_bytes(op->cache_dtype, op->v_width),
         .k_bytes = strides_in_bytes(op->cache_dtype, op->k_strides),
@@ -565,6 +527,30 @@ void cpu__attention(struct cpu_executor *executor, const struct op_attention *op
     };
 
     job.packs = op->k_width <= executor->kernels->score_width_max && job.has_room;
-    share_out(&job);
-    thread_pool_run(executor->pool, (size_t)task_count(&job), attention_task, &job);
+    return job;
+}
+
+void cpu__attention(struct cpu_executor *executor, const struct op_attention *op)
+{
+    struct share share = { .job = describe(executor, op) };
+    uint32_t slots;
+
+    survey(&share);
+    cut_tasks(&share);
+    slots = share.cut.part_slots;
+    share.slot_part = share.part_first;
+    if (slots == 0) {
+        thread_pool_run(executor->pool, (size_t)task_count(&share.cut), attention_task, &share);
+        return;
+    }
+    executor->kept.x = NULL; /* slots are where rows of x were */
+    share.joined_at_once =
+        cpu__task_size(executor, op->row_count * op->head_count, (uint64_t)slots * op->v_width, 1);
+    for (; share.slot_part < share.part_end; share.slot_part += slots) {
+        share.cut.part_slots = attention_lesser(slots, share.part_end - share.slot_part);
+        thread_pool_run(executor->pool, (size_t)task_count(&share.cut), attention_task, &share);
+        thread_pool_run(executor->pool,
+                        ceil_div(op->row_count * op->head_count, share.joined_at_once), join_task,
+                        &share);
+    }
 }

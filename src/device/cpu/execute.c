@@ -276,17 +276,16 @@ static void route_row(const struct cpu_executor *executor, const struct op *op, 
     cpu__route_row(executor->kernels, &op->route, row);
 }
 
-/* Whether a tile that is widened has room. */
+/* Whether scratch has room for a tile that is widened, and for results of a part. */
 static enum status check_attention(const struct op_attention *op, struct err *err)
 {
-    const uint64_t elements = (uint64_t)op->k_width + op->v_width;
+    const uint64_t elements = op->k_width + UINT64_C(2) * op->v_width;
 
-    if (op->cache_dtype == DTYPE_F32 || elements <= CPU_ATTENTION_ELEMENTS_MAX)
+    if (elements <= CPU_ATTENTION_ELEMENTS_MAX)
         return STATUS_OK;
     return err_set(err, STATUS_UNAVAILABLE,
-                   "the processor attends to %s keys and values of %zu elements together, not of "
-                   "%" PRIu64, dtype_info(op->cache_dtype)->name, CPU_ATTENTION_ELEMENTS_MAX,
-                   elements);
+                   "the processor attends to keys and twice their values of %zu elements together, "
+                   "not of %" PRIu64, CPU_ATTENTION_ELEMENTS_MAX, elements);
 }
 
 enum status cpu_execute_check(const struct op *op, struct err *err)
