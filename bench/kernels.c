@@ -310,6 +310,7 @@ static void bench_attention(struct bench *bench)
         { "attention gqa 256 rows at 0", 256, 0, 32, 8, 64, 64 },
         { "attention gqa 256 rows at 2048", 256, 2048, 32, 8, 64, 64 },
         { "attention gqa 1 row at 4095", 1, 4095, 32, 8, 64, 64 },
+        { "attention gqa 1 row at 4095, of 8 heads", 1, 4095, 32, 4, 128, 128 },
         { "attention mla 256 rows at 0", 256, 0, 16, 1, 576, 512 },
         { "attention mla 1 row at 4095", 1, 4095, 16, 1, 576, 512 },
     };

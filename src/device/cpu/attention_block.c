@@ -16,7 +16,7 @@
 
 #include "device/cpu/attention.h"
 
-#define NARROW_QUERIES_MAX 4  /* that widen a key by themselves */
+#define NARROW_QUERIES_MAX 8  /* that widen a key by themselves */
 #define COPY_QUERIES_MIN 8
 #define ASK_QUERIES_MAX 16 /* more have enough to do with a tile not to wait for the next */
 #define CACHE_LINE_BYTES 64

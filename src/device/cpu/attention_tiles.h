@@ -344,9 +344,11 @@ INLINE void put_tile(float *out, uint64_t out_stride, const uint32_t V, const ui
     }
 }
 
-/* Scores of V vectors of queries and W keys, as far as they are there. */
+/* Scores of V vectors of queries and W keys, as far as they are there. dtype: the cache's; ahead: W
+ * of its rows to ask for, or NULL. */
 INLINE void score_tile(float *out, uint64_t out_stride, const uint32_t V, const uint32_t W,
-                       const struct part *part, const float *const keys[WIDTH_MAX],
+                       const enum dtype dtype, const struct part *part,
+                       const float *const keys[WIDTH_MAX], const void *const *ahead,
                        uint32_t key_count)
 {
     const uint32_t left = part->width % FOUR, whole = part->width - left;
@@ -357,10 +359,15 @@ INLINE void score_tile(float *out, uint64_t out_stride, const uint32_t V, const 
 #pragma GCC unroll 16
     for (uint32_t s = 0; s < V * W; s++)
         sums[s] = VECTOR_ZERO;
-    for (; i + LINE <= whole; i += LINE) { /* wide keys aren't near: ask for two lines on */
+    for (; i + LINE <= whole; i += LINE) {
+        const bool asks = ahead != NULL && i * element_bytes(dtype) % LINE_BYTES == 0;
 #pragma GCC unroll 8
-        for (uint32_t w = 0; w < W; w++)
-            _mm_prefetch(keys[w] + i + 2 * LINE, _MM_HINT_T0);
+        for (uint32_t w = 0; w < W; w++) {
+            if (dtype == DTYPE_F32) /* wide keys aren't near: ask for two lines on */
+                _mm_prefetch(keys[w] + i + 2 * LINE, _MM_HINT_T0);
+            if (asks)
+                ask_for(ahead[w], part->first + i, LINE, dtype);
+        }
 #pragma GCC unroll 4
         for (uint32_t step = 0; step < LINE / FOUR; step++, x += V)
             add_step(sums, V, W, x, keys, i + step * FOUR, FOUR);
@@ -399,18 +406,17 @@ INLINE void score_part(float *out, uint64_t out_stride, const uint32_t V, const 
     for (uint32_t j = 0; j < keys->count; j += W) {
         const float *at[WIDTH_MAX];
 #pragma GCC unroll 8
-        for (uint32_t w = 0; w < W; w++) {
+        for (uint32_t w = 0; w < W; w++)
             at[w] = key_part(room[w], dtype, keys, j + w < keys->count ? j + w : j, part);
-            for (uint32_t i = 0; keys->ahead != NULL && i < part->width; i += SPAN)
-                ask_for(keys->ahead[j + w], part->first + i, SPAN, dtype);
-        }
-        score_tile(out + j, out_stride, V, W, part, at, keys->count - j);
+        score_tile(out + j, out_stride, V, W, dtype, part, at,
+                   keys->ahead == NULL ? NULL : keys->ahead + j, keys->count - j);
     }
 }
 
-/* ---- scores of four queries ---- */
+/* ---- scores of few queries ---- */
 
 #define FEW (FOUR / QUERIES) /* vectors */
+#define FEW_QUERIES 8        /* fours of which go one after another */
 #define FEW_WIDTH WIDTH(FEW)
 #define STEP_ELEMENTS (FEW_WIDTH * SPAN / STEPS)
 
@@ -492,7 +498,7 @@ INLINE void score_all(float *out, uint64_t out_stride, const enum dtype dtype,
         const struct rows all = { keys->at, query == 0 ? keys->ahead : NULL, keys->scales,
                                   keys->count, keys->width };
         float *at = out + query * out_stride;
-        if (q_count <= FOUR && part.width % SPAN == 0)
+        if (q_count <= FEW_QUERIES && part.vectors == FEW && part.width % SPAN == 0)
             score_spans(at, out_stride, dtype, &part, &all);
         else if (PART_QUERIES / QUERIES == 4 && part.vectors == 4)
             score_part(at, out_stride, 4, dtype, &part, &all);
