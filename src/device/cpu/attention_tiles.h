@@ -185,9 +185,18 @@ void NAME(widen)(float *out, enum dtype dtype, const void *from, uint32_t count)
 struct rows {
     const void *const *at;
     const void *const *ahead;    /* rows to ask for, each when its namesake is used; or NULL */
+    uint32_t asks_from, asks_each; /* of these: where some queries follow others they take turns */
     const float *scales;         /* of blocks, as read_scales writes them */
     uint32_t count, width;
 };
+
+/* Of W keys, the j-th and on: those ahead, if it is their turn, or NULL. */
+INLINE const void *const *rows_ahead(const struct rows *keys, uint32_t j, const uint32_t W)
+{
+    const bool is_turn = keys->ahead != NULL && j / W % keys->asks_each == keys->asks_from;
+
+    return is_turn ? keys->ahead + j : NULL;
+}
 
 /* Of an element, without its share of a block's scale. */
 INLINE uint32_t element_bytes(const enum dtype dtype)
@@ -408,8 +417,8 @@ INLINE void score_part(float *out, uint64_t out_stride, const uint32_t V, const 
 #pragma GCC unroll 8
         for (uint32_t w = 0; w < W; w++)
             at[w] = key_part(room[w], dtype, keys, j + w < keys->count ? j + w : j, part);
-        score_tile(out + j, out_stride, V, W, dtype, part, at,
-                   keys->ahead == NULL ? NULL : keys->ahead + j, keys->count - j);
+        score_tile(out + j, out_stride, V, W, dtype, part, at, rows_ahead(keys, j, W),
+                   keys->count - j);
     }
 }
 
@@ -426,13 +435,14 @@ INLINE void score_part(float *out, uint64_t out_stride, const uint32_t V, const 
  * is asked for. */
 INLINE void score_step(VECTOR *sums, const VECTOR *x, const enum dtype dtype,
                        const float *const keys_at[WIDTH_MAX], float (*next)[SPAN],
-                       const struct rows *keys, uint32_t j, uint32_t k, const uint32_t step)
+                       const struct rows *keys, uint32_t j, const void *const *ahead, uint32_t k,
+                       const uint32_t step)
 {
     const uint32_t w = step * STEP_ELEMENTS / SPAN, at = step * STEP_ELEMENTS % SPAN;
     const uint32_t other = j + FEW_WIDTH + w < keys->count ? j + FEW_WIDTH + w : j;
 
-    if (keys->ahead != NULL && at * element_bytes(dtype) % LINE_BYTES == 0)
-        ask_for(keys->ahead[j + w], k + at, STEP_ELEMENTS, dtype);
+    if (ahead != NULL && at * element_bytes(dtype) % LINE_BYTES == 0)
+        ask_for(ahead[w], k + at, STEP_ELEMENTS, dtype);
     add_step(sums, FEW, FEW_WIDTH, x, keys_at, FOUR * step, FOUR);
     if (dtype == DTYPE_F32)
         return;
@@ -459,6 +469,7 @@ INLINE void score_span(float *out, uint64_t out_stride, const enum dtype dtype,
         (void)key_part(rooms[0][w], dtype, keys, w < keys->count ? w : 0, &span);
     for (uint32_t j = 0; j < keys->count; j += FEW_WIDTH) {
         float(*room)[SPAN] = rooms[j / FEW_WIDTH % 2], (*next)[SPAN] = rooms[1 - j / FEW_WIDTH % 2];
+        const void *const *const ahead = rows_ahead(keys, j, FEW_WIDTH);
         const float *at[WIDTH_MAX];
         VECTOR sums[FEW * FEW_WIDTH];
 #pragma GCC unroll 8
@@ -471,7 +482,7 @@ INLINE void score_span(float *out, uint64_t out_stride, const enum dtype dtype,
             sums[i] = first == 0 ? VECTOR_ZERO : sums_kept[j / FEW_WIDTH][i];
 #pragma GCC unroll 16
         for (uint32_t i = 0; i < STEPS; i++)
-            score_step(sums, x + i * FEW, dtype, at, next, keys, j, span.first, i);
+            score_step(sums, x + i * FEW, dtype, at, next, keys, j, ahead, span.first, i);
         if (first + SPAN == part->width)
             put_tile(out + j, out_stride, FEW, FEW_WIDTH, part, sums, keys->count - j);
         else
@@ -495,17 +506,18 @@ INLINE void score_all(float *out, uint64_t out_stride, const enum dtype dtype,
     uint32_t query = 0;
 
     while (next_part(&part, &query, q_count, keys->width)) {
-        const struct rows all = { keys->at, query == 0 ? keys->ahead : NULL, keys->scales,
-                                  keys->count, keys->width };
+        struct rows some = *keys;
         float *at = out + query * out_stride;
+        some.asks_from = query / PART_QUERIES;
+        some.asks_each = (q_count - 1) / PART_QUERIES + 1;
         if (q_count <= FEW_QUERIES && part.vectors == FEW && part.width % SPAN == 0)
-            score_spans(at, out_stride, dtype, &part, &all);
+            score_spans(at, out_stride, dtype, &part, &some);
         else if (PART_QUERIES / QUERIES == 4 && part.vectors == 4)
-            score_part(at, out_stride, 4, dtype, &part, &all);
+            score_part(at, out_stride, 4, dtype, &part, &some);
         else if (part.vectors == 2)
-            score_part(at, out_stride, 2, dtype, &part, &all);
+            score_part(at, out_stride, 2, dtype, &part, &some);
         else if (FEW == 1)
-            score_part(at, out_stride, 1, dtype, &part, &all);
+            score_part(at, out_stride, 1, dtype, &part, &some);
     }
 }
 
@@ -514,7 +526,8 @@ void NAME(score)(float *out, uint64_t out_stride, const float *packed, uint32_t 
                  uint32_t key_count, uint32_t width)
 {
     float scales[CPU_ATTENTION_KEYS * BLOCKS_MAX];
-    const struct rows rows = { keys, ahead, scales, key_count, width };
+    const struct rows rows = { .at = keys, .ahead = ahead, .scales = scales,
+                               .count = key_count, .width = width };
 
     if (dtype == DTYPE_Q8_0) {
         read_scales(scales, keys, key_count, width / QUANT_RUN_ELEMENTS);
@@ -535,6 +548,7 @@ INLINE void weighted_tile(float *const *out, const uint32_t R, uint32_t at, cons
                           uint64_t weight_stride, const struct rows *rows)
 {
     VECTOR sums[OUTPUTS][VALUES];
+    uint32_t asks_at = rows->asks_from;
 
 #pragma GCC unroll 4
     for (uint32_t r = 0; r < R; r++) {
@@ -544,8 +558,10 @@ INLINE void weighted_tile(float *const *out, const uint32_t R, uint32_t at, cons
     }
     for (uint32_t j = 0; j < rows->count; j++) {
         VECTOR values[VALUES];
-        if (rows->ahead != NULL)
+        if (rows->ahead != NULL && j == asks_at) {
             ask_for(rows->ahead[j], at, V * LANES, dtype);
+            asks_at += rows->asks_each;
+        }
 #pragma GCC unroll 4
         for (uint32_t v = 0; v < V; v++)
             values[v] = load_row(rows->at[j], at + v * LANES, dtype, rows->scales + j, count);
@@ -585,17 +601,23 @@ INLINE void weighted_outputs(float *const *out, const uint32_t R, const enum dty
         weighted_tile(out, R, at, 1, dtype, rows->width - at, weights, weight_stride, rows);
 }
 
+/* Each group of outputs reads all rows, and asks for its share of those ahead: at the first's pace
+ * alone memory would not keep up, and have nothing to do afterwards. */
 INLINE void weighted_all(float *const *out, uint32_t out_count, const enum dtype dtype,
                          const float *weights, uint64_t weight_stride, const struct rows *rows)
 {
+    const uint32_t left = out_count % OUTPUTS;
+    struct rows some = *rows;
     uint32_t r = 0;
 
-    for (; r + OUTPUTS <= out_count; r += OUTPUTS)
-        weighted_outputs(out + r, OUTPUTS, dtype, weights + r * weight_stride, weight_stride, rows);
-    for (; r + 2 <= out_count; r += 2)
-        weighted_outputs(out + r, 2, dtype, weights + r * weight_stride, weight_stride, rows);
-    for (; r < out_count; r++)
-        weighted_outputs(out + r, 1, dtype, weights + r * weight_stride, weight_stride, rows);
+    some.asks_each = out_count / OUTPUTS + left / 2 + left % 2;
+    for (; r + OUTPUTS <= out_count; r += OUTPUTS, some.asks_from++)
+        weighted_outputs(out + r, OUTPUTS, dtype, weights + r * weight_stride, weight_stride,
+                         &some);
+    for (; r + 2 <= out_count; r += 2, some.asks_from++)
+        weighted_outputs(out + r, 2, dtype, weights + r * weight_stride, weight_stride, &some);
+    for (; r < out_count; r++, some.asks_from++)
+        weighted_outputs(out + r, 1, dtype, weights + r * weight_stride, weight_stride, &some);
 }
 
 void NAME(add_cached_rows)(float *const *out, uint32_t out_count, const float *weights,
@@ -603,7 +625,8 @@ void NAME(add_cached_rows)(float *const *out, uint32_t out_count, const float *w
                            const void *const *ahead, uint32_t row_count, uint32_t width)
 {
     float scales[CPU_ATTENTION_KEYS * BLOCKS_MAX];
-    const struct rows all = { rows, ahead, scales, row_count, width };
+    const struct rows all = { .at = rows, .ahead = ahead, .scales = scales, .count = row_count,
+                              .width = width };
 
     if (dtype == DTYPE_Q8_0) {
         read_scales(scales, rows, row_count, (width - 1) / QUANT_RUN_ELEMENTS + 1);
