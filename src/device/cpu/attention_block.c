@@ -157,9 +157,8 @@ static void score_keys(struct attention_block *block, uint32_t query, struct spa
     };
 
     if (job->packs)
-        kernels->score(strip.out, strip.out_row_stride,
-                       block->packed + tile->kv_head * packed_floats(block), strip.row_count,
-                       tile->keys.dtype, tile->keys.cached + keys.first,
+        kernels->score(strip.out, block->packed + tile->kv_head * packed_floats(block),
+                       strip.row_count, tile->keys.dtype, tile->keys.cached + keys.first,
                        rows_ahead(block, &block->next->keys, keys.first), strip.n_count,
                        strip.k_count);
     else
@@ -230,14 +229,14 @@ static void add_values(struct attention_block *block, uint32_t query, uint32_t q
     const uint32_t count = keys.end - keys.first, width = block->job->op->v_width;
 
     if (kernels->add_cached_rows != NULL)
-        kernels->add_cached_rows(&block->out[query], query_count, weights, CPU_ATTENTION_TILE,
-                                 values->dtype, values->cached + keys.first,
+        kernels->add_cached_rows(&block->out[query], query_count, weights, values->dtype,
+                                 values->cached + keys.first,
                                  block->job->is_latent
                                      ? NULL
                                      : rows_ahead(block, &block->next->values, keys.first),
                                  count, width);
     else
-        kernels->add_weighted_rows(&block->out[query], query_count, weights, CPU_ATTENTION_TILE,
+        kernels->add_weighted_rows(&block->out[query], query_count, weights,
                                    values->floats + keys.first, count, width);
 }
 

@@ -37,7 +37,9 @@
 #define VECTOR_SHUFFLE _mm512_shuffle_ps
 #define PART_QUERIES 16 /* that go over keys together */
 #define WIDTH(V) ((V) == 4 ? 4 : 8) /* keys of a tile with V vectors of queries */
-#define VALUES 4        /* vectors of a tile of values: by four outputs, half the registers */
+/* Vectors of a tile of values: whole runs of Q8_0, or parts of one. By four outputs, half of the
+ * registers. */
+#define VALUES(dtype) 4
 #else
 #define NAME(function) cpu__##function##_avx2
 #define LANES 8
@@ -55,11 +57,12 @@
 #define VECTOR_SHUFFLE _mm256_shuffle_ps
 #define PART_QUERIES 4
 #define WIDTH(V) 4
-#define VALUES 3        /* by four outputs, three quarters of the registers */
+#define VALUES(dtype) ((dtype) == DTYPE_Q8_0 ? 2 : 3) /* three quarters, or half */
 #endif
 
 #define QUERIES (LANES / FOUR) /* in a vector */
 #define WIDTH_MAX 8
+#define VALUES_MAX 4
 #define SUMS_MAX 16 /* of a tile: vectors of queries by keys */
 #define LINE (LINE_BYTES / (uint32_t)sizeof(float)) /* elements of F32 */
 #define OUTPUTS 4 /* of a tile of values */
@@ -112,20 +115,26 @@ INLINE VECTOR widen_integers(const uint8_t *at)
 #endif
 }
 
-/* Elements [i, i + count) of a row, count at most LANES, and zeros behind them; but what a block of
- * Q8_0 has behind them. scales: the row's, of its first block. */
-INLINE VECTOR load_row(const void *row, uint32_t i, const enum dtype dtype, const float *scales,
-                       uint32_t count)
+/* Elements [i + e, i + e + count) of a row, count at most LANES, and zeros behind them; but what a
+ * block of Q8_0 has behind them. scales: the row's, of its first block. The compiler knows e, so
+ * that vectors share addresses; i is a block's first element, or i + e is in the block that i is
+ * in. */
+INLINE VECTOR load_row(const void *row, uint32_t i, const uint32_t e, const enum dtype dtype,
+                       const float *scales, uint32_t count)
 {
+    const uint32_t runs = e / QUANT_RUN_ELEMENTS; /* that e is behind i's */
+
     if (dtype == DTYPE_Q8_0)
         return VECTOR_MUL(
             widen_integers((const uint8_t *)row + i / QUANT_RUN_ELEMENTS * QUANT_Q8_0_BYTES +
-                           QUANT_Q8_0_BYTES - QUANT_RUN_ELEMENTS + i % QUANT_RUN_ELEMENTS),
-            VECTOR_OF(scales[i / QUANT_RUN_ELEMENTS * CPU_ATTENTION_KEYS]));
+                           i % QUANT_RUN_ELEMENTS + runs * QUANT_Q8_0_BYTES +
+                           (QUANT_Q8_0_BYTES - QUANT_RUN_ELEMENTS) + e % QUANT_RUN_ELEMENTS),
+            VECTOR_OF(scales[i / QUANT_RUN_ELEMENTS * CPU_ATTENTION_KEYS +
+                             runs * CPU_ATTENTION_KEYS]));
     if (dtype == DTYPE_F16)
-        return widen_first((const uint16_t *)row + i, count);
-    return count < LANES ? load_first((const float *)row + i, count)
-                         : VECTOR_LOAD((const float *)row + i);
+        return widen_first((const uint16_t *)row + i + e, count);
+    return count < LANES ? load_first((const float *)row + i + e, count)
+                         : VECTOR_LOAD((const float *)row + i + e);
 }
 
 /* scales[b * CPU_ATTENTION_KEYS + j] of rows of blocks, eight rows' at a time. */
@@ -165,9 +174,9 @@ void NAME(widen)(float *out, enum dtype dtype, const void *from, uint32_t count)
     if (dtype == DTYPE_F16) {
         const uint32_t left = count % LANES, whole = count - left;
         for (uint32_t i = 0; i < whole; i += LANES)
-            VECTOR_STORE(out + i, load_row(from, i, DTYPE_F16, NULL, LANES));
+            VECTOR_STORE(out + i, load_row(from, i, 0, DTYPE_F16, NULL, LANES));
         if (left > 0)
-            store_first(out + whole, load_row(from, whole, DTYPE_F16, NULL, left), left);
+            store_first(out + whole, load_row(from, whole, 0, DTYPE_F16, NULL, left), left);
         return;
     }
     for (uint32_t i = 0; i < count; i += QUANT_RUN_ELEMENTS, block += QUANT_Q8_0_BYTES) {
@@ -175,7 +184,7 @@ void NAME(widen)(float *out, enum dtype dtype, const void *from, uint32_t count)
         const float scale = _mm_cvtss_f32(_mm_cvtph_ps(half));
 #pragma GCC unroll 4
         for (uint32_t e = 0; e < QUANT_RUN_ELEMENTS; e += LANES)
-            VECTOR_STORE(out + i + e, load_row(block, e, DTYPE_Q8_0, &scale, LANES));
+            VECTOR_STORE(out + i + e, load_row(block, 0, e, DTYPE_Q8_0, &scale, LANES));
     }
 }
 
@@ -314,7 +323,7 @@ INLINE void put_scores(float *out, __m128 scores, uint32_t count, bool adds)
 }
 
 /* The same of a vector's queries. */
-INLINE void put_vector(float *out, uint64_t out_stride, uint32_t q_count, VECTOR scores,
+INLINE void put_vector(float *out, uint32_t q_count, VECTOR scores,
                        uint32_t count, bool adds)
 {
     __m128 of_query[QUERIES];
@@ -330,32 +339,32 @@ INLINE void put_vector(float *out, uint64_t out_stride, uint32_t q_count, VECTOR
 #endif
 #pragma GCC unroll 4
     for (uint32_t r = 0; r < QUERIES && r < q_count; r++)
-        put_scores(out + r * out_stride, of_query[r], count, adds);
+        put_scores(out + r * CPU_ATTENTION_KEYS, of_query[r], count, adds);
 }
 
 /* Puts scores of V vectors of queries and W keys where they belong, as far as they are there. */
-INLINE void put_tile(float *out, uint64_t out_stride, const uint32_t V, const uint32_t W,
+INLINE void put_tile(float *out, const uint32_t V, const uint32_t W,
                      const struct part *part, const VECTOR *sums, uint32_t key_count)
 {
     const bool is_whole = key_count >= W && part->q_count == V * QUERIES;
 
 #pragma GCC unroll 4
-    for (uint32_t v = 0; v < V; v++, out += QUERIES * out_stride) {
+    for (uint32_t v = 0; v < V; v++, out += QUERIES * CPU_ATTENTION_KEYS) {
         const uint32_t q_count = QUERIES * v < part->q_count ? part->q_count - QUERIES * v : 0;
 #pragma GCC unroll 2
         for (uint32_t w = 0; w < W; w += FOUR) {
             const VECTOR scores = join_lanes(sums + v * W + w);
             if (is_whole)
-                put_vector(out + w, out_stride, QUERIES, scores, FOUR, part->first > 0);
+                put_vector(out + w, QUERIES, scores, FOUR, part->first > 0);
             else if (w < key_count)
-                put_vector(out + w, out_stride, q_count, scores, key_count - w, part->first > 0);
+                put_vector(out + w, q_count, scores, key_count - w, part->first > 0);
         }
     }
 }
 
 /* Scores of V vectors of queries and W keys, as far as they are there. dtype: the cache's; ahead: W
  * of its rows to ask for, or NULL. */
-INLINE void score_tile(float *out, uint64_t out_stride, const uint32_t V, const uint32_t W,
+INLINE void score_tile(float *out, const uint32_t V, const uint32_t W,
                        const enum dtype dtype, const struct part *part,
                        const float *const keys[WIDTH_MAX], const void *const *ahead,
                        uint32_t key_count)
@@ -385,7 +394,7 @@ INLINE void score_tile(float *out, uint64_t out_stride, const uint32_t V, const 
         add_step(sums, V, W, x, keys, i, FOUR);
     if (left > 0)
         add_step(sums, V, W, x, keys, whole, left);
-    put_tile(out, out_stride, V, W, part, sums, key_count);
+    put_tile(out, V, W, part, sums, key_count);
 }
 
 /* Widens a part of a key to room, unless it is F32. */
@@ -398,15 +407,15 @@ INLINE const float *key_part(float *room, const enum dtype dtype, const struct r
         return (const float *)keys->at[j] + part->first;
     for (; i + LANES <= part->width; i += LANES)
         VECTOR_STORE(room + i,
-                     load_row(keys->at[j], part->first + i, dtype, keys->scales + j, LANES));
+                     load_row(keys->at[j], part->first + i, 0, dtype, keys->scales + j, LANES));
     if (dtype == DTYPE_F16 && i < part->width)
         VECTOR_STORE(room + i,
-                     load_row(keys->at[j], part->first + i, dtype, NULL, part->width - i));
+                     load_row(keys->at[j], part->first + i, 0, dtype, NULL, part->width - i));
     return room;
 }
 
 /* Scores of V vectors of queries and all keys. */
-INLINE void score_part(float *out, uint64_t out_stride, const uint32_t V, const enum dtype dtype,
+INLINE void score_part(float *out, const uint32_t V, const enum dtype dtype,
                        const struct part *part, const struct rows *keys)
 {
     _Alignas(64) float room[WIDTH_MAX][CPU_ATTENTION_NARROW_MAX];
@@ -417,7 +426,7 @@ INLINE void score_part(float *out, uint64_t out_stride, const uint32_t V, const 
 #pragma GCC unroll 8
         for (uint32_t w = 0; w < W; w++)
             at[w] = key_part(room[w], dtype, keys, j + w < keys->count ? j + w : j, part);
-        score_tile(out + j, out_stride, V, W, dtype, part, at, rows_ahead(keys, j, W),
+        score_tile(out + j, V, W, dtype, part, at, rows_ahead(keys, j, W),
                    keys->count - j);
     }
 }
@@ -425,7 +434,7 @@ INLINE void score_part(float *out, uint64_t out_stride, const uint32_t V, const 
 /* ---- scores of few queries ---- */
 
 #define FEW (FOUR / QUERIES) /* vectors */
-#define FEW_QUERIES 8        /* fours of which go one after another */
+#define FEW_QUERIES (FEW == 1 ? FOUR : 2 * FOUR) /* two fours go one after another */
 #define FEW_WIDTH WIDTH(FEW)
 #define STEP_ELEMENTS (FEW_WIDTH * SPAN / STEPS)
 
@@ -449,12 +458,12 @@ INLINE void score_step(VECTOR *sums, const VECTOR *x, const enum dtype dtype,
 #pragma GCC unroll 2
     for (uint32_t i = at; i < at + STEP_ELEMENTS; i += LANES)
         VECTOR_STORE(next[w] + i,
-                     load_row(keys->at[other], k + i, dtype, keys->scales + other, LANES));
+                     load_row(keys->at[other], k, i, dtype, keys->scales + other, LANES));
 }
 
 /* Elements [first, first + SPAN) of a part. sums_kept: of a few keys each, for the next span. */
-INLINE void score_span(float *out, uint64_t out_stride, const enum dtype dtype,
-                       const struct part *part, const struct rows *keys, uint32_t first,
+INLINE void score_span(float *out, const enum dtype dtype, const struct part *part,
+                       const struct rows *keys, uint32_t first,
                        VECTOR (*sums_kept)[FEW * FEW_WIDTH])
 {
     const struct part span = { part->packed + first / FOUR * FEW, part->q_count, FEW,
@@ -484,44 +493,44 @@ INLINE void score_span(float *out, uint64_t out_stride, const enum dtype dtype,
         for (uint32_t i = 0; i < STEPS; i++)
             score_step(sums, x + i * FEW, dtype, at, next, keys, j, ahead, span.first, i);
         if (first + SPAN == part->width)
-            put_tile(out + j, out_stride, FEW, FEW_WIDTH, part, sums, keys->count - j);
+            put_tile(out + j, FEW, FEW_WIDTH, part, sums, keys->count - j);
         else
             memcpy(sums_kept[j / FEW_WIDTH], sums, sizeof(sums));
     }
 }
 
-INLINE void score_spans(float *out, uint64_t out_stride, const enum dtype dtype,
-                        const struct part *part, const struct rows *keys)
+INLINE void score_spans(float *out, const enum dtype dtype, const struct part *part,
+                        const struct rows *keys)
 {
     VECTOR sums_kept[CPU_ATTENTION_KEYS / FEW_WIDTH][FEW * FEW_WIDTH];
 
     for (uint32_t first = 0; first < part->width; first += SPAN)
-        score_span(out, out_stride, dtype, part, keys, first, sums_kept);
+        score_span(out, dtype, part, keys, first, sums_kept);
 }
 
-INLINE void score_all(float *out, uint64_t out_stride, const enum dtype dtype,
-                      const float *packed, uint32_t q_count, const struct rows *keys)
+INLINE void score_all(float *out, const enum dtype dtype, const float *packed, uint32_t q_count,
+                      const struct rows *keys)
 {
     struct part part = { .packed = (const VECTOR *)(const void *)packed };
     uint32_t query = 0;
 
     while (next_part(&part, &query, q_count, keys->width)) {
         struct rows some = *keys;
-        float *at = out + query * out_stride;
+        float *at = out + query * CPU_ATTENTION_KEYS;
         some.asks_from = query / PART_QUERIES;
         some.asks_each = (q_count - 1) / PART_QUERIES + 1;
-        if (q_count <= FEW_QUERIES && part.vectors == FEW && part.width % SPAN == 0)
-            score_spans(at, out_stride, dtype, &part, &some);
+        if (q_count <= FEW_QUERIES && part.width % SPAN == 0)
+            score_spans(at, dtype, &part, &some);
         else if (PART_QUERIES / QUERIES == 4 && part.vectors == 4)
-            score_part(at, out_stride, 4, dtype, &part, &some);
+            score_part(at, 4, dtype, &part, &some);
         else if (part.vectors == 2)
-            score_part(at, out_stride, 2, dtype, &part, &some);
+            score_part(at, 2, dtype, &part, &some);
         else if (FEW == 1)
-            score_part(at, out_stride, 1, dtype, &part, &some);
+            score_part(at, 1, dtype, &part, &some);
     }
 }
 
-void NAME(score)(float *out, uint64_t out_stride, const float *packed, uint32_t query_count,
+void NAME(score)(float *out, const float *packed, uint32_t query_count,
                  enum dtype dtype, const void *const *keys, const void *const *ahead,
                  uint32_t key_count, uint32_t width)
 {
@@ -531,11 +540,11 @@ void NAME(score)(float *out, uint64_t out_stride, const float *packed, uint32_t 
 
     if (dtype == DTYPE_Q8_0) {
         read_scales(scales, keys, key_count, width / QUANT_RUN_ELEMENTS);
-        score_all(out, out_stride, DTYPE_Q8_0, packed, query_count, &rows);
+        score_all(out, DTYPE_Q8_0, packed, query_count, &rows);
     } else if (dtype == DTYPE_F16) {
-        score_all(out, out_stride, DTYPE_F16, packed, query_count, &rows);
+        score_all(out, DTYPE_F16, packed, query_count, &rows);
     } else {
-        score_all(out, out_stride, DTYPE_F32, packed, query_count, &rows);
+        score_all(out, DTYPE_F32, packed, query_count, &rows);
     }
 }
 
@@ -545,29 +554,29 @@ void NAME(score)(float *out, uint64_t out_stride, const float *packed, uint32_t 
  * over j. */
 INLINE void weighted_tile(float *const *out, const uint32_t R, uint32_t at, const uint32_t V,
                           const enum dtype dtype, uint32_t count, const float *weights,
-                          uint64_t weight_stride, const struct rows *rows)
+                          const struct rows *rows)
 {
-    VECTOR sums[OUTPUTS][VALUES];
+    VECTOR sums[OUTPUTS][VALUES_MAX];
     uint32_t asks_at = rows->asks_from;
 
 #pragma GCC unroll 4
     for (uint32_t r = 0; r < R; r++) {
 #pragma GCC unroll 4
         for (uint32_t v = 0; v < V; v++)
-            sums[r][v] = load_row(out[r], at + v * LANES, DTYPE_F32, NULL, count);
+            sums[r][v] = load_row(out[r], at, v * LANES, DTYPE_F32, NULL, count);
     }
     for (uint32_t j = 0; j < rows->count; j++) {
-        VECTOR values[VALUES];
+        VECTOR values[VALUES_MAX];
         if (rows->ahead != NULL && j == asks_at) {
             ask_for(rows->ahead[j], at, V * LANES, dtype);
             asks_at += rows->asks_each;
         }
 #pragma GCC unroll 4
         for (uint32_t v = 0; v < V; v++)
-            values[v] = load_row(rows->at[j], at + v * LANES, dtype, rows->scales + j, count);
+            values[v] = load_row(rows->at[j], at, v * LANES, dtype, rows->scales + j, count);
 #pragma GCC unroll 4
         for (uint32_t r = 0; r < R; r++) {
-            const VECTOR weight = VECTOR_OF(weights[r * weight_stride + j]);
+            const VECTOR weight = VECTOR_OF(weights[r * CPU_ATTENTION_KEYS + j]);
 #pragma GCC unroll 4
             for (uint32_t v = 0; v < V; v++)
                 sums[r][v] = VECTOR_FMA(weight, values[v], sums[r][v]);
@@ -586,25 +595,25 @@ INLINE void weighted_tile(float *const *out, const uint32_t R, uint32_t at, cons
 }
 
 INLINE void weighted_outputs(float *const *out, const uint32_t R, const enum dtype dtype,
-                             const float *weights, uint64_t weight_stride,
-                             const struct rows *rows)
+                             const float *weights, const struct rows *rows)
 {
+    const uint32_t V = VALUES(dtype);
     uint32_t at = 0, left = rows->width / LANES; /* four by three are two and two */
 
-    for (; left >= VALUES && left != VALUES + 1; left -= VALUES, at += VALUES * LANES)
-        weighted_tile(out, R, at, VALUES, dtype, LANES, weights, weight_stride, rows);
+    for (; left >= V && left != V + 1; left -= V, at += V * LANES)
+        weighted_tile(out, R, at, V, dtype, LANES, weights, rows);
     for (; left >= 2; left -= 2, at += 2 * LANES)
-        weighted_tile(out, R, at, 2, dtype, LANES, weights, weight_stride, rows);
+        weighted_tile(out, R, at, 2, dtype, LANES, weights, rows);
     for (; left > 0; left--, at += LANES)
-        weighted_tile(out, R, at, 1, dtype, LANES, weights, weight_stride, rows);
+        weighted_tile(out, R, at, 1, dtype, LANES, weights, rows);
     if (at < rows->width)
-        weighted_tile(out, R, at, 1, dtype, rows->width - at, weights, weight_stride, rows);
+        weighted_tile(out, R, at, 1, dtype, rows->width - at, weights, rows);
 }
 
 /* Each group of outputs reads all rows, and asks for its share of those ahead: at the first's pace
  * alone memory would not keep up, and have nothing to do afterwards. */
 INLINE void weighted_all(float *const *out, uint32_t out_count, const enum dtype dtype,
-                         const float *weights, uint64_t weight_stride, const struct rows *rows)
+                         const float *weights, const struct rows *rows)
 {
     const uint32_t left = out_count % OUTPUTS;
     struct rows some = *rows;
@@ -612,17 +621,16 @@ INLINE void weighted_all(float *const *out, uint32_t out_count, const enum dtype
 
     some.asks_each = out_count / OUTPUTS + left / 2 + left % 2;
     for (; r + OUTPUTS <= out_count; r += OUTPUTS, some.asks_from++)
-        weighted_outputs(out + r, OUTPUTS, dtype, weights + r * weight_stride, weight_stride,
-                         &some);
+        weighted_outputs(out + r, OUTPUTS, dtype, weights + r * CPU_ATTENTION_KEYS, &some);
     for (; r + 2 <= out_count; r += 2, some.asks_from++)
-        weighted_outputs(out + r, 2, dtype, weights + r * weight_stride, weight_stride, &some);
+        weighted_outputs(out + r, 2, dtype, weights + r * CPU_ATTENTION_KEYS, &some);
     for (; r < out_count; r++, some.asks_from++)
-        weighted_outputs(out + r, 1, dtype, weights + r * weight_stride, weight_stride, &some);
+        weighted_outputs(out + r, 1, dtype, weights + r * CPU_ATTENTION_KEYS, &some);
 }
 
 void NAME(add_cached_rows)(float *const *out, uint32_t out_count, const float *weights,
-                           uint64_t weight_stride, enum dtype dtype, const void *const *rows,
-                           const void *const *ahead, uint32_t row_count, uint32_t width)
+                           enum dtype dtype, const void *const *rows, const void *const *ahead,
+                           uint32_t row_count, uint32_t width)
 {
     float scales[CPU_ATTENTION_KEYS * BLOCKS_MAX];
     const struct rows all = { .at = rows, .ahead = ahead, .scales = scales, .count = row_count,
@@ -630,11 +638,11 @@ void NAME(add_cached_rows)(float *const *out, uint32_t out_count, const float *w
 
     if (dtype == DTYPE_Q8_0) {
         read_scales(scales, rows, row_count, (width - 1) / QUANT_RUN_ELEMENTS + 1);
-        weighted_all(out, out_count, DTYPE_Q8_0, weights, weight_stride, &all);
+        weighted_all(out, out_count, DTYPE_Q8_0, weights, &all);
     } else if (dtype == DTYPE_F16) {
-        weighted_all(out, out_count, DTYPE_F16, weights, weight_stride, &all);
+        weighted_all(out, out_count, DTYPE_F16, weights, &all);
     } else {
-        weighted_all(out, out_count, DTYPE_F32, weights, weight_stride, &all);
+        weighted_all(out, out_count, DTYPE_F32, weights, &all);
     }
 }
 

@@ -41,23 +41,21 @@ void cpu__pack_amx(void *packed, const float *const *x_rows, uint32_t row_count,
 void cpu__quantise_avx2(struct cpu_quant_block *blocks, const float *x, uint32_t count);
 void cpu__pack_queries_avx2(float *packed, const float *const *queries, uint32_t query_count,
                             uint32_t width);
-void cpu__score_avx2(float *out, uint64_t out_stride, const float *packed, uint32_t query_count,
-                     enum dtype dtype, const void *const *keys, const void *const *ahead,
-                     uint32_t key_count, uint32_t width);
+void cpu__score_avx2(float *out, const float *packed, uint32_t query_count, enum dtype dtype,
+                    const void *const *keys, const void *const *ahead, uint32_t key_count,
+                    uint32_t width);
 void cpu__add_cached_rows_avx2(float *const *out, uint32_t out_count, const float *weights,
-                               uint64_t weight_stride, enum dtype dtype,
-                               const void *const *rows, const void *const *ahead,
-                               uint32_t row_count, uint32_t width);
+                              enum dtype dtype, const void *const *rows,
+                              const void *const *ahead, uint32_t row_count, uint32_t width);
 void cpu__widen_avx2(float *out, enum dtype dtype, const void *from, uint32_t count);
 void cpu__pack_queries_avx512(float *packed, const float *const *queries, uint32_t query_count,
                               uint32_t width);
-void cpu__score_avx512(float *out, uint64_t out_stride, const float *packed, uint32_t query_count,
-                       enum dtype dtype, const void *const *keys, const void *const *ahead,
-                       uint32_t key_count, uint32_t width);
+void cpu__score_avx512(float *out, const float *packed, uint32_t query_count, enum dtype dtype,
+                      const void *const *keys, const void *const *ahead, uint32_t key_count,
+                      uint32_t width);
 void cpu__add_cached_rows_avx512(float *const *out, uint32_t out_count, const float *weights,
-                                 uint64_t weight_stride, enum dtype dtype,
-                                 const void *const *rows, const void *const *ahead,
-                                 uint32_t row_count, uint32_t width);
+                                enum dtype dtype, const void *const *rows,
+                                const void *const *ahead, uint32_t row_count, uint32_t width);
 void cpu__widen_avx512(float *out, enum dtype dtype, const void *from, uint32_t count);
 float cpu__scale_max_avx512(float *x, uint32_t count, float scale, float max);
 float cpu__exp_minus_avx512(float *out, const float *x, uint32_t count, float shift);

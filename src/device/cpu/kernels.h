@@ -120,13 +120,13 @@ struct cpu_kernels {
      * multiple of 4; 64-byte aligned. Without them score_width_max is 0. */
     void (*pack_queries)(float *packed, const float *const *queries, uint32_t query_count,
                          uint32_t width);
-    /* out[q * out_stride + j] = queries[q] . keys[j], all of `width` elements; keys are of the
-     * cache's dtype, at most CPU_ATTENTION_KEYS of them, of CPU_ATTENTION_NARROW_MAX elements
+    /* out[q * CPU_ATTENTION_KEYS + j] = queries[q] . keys[j], all of `width` elements; keys are of
+     * the cache's dtype, at most CPU_ATTENTION_KEYS of them, of CPU_ATTENTION_NARROW_MAX elements
      * unless they are F32. ahead: as many such rows as there are keys, up to a multiple of 8, which
      * are asked for, or NULL. */
-    void (*score)(float *out, uint64_t out_stride, const float *packed, uint32_t query_count,
-                  enum dtype dtype, const void *const *keys, const void *const *ahead,
-                  uint32_t key_count, uint32_t width);
+    void (*score)(float *out, const float *packed, uint32_t query_count, enum dtype dtype,
+                  const void *const *keys, const void *const *ahead, uint32_t key_count,
+                  uint32_t width);
     uint32_t score_width_max; /* wider keys are left to products of `matmul`, in F32 */
     /* Writes elements of F16, or whole blocks of Q8_0, as the F32 they are: the same in all
      * tables. */
@@ -135,16 +135,15 @@ struct cpu_kernels {
     float (*scale_max)(float *x, uint32_t count, float scale, float max);
     /* out[i] = exp(x[i] - shift), to 2 ulp; out may be x. Returns the sum of what it wrote. */
     float (*exp_minus)(float *out, const float *x, uint32_t count, float shift);
-    /* For i < width: out[q][i] += sum over j, ascending, of weights[q * weight_stride + j] *
+    /* For i < width: out[q][i] += sum over j, ascending, of weights[q * CPU_ATTENTION_KEYS + j] *
      * rows[j][i]. Used, and there, where add_cached_rows is NULL. */
     void (*add_weighted_rows)(float *const *out, uint32_t out_count, const float *weights,
-                              uint64_t weight_stride, const float *const *rows,
-                              uint32_t row_count, uint32_t width);
+                              const float *const *rows, uint32_t row_count, uint32_t width);
     /* The same with rows of the cache's dtype, of at most CPU_ATTENTION_NARROW_MAX elements unless
      * they are F32; `ahead` as above. NULL: they are widened first. */
     void (*add_cached_rows)(float *const *out, uint32_t out_count, const float *weights,
-                            uint64_t weight_stride, enum dtype dtype, const void *const *rows,
-                            const void *const *ahead, uint32_t row_count, uint32_t width);
+                            enum dtype dtype, const void *const *rows, const void *const *ahead,
+                            uint32_t row_count, uint32_t width);
 };
 
 /* Queries are packed in fours: one, two, or four of these at a time. */

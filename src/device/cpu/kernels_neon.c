@@ -204,7 +204,7 @@ static float neon_exp_minus(float *out, const float *x, uint32_t count, float sh
 #define TILE_VECTORS 4
 
 INLINE void weighted_tile(float *const *out, const uint32_t out_count, uint32_t at,
-                          const uint32_t vectors, const float *weights, uint64_t weight_stride,
+                          const uint32_t vectors, const float *weights,
                           const float *const *rows, uint32_t row_count)
 {
     float32x4_t sums[TILE_OUTPUTS][TILE_VECTORS];
@@ -223,7 +223,7 @@ INLINE void weighted_tile(float *const *out, const uint32_t out_count, uint32_t 
             values[v] = vld1q_f32(row + v * LANES);
 #pragma GCC unroll 4
         for (uint32_t q = 0; q < out_count; q++) {
-            const float weight = weights[q * weight_stride + j];
+            const float weight = weights[q * CPU_ATTENTION_KEYS + j];
 #pragma GCC unroll 4
             for (uint32_t v = 0; v < vectors; v++)
                 sums[q][v] = vfmaq_n_f32(sums[q][v], values[v], weight);
@@ -249,31 +249,28 @@ static void weighted_tail(float *out, uint32_t at, uint32_t width, const float *
 }
 
 INLINE void weighted_outputs(float *const *out, const uint32_t out_count, const float *weights,
-                             uint64_t weight_stride, const float *const *rows, uint32_t row_count,
-                             uint32_t width)
+                             const float *const *rows, uint32_t row_count, uint32_t width)
 {
     uint32_t at = 0;
 
     for (; at + TILE_VECTORS * LANES <= width; at += TILE_VECTORS * LANES)
-        weighted_tile(out, out_count, at, TILE_VECTORS, weights, weight_stride, rows, row_count);
+        weighted_tile(out, out_count, at, TILE_VECTORS, weights, rows, row_count);
     for (; at + LANES <= width; at += LANES)
-        weighted_tile(out, out_count, at, 1, weights, weight_stride, rows, row_count);
+        weighted_tile(out, out_count, at, 1, weights, rows, row_count);
     for (uint32_t q = 0; q < out_count; q++)
-        weighted_tail(out[q], at, width, weights + q * weight_stride, rows, row_count);
+        weighted_tail(out[q], at, width, weights + q * CPU_ATTENTION_KEYS, rows, row_count);
 }
 
 static void neon_add_weighted_rows(float *const *out, uint32_t out_count, const float *weights,
-                                   uint64_t weight_stride, const float *const *rows,
-                                   uint32_t row_count, uint32_t width)
+                                   const float *const *rows, uint32_t row_count, uint32_t width)
 {
     uint32_t q = 0;
 
     for (; q + TILE_OUTPUTS <= out_count; q += TILE_OUTPUTS)
-        weighted_outputs(out + q, TILE_OUTPUTS, weights + q * weight_stride, weight_stride, rows,
-                         row_count, width);
-    for (; q < out_count; q++)
-        weighted_outputs(out + q, 1, weights + q * weight_stride, weight_stride, rows, row_count,
+        weighted_outputs(out + q, TILE_OUTPUTS, weights + q * CPU_ATTENTION_KEYS, rows, row_count,
                          width);
+    for (; q < out_count; q++)
+        weighted_outputs(out + q, 1, weights + q * CPU_ATTENTION_KEYS, rows, row_count, width);
 }
 
 static void widen_f16(float *out, const uint16_t *from, uint32_t count)

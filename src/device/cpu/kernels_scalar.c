@@ -134,12 +134,12 @@ static float scalar_exp_minus(float *out, const float *x, uint32_t count, float 
 }
 
 static void scalar_add_weighted_rows(float *const *out, uint32_t out_count, const float *weights,
-                                     uint64_t weight_stride, const float *const *rows,
-                                     uint32_t row_count, uint32_t width)
+                                     const float *const *rows, uint32_t row_count,
+                                     uint32_t width)
 {
     for (uint32_t q = 0; q < out_count; q++) {
         for (uint32_t j = 0; j < row_count; j++) {
-            const float weight = weights[q * weight_stride + j];
+            const float weight = weights[q * CPU_ATTENTION_KEYS + j];
             for (uint32_t i = 0; i < width; i++)
                 out[q][i] += weight * rows[j][i];
         }
